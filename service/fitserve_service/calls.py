@@ -1,0 +1,91 @@
+"""The seam between transports and methods: a method sees a call, never grpc; a transport sees bytes, never a message.
+
+Everything here happens on the transport's one loop thread; `Transport.post` is the only way in from another thread.
+A method answers each call exactly once, at once or later, and takes bytes so that a malformed message is its own to
+refuse (a deserializer in grpcio would make it INTERNAL).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from fitserve_service.errors import ServiceError
+
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
+
+
+class Call(Protocol):
+    """What unary and streaming calls have in common."""
+
+    method: str
+    """Full name, `/package.Service/Method`."""
+
+    deadline_s: float | None
+    """When the caller stops waiting, in seconds of `time.monotonic`; None: never."""
+
+    metadata: Metadata
+    """What the caller sent along."""
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Registers what to do when the caller goes away before the answer; at most one, replaces the last."""
+        ...
+
+    def fail(self, error: ServiceError) -> None:
+        """Ends the call with an error. A call that is already over ignores it."""
+        ...
+
+
+class UnaryCall(Call, Protocol):
+    """One request, one answer."""
+
+    def reply(self, message: bytes, trailing: Metadata = ()) -> None:
+        """Answers. A call that is already over ignores it."""
+        ...
+
+
+class StreamCall(Call, Protocol):
+    """Any number of requests and answers."""
+
+    def send(self, message: bytes) -> None:
+        """Sends one answer, in order; queued while the caller is slow."""
+        ...
+
+    def finish(self) -> None:
+        """Ends the call well once everything sent is out."""
+        ...
+
+
+class StreamHandler(Protocol):
+    """What a streaming method makes of one call."""
+
+    def on_message(self, message: bytes) -> None:
+        """Takes the next request."""
+        ...
+
+    def on_half_close(self) -> None:
+        """The caller will send no more."""
+        ...
+
+
+UnaryMethod: TypeAlias = Callable[[UnaryCall, bytes], None]
+"""Raising ServiceError fails the call; any other exception becomes INTERNAL with an incident id."""
+
+StreamMethod: TypeAlias = Callable[[StreamCall], StreamHandler]
+
+
+@dataclass(frozen=True, slots=True)
+class MethodTable:
+    """Every method of the port by its full name."""
+
+    unary: Mapping[str, UnaryMethod]
+    stream: Mapping[str, StreamMethod]
+
+
+class Transport(Protocol):
+    """A gRPC server that carries a method table."""
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Runs a callback on the loop thread soon; from any thread."""
+        ...
