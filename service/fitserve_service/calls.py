@@ -83,9 +83,17 @@ class MethodTable:
     stream: Mapping[str, StreamMethod]
 
 
-class Transport(Protocol):
-    """A gRPC server that carries a method table."""
+class Loop(Protocol):
+    """The transport's loop thread, as the engine needs it."""
 
     def post(self, callback: Callable[[], None]) -> None:
         """Runs a callback on the loop thread soon; from any thread."""
+        ...
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Runs a callback once the arrivals at hand are all handed to their methods; from the loop thread."""
+        ...
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Runs a callback after a delay; from the loop thread."""
         ...
