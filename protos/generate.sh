@@ -11,3 +11,12 @@ mapfile -t api < <(find fitserve -name '*.proto' | sort)
 "$python" -m grpc_tools.protoc -I . -I "$google" --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" "${api[@]}"
 # A file without services yields an empty service stub.
 rm -f "$out"/fitserve/types/v1/tensor_pb2_grpc.py
+
+# Protocols that others define go into a descriptor pool of our own (fitserve_oip/pool.py), so no Python stub that would
+# register them in the default one: the descriptors as one file, and the types for mypy.
+mapfile -t foreign < <(find fitserve_oip -name '*.proto' | sort)
+mkdir -p "$out/fitserve_oip"
+"$python" -m grpc_tools.protoc -I . --include_imports --descriptor_set_out="$out/fitserve_oip/descriptors.binpb" \
+  --pyi_out="$out" "${foreign[@]}"
+# Same messages as v1: nobody imports them.
+rm -f "$out"/fitserve_oip/reflection_v1alpha_pb2.pyi

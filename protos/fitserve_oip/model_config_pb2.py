@@ -1,0 +1,5 @@
+"""Messages of model_config.proto, in the private pool; their types stand in the generated .pyi beside this."""
+
+from fitserve_oip.pool import symbols
+
+globals().update(symbols("model_config.proto"))
