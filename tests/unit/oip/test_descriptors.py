@@ -6,13 +6,19 @@ import subprocess
 import sys
 
 import pytest
-from fitserve_oip import inference_pb2, pool
-from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
-from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+    MethodDescriptorProto,
+)
 from grpc_health.v1 import health_pb2 as peer_health
 from grpc_reflection.v1alpha import reflection_pb2 as peer_reflection
 from tritonclient.grpc import model_config_pb2 as peer_config
 from tritonclient.grpc import service_pb2 as peer_service
+
+from fitserve_oip import inference_pb2, pool
 
 
 def ours(name: str) -> FileDescriptorProto:
@@ -30,18 +36,23 @@ def field_facts(message: DescriptorProto, field: FieldDescriptorProto) -> tuple[
     return (field.number, field.type, field.label, field.type_name, oneof)
 
 
+def method_facts(method: MethodDescriptorProto) -> tuple[object, ...]:
+    return (method.input_type, method.output_type, method.client_streaming, method.server_streaming)
+
+
+def enum_facts(owner: DescriptorProto | FileDescriptorProto) -> dict[str, dict[str, int]]:
+    return {enum.name: {value.name: value.number for value in enum.value} for enum in owner.enum_type}
+
+
 def differences(mine: DescriptorProto, theirs: DescriptorProto, where: str) -> list[str]:
-    found = []
     their_fields = {field.name: field_facts(theirs, field) for field in theirs.field}
-    for field in mine.field:
-        if their_fields.get(field.name) != field_facts(mine, field):
-            found.append(
-                f"{where}.{field.name}: ours {field_facts(mine, field)}, theirs {their_fields.get(field.name)}"
-            )
-    their_enums = {enum.name: {value.name: value.number for value in enum.value} for enum in theirs.enum_type}
-    for enum in mine.enum_type:
-        if their_enums.get(enum.name) != {value.name: value.number for value in enum.value}:
-            found.append(f"{where}.{enum.name}: enum differs")
+    found = [
+        f"{where}.{field.name}: ours {field_facts(mine, field)}, theirs {their_fields.get(field.name)}"
+        for field in mine.field
+        if their_fields.get(field.name) != field_facts(mine, field)
+    ]
+    their_enums = enum_facts(theirs)
+    found += [f"{where}.{name}: enum" for name, facts in enum_facts(mine).items() if their_enums.get(name) != facts]
     nested = {message.name: message for message in theirs.nested_type}
     for message in mine.nested_type:
         found += differences(message, nested[message.name], f"{where}.{message.name}")
@@ -68,9 +79,8 @@ def test_every_field_is_the_owners(name: str, peer: object) -> None:
     assert mine
     assert ours(name).package == theirs.package
     assert [line for m in mine for line in differences(m, their_messages[m.name], m.name)] == []
-    their_enums = {enum.name: {value.name: value.number for value in enum.value} for enum in theirs.enum_type}
-    for enum in ours(name).enum_type:
-        assert {value.name: value.number for value in enum.value} == their_enums[enum.name]
+    their_enums = enum_facts(theirs)
+    assert {enum: their_enums.get(enum) for enum in enum_facts(ours(name))} == enum_facts(ours(name))
 
 
 def test_every_field_that_a_served_method_uses_is_ours_too() -> None:
@@ -86,12 +96,12 @@ def test_every_field_that_a_served_method_uses_is_ours_too() -> None:
 def test_every_method_is_the_owners(name: str, peer: object) -> None:
     (theirs,) = as_proto(peer.DESCRIPTOR).service  # type: ignore[attr-defined]
     (mine,) = ours(name).service
-    their_methods = {method.name: method.SerializeToString() for method in theirs.method}
+    their_methods = {method.name: method_facts(method) for method in theirs.method}
     added = {"List"} - their_methods.keys()
     assert mine.name == theirs.name
     for method in mine.method:
         if method.name not in added:
-            assert their_methods[method.name] == method.SerializeToString()
+            assert their_methods[method.name] == method_facts(method)
 
 
 def test_reflection_v1_is_v1alpha_in_another_package() -> None:
@@ -111,15 +121,16 @@ def test_a_config_of_ours_reads_back_through_the_peers_message() -> None:
     assert peer.SerializeToString() == config.SerializeToString()
 
 
-@pytest.mark.parametrize(
-    "order", [("fitserve_oip.inference_pb2", "tritonclient.grpc"), ("tritonclient.grpc", "fitserve_oip.inference_pb2")]
-)
+ORDERS = [("fitserve_oip.inference_pb2", "tritonclient.grpc"), ("tritonclient.grpc", "fitserve_oip.inference_pb2")]
+
+
+@pytest.mark.parametrize("order", ORDERS)
 def test_both_stub_sets_load_in_one_process_in_either_order(order: tuple[str, str]) -> None:
     program = f"import {order[0]}, {order[1]}"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
 
 
 def test_the_private_pool_is_not_the_default_one() -> None:
-    assert isinstance(pool.private_pool(), DescriptorPool)
+    assert pool.private_pool() is not descriptor_pool.Default()
     assert inference_pb2.ModelInferRequest.DESCRIPTOR.file.pool is pool.private_pool()
     assert inference_pb2.ModelInferRequest is not peer_service.ModelInferRequest
