@@ -1,0 +1,57 @@
+"""The recipes by name. Holds no torch, so that `--list` and `--help` answer at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from fitserve_training.errors import unknown_name
+
+if TYPE_CHECKING:
+    from fitserve_training.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A recipe's name, what it is, and the module whose `RECIPE` it is."""
+
+    name: str
+    summary: str
+    module: str
+
+
+ENTRIES = (
+    Entry(
+        "linreg",
+        "y = Xw + b on 1,000 synthetic examples, minibatch SGD, mean squared loss",
+        "fitserve_training.recipes.linreg",
+    ),
+    Entry(
+        "thermometer",
+        "Celsius from 11 readings of an unknown thermometer, full-batch SGD",
+        "fitserve_training.recipes.thermometer",
+    ),
+    Entry(
+        "softmax", "softmax regression on Fashion-MNIST (or scikit-learn's digits)", "fitserve_training.recipes.softmax"
+    ),
+    Entry("lenet", "LeNet on Fashion-MNIST (or scikit-learn's digits)", "fitserve_training.recipes.lenet"),
+)
+
+
+def names() -> list[str]:
+    """Gives the names of all recipes, simplest first."""
+    return [entry.name for entry in ENTRIES]
+
+
+def load_recipe(name: str) -> Recipe:
+    """Imports the recipe called `name` (and with it torch).
+
+    Raises:
+        UsageError: there is no such recipe; the message suggests the nearest one.
+    """
+    for entry in ENTRIES:
+        if entry.name == name:
+            recipe: Recipe = import_module(entry.module).RECIPE
+            return recipe
+    raise unknown_name("recipe", name, names())

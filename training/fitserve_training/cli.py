@@ -1,0 +1,94 @@
+"""The command `fitserve-train`. torch is imported only once there is something to train."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from fitserve_training.catalogue import ENTRIES, names
+from fitserve_training.config import Values, parse_assignments
+from fitserve_training.errors import RunStoppedError, UsageError, unknown_name
+
+_EXAMPLE = """\
+example:
+  fitserve-train lenet --data digits --run-dir runs/lenet
+  fitserve-train thermometer --set lr=1e-4 --set model.input_scale=1 --set epochs=100
+
+Settings come from the defaults, then --config, then --set and the flags. A finished run in the run directory is
+replaced when the new one is finished; until then the new one is in RUN_DIR.unfinished, where --resume goes on after
+an interruption, and without --resume it is started anew.
+Exit code 0: finished; 1: the run was stopped; 2: the request cannot be carried out.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; gives its exit code."""
+    options = _parser().parse_args(argv)
+    if options.list:
+        for entry in ENTRIES:
+            print(f"{entry.name:<16} {entry.summary}")
+        return 0
+    try:
+        return _train(options)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except RunStoppedError as error:
+        return _fail(str(error), 1)
+    except OSError as error:
+        return _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted; --resume goes on from the last checkpoint", 130)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"fitserve-train: {message}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fitserve-train",
+        description="Train a recipe into a run directory that fitserve-export turns into a served model.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("recipe", nargs="?", metavar="RECIPE", help=f"one of {', '.join(names())}")
+    add("--list", action="store_true", help="list the recipes and exit")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; may be repeated")
+    add("--config", type=Path, metavar="FILE.toml", help="settings, for example the config.toml of another run")
+    add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default auto)")
+    add("--compile", choices=("auto", "off", "module", "step"), help="what torch.compile gets (default auto)")
+    add("--seed", metavar="N", help="root of all random numbers (default 0)")
+    add("--run-dir", type=Path, metavar="DIR", help="where the run goes (default runs/RECIPE)")
+    add("--data-dir", type=Path, metavar="DIR", help="where data files are (default: environment variable DATA_DIR)")
+    add("--data", metavar="NAME", help="auto, digits or fashion_mnist for the image recipes (default auto)")
+    add("--resume", action="store_true", help="go on with the unfinished run of the run directory")
+    add("--version", action="version", version=f"fitserve-train {version('fitserve')}")
+    return parser
+
+
+def _train(options: argparse.Namespace) -> int:
+    if options.recipe is None:
+        raise UsageError(f"expected a recipe (known: {', '.join(names())})")
+    if options.recipe not in names():
+        raise unknown_name("recipe", options.recipe, names())
+    changes = _changes(options)
+    from fitserve_training.launch import Request, train
+
+    run_dir = options.run_dir or Path("runs") / options.recipe
+    request = Request(options.recipe, run_dir, options.config, changes, options.data_dir, options.resume)
+    finished = train(request, lambda line: print(line, flush=True))
+    print(f"run: {finished}")
+    return 0
+
+
+def _changes(options: argparse.Namespace) -> Values:
+    flags = {"device": options.device, "compile": options.compile, "seed": options.seed, "data.name": options.data}
+    return parse_assignments(options.set) | {key: value for key, value in flags.items() if value is not None}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

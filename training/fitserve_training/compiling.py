@@ -1,0 +1,94 @@
+"""Whether and how training is compiled, and the fall-back to eager where it cannot be."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from fitserve_training.data.dataset import Batch
+
+Step = Callable[[Batch, torch.Tensor], None]
+"""Trains on one batch and adds its sums to the vector given."""
+
+_AUTO = {"cpu": "off", "cuda": "step"}
+"""What `auto` means. On 2 CPU cores LeNet's convolutions cost the same compiled or not, a linear model is one
+multiplication, and compiling a whole step takes half a minute. On a GPU launches are the cost, and a compiled step has
+few of them."""
+
+_COMPILERS = ("g++", "clang++", "c++")
+
+
+@dataclass
+class CompileRecord:
+    """What was asked and what happened: `used` is off, module or step; `reason` says why it is not what was asked.
+
+    `first_step_s` is the first full step with compilation in it; `graph_count_after_first_step` and `graph_count` show
+    whether anything was compiled again later.
+    """
+
+    requested: str
+    used: str
+    reason: str = ""
+    first_step_s: float = 0.0
+    graph_count_after_first_step: int = 0
+    graph_count: int = 0
+
+
+def choose_compile(requested: str, device: torch.device, cache_dir: Path) -> CompileRecord:
+    """Decides the mode for this machine; what cannot compile here goes on eagerly, with the reason.
+
+    Args:
+        requested: auto, off, module or step.
+        device: Where training runs.
+        cache_dir: Inductor's cache goes below it, so that a later run need not compile again.
+    """
+    mode = _AUTO[device.type] if requested == "auto" else requested
+    if mode == "off":
+        return CompileRecord(requested, "off")
+    if reason := why_not_compile(device):
+        return CompileRecord(requested, "off", reason)
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir / "inductor"))
+    return CompileRecord(requested, mode)
+
+
+def why_not_compile(device: torch.device) -> str:
+    """Names what inductor lacks here; empty where it lacks nothing that can be seen beforehand."""
+    if device.type == "cuda" and find_spec("triton") is None:
+        return "the package triton is not installed"
+    named = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in ((named,) if named else _COMPILERS)):
+        return f"no C++ compiler found ({named or ', '.join(_COMPILERS)})"
+    header = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return "" if header.is_file() else f"no Python headers found ({header})"
+
+
+def compile_forward(module: torch.nn.Module, record: CompileRecord) -> Callable[..., torch.Tensor]:
+    """Gives the module's forward, compiled in mode `module`. The module itself stays eager and keeps its names."""
+    if record.used != "module":
+        return module
+    forward: Callable[..., torch.Tensor] = torch.compile(module, dynamic=False)
+    return forward
+
+
+def compile_step(step: Step, record: CompileRecord) -> Step:
+    """Gives the step, compiled as a whole in mode `step`: forward, backward, optimizer and sums are one graph."""
+    if record.used != "step":
+        return step
+    # The optimizer's profiler marks are left out of the graph; dynamo warns of each.
+    logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
+    torch._dynamo.config.trace_autograd_ops = True
+    compiled: Step = torch.compile(step, dynamic=False)
+    return compiled
+
+
+def compiled_graph_count() -> int:
+    """Counts the graphs that dynamo has compiled in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])

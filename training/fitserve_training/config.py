@@ -1,0 +1,222 @@
+"""A run's configuration: typed settings, where each value comes from, and the TOML file that records them.
+
+Precedence, lowest first: the defaults below, the recipe's own, its preset for the data, `--config FILE.toml`, then
+`--set key=value` and the flags. Keys are dotted: `epochs`, `data.name`, `model.input_scale`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from fitserve_training.errors import UsageError, unknown_name
+
+Scalar: TypeAlias = str | int | float | bool
+Values: TypeAlias = dict[str, Scalar]
+
+_SECTIONS = ("data", "model")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "compile": ("auto", "off", "module", "step"),
+    "precision": ("float32", "bfloat16"),
+}
+_AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "epochs": 1,
+    "batch_size": 0,
+    "momentum": 0,
+    "weight_decay": 0,
+    "log_every": 0,
+    "checkpoint_every_s": 0,
+    "stop_when_still": 0,
+}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The settings of one run.
+
+    Args:
+        seed: Root of every random stream, at least 0.
+        epochs: Passes over the training examples, at least 1.
+        batch_size: Examples per step; 0 means all of them at once.
+        optimizer: A name from `fitserve_training.optim`.
+        lr: Learning rate, above 0.
+        momentum: For sgd and rmsprop.
+        dampening: For sgd.
+        nesterov: For sgd.
+        weight_decay: L2 penalty as the optimizer applies it.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        compile: `auto`, `off`, `module` (forward and backward) or `step` (the whole step).
+        precision: `float32`, or `bfloat16` for the forward pass under autocast.
+        log_every: A metrics line every so many epochs; 0 means every epoch up to 100, beyond that the first ten and
+            then a hundred spread evenly.
+        checkpoint_every_s: Seconds between checkpoints at least; they are taken where an epoch ends.
+        stop_when_still: Stop once no parameter moved by more than this in an epoch; 0 means never.
+        data: The recipe's settings of its data; `name` says which data.
+        model: The recipe's settings of its model.
+    """
+
+    seed: int = 0
+    epochs: int = 10
+    batch_size: int = 256
+    optimizer: str = "sgd"
+    lr: float = 0.1
+    momentum: float = 0.0
+    dampening: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    device: str = "auto"
+    compile: str = "auto"
+    precision: str = "float32"
+    log_every: int = 0
+    checkpoint_every_s: float = 1.0
+    stop_when_still: float = 0.0
+    data: Mapping[str, Scalar] = field(default_factory=lambda: {"name": "auto"})
+    model: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def to_flat(self) -> Values:
+        """Gives every setting under its dotted key."""
+        flat: Values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _SECTIONS}
+        for section in _SECTIONS:
+            flat |= {f"{section}.{key}": value for key, value in getattr(self, section).items()}
+        return flat
+
+    @staticmethod
+    def from_flat(flat: Mapping[str, Scalar]) -> RunConfig:
+        """Builds the configuration from dotted keys and checks every value's range.
+
+        Raises:
+            UsageError: a value is out of its range; the message names key, expected and found.
+        """
+        check_ranges(flat)
+        top: dict[str, Any] = {key: value for key, value in flat.items() if "." not in key}
+        for section in _SECTIONS:
+            prefix = f"{section}."
+            top[section] = {key.removeprefix(prefix): v for key, v in flat.items() if key.startswith(prefix)}
+        return RunConfig(**top)
+
+
+def check_ranges(flat: Mapping[str, Scalar]) -> None:
+    """Checks the settings that every recipe has.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+    for key, least in _AT_LEAST.items():
+        if float(flat[key]) < least:
+            raise UsageError(f"setting {key!r}: expected at least {least:g}, got {flat[key]}")
+    if float(flat["lr"]) <= 0:
+        raise UsageError(f"setting 'lr': expected a number above 0, got {flat['lr']}")
+    for key, choices in _CHOICES.items():
+        if flat[key] not in choices:
+            raise UsageError(f"setting {key!r}: expected one of {', '.join(choices)}, got {flat[key]!r}")
+
+
+def merge(base: Mapping[str, Scalar], changes: Mapping[str, Scalar], origin: str) -> Values:
+    """Lays `changes` over `base`; a value takes the type that its key has in `base`.
+
+    Args:
+        base: Every key that exists, with its value so far.
+        changes: Keys to change.
+        origin: Where the changes come from, for the error text.
+
+    Raises:
+        UsageError: a key does not exist, or a value does not have the type of its key.
+    """
+    merged = dict(base)
+    for key, value in changes.items():
+        if key not in base:
+            raise unknown_name(f"setting in {origin}", key, base)
+        merged[key] = _as_type_of(base[key], value, f"{origin}: setting {key!r}")
+    return merged
+
+
+def _as_type_of(known: Scalar, value: Scalar, what: str) -> Scalar:
+    wanted = type(known)
+    if type(value) is wanted:
+        return value
+    if wanted is float and type(value) is int:
+        return float(value)
+    if isinstance(value, str):
+        return _parse(wanted, value, what)
+    raise UsageError(f"{what}: expected {_NAMES[wanted]}, got {value!r}")
+
+
+_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+
+
+def _parse(wanted: type, text: str, what: str) -> Scalar:
+    try:
+        if wanted is bool:
+            return {"true": True, "false": False}[text.lower()]
+        value: Scalar = wanted(text)
+    except (ValueError, KeyError):
+        raise UsageError(f"{what}: expected {_NAMES[wanted]}, got {text!r}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UsageError(f"{what}: expected {_NAMES[wanted]}, got {text!r}")
+    return value
+
+
+def parse_assignments(assignments: Iterable[str]) -> Values:
+    """Reads `key=value` texts, later ones winning.
+
+    Raises:
+        UsageError: a text has no `=` or no key.
+    """
+    values: Values = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise UsageError(f"--set: expected key=value, got {text!r}")
+        values[key.strip()] = value.strip()
+    return values
+
+
+def read_toml(path: Path) -> Values:
+    """Reads a configuration file into dotted keys.
+
+    Raises:
+        UsageError: the file cannot be read or is not TOML, or a value is neither text, number nor truth value.
+    """
+    try:
+        nested = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"config file {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"config file {path}: not TOML: {error}") from None
+    return _flatten(nested, str(path))
+
+
+def _flatten(nested: Mapping[str, Any], origin: str, prefix: str = "") -> Values:
+    flat: Values = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, origin, f"{prefix}{key}.")
+        elif isinstance(value, str | int | float | bool):
+            flat[prefix + key] = value
+        else:
+            raise UsageError(f"config file {origin}: setting {prefix + key!r}: expected one value, got {value!r}")
+    return flat
+
+
+def to_toml(flat: Mapping[str, Scalar]) -> str:
+    """Writes dotted keys as TOML that `read_toml` gives back unchanged."""
+    lines = [f"{key} = {_toml_value(value)}" for key, value in flat.items() if "." not in key]
+    sections = dict.fromkeys(key.partition(".")[0] for key in flat if "." in key)
+    for section in sections:
+        lines += ["", f"[{section}]"]
+        for key, value in flat.items():
+            if key.startswith(f"{section}."):
+                lines.append(f"{key.partition('.')[2]} = {_toml_value(value)}")
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Scalar) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else repr(value)

@@ -1,0 +1,1 @@
+"""Data sets as tensors, where they are found, and proof that they are what they claim to be."""

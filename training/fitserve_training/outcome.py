@@ -1,0 +1,87 @@
+"""What a finished run says about itself: its summary, and whether it reached the published figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from torch import nn
+
+from fitserve_training.compiling import CompileRecord
+from fitserve_training.config import RunConfig
+from fitserve_training.data.dataset import DataSet, split_sha256
+from fitserve_training.errors import RunStoppedError
+from fitserve_training.recipe import Band, Recipe
+from fitserve_training.settings import is_own_mathematics
+
+
+def summarise(
+    recipe: Recipe,
+    config: RunConfig,
+    data: DataSet,
+    model: nn.Module,
+    rows: Sequence[dict[str, Any]],
+    compile_record: CompileRecord,
+) -> dict[str, Any]:
+    """Gives summary.json: the last metrics, median speed, learned parameters, data, device, compile mode, task."""
+    speeds = [row["examples_per_s"] for row in rows if row.get("examples_per_s")]
+    return {
+        "recipe": recipe.name,
+        **rows[-1],
+        "examples_per_s": median(speeds) if speeds else None,
+        "seed": config.seed,
+        "device": str(next(model.parameters()).device),
+        "compile": vars(compile_record),
+        "parameter_count": sum(p.numel() for p in model.parameters()),
+        "parameters": recipe.parameters(model) if recipe.parameters else None,
+        "data": {
+            "name": data.name,
+            "source": data.source,
+            "train_count": len(data.train),
+            "held_out_count": len(data.held_out),
+            "checksums": dict(data.checksums),
+            "held_out_sha256": split_sha256(data.held_out),
+        },
+        "task": recipe.task(data).to_json(),
+        "published": [_judge(band, rows[-1]) for band in published_bands(recipe, config)],
+    }
+
+
+def published_bands(recipe: Recipe, config: RunConfig) -> tuple[Band, ...]:
+    """Gives the bands that this run is held to: none where its data or its settings are not the published ones."""
+    bands = recipe.bands.get(str(config.data["name"]), ())
+    return bands if is_own_mathematics(recipe, config) else ()
+
+
+def _judge(band: Band, metrics: dict[str, Any]) -> dict[str, Any]:
+    value = metrics[band.metric]
+    return {**vars(band), "value": value, "is_inside": band.holds(value)}
+
+
+def check_required(summary: dict[str, Any]) -> None:
+    """Checks the bands that a run has to keep.
+
+    Raises:
+        RunStoppedError: the run is outside one of them.
+    """
+    for band in summary["published"]:
+        if band["is_required"] and not band["is_inside"]:
+            raise RunStoppedError(
+                f"recipe {summary['recipe']}: {band['metric']} is {band['value']:.4g} after epoch {summary['epoch']}, "
+                f"expected {band['low']:g} to {band['high']:g}: the run is not accepted"
+            )
+
+
+def closing_lines(summary: dict[str, Any]) -> list[str]:
+    """Puts a summary into a few lines for people."""
+    told = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_mae", "test_r2")
+    metrics = ", ".join(f"{key.replace('_', ' ')} {summary[key]:.7g}" for key in told if summary.get(key) is not None)
+    speed = f", {summary['examples_per_s']:,.0f} examples/s on {summary['device']}" if summary["examples_per_s"] else ""
+    lines = [f"{summary['recipe']}: {metrics}{speed}"]
+    if summary["parameters"]:
+        lines.append("parameters: " + ", ".join(f"{k} {v:.6g}" for k, v in summary["parameters"].items()))
+    for band in summary["published"]:
+        verdict = "inside" if band["is_inside"] else "OUTSIDE"
+        lines.append(f"{band['metric']} {band['value']:.7g}: {verdict} {band['low']:.7g} to {band['high']:.7g}")
+    return lines

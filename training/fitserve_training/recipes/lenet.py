@@ -1,0 +1,60 @@
+"""LeNet on 28×28 images, with sigmoids and average pooling as in the original.
+
+Source: LeCun et al., "Gradient-Based Learning Applied to Document Recognition" (1998), in the form of Zhang et al.,
+Dive into Deep Learning, section "Convolutional Neural Networks (LeNet)", whose published runs give the bands.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fitserve_training.config import RunConfig
+from fitserve_training.data import images
+from fitserve_training.objectives import Classification
+from fitserve_training.recipe import Band, Recipe
+from fitserve_training.recipes.images import INPUTS, OUTPUT_NAME, load_data
+
+
+def build_model(_config: RunConfig) -> nn.Module:
+    """Builds the network, (B, 1, 28, 28) to (B, 10), 61,706 parameters, weights Xavier-uniform."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, kernel_size=5, padding=2),
+        nn.Sigmoid(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(6, 16, kernel_size=5),
+        nn.Sigmoid(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 5 * 5, 120),
+        nn.Sigmoid(),
+        nn.Linear(120, 84),
+        nn.Sigmoid(),
+        nn.Linear(84, 10),
+    )
+    for layer in model:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+    return model
+
+
+RECIPE = Recipe(
+    name="lenet",
+    defaults={"lr": 0.9, "batch_size": 256, "epochs": 10},
+    # The published settings stay at chance on so few examples.
+    presets={"digits": {"optimizer": "adam", "lr": 3e-3, "batch_size": 64, "epochs": 40}},
+    choose_data=images.choose,
+    data_names=images.NAMES,
+    load_data=load_data,
+    build_model=build_model,
+    objective=Classification(),
+    inputs=INPUTS,
+    output_name=OUTPUT_NAME,
+    bands={
+        "fashion_mnist": (
+            Band("train_loss", 0.458, 0.480),
+            Band("train_accuracy", 0.819, 0.829),
+            Band("test_accuracy", 0.788, 0.820),
+        ),
+    },
+    cure="lower the learning rate (--set lr=…)",
+)

@@ -1,0 +1,133 @@
+"""A run's directory: built beside its place under the name `<run>.unfinished`, then moved there whole.
+
+    config.toml         every setting, resolved
+    environment.json    versions, machine, device
+    metrics.jsonl       a line per logged epoch
+    curve.jsonl         five points per logged epoch while it trains
+    summary.json        last values, learned parameters, data, device, compile mode
+    weights.safetensors final weights
+    checkpoints/        last.safetensors: resumable state
+    loss.svg …          curves
+
+A finished run is replaced only by a finished one. An unfinished one goes on with --resume and is otherwise started
+anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fitserve_training.errors import UsageError
+
+CONFIG = "config.toml"
+ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
+CURVE = "curve.jsonl"
+SUMMARY = "summary.json"
+WEIGHTS = "weights.safetensors"
+CHECKPOINT = Path("checkpoints") / "last.safetensors"
+_SUFFIX = ".unfinished"
+
+
+def unfinished_path(run_dir: Path) -> Path:
+    """Says where a run is built before it is moved to `run_dir`."""
+    return run_dir.with_name(run_dir.name + _SUFFIX)
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Says whether `run_dir` holds a finished run."""
+    return (run_dir / SUMMARY).is_file() and (run_dir / CONFIG).is_file()
+
+
+class RunWriter:
+    """Writes one run; holds a lock on its directory until it is closed. One process at a time may write a run."""
+
+    def __init__(self, run_dir: Path, is_resumed: bool) -> None:
+        """Takes or makes the unfinished directory.
+
+        Raises:
+            UsageError: the place holds something that is no run, another process writes this run, or there is nothing
+                to resume.
+        """
+        self._run_dir = run_dir
+        self.path = unfinished_path(run_dir)
+        if run_dir.exists() and not is_finished(run_dir) and any(run_dir.iterdir() if run_dir.is_dir() else [run_dir]):
+            raise UsageError(f"run directory {run_dir}: expected a run or nothing, found something else there")
+        if is_resumed and not (self.path / CONFIG).is_file():
+            raise UsageError(f"run directory {run_dir}: expected an unfinished run to resume, found none")
+        if self.path.exists() and not is_resumed:
+            self._lock = _lock(self.path)
+            shutil.rmtree(self.path)
+            os.close(self._lock)
+        (self.path / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.path)
+
+    def close(self) -> None:
+        """Gives the lock back. What is unfinished stays for --resume."""
+        os.close(self._lock)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Writes a file whole: aside, flushed, renamed."""
+        part = self.path / f".{name}.part"
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, self.path / name)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        """Writes indented JSON; numbers that are not finite become null."""
+        self.write_text(name, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def append(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Appends JSON lines."""
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(_finite(row), allow_nan=False) + "\n" for row in rows)
+
+    def keep_until(self, epoch: int) -> None:
+        """Drops the lines of epochs after `epoch`, which a resumed run will write again."""
+        for name in (METRICS, CURVE):
+            rows = [row for row in read_lines(self.path / name) if row["epoch"] <= epoch]
+            self.write_text(name, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def finish(self) -> Path:
+        """Moves the run to its place; a finished run that was there is moved away first and deleted last."""
+        replaced = self._run_dir.with_name(f"{self._run_dir.name}.replaced-{os.getpid()}")
+        if self._run_dir.exists():
+            os.rename(self._run_dir, replaced)
+        os.rename(self.path, self._run_dir)
+        shutil.rmtree(replaced, ignore_errors=True)
+        return self._run_dir
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads JSON lines; a last line that a kill cut short is left out, and so is a file that is not there."""
+    if not path.is_file():
+        return []
+    complete = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in complete]
+
+
+def _lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(f"run directory {path}: another process is writing this run") from None
+    return descriptor
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,133 @@
+"""Finished runs, as exporters need them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from fitserve_contract.tasks import Task
+from fitserve_training import rundir
+from fitserve_training.catalogue import load_recipe
+from fitserve_training.checkpoint import load_weights
+from fitserve_training.config import RunConfig, read_toml
+from fitserve_training.data.dataset import DataSet, split_sha256
+from fitserve_training.data.places import Places
+from fitserve_training.errors import UsageError
+from fitserve_training.recipe import Recipe, ServedInput
+from fitserve_training.settings import read_config, resolve_config
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """All held-out examples of a run.
+
+    Args:
+        inputs: One array per input of the served model, each (N, …).
+        labels: int64 (N,) for classification, bool (N, C) for multi-label, the output's dtype and shape for regression.
+        source: Where they come from, one line.
+        sha256: Of the arrays, as `fitserve_training.data.dataset.split_sha256` computes it.
+    """
+
+    inputs: dict[str, np.ndarray[Any, Any]]
+    labels: np.ndarray[Any, Any]
+    source: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run.
+
+    Args:
+        recipe: The recipe's name.
+        module: Eager, in evaluation mode, on the CPU, float32, with the final weights; takes the served inputs by
+            position and gives the served output.
+        inputs: The served inputs in the order of the module's forward.
+        output_names: The served outputs.
+        task: What the output means.
+        training_record: How the module came to be, JSON-able, for the manifest.
+        tolerance: The recipe's own export tolerance; None means the exporter's.
+    """
+
+    recipe: str
+    module: nn.Module
+    inputs: tuple[ServedInput, ...]
+    output_names: tuple[str, ...]
+    task: Task
+    training_record: dict[str, Any]
+    tolerance: Mapping[str, float] | None = None
+    _load_data: Callable[[], DataSet] = field(kw_only=True, repr=False)
+
+    def held_out(self) -> HeldOut:
+        """Loads the held-out examples that the run was tested on.
+
+        Raises:
+            UsageError: the data is not at hand any more, or is not what the run was tested on.
+        """
+        data = self._load_data()
+        sha256, expected = split_sha256(data.held_out), self.training_record["data"]["held_out_sha256"]
+        if sha256 != expected:
+            raise UsageError(f"held-out data {data.name}: expected SHA-256 {expected} as in the run, got {sha256}")
+        arrays = {spec.name: x.numpy() for spec, x in zip(self.inputs, data.held_out.inputs, strict=True)}
+        return HeldOut(arrays, data.held_out.targets.numpy(), data.source, sha256)
+
+
+def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
+    """Opens a finished run with its final weights.
+
+    Args:
+        run_dir: What `fitserve-train` wrote.
+        data_dir: Where data files are; the environment's DATA_DIR where it is None.
+
+    Raises:
+        UsageError: there is no finished run, or a file of it is damaged; the message names it.
+    """
+    if not rundir.is_finished(run_dir):
+        raise UsageError(f"run directory {run_dir}: expected a finished run ({rundir.SUMMARY}), found none")
+    places = Places.default(data_dir)
+    recipe, config = _read_recipe(run_dir / rundir.CONFIG, places)
+    summary = _read_json(run_dir / rundir.SUMMARY)
+    model = recipe.build_model(config)
+    load_weights(run_dir / rundir.WEIGHTS, model)
+    return TrainedRun(
+        recipe=recipe.name,
+        module=recipe.served(model).eval().requires_grad_(False),
+        inputs=recipe.inputs,
+        output_names=(recipe.output_name,),
+        task=Task.from_json(summary["task"]),
+        training_record=_record(config, summary, _read_json(run_dir / rundir.ENVIRONMENT)),
+        tolerance=recipe.tolerance,
+        _load_data=lambda: recipe.load_data(config, places),
+    )
+
+
+def _read_recipe(path: Path, places: Places) -> tuple[Recipe, RunConfig]:
+    recipe = load_recipe(str(read_toml(path).get("recipe", "")))
+    return recipe, resolve_config(recipe, None, read_config(path, recipe.name), places)
+
+
+def _record(config: RunConfig, summary: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    kept = ("recipe", "seed", "data", "device", "compile", "parameter_count", "parameters")
+    metrics = {key: value for key, value in summary.items() if key.startswith(("train_", "test_", "epoch"))}
+    return {
+        **{key: summary[key] for key in kept},
+        "config": config.to_flat(),
+        "metrics": metrics,
+        "torch_version": environment["packages"]["torch"],
+        "commit": environment["commit"],
+        "environment": environment,
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"run file {path}: cannot be read: {error}") from None
+    return value

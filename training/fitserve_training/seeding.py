@@ -1,0 +1,34 @@
+"""One root seed, and every stream of random numbers derived from it by name.
+
+Streams are derived per epoch, so a resumed run needs no generator state: epoch 7 draws the same numbers whether the
+process that runs it also ran epochs 1 to 6 or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+
+def derive(seed: int, *names: str | int) -> int:
+    """Derives a 63-bit seed for the stream `names` of the root `seed`; other names give independent streams."""
+    text = "/".join(str(part) for part in (seed, *names))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, *names: str | int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Makes a generator on `device` for one stream."""
+    return torch.Generator(device).manual_seed(derive(seed, *names))
+
+
+def seed_global(seed: int, *names: str | int) -> None:
+    """Seeds torch's global generators (all devices), which initialisation and dropout draw from."""
+    torch.manual_seed(derive(seed, *names))
+
+
+def make_deterministic(device: torch.device) -> None:
+    """Asks torch for deterministic algorithms on a GPU; on the CPU ours are deterministic as they are."""
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)

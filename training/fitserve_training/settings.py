@@ -1,0 +1,59 @@
+"""From a request's words to the resolved configuration of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fitserve_training.config import RunConfig, Values, merge, read_toml, to_toml
+from fitserve_training.data.places import Places
+from fitserve_training.errors import UsageError, unknown_name
+from fitserve_training.recipe import Recipe
+
+_NOT_THE_MATHEMATICS = ("seed", "device", "compile", "log_every", "checkpoint_every_s")
+
+
+def resolve_config(recipe: Recipe, config_file: Path | None, changes: Values, places: Places) -> RunConfig:
+    """Resolves every setting: defaults, the recipe's, its preset for the data, the file, then `changes`.
+
+    Raises:
+        UsageError: a key or a value is wrong, or the file is unreadable or of another recipe.
+    """
+    file_values = read_config(config_file, recipe.name) if config_file else {}
+    name = str((file_values | changes).get("data.name", "auto"))
+    if name != "auto" and name not in recipe.data_names:
+        raise unknown_name(f"data for recipe {recipe.name}", name, recipe.data_names)
+    chosen = recipe.choose_data(name, places)
+    flat = own_settings(recipe, chosen)
+    flat = merge(flat, file_values, str(config_file))
+    flat = merge(flat, changes, "--set")
+    return RunConfig.from_flat({**flat, "data.name": chosen})
+
+
+def own_settings(recipe: Recipe, data_name: str) -> Values:
+    """Gives the recipe's settings for this data before anybody changes them."""
+    flat: Values = {**RunConfig().to_flat(), **recipe.defaults}
+    return merge(flat, {**recipe.presets.get(data_name, {}), "data.name": data_name}, "preset")
+
+
+def is_own_mathematics(recipe: Recipe, config: RunConfig) -> bool:
+    """Says whether nothing was changed that decides what is computed, so that published figures apply."""
+    flat, own = config.to_flat(), own_settings(recipe, str(config.data["name"]))
+    return all(flat[key] == own[key] for key in flat if key not in _NOT_THE_MATHEMATICS)
+
+
+def config_text(recipe: Recipe, config: RunConfig) -> str:
+    """Gives the text of the run's config.toml, which --config reads back."""
+    return to_toml({"recipe": recipe.name, **config.to_flat()})
+
+
+def read_config(path: Path, recipe_name: str) -> Values:
+    """Reads a configuration file.
+
+    Raises:
+        UsageError: it is unreadable, or names another recipe.
+    """
+    values = read_toml(path)
+    named = values.pop("recipe", recipe_name)
+    if named != recipe_name:
+        raise UsageError(f"config file {path}: expected settings of recipe {recipe_name}, got recipe {named}")
+    return values

@@ -1,0 +1,97 @@
+"""One training step, the same code for eager, compiled module and compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fitserve_training.compiling import (
+    CompileRecord,
+    Step,
+    compile_forward,
+    compile_step,
+    compiled_graph_count,
+)
+from fitserve_training.data.dataset import Batch
+from fitserve_training.device import now
+from fitserve_training.objectives import Objective
+
+
+def make_step(
+    forward: Callable[..., Tensor],
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    autocast: torch.autocast,
+) -> Step:
+    """Makes the function that trains on one batch: forward, loss, backward, update, sums; nothing is read back."""
+
+    def step(batch: Batch, sums: Tensor) -> None:
+        with autocast:
+            outputs = forward(*batch.inputs).float()
+        loss = objective.loss(outputs, batch.targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        sums.add_(objective.sums(outputs.detach(), batch.targets, loss.detach()))
+
+    return step
+
+
+class Stepper:
+    """Takes steps: full batches through the compiled path, a ragged last batch eagerly, so nothing is compiled twice.
+
+    Owns the compile record and keeps it up to date. Not thread-safe.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        record: CompileRecord,
+        autocast: torch.autocast,
+        say: Callable[[str], None],
+    ) -> None:
+        self.record = record
+        self._optimizer = optimizer
+        self._say = say
+        self._eager = make_step(model, objective, optimizer, autocast)
+        self._full = self._eager
+        if record.used != "off":
+            forward = compile_forward(model, record)
+            self._full = compile_step(make_step(forward, objective, optimizer, autocast), record)
+        self._full_size = 0
+
+    def __call__(self, batch: Batch, sums: Tensor) -> None:
+        """Trains on one batch; the first batch's size is the full one."""
+        if self._full_size == 0:
+            self._first(batch, sums)
+        elif len(batch.targets) == self._full_size:
+            self._full(batch, sums)
+        else:
+            self._eager(batch, sums)
+
+    def _first(self, batch: Batch, sums: Tensor) -> None:
+        self._full_size = len(batch.targets)
+        started = now(sums.device)
+        if self.record.used == "off":
+            self._eager(batch, sums)
+            return
+        try:
+            self._full(batch, sums)
+        except Exception as error:
+            self._go_on_eagerly(error)
+            self._eager(batch, sums)
+        self.record.first_step_s = now(sums.device) - started
+        self.record.graph_count_after_first_step = compiled_graph_count()
+
+    def _go_on_eagerly(self, error: Exception) -> None:
+        # A failure to compile comes before anything was updated, but gradients may already have been left behind.
+        self._optimizer.zero_grad(set_to_none=True)
+        text = str(error).strip().splitlines()
+        self.record.reason = f"{type(error).__name__}: {text[0] if text else ''}"[:200]
+        self.record.used = "off"
+        self._full = self._eager
+        self._say(f"cannot compile here, going on eagerly: {self.record.reason}")
