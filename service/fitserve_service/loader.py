@@ -1,0 +1,197 @@
+"""Makes a served version out of a folder: checks it, loads it, learns how it can be served, warms it up.
+
+Loading is dear (disk, hashing, graph optimization) and belongs on a loader thread; nothing here touches the registry.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from fitserve_contract.files import UnsafeFileError, read_beneath
+from fitserve_contract.manifest import Manifest, ManifestError
+from fitserve_contract.repository import (
+    CHECKSUMS_FILE,
+    MANIFEST_FILE,
+    MAX_TEXT_BYTES,
+    MODEL_FILE,
+    ChecksumError,
+    VersionPath,
+    read_checksums,
+    verify_checksums,
+)
+from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides
+from fitserve_service.onnx_file import OnnxFileError, read_facts
+from fitserve_service.registry import ServedVersion
+from fitserve_service.session import Session, SessionError, SessionOptions
+from fitserve_service.signature import Signature
+from fitserve_service.warmup import batching_problem, measure
+
+MAX_MODEL_BYTES: Final = 8 << 30
+"""Largest model or external file that is loaded."""
+
+_SINGLE_THREAD_S: Final = 0.002
+"""A model that answers one example within this time gets one thread: more would cost more than they give."""
+
+_WARM_UP_BUDGET_S: Final = 0.2
+
+_log = logging.getLogger(__name__)
+
+
+class LoadError(Exception):
+    """A version that cannot be served; the text says why and is fit for a caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    model: bytes
+    manifest_json: bytes
+    is_verified: bool
+    sums: Mapping[str, str]
+
+
+class Loader:
+    """Loads versions. Thread-safe: it holds no state but its settings.
+
+    Args:
+        device: "auto", "cpu", "cuda" or "cuda:N", where the model's overrides name none.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+
+    def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
+        """Loads one version and warms it up.
+
+        Raises:
+            LoadError: a file is missing, unsafe, not what was published, or not what the runtime takes.
+        """
+        begin_s = time.monotonic()
+        try:
+            content = _read(path.folder)
+            manifest = Manifest.from_bytes(content.manifest_json) if content.manifest_json else None
+            served = self._make(path, overrides, content, manifest)
+        except FileNotFoundError as error:
+            raise LoadError(
+                f"file '{Path(error.filename or '').name}': expected it in the version, found none"
+            ) from None
+        except OSError as error:
+            raise LoadError(f"file '{Path(error.filename or '').name}': cannot be read: {error.strerror}") from None
+        except (UnsafeFileError, ManifestError, ChecksumError, OnnxFileError, SessionError) as error:
+            raise LoadError(str(error)) from error
+        served.load_ms = (time.monotonic() - begin_s) * 1e3
+        return served
+
+    def _make(
+        self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None
+    ) -> ServedVersion:
+        facts = read_facts(content.model)
+        external = {name: _read_external(path.folder, name, content.sums) for name in sorted(facts.external_files)}
+        config = replace(overrides.apply(ModelConfig()), device=str(overrides.values.get("device", self._device)))
+
+        def open_session(threads: int) -> Session:
+            return Session(content.model, facts, SessionOptions(config.device, threads), external)
+
+        session = open_session(config.intra_op_num_threads or 1)
+        config, comments = _settle_batching(session, config, overrides)
+        session, config, run_s = _settle_threads(session, config, open_session)
+        if manifest is not None and manifest.task is not None:
+            _check_task(manifest, session)
+        return ServedVersion(
+            model=path.model,
+            version=path.version,
+            session=session,
+            signature=Signature(session.inputs, session.outputs, config.max_batch_size > 0),
+            config=config,
+            effective_toml=config.to_toml(comments | dict.fromkeys(overrides.values, "model.toml")),
+            manifest=manifest,
+            manifest_json=content.manifest_json,
+            is_verified=content.is_verified,
+            run_s=run_s,
+        )
+
+
+def _read(folder: Path) -> _Content:
+    """Reads what is served, and holds it against the checksums where there are any."""
+    try:
+        sums: dict[str, str] = read_checksums(folder)
+    except FileNotFoundError:
+        sums = {}
+    if sums:
+        verify_checksums(folder)
+    model = _read_checked(folder, MODEL_FILE, sums, MAX_MODEL_BYTES)
+    try:
+        manifest_json = _read_checked(folder, MANIFEST_FILE, sums, MAX_TEXT_BYTES)
+    except FileNotFoundError:
+        manifest_json = b""
+    return _Content(model, manifest_json, bool(sums) and bool(manifest_json), sums)
+
+
+def _read_checked(folder: Path, name: str, sums: Mapping[str, str], max_bytes: int) -> bytes:
+    """Reads a file; with checksums, the very bytes read must have theirs: the file may have been swapped since."""
+    content = read_beneath(folder, name, max_bytes=max_bytes)
+    if sums and hashlib.sha256(content).hexdigest() != sums.get(name):
+        expected = sums.get(name, f"none: it is not in {CHECKSUMS_FILE}")
+        found = hashlib.sha256(content).hexdigest()
+        raise ChecksumError(f"file '{name}': expected sha256 {expected}, got {found}")
+    return content
+
+
+def _read_external(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
+    return _read_checked(folder, name, sums, MAX_MODEL_BYTES)
+
+
+def _settle_batching(session: Session, config: ModelConfig, overrides: Overrides) -> tuple[ModelConfig, dict[str, str]]:
+    """Decides whether requests are joined: as model.toml says, else by proof."""
+    if "max_batch_size" in overrides.values:
+        return config, {}
+    problem = batching_problem(session)
+    if problem:
+        return replace(config, max_batch_size=0), {"max_batch_size": f"requests are not joined: {problem}"}
+    comment = "inferred: every input and output has a free first axis, and rows were found independent"
+    return replace(config, max_batch_size=DEFAULT_MAX_BATCH_SIZE), {"max_batch_size": comment}
+
+
+def _settle_threads(
+    session: Session, config: ModelConfig, open_session: Callable[[int], Session]
+) -> tuple[Session, ModelConfig, dict[int, float]]:
+    """Warms the model up; one that takes its time gets all cores, where that makes it faster."""
+    sizes = _warm_up_sizes(config)
+    costs = _measured(session, sizes, bool(config.batch_size_buckets))
+    cores = len(os.sched_getaffinity(0))
+    single_s = costs.get(sizes[0], 0.0)
+    if config.intra_op_num_threads == 0 and single_s > _SINGLE_THREAD_S and cores > 1:
+        wider = open_session(cores)
+        wider_costs = _measured(wider, sizes, bool(config.batch_size_buckets))
+        if wider_costs.get(sizes[0], single_s) < single_s:
+            return wider, replace(config, intra_op_num_threads=cores), wider_costs
+    return session, replace(config, intra_op_num_threads=config.intra_op_num_threads or 1), costs
+
+
+def _warm_up_sizes(config: ModelConfig) -> list[int]:
+    if config.max_batch_size == 0:
+        return [1]
+    sizes = config.batch_size_buckets or [1 << shift for shift in range(7)]
+    return [size for size in sizes if size <= config.max_batch_size] or [config.max_batch_size]
+
+
+def _measured(session: Session, sizes: list[int], has_buckets: bool) -> dict[int, float]:
+    """Runs every bucket, as the promise is; of sizes that are only for the cost table, as many as the time allows."""
+    try:
+        return measure(session, sizes, budget_s=float("inf") if has_buckets else _WARM_UP_BUDGET_S)
+    except Exception as error:
+        # A model that refuses made-up values may well serve real ones.
+        _log.info("warm-up did not run: %s", error)
+        return {}
+
+
+def _check_task(manifest: Manifest, session: Session) -> None:
+    names = [spec.name for spec in session.outputs]
+    if manifest.task is not None and manifest.task.output not in names:
+        raise ManifestError(f"manifest.task.output: expected one of {', '.join(names)}, got '{manifest.task.output}'")

@@ -1,0 +1,124 @@
+"""How one model is served: what the file says, what the server's defaults are, what `<model>/model.toml` overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Final
+
+from fitserve_contract.files import read_beneath
+from fitserve_contract.repository import MAX_TEXT_BYTES, OVERRIDES_FILE
+
+DEFAULT_MAX_BATCH_SIZE: Final = 256
+
+
+class ModelConfigError(ValueError):
+    """A `model.toml` that cannot be taken; the message names the key, what was expected and what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """How a version is served. Every field can stand in `model.toml` under its name.
+
+    Args:
+        max_batch_size: Most examples in one request and in one run; 0: no batch axis, requests are never joined.
+        max_queue_delay_ms: How long a request may wait for others to join, >= 0; 0: runs with whatever has arrived.
+        max_queued_examples: Examples that may wait; more are refused with QUEUE_FULL.
+        batch_size_buckets: Sizes that runs are padded to, ascending; empty: no padding. Each is run before READY.
+        intra_op_num_threads: Threads inside an operator; 0: one for a model that answers within 2 ms, else all cores.
+        device: "auto", "cpu", "cuda" or "cuda:N"; "" takes the server's.
+        keep_versions: The policy: how many of the highest versions are kept loaded, >= 1.
+        versions: The policy instead: exactly these; empty: `keep_versions` decides.
+    """
+
+    max_batch_size: int = -1
+    max_queue_delay_ms: float = 0.0
+    max_queued_examples: int = 8192
+    batch_size_buckets: tuple[int, ...] = ()
+    intra_op_num_threads: int = 0
+    device: str = ""
+    keep_versions: int = 1
+    versions: tuple[int, ...] = ()
+
+    def to_toml(self, comments: Mapping[str, str] | None = None) -> str:
+        """Writes the configuration as the TOML file that would say it, with where each value comes from."""
+        lines = []
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            text = (
+                f"{list(value)}" if isinstance(value, tuple) else f'"{value}"' if isinstance(value, str) else f"{value}"
+            )
+            comment = (comments or {}).get(entry.name)
+            lines.append(f"{entry.name} = {text}" + (f"  # {comment}" if comment else ""))
+        return "\n".join(lines) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """What a `model.toml` says: the keys it has, checked."""
+
+    values: Mapping[str, Any]
+
+    def apply(self, config: ModelConfig) -> ModelConfig:
+        """Gives the configuration with the overrides in it."""
+        return replace(config, **self.values)
+
+
+def read_overrides(model_folder: Path) -> Overrides:
+    """Reads a model's `model.toml`; none where there is no file.
+
+    Raises:
+        ModelConfigError: no TOML, an unknown key, or a value out of its range; the message names it.
+    """
+    try:
+        content = read_beneath(model_folder, OVERRIDES_FILE, max_bytes=MAX_TEXT_BYTES)
+    except (FileNotFoundError, NotADirectoryError):
+        return Overrides({})
+    where = f"{model_folder.name}/{OVERRIDES_FILE}"
+    try:
+        document = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ModelConfigError(f"{where}: expected TOML, got {error}") from None
+    values = {key: _checked(where, key, value) for key, value in document.items()}
+    return Overrides(values)
+
+
+def _checked(where: str, key: str, value: Any) -> Any:
+    if key not in _CHECKS:
+        raise ModelConfigError(f"{where}: expected one of {', '.join(_CHECKS)}, got an unknown key '{key}'")
+    expected, is_valid = _CHECKS[key]
+    if not is_valid(value):
+        raise ModelConfigError(f"{where}: {key}: expected {expected}, got {value!r}")
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _is_int(lowest: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and value >= lowest
+
+
+def _is_ascending(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_int(1), value)) and value == sorted(set(value))
+
+
+def _is_delay(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 60_000
+
+
+def _is_device(value: Any) -> bool:
+    if value in ("auto", "cpu", "cuda"):
+        return True
+    return isinstance(value, str) and value.startswith("cuda:") and value[5:].isdecimal()
+
+
+_CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
+    "max_batch_size": ("an integer >= 0 (0: never join requests)", _is_int(0)),
+    "max_queue_delay_ms": ("milliseconds, 0..60000", _is_delay),
+    "max_queued_examples": ("an integer >= 1", _is_int(1)),
+    "batch_size_buckets": ("ascending integers >= 1", _is_ascending),
+    "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),
+    "device": ("auto, cpu, cuda or cuda:N", _is_device),
+    "keep_versions": ("an integer >= 1", _is_int(1)),
+    "versions": ("ascending version numbers >= 1", _is_ascending),
+}

@@ -1,0 +1,219 @@
+"""Facts of an ONNX file that ONNX Runtime does not tell, read from the protobuf wire format itself.
+
+The service does without the `onnx` package; what it needs are a few fields: whether an input leaves its rank open
+(the runtime says `[]` for that and for a scalar alike), and which external files the tensors lie in. Everything here is
+untrusted: a length that passes its buffer, a field of the wrong wire type or a nesting that does not end is an error.
+
+Source: onnx/onnx.proto (field numbers), protobuf encoding guide (wire types).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_MAX_DEPTH = 64
+
+# Field numbers of the messages read.
+_MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET_IMPORT, _MODEL_FUNCTIONS = 1, 7, 8, 25
+_OPSET_DOMAIN, _OPSET_VERSION = 1, 2
+_GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 1, 5, 11, 12, 15
+_FUNCTION_NODE = 7
+_NODE_ATTRIBUTE = 5
+_ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = (
+    5,
+    6,
+    10,
+    11,
+    22,
+    23,
+)
+_SPARSE_VALUES, _SPARSE_INDICES = 1, 2
+_TENSOR_EXTERNAL_DATA = 13
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_VALUE_NAME, _VALUE_TYPE = 1, 2
+_TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_VALUE, _DIM_PARAM = 1, 2, 1, 1, 2
+
+
+class OnnxFileError(ValueError):
+    """The bytes are no ONNX model."""
+
+
+@dataclass(slots=True)
+class OnnxFacts:
+    """What the file says.
+
+    Args:
+        ir_version: IR version.
+        opset_imports: Operator set domain ("" is ai.onnx) to version.
+        input_shapes: Input name to shape: int, name or None for each axis; None where the rank is open.
+        output_shapes: The same for outputs.
+        external_files: Relative paths of the files that hold tensors, as the model writes them.
+    """
+
+    ir_version: int = 0
+    opset_imports: dict[str, int] = field(default_factory=dict)
+    input_shapes: dict[str, tuple[int | str | None, ...] | None] = field(default_factory=dict)
+    output_shapes: dict[str, tuple[int | str | None, ...] | None] = field(default_factory=dict)
+    external_files: set[str] = field(default_factory=set)
+
+
+def read_facts(content: bytes) -> OnnxFacts:
+    """Reads the facts of a serialized ModelProto.
+
+    Raises:
+        OnnxFileError: the bytes are no ModelProto, or hold no graph.
+    """
+    facts = OnnxFacts()
+    has_graph = False
+    for number, value in _fields(memoryview(content)):
+        if number == _MODEL_IR_VERSION and isinstance(value, int):
+            facts.ir_version = value
+        elif number == _MODEL_OPSET_IMPORT and isinstance(value, memoryview):
+            _read_opset(value, facts)
+        elif number == _MODEL_GRAPH and isinstance(value, memoryview):
+            has_graph = True
+            _read_graph(value, facts, depth=0)
+        elif number == _MODEL_FUNCTIONS and isinstance(value, memoryview):
+            _read_nodes(value, _FUNCTION_NODE, facts, depth=0)
+    if not has_graph:
+        raise OnnxFileError("file 'model.onnx': expected an ONNX model, found no graph in it")
+    return facts
+
+
+def _read_opset(message: memoryview, facts: OnnxFacts) -> None:
+    domain, version = "", 0
+    for number, value in _fields(message):
+        if number == _OPSET_DOMAIN and isinstance(value, memoryview):
+            domain = _text(value)
+        elif number == _OPSET_VERSION and isinstance(value, int):
+            version = value
+    facts.opset_imports[domain] = version
+
+
+def _read_graph(message: memoryview, facts: OnnxFacts, depth: int) -> None:
+    for number, value in _fields(message):
+        if not isinstance(value, memoryview):
+            continue
+        if number == _GRAPH_INITIALIZER:
+            _read_tensor(value, facts)
+        elif number == _GRAPH_SPARSE_INITIALIZER:
+            _read_sparse(value, facts)
+        elif number == _GRAPH_NODE:
+            _read_node(value, facts, depth)
+        elif number == _GRAPH_INPUT and depth == 0:
+            name, shape = _read_value_info(value)
+            facts.input_shapes[name] = shape
+        elif number == _GRAPH_OUTPUT and depth == 0:
+            name, shape = _read_value_info(value)
+            facts.output_shapes[name] = shape
+
+
+def _read_nodes(message: memoryview, node_number: int, facts: OnnxFacts, depth: int) -> None:
+    for number, value in _fields(message):
+        if number == node_number and isinstance(value, memoryview):
+            _read_node(value, facts, depth)
+
+
+def _read_node(message: memoryview, facts: OnnxFacts, depth: int) -> None:
+    for number, attribute in _fields(message):
+        if number != _NODE_ATTRIBUTE or not isinstance(attribute, memoryview):
+            continue
+        for part, value in _fields(attribute):
+            if not isinstance(value, memoryview):
+                continue
+            if part in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+                _read_tensor(value, facts)
+            elif part in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
+                _read_sparse(value, facts)
+            elif part in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
+                if depth >= _MAX_DEPTH:
+                    raise OnnxFileError(f"file 'model.onnx': expected at most {_MAX_DEPTH} nested graphs, found more")
+                _read_graph(value, facts, depth + 1)
+
+
+def _read_sparse(message: memoryview, facts: OnnxFacts) -> None:
+    for number, value in _fields(message):
+        if number in (_SPARSE_VALUES, _SPARSE_INDICES) and isinstance(value, memoryview):
+            _read_tensor(value, facts)
+
+
+def _read_tensor(message: memoryview, facts: OnnxFacts) -> None:
+    for number, value in _fields(message):
+        if number != _TENSOR_EXTERNAL_DATA or not isinstance(value, memoryview):
+            continue
+        entry = {part: _text(text) for part, text in _fields(value) if isinstance(text, memoryview)}
+        if entry.get(_ENTRY_KEY) == "location":
+            facts.external_files.add(entry.get(_ENTRY_VALUE, ""))
+
+
+def _read_value_info(message: memoryview) -> tuple[str, tuple[int | str | None, ...] | None]:
+    name, shape = "", None
+    for number, value in _fields(message):
+        if number == _VALUE_NAME and isinstance(value, memoryview):
+            name = _text(value)
+        elif number == _VALUE_TYPE and isinstance(value, memoryview):
+            shape = _read_type(value)
+    return name, shape
+
+
+def _read_type(message: memoryview) -> tuple[int | str | None, ...] | None:
+    for number, tensor in _fields(message):
+        if number != _TYPE_TENSOR or not isinstance(tensor, memoryview):
+            continue
+        for part, shape in _fields(tensor):
+            if part == _TENSOR_SHAPE and isinstance(shape, memoryview):
+                dims = [dim for tag, dim in _fields(shape) if tag == _SHAPE_DIM and isinstance(dim, memoryview)]
+                return tuple(map(_read_dim, dims))
+    return None
+
+
+def _read_dim(message: memoryview) -> int | str | None:
+    axis: int | str | None = None
+    for number, value in _fields(message):
+        if number == _DIM_VALUE and isinstance(value, int):
+            axis = value if value < 1 << 63 else None
+        elif number == _DIM_PARAM and isinstance(value, memoryview):
+            axis = _text(value) or None
+    return axis
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yields each field's number with its value: an int for varints, the bytes for the rest."""
+    offset, end = 0, len(message)
+    while offset < end:
+        tag, offset = _varint(message, offset)
+        number, wire_type = tag >> 3, tag & 7
+        if wire_type == _VARINT:
+            value, offset = _varint(message, offset)
+            yield number, value
+            continue
+        if wire_type == _LENGTH:
+            size, offset = _varint(message, offset)
+        elif wire_type in (_FIXED64, _FIXED32):
+            size = 8 if wire_type == _FIXED64 else 4
+        else:
+            raise OnnxFileError(f"file 'model.onnx': expected a protobuf field, found wire type {wire_type}")
+        if offset + size > end:
+            raise OnnxFileError(f"file 'model.onnx': expected {size} bytes in a field, found {end - offset}: cut off?")
+        yield number, message[offset : offset + size]
+        offset += size
+
+
+def _varint(message: memoryview, offset: int) -> tuple[int, int]:
+    result = shift = 0
+    while shift < 70:
+        if offset >= len(message):
+            raise OnnxFileError("file 'model.onnx': expected a number, found the end: cut off?")
+        byte = message[offset]
+        offset += 1
+        result |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return result & ((1 << 64) - 1), offset
+        shift += 7
+    raise OnnxFileError("file 'model.onnx': expected a number of at most 10 bytes")
+
+
+def _text(value: memoryview) -> str:
+    return bytes(value).decode(errors="replace")

@@ -1,0 +1,232 @@
+"""Brings what the server holds to what the repository and the policy want; explicit loads and unloads pass here too.
+
+One thread decides, a few load. Everything that decides is in `reconcile_once`, which a test calls without a thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeAlias
+
+from fitserve_contract.repository import VersionPath, version_path
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.loader import Loader, LoadError
+from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.source import ModelSource, RepositorySource
+from fitserve_service.version_policy import Action, State, Step, aspired_versions, next_steps
+
+OnDone: TypeAlias = Callable[[ServiceError | None], None]
+
+_log = logging.getLogger(__name__)
+
+_UNSETTLED = (State.PENDING, State.LOADING, State.UNLOADING)
+
+
+class Reconciler:
+    """Keeps a registry in step with a repository.
+
+    Args:
+        source: The repository; used on the reconciler's thread alone.
+        loader: Makes served versions.
+        registry: Where they are kept.
+        poll_interval_s: How often the repository is looked at.
+        loader_count: How many versions load at once.
+    """
+
+    def __init__(
+        self,
+        source: RepositorySource,
+        loader: Loader,
+        registry: Registry,
+        *,
+        poll_interval_s: float = 1.0,
+        loader_count: int = 2,
+    ) -> None:
+        self._source = source
+        self._loader = loader
+        self._registry = registry
+        self._poll_interval_s = poll_interval_s
+        self._pool = ThreadPoolExecutor(loader_count, thread_name_prefix="loader")
+        self._wake = threading.Event()
+        self._is_stopping = False
+        self._lock = threading.Lock()
+        self._commands: list[Callable[[], None]] = []
+        self._waiting: list[tuple[str, OnDone]] = []
+        self._unloaded: set[str] = set()
+        self._sources: Mapping[str, ModelSource] = {}
+        self._is_readable = True
+        self._is_settled = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="reconciler", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread and waits for loads under way; what is loaded stays loaded."""
+        self._is_stopping = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def wait_until_settled(self, timeout_s: float | None = None) -> bool:
+        """Waits until the first look at the repository has been carried out: each aspired version READY or FAILED."""
+        return self._is_settled.wait(timeout_s)
+
+    def load(self, model: str, on_done: OnDone) -> None:
+        """Makes a model aspired again, and its failed versions tried again.
+
+        Args:
+            model: Model name.
+            on_done: Called on the reconciler's thread once each aspired version is READY or FAILED: None, or
+                MODEL_NOT_FOUND, or LOAD_FAILED where no aspired version is READY.
+        """
+        self._command(lambda: self._begin_load(model, on_done))
+
+    def unload(self, model: str, on_done: OnDone) -> None:
+        """Unloads all versions of a model, until `load`; `on_done` is called once the last is gone."""
+        self._command(lambda: self._begin_unload(model, on_done))
+
+    def reconcile_once(self) -> None:
+        """Looks at the repository and starts all that is to be done now."""
+        self._run_commands()
+        self._scan()
+        for model in sorted(self._models()):
+            source = self._sources.get(model, ModelSource())
+            self._registry.set_present(model, list(source.versions), source.labels)
+            for step in next_steps(self._registry.states(model), self._aspired(model)):
+                self._take(model, step, source)
+        self._answer_waiting()
+        if not self._is_settled.is_set() and not any(map(self._is_unsettled, self._sources)):
+            self._is_settled.set()
+
+    def _work(self) -> None:
+        while not self._is_stopping:
+            try:
+                self.reconcile_once()
+            except Exception:
+                _log.exception("reconciling failed; trying again in %g s", self._poll_interval_s)
+            self._wake.wait(self._poll_interval_s)
+            self._wake.clear()
+
+    def _scan(self) -> None:
+        try:
+            self._sources = dict(self._source.scan())
+        except OSError as error:
+            if self._is_readable:
+                _log.error(
+                    "repository '%s' cannot be read (%s): what is loaded goes on", self._source.root, error.strerror
+                )
+            self._is_readable = False
+        else:
+            if not self._is_readable:
+                _log.info("repository '%s' can be read again", self._source.root)
+            self._is_readable = True
+
+    def _models(self) -> set[str]:
+        return set(self._sources) | {snapshot.name for snapshot in self._registry.snapshot()}
+
+    def _aspired(self, model: str) -> list[int]:
+        source = self._sources.get(model)
+        if source is None or model in self._unloaded:
+            return []
+        values = source.overrides.values
+        return aspired_versions(
+            source.versions,
+            keep=values.get("keep_versions", 1),
+            exactly=values.get("versions", ()),
+            labelled=list(source.labels.values()),
+        )
+
+    def _take(self, model: str, step: Step, source: ModelSource) -> None:
+        if step.action is Action.UNLOAD:
+            _log.info("unloading %s version %d", model, step.version)
+            self._registry.retire(model, step.version, self._wake.set)
+            return
+        if source.problem:
+            self._registry.set_state(model, step.version, State.FAILED, reason=source.problem)
+            return
+        self._registry.set_state(model, step.version, State.LOADING)
+        path = version_path(self._source.root, model, step.version)
+        future = self._pool.submit(self._loader.load, path, source.overrides)
+        future.add_done_callback(lambda done: self._loaded(path, done))
+
+    def _loaded(self, path: VersionPath, future: Future[ServedVersion]) -> None:
+        """Runs on a loader thread, or at once where the pool is shut down."""
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            served = future.result()
+            self._registry.set_ready(served)
+            text = "ready: %s version %d on %s in %.0f ms, %s"
+            _log.info(text, path.model, path.version, served.provider, served.load_ms, _proof_text(served))
+        else:
+            reason = str(error) if isinstance(error, LoadError) else "internal error while loading; the log has it"
+            known = error if not isinstance(error, LoadError) else None
+            _log.error("failed: %s version %d: %s", path.model, path.version, reason, exc_info=known)
+            self._registry.set_state(path.model, path.version, State.FAILED, reason=reason)
+        self._wake.set()
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._lock:
+            self._commands.append(command)
+        self._wake.set()
+
+    def _run_commands(self) -> None:
+        with self._lock:
+            commands, self._commands = self._commands, []
+        for command in commands:
+            command()
+
+    def _begin_load(self, model: str, on_done: OnDone) -> None:
+        self._scan()
+        self._unloaded.discard(model)
+        for version, state in self._registry.states(model).items():
+            if state is State.FAILED:
+                self._registry.set_state(model, version, State.PENDING)
+        if model not in self._sources:
+            text = f"model '{model[:128]}': not in the repository"
+            on_done(ServiceError(Reason.MODEL_NOT_FOUND, text, model=model[:128]))
+        else:
+            self._waiting.append((model, on_done))
+
+    def _begin_unload(self, model: str, on_done: OnDone) -> None:
+        if model in self._models():
+            self._unloaded.add(model)
+            self._waiting.append((model, on_done))
+        else:
+            on_done(None)
+
+    def _is_unsettled(self, model: str) -> bool:
+        aspired = set(self._aspired(model))
+        states = self._registry.states(model)
+        is_moving = any(states.get(version, State.PENDING) in _UNSETTLED for version in aspired)
+        return is_moving or (
+            model in self._unloaded and any(s in (State.READY, State.UNLOADING) for s in states.values())
+        )
+
+    def _answer_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for model, on_done in waiting:
+            if self._is_unsettled(model):
+                self._waiting.append((model, on_done))
+            else:
+                on_done(self._outcome(model))
+
+    def _outcome(self, model: str) -> ServiceError | None:
+        aspired = self._aspired(model)
+        states = self._registry.states(model)
+        if not aspired or any(states.get(version) is State.READY for version in aspired):
+            return None
+        failed = {entry.version: entry.reason for entry in self._registry.model(model).versions}
+        reasons = "; ".join(f"version {version}: {failed.get(version, '')}" for version in aspired)
+        return ServiceError(Reason.LOAD_FAILED, f"model '{model}' could not be loaded: {reasons}", model=model)
+
+
+def _proof_text(served: ServedVersion) -> str:
+    return "checksums hold" if served.is_verified else "unverified: no manifest with checksums beside it"

@@ -1,0 +1,285 @@
+"""ONNX Runtime: the one module that imports it.
+
+A session is made from bytes, never from a path, so that what was checked is what runs; external data is handed over as
+bytes too. It may be run from several threads at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnxruntime
+
+from fitserve_contract.datatypes import BF16, BYTES
+from fitserve_contract.manifest import TensorSpec
+from fitserve_service.onnx_file import OnnxFacts
+from fitserve_service.signature import Tensor
+
+LOWEST_VERSION: Final = (1, 30, 1)
+"""ONNX Runtime below this can be killed by a model or by a request's values."""
+
+CPU_PROVIDER: Final = "CPUExecutionProvider"
+CUDA_PROVIDER: Final = "CUDAExecutionProvider"
+
+_BFLOAT16_ONNX: Final = 16
+"""TensorProto.DataType.BFLOAT16. Source: onnx/onnx.proto."""
+
+_DATATYPES: Final = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(bfloat16)": BF16,
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": BYTES,
+}
+
+_NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
+_SOURCE_PLACE = re.compile(r"\S*/\S+(:\d+)?")
+
+onnxruntime.set_default_logger_severity(4)
+
+
+class SessionError(Exception):
+    """A model that ONNX Runtime cannot load, or a provider that is not there; the text is fit for a caller."""
+
+
+class OperatorError(Exception):
+    """An operator that refused the values of a run; the text is fit for a caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOptions:
+    """How a session runs.
+
+    Args:
+        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it works, else the CPU.
+        intra_op_num_threads: Threads inside an operator, >= 1.
+    """
+
+    device: str = "auto"
+    intra_op_num_threads: int = 1
+
+
+def check_runtime() -> None:
+    """Holds the installed ONNX Runtime against the version below which it is unsafe.
+
+    Raises:
+        SessionError: it is older.
+    """
+    found = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:3])
+    if found < LOWEST_VERSION:
+        expected = ".".join(map(str, LOWEST_VERSION))
+        raise SessionError(f"onnxruntime: expected at least {expected}, got {onnxruntime.__version__}")
+
+
+def runtime_version() -> str:
+    """Tells the version of ONNX Runtime."""
+    return str(onnxruntime.__version__)
+
+
+def cuda_problem() -> str | None:
+    """Tells why CUDA sessions cannot run here, naming the missing library; None where they can."""
+    if CUDA_PROVIDER not in onnxruntime.get_available_providers():
+        return "this onnxruntime has no CUDA provider: install onnxruntime-gpu in place of onnxruntime"
+    onnxruntime.preload_dlls()
+    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    for name in ("libcuda.so.1", str(library)):
+        try:
+            ctypes.CDLL(name)
+        except OSError as error:
+            missing = str(error).split(":")[0]
+            if missing == "libcuda.so.1":
+                return "libcuda.so.1 is missing: no NVIDIA driver is installed, or the container was started without it"
+            return f"{Path(missing).name} is missing: pip install 'fitserve[cuda]', or a torch build for CUDA 13"
+    return None
+
+
+class Session:
+    """A loaded model. Owns the runtime's session; safe to run from several threads.
+
+    Attributes:
+        inputs: Inputs in the model's order; those with a default last.
+        outputs: Outputs that are tensors, in the model's order.
+        provider: Execution provider that runs it, ONNX Runtime's name.
+    """
+
+    def __init__(
+        self, model: bytes, facts: OnnxFacts, options: SessionOptions, external: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Loads a model.
+
+        Args:
+            model: Serialized ModelProto.
+            facts: What `read_facts` read from it.
+            options: How it runs.
+            external: Contents of its external files by their relative path; must hold all of `facts.external_files`.
+
+        Raises:
+            SessionError: the runtime refuses the model, or the provider asked for is not there.
+        """
+        missing = facts.external_files - set(external or {})
+        if missing:
+            raise SessionError(f"external data: expected file '{min(missing)[:128]}', found none")
+        self._session = _open(model, options, external or {})
+        self.provider: str = self._session.get_providers()[0]
+        required = [_spec(node, facts.input_shapes, False) for node in self._session.get_inputs()]
+        defaulted = [_spec(node, facts.input_shapes, True) for node in self._session.get_overridable_initializers()]
+        untensored = [node.name for node in self._session.get_inputs() if _datatype(node.type) is None]
+        if untensored:
+            raise SessionError(
+                f"input '{untensored[0]}': expected a tensor, got a sequence, map or unknown element type"
+            )
+        self.inputs = tuple(spec for spec in (*required, *defaulted) if spec is not None)
+        outputs = [_spec(node, facts.output_shapes, False) for node in self._session.get_outputs()]
+        self.outputs = tuple(spec for spec in outputs if spec is not None)
+        if not self.outputs:
+            raise SessionError("outputs: expected at least one tensor, found none")
+        self._has_bfloat16 = any(spec.datatype == BF16 for spec in (*self.inputs, *self.outputs))
+        self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
+
+    def run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> dict[str, Tensor]:
+        """Runs the model once.
+
+        Args:
+            inputs: Input name to tensor, fitting the signature; BYTES elements are UTF-8 bytes.
+            output_names: Outputs wanted.
+
+        Returns:
+            Output name to tensor, in the order asked for.
+
+        Raises:
+            OperatorError: an operator refused the values.
+        """
+        try:
+            if self._has_bfloat16:
+                return self._run_ort_values(inputs, output_names)
+            feed = {name: _fed(name, tensor) for name, tensor in inputs.items()}
+            arrays = self._session.run(output_names, feed)
+        except OperatorError:
+            raise
+        except Exception as error:
+            raise OperatorError(_operator_text(str(error))) from error
+        return {
+            name: Tensor(self._datatypes[name], _taken(array)) for name, array in zip(output_names, arrays, strict=True)
+        }
+
+    def _run_ort_values(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> dict[str, Tensor]:
+        feed = {name: _ort_value(name, tensor) for name, tensor in inputs.items()}
+        values = self._session.run_with_ort_values(output_names, feed)
+        pairs = zip(output_names, values, strict=True)
+        return {name: Tensor(self._datatypes[name], _from_ort_value(value)) for name, value in pairs}
+
+
+def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) -> Any:
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = options.intra_op_num_threads
+    settings.inter_op_num_threads = 1
+    # A thread that spins after a run takes the core that the next request needs.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if external:
+        names = list(external)
+        contents = [external[name] for name in names]
+        settings.add_external_initializers_from_files_in_memory(names, contents, [len(part) for part in contents])
+    try:
+        return onnxruntime.InferenceSession(model, settings, providers=_providers(options.device))
+    except SessionError:
+        raise
+    except Exception as error:
+        raise SessionError(f"onnxruntime refused the model: {_short(str(error))}") from error
+
+
+def _providers(device: str) -> list[Any]:
+    if device == "cpu":
+        return [CPU_PROVIDER]
+    problem = cuda_problem()
+    if problem is None:
+        _, _, index = device.partition(":")
+        return [(CUDA_PROVIDER, {"device_id": int(index or 0)}), CPU_PROVIDER]
+    if device == "auto":
+        return [CPU_PROVIDER]
+    raise SessionError(f"device '{device}': {problem}")
+
+
+def _datatype(runtime_type: str) -> str | None:
+    if runtime_type.startswith("optional(") and runtime_type.endswith(")"):
+        runtime_type = runtime_type[len("optional(") : -1]
+    return _DATATYPES.get(runtime_type)
+
+
+def _spec(node: Any, shapes: Mapping[str, tuple[int | str | None, ...] | None], has_default: bool) -> TensorSpec | None:
+    datatype = _datatype(node.type)
+    if datatype is None:
+        return None
+    is_optional = has_default or node.type.startswith("optional(")
+    # The runtime says [] for a scalar and for an open rank alike; the file tells them apart.
+    shape = tuple(node.shape) if node.shape or node.name not in shapes else shapes[node.name]
+    return TensorSpec(node.name, datatype, None if node.type.startswith("optional(") else shape, is_optional)
+
+
+def _fed(name: str, tensor: Tensor) -> Any:
+    return _strings(name, tensor.array) if tensor.datatype == BYTES else tensor.array
+
+
+def _strings(name: str, array: Any) -> Any:
+    """BYTES elements as str: the runtime's strings are UTF-8, and it would quote other bytes without a word."""
+    strings = np.empty(array.size, object)
+    for index, element in enumerate(array.reshape(-1)):
+        try:
+            strings[index] = element.decode()
+        except UnicodeDecodeError:
+            raise OperatorError(f"input '{name}': expected UTF-8 text, got other bytes in element {index}") from None
+    return strings.reshape(array.shape)
+
+
+def _taken(array: Any) -> Any:
+    if array.dtype != object:
+        return array
+    taken = np.empty(array.size, object)
+    taken[:] = [element.encode() if isinstance(element, str) else bytes(element) for element in array.reshape(-1)]
+    return taken.reshape(array.shape)
+
+
+def _ort_value(name: str, tensor: Tensor) -> Any:
+    if tensor.datatype == BF16:
+        bits = np.ascontiguousarray(tensor.array)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16_ONNX)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(_fed(name, tensor))
+
+
+def _from_ort_value(value: Any) -> Any:
+    if value.data_type() != "tensor(bfloat16)":
+        return _taken(value.numpy())
+    shape = tuple(value.shape())
+    count = int(np.prod(shape, dtype=object)) if shape else 1
+    if count == 0:
+        return np.empty(shape, "<u2")
+    if value.device_name() != "cpu":
+        raise OperatorError("BF16 outputs on a GPU cannot be copied by this runtime: cast them to FP32 in the graph")
+    bits = ctypes.string_at(value.data_ptr(), count * 2)
+    return np.frombuffer(bits, "<u2").reshape(shape)
+
+
+def _operator_text(text: str) -> str:
+    match = _NODE_ERROR.search(text)
+    if match is None:
+        return f"the model cannot run these values: {_short(text)}"
+    return f"operator {match[1]} (node '{match[2][:128]}') refused the values: {_short(match[3])}"
+
+
+def _short(text: str) -> str:
+    """The runtime's words without the places of its own sources, which mean nothing to a caller."""
+    return _SOURCE_PLACE.sub("…", " ".join(text.split()))[:400]

@@ -1,0 +1,124 @@
+"""What goes into a model and what comes out, and whether a request fits it.
+
+Shapes: B is the batch axis, the first axis of every input and output of a model that has one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.tensor_bytes import Array, shape_text
+from fitserve_service.errors import Reason, ServiceError
+
+
+class Tensor(NamedTuple):
+    """An array with its datatype, which numpy alone cannot say for BF16 (uint16 bit patterns)."""
+
+    datatype: str
+    array: Array
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Inputs and outputs of a model version.
+
+    Args:
+        inputs: In the model's order.
+        outputs: In the model's order.
+        has_batch_axis: The first axis counts examples, and rows do not depend on each other: requests may be joined.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    has_batch_axis: bool
+
+    def check(self, inputs: Mapping[str, Tensor]) -> int:
+        """Holds a request's inputs against the signature.
+
+        Args:
+            inputs: Input name to tensor.
+
+        Returns:
+            The number of examples; 1 where there is no batch axis.
+
+        Raises:
+            ServiceError: INVALID_INPUT; names the tensor, what was expected and what was found.
+        """
+        axes: dict[str, int] = {}
+        found = 0
+        for spec in self.inputs:
+            tensor = inputs.get(spec.name)
+            if tensor is None:
+                if not spec.is_optional:
+                    raise _invalid(spec.name, f"expected {_spec_text(spec)}, got no such tensor")
+                continue
+            found += 1
+            if tensor.datatype != spec.datatype:
+                raise _invalid(spec.name, f"expected datatype {spec.datatype}, got {tensor.datatype}")
+            _check_shape(spec, tensor.array.shape, axes)
+        if found != len(inputs):
+            raise self._unknown_input(inputs)
+        return self._example_count(inputs) if self.has_batch_axis else 1
+
+    def check_outputs(self, names: Sequence[str]) -> tuple[str, ...]:
+        """Holds the outputs asked for against the signature.
+
+        Returns:
+            `names`; all outputs where it is empty.
+
+        Raises:
+            ServiceError: INVALID_OUTPUT; a name is unknown or given twice.
+        """
+        if not names:
+            return tuple(spec.name for spec in self.outputs)
+        known = {spec.name for spec in self.outputs}
+        for index, name in enumerate(names):
+            if name not in known:
+                text = f"output '{name[:128]}': expected one of {', '.join(sorted(known))}"
+                raise ServiceError(Reason.INVALID_OUTPUT, text, output=name[:128])
+            if name in names[:index]:
+                raise ServiceError(
+                    Reason.INVALID_OUTPUT, f"output '{name}': expected it once, got it twice", output=name
+                )
+        return tuple(names)
+
+    def _example_count(self, inputs: Mapping[str, Tensor]) -> int:
+        required = [spec.name for spec in self.inputs if not spec.is_optional]
+        count = int(inputs[required[0]].array.shape[0])
+        for name in required[1:]:
+            size = inputs[name].array.shape[0]
+            if size != count:
+                text = f"expected {count} examples on the first axis as in input '{required[0]}', got {size}"
+                raise _invalid(name, text)
+        return count
+
+    def _unknown_input(self, inputs: Mapping[str, Tensor]) -> ServiceError:
+        known = [spec.name for spec in self.inputs]
+        name = next(name for name in inputs if name not in known)
+        return _invalid(name, f"expected one of {', '.join(known) or 'no inputs at all'}, got an unknown name")
+
+
+def _check_shape(spec: TensorSpec, shape: tuple[int, ...], axes: dict[str, int]) -> None:
+    if spec.shape is None:
+        return
+    if len(shape) != len(spec.shape):
+        raise _invalid(spec.name, f"expected shape {shape_text(spec.shape)}, got {shape_text(shape)}")
+    for size, expected in zip(shape, spec.shape, strict=True):
+        if expected is None or size == expected:
+            continue
+        if type(expected) is int:
+            raise _invalid(spec.name, f"expected shape {shape_text(spec.shape)}, got {shape_text(shape)}")
+        if axes.setdefault(str(expected), size) != size:
+            text = f"expected {axes[str(expected)]} for axis {expected}, as before, got shape {shape_text(shape)}"
+            raise _invalid(spec.name, text)
+
+
+def _spec_text(spec: TensorSpec) -> str:
+    return f"{spec.datatype} {'of any shape' if spec.shape is None else shape_text(spec.shape)}"
+
+
+def _invalid(name: str, text: str) -> ServiceError:
+    return ServiceError(Reason.INVALID_INPUT, f"input '{name[:128]}': {text}", input=name[:128])

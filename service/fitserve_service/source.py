@@ -1,0 +1,81 @@
+"""Watches a model repository: which models and versions are there, their labels and overrides.
+
+Polling, not file-system events: it works on every file system, network mounts included, and has no queue to overflow.
+A model's folder is read again only when its time stamps moved, so that a thousand idle models cost a thousand `stat`s.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fitserve_contract import repository
+from fitserve_service.model_config import ModelConfigError, Overrides, read_overrides
+
+_SETTLED_NS = 2_000_000_000
+"""A folder that changed within this time is read again: its file system's clock may tick more coarsely than we look."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What the repository says of one model.
+
+    Args:
+        versions: Ascending.
+        labels: Label to version.
+        overrides: From model.toml.
+        problem: Why labels or overrides cannot be read; empty where they can.
+    """
+
+    versions: tuple[int, ...] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+    overrides: Overrides = field(default_factory=lambda: Overrides({}))
+    problem: str = ""
+
+
+class RepositorySource:
+    """A repository on disk. Not thread-safe."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._known: dict[str, tuple[tuple[int, ...], ModelSource]] = {}
+
+    def scan(self) -> Mapping[str, ModelSource]:
+        """Reads what changed since the last call and gives all models.
+
+        Raises:
+            OSError: the repository itself cannot be read.
+        """
+        names = repository.models(self.root)
+        for gone in self._known.keys() - set(names):
+            del self._known[gone]
+        for name in names:
+            stamps = self._stamps(name)
+            known = self._known.get(name)
+            if known is None or known[0] != stamps or time.time_ns() - max(stamps) < _SETTLED_NS:
+                self._known[name] = (stamps, self._read(name))
+        return {name: source for name, (_, source) in self._known.items() if source.versions}
+
+    def _stamps(self, model: str) -> tuple[int, ...]:
+        folder = self.root / model
+        paths = (folder, folder / repository.LABELS_FILE, folder / repository.OVERRIDES_FILE)
+        return tuple(_modified_ns(path) for path in paths)
+
+    def _read(self, model: str) -> ModelSource:
+        versions = tuple(repository.versions(self.root, model))
+        try:
+            labels = repository.read_labels(self.root, model)
+            return ModelSource(versions, labels, read_overrides(self.root / model))
+        except (ModelConfigError, ValueError) as error:
+            return ModelSource(versions, problem=str(error))
+        except OSError as error:
+            return ModelSource(versions, problem=f"{model}: {error.strerror}")
+
+
+def _modified_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -1,0 +1,57 @@
+"""Counters of one version, as the Open Inference Protocol's ModelStatistics reports them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Duration:
+    """How often, and how long together in nanoseconds."""
+
+    count: int = 0
+    ns: int = 0
+
+    def add(self, duration_s: float, count: int = 1) -> None:
+        """Adds `count` events that took `duration_s` each."""
+        self.count += count
+        self.ns += int(duration_s * 1e9) * count
+
+
+@dataclass(slots=True)
+class VersionStatistics:
+    """What one version has done since it became READY. Written on the loop thread alone; reading elsewhere may tear."""
+
+    inference_count: int = 0
+    """Examples answered."""
+    execution_count: int = 0
+    """Runs of the model; smaller than the inference count where requests were joined."""
+    last_inference_ms: int = 0
+    """Unix time of the last run, milliseconds."""
+    success: Duration = field(default_factory=Duration)
+    fail: Duration = field(default_factory=Duration)
+    queue: Duration = field(default_factory=Duration)
+    compute_input: Duration = field(default_factory=Duration)
+    compute_infer: Duration = field(default_factory=Duration)
+    compute_output: Duration = field(default_factory=Duration)
+    batch: dict[int, Duration] = field(default_factory=dict)
+    """Examples in a run to the runs of that size."""
+
+    def add_run(self, example_count: int, queue_s: list[float], input_s: float, run_s: float, output_s: float) -> None:
+        """Counts one run that answered one request per entry of `queue_s`."""
+        request_count = len(queue_s)
+        self.inference_count += example_count
+        self.execution_count += 1
+        self.last_inference_ms = time.time_ns() // 1_000_000
+        self.batch.setdefault(example_count, Duration()).add(run_s)
+        for waited_s in queue_s:
+            self.queue.add(waited_s)
+            self.success.add(waited_s + input_s + run_s + output_s)
+        self.compute_input.add(input_s, request_count)
+        self.compute_infer.add(run_s, request_count)
+        self.compute_output.add(output_s, request_count)
+
+    def add_failure(self, elapsed_s: float) -> None:
+        """Counts one request that was not answered."""
+        self.fail.add(elapsed_s)

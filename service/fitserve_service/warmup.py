@@ -1,0 +1,158 @@
+"""Runs a model on made-up inputs before it is READY: to learn whether rows are independent, and what a run costs.
+
+A free first axis looks like a batch axis, but a model may mix its rows (a mean over the batch, a cumulative sum).
+Joining requests would then change answers; so it is tried out, and without proof nothing is joined.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
+from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.tensor_bytes import Array
+from fitserve_service.session import OperatorError, Session
+from fitserve_service.signature import Tensor
+
+_FREE_AXIS_SIZES: Final = (8, 32, 224)
+"""Tried in turn for free axes other than the batch axis, until the model runs."""
+
+_ROWS: Final = 3
+_SEED: Final = 20_240_229
+_REPEATS: Final = 3
+
+_ROW_TOLERANCES: Final = {"FP16": 2e-2, "FP32": 1e-3, "FP64": 1e-6}
+"""Largest difference, relative to the largest value, between a row alone and among others: rounding, not mixing."""
+
+
+def looks_batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
+    """Tells whether the first axis of every required input and every output is free."""
+    specs = [spec for spec in inputs if not spec.is_optional]
+    return bool(specs) and all(_has_free_first_axis(spec) for spec in (*specs, *outputs))
+
+
+def batching_problem(session: Session) -> str:
+    """Tells why requests to a model cannot be joined; empty where a run showed that rows are independent."""
+    if not looks_batched(session.inputs, session.outputs):
+        return "not every input and output has a free first axis"
+    names = [spec.name for spec in session.outputs]
+    for size in _FREE_AXIS_SIZES:
+        joined = made_up_inputs(session.inputs, _ROWS, size)
+        try:
+            whole = session.run(joined, names)
+            alone = [session.run(_row(joined, index), names) for index in range(_ROWS)]
+        except OperatorError:
+            continue
+        return _difference(whole, alone)
+    return "the model did not run on made-up inputs, so that its rows are not known to be independent"
+
+
+def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) -> dict[int, float]:
+    """Runs a model at batch sizes, in their order.
+
+    Args:
+        session: The model.
+        batch_sizes: Examples in a run; a model without a batch axis ignores them.
+        budget_s: Once this time is spent the remaining sizes are left out.
+
+    Returns:
+        Batch size to the fastest of its runs, seconds; empty where made-up inputs do not run.
+    """
+    names = [spec.name for spec in session.outputs]
+    size = next(_free_axis_sizes(session), None)
+    costs: dict[int, float] = {}
+    begin_s = time.monotonic()
+    for batch_size in batch_sizes if size is not None else ():
+        inputs = made_up_inputs(session.inputs, batch_size, size or 1)
+        costs[batch_size] = min(_timed_run(session, inputs, names) for _ in range(_REPEATS))
+        if time.monotonic() - begin_s > budget_s:
+            break
+    return costs
+
+
+def made_up_inputs(specs: Sequence[TensorSpec], batch_size: int, free_axis_size: int) -> dict[str, Tensor]:
+    """Makes inputs that fit a signature: uniform reals in 0..1, integers 0 or 1, the same for the same arguments.
+
+    Args:
+        specs: Inputs; optional ones are left out. A free rank becomes (batch_size,).
+        batch_size: Size of a free first axis.
+        free_axis_size: Size of every other free axis.
+    """
+    random = np.random.default_rng(_SEED)
+    inputs = {}
+    for spec in specs:
+        if spec.is_optional:
+            continue
+        axes = (None,) if spec.shape is None else spec.shape
+        free = [batch_size, *[free_axis_size] * len(axes)]
+        shape = tuple(axis if type(axis) is int else free[index] for index, axis in enumerate(axes))
+        inputs[spec.name] = Tensor(spec.datatype, _values(random, spec.datatype, shape))
+    return inputs
+
+
+def _free_axis_sizes(session: Session) -> Iterator[int]:
+    names = [spec.name for spec in session.outputs]
+    for size in _FREE_AXIS_SIZES:
+        try:
+            session.run(made_up_inputs(session.inputs, 1, size), names)
+        except OperatorError:
+            continue
+        yield size
+
+
+def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> Array:
+    if datatype == BYTES:
+        words = np.empty(int(np.prod(shape)), object)
+        words[:] = [bytes([97 + int(letter)]) for letter in random.integers(0, 26, words.size)]
+        return words.reshape(shape)
+    dtype = NUMPY_DTYPES[datatype]
+    if datatype == BF16:
+        return (random.random(shape, np.float32).view(np.uint32) >> 16).astype(dtype)
+    if dtype.kind == "f":
+        return random.random(shape).astype(dtype)
+    return random.integers(0, 2, shape).astype(dtype)
+
+
+def _timed_run(session: Session, inputs: Mapping[str, Tensor], names: Sequence[str]) -> float:
+    begin_s = time.perf_counter()
+    session.run(inputs, names)
+    return time.perf_counter() - begin_s
+
+
+def _has_free_first_axis(spec: TensorSpec) -> bool:
+    return bool(spec.shape) and type(spec.shape[0]) is not int  # type: ignore[index]
+
+
+def _row(inputs: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    return {name: Tensor(tensor.datatype, tensor.array[index : index + 1]) for name, tensor in inputs.items()}
+
+
+def _difference(whole: Mapping[str, Tensor], alone: Sequence[Mapping[str, Tensor]]) -> str:
+    for name, tensor in whole.items():
+        rows = [part[name].array for part in alone]
+        if tensor.array.shape[:1] != (_ROWS,) or any(row.shape != (1, *tensor.array.shape[1:]) for row in rows):
+            return f"output '{name}' does not give one row for each row of the inputs"
+        if not _is_same(tensor, np.concatenate(rows)):
+            return f"a row of output '{name}' depends on the other rows of the batch"
+    return ""
+
+
+def _is_same(tensor: Tensor, rows: Array) -> bool:
+    if tensor.datatype == BF16:
+        widened = [array.astype(np.uint32) << 16 for array in (tensor.array, rows)]
+        left, right = (array.view(np.float32) for array in widened)
+        return _is_close(left, right, _ROW_TOLERANCES["FP16"])
+    tolerance = _ROW_TOLERANCES.get(tensor.datatype)
+    if tolerance is None:
+        return bool((tensor.array == rows).all())
+    return _is_close(tensor.array, rows, tolerance)
+
+
+def _is_close(left: Array, right: Array, tolerance: float) -> bool:
+    finite = np.abs(left[np.isfinite(left)], dtype=np.float64)
+    scale = float(finite.max(initial=0.0))
+    return bool(np.allclose(left, right, rtol=0.0, atol=tolerance * max(scale, 1e-6), equal_nan=True))
