@@ -1,0 +1,234 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from fitserve_client.connection import (
+    CALLS_IN_FLIGHT,
+    DEFAULT_TARGET,
+    POLL_PAUSE_S,
+    Connection,
+    Drive,
+    check_timeout,
+    grpc_timeout_s,
+    not_ready_in_time,
+)
+from fitserve_client.errors import CallCancelledError, DeadlineExceededError, FitserveError
+from fitserve_client.evaluation import Evaluation, merged
+from fitserve_client.messages import Call, Inputs
+from fitserve_client.models import Model, Selector, VersionDetails
+from fitserve_client.operations import EvaluationPlan, Operation, Operations, Result
+from fitserve_client.prediction import Prediction
+from fitserve_client.retry import Attempts, Timing
+from fitserve_client.tensors import ArrayLike
+from fitserve_contract.sums import Sums
+
+
+class Client:
+    """Talks to one server; blocks until the answer. Thread-safe. Close it, or use it as a context manager.
+
+    Every method takes `timeout_s`, the deadline of the whole call with its retries, and raises FitserveError.
+
+    Args:
+        target: `host:port` of the server.
+        timing: Clock and chance, for tests.
+        sleep: How to pause, seconds, for tests.
+        **connection: The other fields of `Connection`: timeout_s, retry, max_message_bytes, credentials, …
+
+    Example:
+        with Client("localhost:8001") as client:
+            logits = client.predict("lenet", images).array
+    """
+
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timing: Timing | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+        **connection: Any,
+    ) -> None:
+        self._connection = Connection(target, **connection)
+        self._timing = timing or Timing()
+        self._sleep = sleep
+        self._operations = Operations()
+        self._channel = _channel(self._connection)
+        self._is_closed = False
+
+    def predict(
+        self,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        outputs: Sequence[str] = (),
+        timeout_s: float | None = None,
+    ) -> Prediction:
+        """Runs a model on one batch of examples.
+
+        Args:
+            model: Model name.
+            inputs: Input name to array; or the array itself, where the model has one input. Cast to the signature's
+                datatypes where that loses nothing but float precision.
+            version: Version to run; by default the server's choice.
+            label: Label of the version to run, instead of a number.
+            outputs: Names of the outputs wanted; by default all.
+            timeout_s: Deadline, seconds; by default the client's.
+
+        Raises:
+            InvalidArgumentError: an input does not fit the signature.
+            NotFoundError: no such model, version or label.
+            FitserveError: any other failure.
+        """
+        operation = self._operations.predict(Selector(model, version, label), inputs, tuple(outputs))
+        return self._run(operation, timeout_s)
+
+    def evaluate(
+        self,
+        model: str,
+        inputs: Inputs,
+        labels: ArrayLike,
+        *,
+        batch_size: int | None = None,
+        version: int | None = None,
+        label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> Evaluation:
+        """Scores a model on a labelled data set, in batches, all of them by one version.
+
+        Where a hot swap takes that version away meanwhile, the evaluation begins anew with the next one.
+
+        Args:
+            model: Model name.
+            inputs: As for predict; the first axis counts the examples.
+            labels: One label per example: class numbers (B), zeros and ones (B, classes), or values like the output.
+            batch_size: Examples per call; by default what suits the model.
+            version: Version to score; by default the server's choice.
+            label: Label of the version to score, instead of a number.
+            timeout_s: Deadline of each batch, seconds; by default the client's.
+
+        Raises:
+            InvalidArgumentError: inputs or labels do not fit the model or each other.
+            FailedPreconditionError: the version declares no task.
+            FitserveError: any other failure.
+        """
+        selector, restart_count = Selector(model, version, label), 0
+        while True:
+            plan = self._run(self._operations.plan_evaluation(selector, inputs, labels, batch_size), timeout_s)
+            try:
+                return merged(model, plan.details.version.version, self._scores(plan, timeout_s))
+            except FitserveError as error:
+                plan.check_restart(error, restart_count)
+                restart_count += 1
+
+    def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
+        """Lists the server's models, by name."""
+        return self._run(self._operations.models(), timeout_s)
+
+    def model(self, name: str, *, timeout_s: float | None = None) -> Model:
+        """Gives one model with its versions. NotFoundError: there is none of that name."""
+        return self._run(self._operations.model(name), timeout_s)
+
+    def details(
+        self, model: str, *, version: int | None = None, label: str | None = None, timeout_s: float | None = None
+    ) -> VersionDetails:
+        """Gives one version with its signature, task and manifest."""
+        return self._run(self._operations.details(Selector(model, version, label)), timeout_s)
+
+    def load(self, name: str, *, timeout_s: float | None = None) -> Model:
+        """Has the server load a model. FailedPreconditionError: no version of it could be loaded."""
+        return self._run(self._operations.load(name), timeout_s)
+
+    def unload(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Has the server unload a model, and keep it so until `load`."""
+        self._run(self._operations.unload(name), timeout_s)
+
+    def wait_until_ready(
+        self, model: str | None = None, *, version: int | None = None, timeout_s: float | None = None
+    ) -> None:
+        """Waits until the server answers and, where one is named, until the model or version is READY.
+
+        Raises:
+            FailedPreconditionError: it FAILED to load.
+            DeadlineExceededError: it was not READY in time.
+        """
+        deadline_s = self._deadline_s(timeout_s)
+        while not self._is_ready(model, version, deadline_s):
+            if self._timing.clock() + POLL_PAUSE_S >= deadline_s:
+                raise not_ready_in_time(model, version, self._connection.target)
+            self._sleep(POLL_PAUSE_S)
+
+    def close(self) -> None:
+        """Closes the connection; calls under way fail with CallCancelledError."""
+        self._is_closed = True
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _scores(self, plan: EvaluationPlan, timeout_s: float | None) -> list[Sums]:
+        with ThreadPoolExecutor(CALLS_IN_FLIGHT, "fitserve-evaluate") as pool:
+            return list(pool.map(lambda batch: self._run(plan.score(batch), timeout_s), plan.batches))
+
+    def _is_ready(self, model: str | None, version: int | None, deadline_s: float) -> bool:
+        try:
+            return self._drive(self._operations.is_ready(model, version), deadline_s)
+        except DeadlineExceededError:
+            return False
+
+    def _run(self, operation: Operation[Result], timeout_s: float | None) -> Result:
+        return self._drive(operation, self._deadline_s(timeout_s))
+
+    def _deadline_s(self, timeout_s: float | None) -> float:
+        return self._timing.clock() + check_timeout(self._connection.timeout_s if timeout_s is None else timeout_s)
+
+    def _drive(self, operation: Operation[Result], deadline_s: float) -> Result:
+        drive = Drive(operation)
+        while drive.call is not None:
+            try:
+                response = self._answer(drive.call, deadline_s)
+            except FitserveError as error:
+                drive.fail(error)
+            else:
+                drive.answer(response)
+        return drive.result
+
+    def _answer(self, call: Call[Any], deadline_s: float) -> Any:
+        attempts = Attempts(self._connection.retry, deadline_s, self._timing)
+        while True:
+            remaining_s = attempts.begin()
+            if self._is_closed:
+                raise CallCancelledError("client: expected to be open, got a call after close()")
+            try:
+                return self._attempt(call, remaining_s)
+            except grpc.RpcError as failed:
+                error = self._connection.error(failed)
+            self._sleep(attempts.pause_after(error, is_retryable=call.is_retryable and not self._is_closed))
+
+    def _attempt(self, call: Call[Any], remaining_s: float) -> Any:
+        method = self._channel.unary_unary(
+            call.path,
+            request_serializer=type(call.request).SerializeToString,
+            response_deserializer=call.response_type.FromString,
+        )
+        return method(call.request, timeout=grpc_timeout_s(remaining_s), metadata=tuple(self._connection.metadata))
+
+
+def _channel(connection: Connection) -> grpc.Channel:
+    options = connection.channel_options()
+    if connection.credentials is None:
+        return grpc.insecure_channel(connection.target, options=options)
+    return grpc.secure_channel(connection.target, connection.credentials, options=options)

@@ -1,0 +1,131 @@
+"""What Evaluate answered, merged over the batches of a data set; and how a data set is cut into batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from fitserve_client.models import VersionDetails
+from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums, Sums, merge
+from fitserve_contract.tensor_bytes import Array
+
+LARGEST_DEFAULT_BATCH: Final = 256
+_DEFAULT_BATCH_BYTES: Final = 2 << 20
+
+_Z_95: Final = 1.959963984540054
+"""Quantile of the normal distribution for a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The score of one version on a data set.
+
+    Args:
+        model: Model that was scored.
+        version: The one version that scored every batch.
+        sums: Exact sums over the data set; they merge with those of other data sets by `+`.
+        batch_count: Calls that were made.
+    """
+
+    model: str
+    version: int
+    sums: Sums
+    batch_count: int
+
+    @property
+    def figures(self) -> Mapping[str, float]:
+        """Figures by name.
+
+        Classification: accuracy with its 95 % Wilson interval, loss (mean cross-entropy, nats). Multi-label: exact
+        match with its interval, macro and micro F1, loss (mean binary cross-entropy, nats). Regression: mse, mae,
+        r_squared.
+        """
+        if isinstance(self.sums, ClassificationSums):
+            return _classification_figures(self.sums)
+        if isinstance(self.sums, MultiLabelSums):
+            return _multi_label_figures(self.sums)
+        return _regression_figures(self.sums)
+
+    def __getitem__(self, figure: str) -> float:
+        return self.figures[figure]
+
+
+def merged(model: str, version: int, parts: Iterable[Sums]) -> Evaluation:
+    """Merges the sums of batches, at least one."""
+    batches = list(parts)
+    return Evaluation(model, version, merge(batches), len(batches))
+
+
+def wilson_interval(hit_count: int, count: int) -> tuple[float, float]:
+    """Computes the 95 % Wilson score interval of a share, each bound 0..1; (NaN, NaN) where there is nothing.
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    if not count:
+        return math.nan, math.nan
+    share, z_squared = hit_count / count, _Z_95 * _Z_95
+    scale = 1 + z_squared / count
+    middle = (share + z_squared / (2 * count)) / scale
+    half = _Z_95 / scale * math.sqrt(share * (1 - share) / count + z_squared / (4 * count * count))
+    low = 0.0 if hit_count == 0 else max(middle - half, 0.0)
+    return low, 1.0 if hit_count == count else min(middle + half, 1.0)
+
+
+def default_batch_size(details: VersionDetails, arrays: Mapping[str, Array]) -> int:
+    """Chooses how many examples go into one call.
+
+    A version without a batch axis takes what its first axis says, or everything at once. Others take as many as the
+    server joins, at most 256 and about 2 MiB.
+
+    Args:
+        details: The version.
+        arrays: Input name to array, the first axis counts examples.
+    """
+    example_count = max((len(array) for array in arrays.values()), default=1)
+    if details.version.max_batch_size == 0:
+        fixed = {_first_axis(spec) for spec in details.inputs if spec.name in arrays}
+        size = fixed.pop() if len(fixed) == 1 else None
+        return size or max(example_count, 1)
+    example_bytes = sum(array.nbytes for array in arrays.values()) // max(example_count, 1)
+    by_bytes = _DEFAULT_BATCH_BYTES // max(example_bytes, 1)
+    return max(1, min(details.version.max_batch_size, LARGEST_DEFAULT_BATCH, by_bytes))
+
+
+def batches(example_count: int, batch_size: int) -> list[slice]:
+    """Cuts a count of examples into slices of a size, the last one may be smaller.
+
+    Raises:
+        ValueError: the size is smaller than 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch size: expected at least 1, got {batch_size}")
+    return [slice(start, min(start + batch_size, example_count)) for start in range(0, example_count, batch_size)]
+
+
+def _first_axis(spec: TensorSpec) -> int | None:
+    first = spec.shape[0] if spec.shape else None
+    return first if isinstance(first, int) else None
+
+
+def _classification_figures(sums: ClassificationSums) -> dict[str, float]:
+    low, high = wilson_interval(sums.correct_count, sums.example_count)
+    return {"accuracy": sums.accuracy, "accuracy_low": low, "accuracy_high": high, "loss": sums.mean_loss}
+
+
+def _multi_label_figures(sums: MultiLabelSums) -> dict[str, float]:
+    low, high = wilson_interval(sums.exact_match_count, sums.example_count)
+    return {
+        "exact_match": sums.exact_match,
+        "exact_match_low": low,
+        "exact_match_high": high,
+        "macro_f1": sums.macro_f1,
+        "micro_f1": sums.micro_f1,
+        "loss": sums.mean_loss,
+    }
+
+
+def _regression_figures(sums: RegressionSums) -> dict[str, float]:
+    return {"mse": sums.mse, "mae": sums.mae, "r_squared": sums.r_squared}

@@ -1,0 +1,235 @@
+"""Calls and answers as messages: what goes out, and what comes back as the client's own values. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+
+from fitserve.control.v1 import control_pb2
+from fitserve.inference.v1 import inference_pb2
+from fitserve.types.v1 import tensor_pb2
+from fitserve_client.errors import INVALID_INPUT, InternalError, InvalidArgumentError
+from fitserve_client.models import Selector, VersionDetails
+from fitserve_client.prediction import Prediction
+from fitserve_client.tensors import (
+    LABELS,
+    ArrayLike,
+    Subject,
+    array_of,
+    as_array,
+    cast,
+    natural_datatype,
+    tensor_message,
+)
+from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.sums import ClassificationSums, ExactSum, MultiLabelSums, RegressionSums, Sums
+from fitserve_contract.tasks import TaskKind
+from fitserve_contract.tensor_bytes import Array
+
+Response = TypeVar("Response", bound=Message)
+
+Inputs = Mapping[str, ArrayLike] | ArrayLike
+"""Input name to array; or the array itself, where the model has one input."""
+
+_INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].methods_by_name
+_CONTROL = control_pb2.DESCRIPTOR.services_by_name["ModelControlService"].methods_by_name
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Response]):
+    """One unary call.
+
+    Args:
+        path: `/package.Service/Method`.
+        request: Its message.
+        response_type: Class of the answer.
+        is_retryable: Making it again after a lost answer does no harm.
+    """
+
+    path: str
+    request: Message
+    response_type: type[Response]
+    is_retryable: bool = True
+
+
+def predict_call(
+    selector: Selector, tensors: Sequence[tensor_pb2.Tensor], outputs: Sequence[str]
+) -> Call[inference_pb2.PredictResponse]:
+    """Makes a Predict call; no outputs means all of them."""
+    request = inference_pb2.PredictRequest(model=selector.to_proto(), inputs=tensors, outputs=outputs)
+    return Call(_path(_INFERENCE["Predict"]), request, inference_pb2.PredictResponse)
+
+
+def evaluate_call(
+    selector: Selector, tensors: Sequence[tensor_pb2.Tensor], labels: tensor_pb2.Tensor
+) -> Call[inference_pb2.EvaluateResponse]:
+    """Makes an Evaluate call."""
+    request = inference_pb2.EvaluateRequest(model=selector.to_proto(), inputs=tensors, labels=labels)
+    return Call(_path(_INFERENCE["Evaluate"]), request, inference_pb2.EvaluateResponse)
+
+
+def list_models_call() -> Call[control_pb2.ListModelsResponse]:
+    """Makes a ListModels call."""
+    return Call(_path(_CONTROL["ListModels"]), control_pb2.ListModelsRequest(), control_pb2.ListModelsResponse)
+
+
+def get_model_call(model: str) -> Call[control_pb2.GetModelResponse]:
+    """Makes a GetModel call."""
+    return Call(_path(_CONTROL["GetModel"]), control_pb2.GetModelRequest(name=model), control_pb2.GetModelResponse)
+
+
+def get_version_call(selector: Selector) -> Call[control_pb2.GetModelVersionResponse]:
+    """Makes a GetModelVersion call."""
+    request = control_pb2.GetModelVersionRequest(model=selector.to_proto())
+    return Call(_path(_CONTROL["GetModelVersion"]), request, control_pb2.GetModelVersionResponse)
+
+
+def load_call(model: str) -> Call[control_pb2.LoadModelResponse]:
+    """Makes a LoadModel call."""
+    request = control_pb2.LoadModelRequest(name=model)
+    return Call(_path(_CONTROL["LoadModel"]), request, control_pb2.LoadModelResponse, is_retryable=False)
+
+
+def unload_call(model: str) -> Call[control_pb2.UnloadModelResponse]:
+    """Makes an UnloadModel call."""
+    request = control_pb2.UnloadModelRequest(name=model)
+    return Call(_path(_CONTROL["UnloadModel"]), request, control_pb2.UnloadModelResponse, is_retryable=False)
+
+
+def named_inputs(details: VersionDetails, inputs: Inputs) -> dict[str, ArrayLike]:
+    """Gives inputs by name: an array alone goes to the model's one required input.
+
+    Raises:
+        InvalidArgumentError: an array alone for a model with several inputs, or a name that the model does not have.
+    """
+    names = [spec.name for spec in details.inputs]
+    if isinstance(inputs, Mapping):
+        for name in inputs:
+            if name not in names:
+                raise _refused(details, f"expected {_listing(names)}, got '{name}'")
+        return dict(inputs)
+    required = [spec.name for spec in details.inputs if not spec.is_optional] or names
+    if len(required) != 1:
+        raise _refused(details, f"expected a mapping with {_listing(names)}, got one {type(inputs).__name__}")
+    return {required[0]: inputs}
+
+
+def input_tensors(details: VersionDetails, inputs: Mapping[str, ArrayLike]) -> list[tensor_pb2.Tensor]:
+    """Casts inputs to the signature's datatypes and writes them as messages; errors as `tensors.cast`."""
+    specs = {spec.name: spec for spec in details.inputs}
+    return [_input_tensor(specs[name], value) for name, value in inputs.items()]
+
+
+def cast_labels(details: VersionDetails, labels: ArrayLike) -> tuple[str, Array]:
+    """Casts labels to what the version's task takes; gives their datatype and the array.
+
+    Raises:
+        InvalidArgumentError: the cast would lose something.
+    """
+    datatype = _label_datatype(details)
+    if datatype is None:
+        array = as_array(LABELS, labels)
+        return natural_datatype(LABELS, array), array
+    return datatype, cast(LABELS, datatype, labels)
+
+
+def label_tensor(datatype: str, labels: Array) -> tensor_pb2.Tensor:
+    """Writes labels as a message."""
+    return tensor_message("labels", datatype, labels)
+
+
+def prediction_of(response: inference_pb2.PredictResponse) -> Prediction:
+    """Reads the answer to Predict."""
+    outputs = {tensor.name: array_of(tensor) for tensor in response.outputs}
+    return Prediction(response.model_name, response.model_version, outputs)
+
+
+def sums_of(response: inference_pb2.EvaluateResponse) -> Sums:
+    """Reads the sums of an answer to Evaluate.
+
+    Raises:
+        InternalError: the answer has none that this client knows.
+    """
+    kind = response.WhichOneof("sums")
+    if kind == "classification":
+        return _classification_of(response.classification)
+    if kind == "multi_label":
+        return _multi_label_of(response.multi_label)
+    if kind == "regression":
+        return _regression_of(response.regression)
+    raise InternalError("answer: expected sums of classification, multi_label or regression, got none of them")
+
+
+def _path(method: MethodDescriptor) -> str:
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
+def _refused(details: VersionDetails, what: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"inputs of model '{details.model}' version {details.version.version}: {what}", reason=INVALID_INPUT
+    )
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "no inputs"
+
+
+def _input_tensor(spec: TensorSpec, value: ArrayLike) -> tensor_pb2.Tensor:
+    return tensor_message(spec.name, spec.datatype, cast(Subject.input(spec.name), spec.datatype, value))
+
+
+def _label_datatype(details: VersionDetails) -> str | None:
+    """None where the client does not know the task: the server then says what is wrong."""
+    if details.task is None:
+        return None
+    if details.task.kind is TaskKind.CLASSIFICATION:
+        return "INT64"
+    if details.task.kind is TaskKind.MULTI_LABEL:
+        return "BOOL"
+    output = details.output(details.task.output)
+    return output.datatype if output else None
+
+
+def _exact(message: tensor_pb2.ExactSum) -> ExactSum:
+    try:
+        return ExactSum(int(message.units), message.fraction_bits)
+    except ValueError:
+        raise InternalError(f"answer: expected an exact sum as an integer, got '{message.units[:40]}'") from None
+
+
+def _classification_of(message: inference_pb2.ClassificationSums) -> ClassificationSums:
+    return ClassificationSums(
+        example_count=message.example_count,
+        correct_count=message.correct_count,
+        loss=_exact(message.loss),
+        tie_count=message.tie_count,
+        nan_count=message.nan_count,
+    )
+
+
+def _multi_label_of(message: inference_pb2.MultiLabelSums) -> MultiLabelSums:
+    return MultiLabelSums(
+        example_count=message.example_count,
+        exact_match_count=message.exact_match_count,
+        true_positive_counts=tuple(message.true_positive_counts),
+        false_positive_counts=tuple(message.false_positive_counts),
+        false_negative_counts=tuple(message.false_negative_counts),
+        loss=_exact(message.loss),
+        nan_count=message.nan_count,
+    )
+
+
+def _regression_of(message: inference_pb2.RegressionSums) -> RegressionSums:
+    return RegressionSums(
+        example_count=message.example_count,
+        value_count=message.value_count,
+        squared_error=_exact(message.squared_error),
+        absolute_error=_exact(message.absolute_error),
+        label=_exact(message.label),
+        label_squared=_exact(message.label_squared),
+        nan_count=message.nan_count,
+    )

@@ -1,0 +1,213 @@
+"""What a client can do, without a channel: generators that yield calls, are sent the answers, and return the result.
+
+The blocking and the asynchronous client drive the same generators; a call that fails is thrown into the generator as
+its FitserveError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeAlias, TypeVar
+
+from fitserve.control.v1 import control_pb2
+from fitserve.inference.v1 import inference_pb2
+from fitserve_client import messages
+from fitserve_client.errors import (
+    INVALID_LABELS,
+    NOT_READY,
+    FailedPreconditionError,
+    FitserveError,
+    InvalidArgumentError,
+    NotFoundError,
+    UnavailableError,
+)
+from fitserve_client.evaluation import batches, default_batch_size
+from fitserve_client.models import FAILED, READY, Model, ModelVersion, Selector, VersionDetails, details_of, model_of
+from fitserve_client.prediction import Prediction
+from fitserve_client.tensors import ArrayLike, Subject, as_array
+from fitserve_contract.sums import Sums
+from fitserve_contract.tensor_bytes import Array
+
+Result = TypeVar("Result")
+
+Operation: TypeAlias = Generator[messages.Call[Any], Any, Result]
+
+_MAX_KNOWN: Final = 1024
+"""Signatures that are kept; a client that lives long meets ever new versions."""
+
+_MAX_RESTARTS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationPlan:
+    """A data set cut into batches, and the one version that is to score them all.
+
+    Args:
+        wanted: What the caller asked for.
+        pinned: The version that it stood for when the evaluation began.
+        details: That version.
+        arrays: Input name to array, the first axis counts examples.
+        label_datatype: Datatype of the labels.
+        labels: One label per example.
+        batches: Slices of the first axis.
+    """
+
+    wanted: Selector
+    pinned: Selector
+    details: VersionDetails
+    arrays: Mapping[str, Array]
+    label_datatype: str
+    labels: Array
+    batches: Sequence[slice]
+
+    def score(self, batch: slice) -> Operation[Sums]:
+        """Scores one batch."""
+        tensors = messages.input_tensors(self.details, {name: array[batch] for name, array in self.arrays.items()})
+        labels = messages.label_tensor(self.label_datatype, self.labels[batch])
+        response: inference_pb2.EvaluateResponse = yield messages.evaluate_call(self.pinned, tensors, labels)
+        return messages.sums_of(response)
+
+    def check_restart(self, error: FitserveError, restart_count: int) -> None:
+        """Lets an evaluation begin anew where a hot swap took its version away under it.
+
+        Raises:
+            FitserveError: the error itself, where the caller named the version, or anything else failed.
+        """
+        is_gone = error.reason == NOT_READY or isinstance(error, NotFoundError)
+        if self.wanted.version is not None or not is_gone or restart_count >= _MAX_RESTARTS:
+            raise error
+
+
+class Operations:
+    """Makes the generators, and remembers signatures. Thread-safe: what it remembers may only be out of date."""
+
+    def __init__(self) -> None:
+        self._known: dict[Selector, VersionDetails] = {}
+
+    def models(self) -> Operation[tuple[Model, ...]]:
+        """Lists the models."""
+        response: control_pb2.ListModelsResponse = yield messages.list_models_call()
+        return tuple(map(model_of, response.models))
+
+    def model(self, name: str) -> Operation[Model]:
+        """Gives one model."""
+        response: control_pb2.GetModelResponse = yield messages.get_model_call(name)
+        return model_of(response.model)
+
+    def load(self, name: str) -> Operation[Model]:
+        """Loads a model."""
+        response: control_pb2.LoadModelResponse = yield messages.load_call(name)
+        return model_of(response.model)
+
+    def unload(self, name: str) -> Operation[None]:
+        """Unloads a model."""
+        yield messages.unload_call(name)
+
+    def details(self, selector: Selector) -> Operation[VersionDetails]:
+        """Gives one version with its signature, as the server has it now."""
+        response: control_pb2.GetModelVersionResponse = yield messages.get_version_call(selector)
+        details = details_of(response)
+        if details.version.state == READY:
+            self._remember(selector, details)
+        return details
+
+    def predict(self, selector: Selector, inputs: messages.Inputs, outputs: Sequence[str]) -> Operation[Prediction]:
+        """Predicts with the signature that is known; asks for it anew where that no longer fits the server's."""
+        known = self._known.get(selector)
+        if known is None:
+            return (yield from self._predict_as((yield from self._ready(selector)), selector, inputs, outputs))
+        try:
+            return (yield from self._predict_as(known, selector, inputs, outputs))
+        except InvalidArgumentError:
+            newer = yield from self._ready(selector)
+            if (newer.inputs, newer.outputs) == (known.inputs, known.outputs):
+                raise
+        return (yield from self._predict_as(newer, selector, inputs, outputs))
+
+    def plan_evaluation(
+        self, selector: Selector, inputs: messages.Inputs, labels: ArrayLike, batch_size: int | None
+    ) -> Operation[EvaluationPlan]:
+        """Pins the version and cuts the data set into batches.
+
+        Raises:
+            InvalidArgumentError: inputs and labels differ in length, there are none, or they cannot be cast.
+        """
+        details = yield from self._ready(selector)
+        arrays = {
+            name: as_array(Subject.input(name), value) for name, value in messages.named_inputs(details, inputs).items()
+        }
+        label_datatype, label_array = messages.cast_labels(details, labels)
+        _check_lengths(arrays, label_array)
+        return EvaluationPlan(
+            wanted=selector,
+            pinned=replace(selector, version=details.version.version, label=None),
+            details=details,
+            arrays=arrays,
+            label_datatype=label_datatype,
+            labels=label_array,
+            batches=batches(len(label_array), batch_size or default_batch_size(details, arrays)),
+        )
+
+    def is_ready(self, model: str | None, version: int | None) -> Operation[bool]:
+        """Tells whether the server answers, and, where they are named, whether the model or version is READY.
+
+        Raises:
+            FailedPreconditionError: what is waited for has FAILED.
+        """
+        try:
+            if model is None:
+                yield from self.models()
+                return True
+            return _is_ready((yield from self.model(model)), version)
+        except (NotFoundError, UnavailableError):
+            return False
+
+    def _predict_as(
+        self, details: VersionDetails, selector: Selector, inputs: messages.Inputs, outputs: Sequence[str]
+    ) -> Operation[Prediction]:
+        tensors = messages.input_tensors(details, messages.named_inputs(details, inputs))
+        prediction = messages.prediction_of((yield messages.predict_call(selector, tensors, outputs)))
+        if prediction.version != details.version.version:
+            self._known.pop(selector, None)
+        return prediction
+
+    def _ready(self, selector: Selector) -> Operation[VersionDetails]:
+        details = yield from self.details(selector)
+        if details.version.state != READY:
+            raise _not_ready(details.model, details.version)
+        return details
+
+    def _remember(self, selector: Selector, details: VersionDetails) -> None:
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[selector] = details
+
+
+def _is_ready(model: Model, version: int | None) -> bool:
+    wanted = [each for each in model.versions if version in (None, each.version)]
+    if any(each.state == READY for each in wanted):
+        return True
+    if wanted and all(each.state == FAILED for each in wanted):
+        raise _not_ready(model.name, wanted[-1])
+    return False
+
+
+def _not_ready(model: str, version: ModelVersion) -> FitserveError:
+    text = f"model '{model}' version {version.version}: expected state READY, got {version.state}"
+    if version.state == FAILED:
+        return FailedPreconditionError(f"{text}: {version.reason}", reason="MODEL_FAILED")
+    return UnavailableError(text, reason=NOT_READY)
+
+
+def _check_lengths(arrays: Mapping[str, Array], labels: Array) -> None:
+    for subject, array in {**{f"input '{name}'": array for name, array in arrays.items()}, "labels": labels}.items():
+        if array.ndim == 0:
+            raise InvalidArgumentError(f"{subject}: expected an axis of examples, got a scalar", reason=INVALID_LABELS)
+    for name, array in arrays.items():
+        if len(array) != len(labels):
+            raise InvalidArgumentError(
+                f"labels: expected {len(array)}, as many as input '{name}', got {len(labels)}", reason=INVALID_LABELS
+            )
+    if not len(labels):
+        raise InvalidArgumentError("labels: expected at least 1 example, got 0", reason=INVALID_LABELS)
