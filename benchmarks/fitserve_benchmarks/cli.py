@@ -1,0 +1,111 @@
+"""`fitserve-bench`: measures torch against ONNX Runtime, a server over the wire, and runs the demo.
+
+Exit codes: 0 done; 1 measured, but an answer was wrong or a step failed; 2 what was asked for cannot be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+_DESCRIPTION: Final = "Measures what fitserve trains, exports and serves."
+_EXAMPLES: Final = """examples:
+  fitserve-bench latency --model lenet --run-dir runs/lenet
+  fitserve-bench wire --server localhost:8001 --model lenet --in-flight 1,8,32
+  fitserve-bench demo
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    from fitserve_benchmarks.processes import orderly_ending
+
+    arguments = _parser().parse_args(argv)
+    try:
+        with orderly_ending():
+            return _COMMANDS[arguments.command](arguments)
+    except KeyboardInterrupt:
+        print("fitserve-bench: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        print(f"fitserve-bench {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"fitserve-bench {arguments.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        "fitserve-bench", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=formatter
+    )
+    parser.add_argument("--version", action="version", version=f"fitserve {importlib.metadata.version('fitserve')}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_latency(commands.add_parser("latency", help="torch eager, torch.compile and ONNX Runtime, in one process"))
+    return parser
+
+
+def _add_latency(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Measures torch eager, torch.compile and ONNX Runtime in turns, answers checked."
+    parser.epilog = (
+        "example: fitserve-bench latency --model lenet --run-dir runs/lenet --batch-sizes 1,8,64 --threads 1"
+    )
+    parser.add_argument("--repository", type=Path, default=Path("repository"), help="model repository (repository)")
+    parser.add_argument("--model", default="lenet", help="model name (lenet)")
+    parser.add_argument("--model-version", type=int, help="version number (the highest)")
+    parser.add_argument("--run-dir", type=Path, help="run it was exported from (runs/MODEL where that is there)")
+    parser.add_argument("--batch-sizes", type=positive_numbers, default=(1, 2, 4, 8, 16, 32, 64), metavar="N,N,…")
+    parser.add_argument("--threads", default="1,all", help="thread counts to measure with (1,all)")
+    parser.add_argument("--trials", type=int, default=20, help="turns of each contestant, at least 3 (20)")
+    parser.add_argument("--budget-s", type=float, default=10.0, help="time for the calls of one row, in seconds (10)")
+    parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where JSON and SVG go (results)")
+
+
+def positive_numbers(text: str) -> tuple[int, ...]:
+    """Reads positive numbers separated by commas, each once, in the order given.
+
+    Raises:
+        argparse.ArgumentTypeError: a part is none.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected positive numbers separated by commas, got '{text[:64]}'")
+    return tuple(dict.fromkeys(map(int, parts)))
+
+
+def _latency(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from fitserve_benchmarks.latency import Plan
+    from fitserve_benchmarks.latency_report import print_report
+    from fitserve_benchmarks.latency_run import run_latency
+    from fitserve_benchmarks.threads import thread_settings
+
+    if arguments.trials < 3 or not arguments.budget_s > 0:
+        raise ValueError(
+            f"expected --trials of at least 3 and --budget-s above 0, got {arguments.trials} and {arguments.budget_s}"
+        )
+    run_dir = arguments.run_dir
+    if run_dir is None and (usual := Path("runs", arguments.model)).is_dir():
+        run_dir = usual
+    plan = Plan(
+        repository=str(arguments.repository),
+        model=arguments.model,
+        version=arguments.model_version,
+        run_dir=None if run_dir is None else str(run_dir),
+        batch_sizes=arguments.batch_sizes,
+        trials=arguments.trials,
+        budget_s=arguments.budget_s,
+    )
+    result, paths = run_latency(plan, thread_settings(arguments.threads), arguments.output_dir)
+    print_report(result, Console())
+    print("written: " + ", ".join(map(str, paths)))
+    return 0 if all(row.agrees for row in result.rows) else 1
+
+
+_COMMANDS: Final = {"latency": _latency}

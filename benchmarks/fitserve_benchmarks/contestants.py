@@ -1,0 +1,208 @@
+"""Who takes part: each contestant takes numpy arrays and gives numpy arrays, so that every row is host to host.
+
+A further contestant is one more entry of `ENTRIES`. Shapes: B examples.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from fitserve_benchmarks.subject import Array, Batch, Subject
+
+if TYPE_CHECKING:
+    import torch
+
+REFERENCE: Final = "torch eager"
+"""Whose fp32 answers on the CPU the others are held against, and whose times are the ratio's baseline."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """What came before the first answer.
+
+    Args:
+        load_s: Building the module or the session on its device.
+        compile_s: The call that compiles, that call's run included; None for what does not compile.
+    """
+
+    load_s: float
+    compile_s: float | None = None
+
+
+class Contestant(Protocol):
+    """One way to run the subject. Not thread-safe; owns what it loaded until it is dropped."""
+
+    def prepare(self, batch: Batch) -> Preparation:
+        """Loads, and compiles for this batch's shapes. Raises whatever the library raises."""
+        ...
+
+    def run(self, batch: Batch) -> tuple[Array, ...]:
+        """Answers one batch, and returns once the answers are in host memory."""
+        ...
+
+
+class TorchContestant:
+    """The module itself, in eval and inference mode.
+
+    Args:
+        subject: With a module.
+        device: `cpu` or `cuda`.
+        compile_options: Keyword arguments of torch.compile; None runs eagerly. Shapes are static: it is compiled
+            for each batch size anew, which is the best it can do there.
+    """
+
+    def __init__(self, subject: Subject, device: str, compile_options: Mapping[str, Any] | None = None) -> None:
+        self._subject = subject
+        self._device = device
+        self._compile_options = compile_options
+        self._forward: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]
+
+    def prepare(self, batch: Batch) -> Preparation:
+        """See Contestant."""
+        import torch
+
+        started_s = time.perf_counter()
+        module = copy.deepcopy(self._subject.module).to(self._device).eval()  # type: ignore[union-attr]
+        self._forward = module
+        loaded_s = time.perf_counter()
+        if self._compile_options is None:
+            return Preparation(loaded_s - started_s)
+        self._forward = torch.compile(module, dynamic=False, **self._compile_options)
+        self.run(batch)
+        return Preparation(loaded_s - started_s, time.perf_counter() - loaded_s)
+
+    def run(self, batch: Batch) -> tuple[Array, ...]:
+        """See Contestant. Copying to the host waits for the device."""
+        import torch
+
+        with torch.inference_mode():
+            tensors = [torch.from_numpy(batch[spec.name]).to(self._device) for spec in self._subject.inputs]
+            outputs = self._forward(*tensors)
+            if isinstance(outputs, torch.Tensor):
+                return (outputs.cpu().numpy(),)
+            return tuple(output.cpu().numpy() for output in outputs)
+
+
+@dataclass
+class OnnxRuntimeContestant:
+    """The exported file in one ONNX Runtime session.
+
+    Args:
+        subject: Names the file.
+        device: `cpu` or `cuda`.
+        thread_count: Threads inside one operator.
+    """
+
+    subject: Subject
+    device: str
+    thread_count: int
+    _session: Any = field(init=False, default=None)
+
+    def prepare(self, batch: Batch) -> Preparation:  # noqa: ARG002
+        """See Contestant.
+
+        Raises:
+            RuntimeError: the session runs on another provider than the device's.
+        """
+        import onnxruntime
+
+        provider = _PROVIDERS[self.device]
+        started_s = time.perf_counter()
+        self._session = onnxruntime.InferenceSession(
+            str(self.subject.onnx_path), session_options(self.thread_count), providers=[provider]
+        )
+        if (found := self._session.get_providers()[0]) != provider:
+            raise RuntimeError(f"provider: expected {provider}, got {found}")
+        return Preparation(time.perf_counter() - started_s)
+
+    def run(self, batch: Batch) -> tuple[Array, ...]:
+        """See Contestant."""
+        return tuple(self._session.run(None, batch))
+
+
+def session_options(thread_count: int) -> Any:
+    """Makes the session options of every measured session.
+
+    Its threads spin within a run, as by default, but not after it: there they would slow the contestant that is next.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = thread_count
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    return options
+
+
+SPINNING: Final = "ONNX Runtime: within a run, stopped after it (session.force_spinning_stop=1); OpenMP: default"
+
+_PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A contestant that may take part.
+
+    Args:
+        name: As the tables print it.
+        device: `cpu` or `cuda`.
+        make: Makes it for a subject and a thread count; costs nothing yet.
+        why_not: Says why it cannot take part here, None where it can.
+    """
+
+    name: str
+    device: str
+    make: Callable[[Subject, int], Contestant]
+    why_not: Callable[[Subject], str | None]
+
+
+def _torch_entry(name: str, device: str, compile_options: Mapping[str, Any] | None = None) -> Entry:
+    def why_not(subject: Subject) -> str | None:
+        if subject.module is None:
+            return "needs the run directory that the version was exported from"
+        return _why_no_cuda_torch() if device == "cuda" else None
+
+    return Entry(name, device, lambda subject, _: TorchContestant(subject, device, compile_options), why_not)
+
+
+def _onnxruntime_entry(device: str) -> Entry:
+    def why_not(_: Subject) -> str | None:
+        return _why_no_cuda_session() if device == "cuda" else None
+
+    return Entry(
+        "ONNX Runtime", device, lambda subject, threads: OnnxRuntimeContestant(subject, device, threads), why_not
+    )
+
+
+def _why_no_cuda_torch() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def _why_no_cuda_session() -> str | None:
+    import onnxruntime
+
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        return "this ONNX Runtime has no CUDA provider"
+    if importlib.util.find_spec("torch") is not None and (reason := _why_no_cuda_torch()):
+        return reason
+    onnxruntime.preload_dlls()
+    return None
+
+
+ENTRIES: Final = (
+    _torch_entry(REFERENCE, "cpu"),
+    _torch_entry("torch.compile", "cpu", {}),
+    _onnxruntime_entry("cpu"),
+    _torch_entry(REFERENCE, "cuda"),
+    _torch_entry("torch.compile", "cuda", {}),
+    _onnxruntime_entry("cuda"),
+)
+"""Everybody, in the order of the tables. The first that takes part is the reference."""
