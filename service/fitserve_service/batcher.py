@@ -8,7 +8,7 @@ nobody waits unless `max_queue_delay_s` asks for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Generic, TypeVar
@@ -48,11 +48,25 @@ class Entry(Generic[Item]):
     is_queued: bool = field(default=False, init=False)
 
 
+@dataclass(slots=True)
+class Taken(Generic[Item]):
+    """What left the queues at once.
+
+    Args:
+        batch: Runs together now; empty where nothing is due.
+        late: Entries met on the way whose deadline has passed: never to be run.
+    """
+
+    batch: list[Entry[Item]]
+    late: list[Entry[Item]]
+
+
 class Batcher(Generic[Item]):
     """Bounded queues, one per priority and key, each first in, first out.
 
-    Invariants: `queued_examples` is the sum over queued entries and at most `max_queued_examples` (an empty queue takes
-    any single entry); an entry leaves exactly once, by `take`, `expired` or `remove`.
+    Invariants: `queued_examples` is the sum over queued entries (one without rows counts as one) and at most
+    `max_queued_examples`, but that an empty queue takes any single entry; an entry leaves exactly once, by `take` or
+    by `remove`.
 
     Args:
         max_batch_size: Most examples in one batch; 0: every entry runs alone.
@@ -65,18 +79,16 @@ class Batcher(Generic[Item]):
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queued_examples = max_queued_examples
         self._queues: dict[tuple[Priority, Hashable], deque[Entry[Item]]] = {}
-        self._alone_count = 0
         self.queued_examples = 0
         self.entry_count = 0
 
     def add(self, entry: Entry[Item], now_s: float) -> bool:
-        """Queues an entry; False where the queue is full. An entry without rows counts as one."""
+        """Queues an entry; False where the queue is full."""
         weight = max(entry.example_count, 1)
         if self.entry_count and self.queued_examples + weight > self._max_queued_examples:
             return False
-        if entry.key is None or self._max_batch_size == 0:
-            self._alone_count += 1
-            entry.key = ("alone", self._alone_count)
+        if self._max_batch_size == 0:
+            entry.key = None
         entry.arrived_s = now_s
         entry.is_queued = True
         self._queues.setdefault((entry.priority, entry.key), deque()).append(entry)
@@ -93,30 +105,18 @@ class Batcher(Generic[Item]):
         self._left(entry, queue)
         return True
 
-    def expired(self, now_s: float) -> list[Entry[Item]]:
-        """Takes out every entry whose deadline has passed."""
-        late = [
-            e for queue in self._queues.values() for e in queue if e.deadline_s is not None and e.deadline_s <= now_s
-        ]
-        for entry in late:
-            self.remove(entry)
-        return late
-
-    def take(self, now_s: float) -> list[Entry[Item]]:
-        """Takes the next batch that is due; empty where none is.
+    def take(self, now_s: float) -> Taken[Item]:
+        """Takes the next batch that is due.
 
         The queue whose head comes first (by priority, then by age; an aged head by age alone) gives entries in order
         until the next does not fit. It is due when it is full, or its head has waited `max_queue_delay_s`.
         """
+        late: list[Entry[Item]] = []
         for queue in self._by_turn(now_s):
-            batch = list(self._filling(queue))
-            is_full = len(batch) < len(queue) or self._rows(batch) >= self._max_batch_size
-            if is_full or now_s - queue[0].arrived_s >= self._max_queue_delay_s:
-                for entry in batch:
-                    queue.popleft()
-                    self._left(entry, queue)
-                return batch
-        return []
+            late += self._take_late(queue, now_s)
+            if queue and self._is_due(queue, now_s):
+                return Taken(self._take_batch(queue, now_s, late), late)
+        return Taken([], late)
 
     def due_s(self) -> float | None:
         """When the next batch is due, as far as waiting alone decides; None where nothing is queued."""
@@ -124,7 +124,7 @@ class Batcher(Generic[Item]):
         return min(heads) + self._max_queue_delay_s if heads else None
 
     def _by_turn(self, now_s: float) -> list[deque[Entry[Item]]]:
-        if len(self._queues) == 1:
+        if len(self._queues) <= 1:
             return list(self._queues.values())
 
         def turn(queue: deque[Entry[Item]]) -> tuple[int, float]:
@@ -134,17 +134,39 @@ class Batcher(Generic[Item]):
 
         return sorted(self._queues.values(), key=turn)
 
-    def _filling(self, queue: deque[Entry[Item]]) -> Iterator[Entry[Item]]:
-        room = self._max_batch_size
-        for index, entry in enumerate(queue):
-            room -= entry.example_count
-            if index and room < 0:
-                return
-            yield entry
+    def _is_due(self, queue: deque[Entry[Item]], now_s: float) -> bool:
+        if queue[0].key is None or now_s - queue[0].arrived_s >= self._max_queue_delay_s:
+            return True
+        rows = 0
+        for entry in queue:
+            rows += entry.example_count
+            if rows >= self._max_batch_size:
+                return True
+        return False
 
-    @staticmethod
-    def _rows(batch: list[Entry[Item]]) -> int:
-        return sum(entry.example_count for entry in batch)
+    def _take_late(self, queue: deque[Entry[Item]], now_s: float) -> list[Entry[Item]]:
+        late = []
+        while queue and _is_late(queue[0], now_s):
+            late.append(self._pop(queue))
+        return late
+
+    def _take_batch(self, queue: deque[Entry[Item]], now_s: float, late: list[Entry[Item]]) -> list[Entry[Item]]:
+        batch = [self._pop(queue)]
+        room = self._max_batch_size - batch[0].example_count
+        while queue and batch[0].key is not None:
+            if _is_late(queue[0], now_s):
+                late.append(self._pop(queue))
+            elif queue[0].example_count <= room:
+                room -= queue[0].example_count
+                batch.append(self._pop(queue))
+            else:
+                break
+        return batch
+
+    def _pop(self, queue: deque[Entry[Item]]) -> Entry[Item]:
+        entry = queue.popleft()
+        self._left(entry, queue)
+        return entry
 
     def _left(self, entry: Entry[Item], queue: deque[Entry[Item]]) -> None:
         entry.is_queued = False
@@ -152,3 +174,7 @@ class Batcher(Generic[Item]):
         self.entry_count -= 1
         if not queue:
             del self._queues[(entry.priority, entry.key)]
+
+
+def _is_late(entry: Entry[Item], now_s: float) -> bool:
+    return entry.deadline_s is not None and entry.deadline_s <= now_s
