@@ -131,6 +131,6 @@ def test_both_stub_sets_load_in_one_process_in_either_order(order: tuple[str, st
 
 
 def test_the_private_pool_is_not_the_default_one() -> None:
-    assert pool.private_pool() is not descriptor_pool.Default()
+    assert pool.private_pool() is not descriptor_pool.Default()  # type: ignore[no-untyped-call]
     assert inference_pb2.ModelInferRequest.DESCRIPTOR.file.pool is pool.private_pool()
     assert inference_pb2.ModelInferRequest is not peer_service.ModelInferRequest

@@ -1,0 +1,82 @@
+"""Errors as they travel: `google.rpc.Status` with one `ErrorInfo`; an exception nobody foresaw as an incident id."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from types import TracebackType
+from typing import Final, NamedTuple
+
+from google.protobuf.any_pb2 import Any
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
+
+from fitserve_service.calls import Call
+from fitserve_service.errors import DOMAIN, Reason, ServiceError
+
+DETAILS_KEY: Final = "grpc-status-details-bin"
+"""Trailing metadata that holds the serialized Status. Source: grpc/doc, "richer error model"."""
+
+MAX_MESSAGE_CHARS: Final = 1024
+"""Longer texts are cut: message and details together stay within the 8 KiB of metadata that clients take."""
+
+_log = logging.getLogger(__name__)
+
+
+class WireStatus(NamedTuple):
+    """An error as a transport sends it."""
+
+    code: int
+    message: str
+    details: bytes
+
+
+def wire_status(error: ServiceError) -> WireStatus:
+    """Gives an error's code, its text, and the serialized `google.rpc.Status` for `DETAILS_KEY`."""
+    message = _cut(error.message)
+    info = ErrorInfo(reason=error.reason.value, domain=DOMAIN)
+    for key, value in error.metadata.items():
+        info.metadata[key] = _cut(value, 128)
+    packed = Any()
+    packed.Pack(info)
+    status = Status(code=int(error.code), message=message, details=[packed])
+    return WireStatus(int(error.code), message, status.SerializeToString())
+
+
+def incident(method: str, exception: BaseException) -> ServiceError:
+    """Logs an exception nobody foresaw and gives the error for the caller, which holds only the incident's id."""
+    number = secrets.token_hex(8)
+    _log.error("incident %s in %s", number, method, exc_info=exception, extra={"incident": number, "method": method})
+    text = f"internal error, incident {number}: the server's log has the details under this id"
+    return ServiceError(Reason.INTERNAL, text, incident=number)
+
+
+class answering:
+    """Fails a call with whatever its block raises: a ServiceError as it is, anything else as an incident."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exception: BaseException | None, _: TracebackType | None
+    ) -> bool:
+        if exception is None:
+            return False
+        if isinstance(exception, ServiceError):
+            self._call.fail(exception)
+        elif isinstance(exception, Exception):
+            self._call.fail(incident(self._call.method, exception))
+        else:
+            return False
+        return True
+
+
+def _cut(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+    # Lone surrogates cannot be sent as UTF-8.
+    clean = text.encode(errors="replace").decode()
+    return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"

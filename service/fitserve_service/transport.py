@@ -1,0 +1,126 @@
+"""What the server needs of a transport, and where it listens; `transport_stock` is one, others may stand beside it."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from fitserve_service.calls import Loop, MethodTable
+from fitserve_service.errors import Reason, ServiceError
+
+_LEAST_REMAINING_S: Final = 0.001
+"""grpcio rounds a deadline up to whole milliseconds: one that has passed already arrives as 1 ms. Measured on 1.85."""
+
+
+class ListenError(Exception):
+    """The address cannot be listened on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransportOptions:
+    """Where a transport listens and what it lets in.
+
+    Args:
+        host: Name or address.
+        port: TCP port; 0 takes a free one.
+        max_message_bytes: Larger requests are refused with TOO_LARGE.
+        max_concurrent_streams: Calls at once on one connection. 64 keeps innocents alive under a rapid reset, which
+            grpcio's default does not.
+        handshake_timeout_s: A connection that does not speak HTTP/2 by then is closed.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8001
+    max_message_bytes: int = 64 << 20
+    max_concurrent_streams: int = 64
+    handshake_timeout_s: float = 5.0
+
+    @property
+    def address(self) -> str:
+        """`host:port`, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class Transport(Loop, Protocol):
+    """A gRPC server that carries a method table on one loop thread."""
+
+    def run(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
+        """Serves on this thread, which becomes the loop thread, until `stop` has ended; once only.
+
+        Args:
+            table: The methods.
+            on_start: Called on the loop thread with the port once calls are taken.
+
+        Raises:
+            ListenError: the address cannot be listened on.
+        """
+        ...
+
+    def stop(self, grace_s: float) -> None:
+        """Refuses new calls, lets those in flight end for at most `grace_s`, then cancels them; from the loop thread.
+
+        Streams see a half-close, so that those with nothing left to answer end.
+        """
+        ...
+
+
+def check_arrival(size_bytes: int, max_bytes: int, remaining_s: float | None) -> None:
+    """Refuses a request that is too large, or whose caller has stopped waiting, before it costs anything.
+
+    Args:
+        size_bytes: Size of the message.
+        max_bytes: The most that is taken.
+        remaining_s: Time to the caller's deadline as the request arrives; None: it has none.
+
+    Raises:
+        ServiceError: TOO_LARGE or DEADLINE_PASSED.
+    """
+    if size_bytes > max_bytes:
+        raise ServiceError(Reason.TOO_LARGE, f"message: expected at most {max_bytes} bytes, got {size_bytes}")
+    if remaining_s is not None and remaining_s < _LEAST_REMAINING_S:
+        raise ServiceError(Reason.DEADLINE_PASSED, "deadline: passed before the request was read")
+
+
+def is_loopback(host: str) -> bool:
+    """Tells whether only this machine can reach a host."""
+    try:
+        return all(ipaddress.ip_address(info[4][0]).is_loopback for info in _resolve(host, 0))
+    except ListenError:
+        return False
+
+
+def check_listenable(host: str, port: int) -> None:
+    """Finds out early, and in words, whether a port can be had: grpcio's own failure does not say why.
+
+    Raises:
+        ListenError: the port is taken or not allowed, or the host is not of this machine.
+    """
+    family, kind, protocol, _, address = _resolve(host, port)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            raise ListenError(_why(host, port, error)) from None
+
+
+def _why(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use: stop the program that has it, or choose another (0: any free one)"
+    if error.errno == errno.EACCES:
+        return f"port {port} on {host}: expected a port that this user may open (1024 or above), got {error.strerror}"
+    return f"{host}:{port}: expected an address of this machine, got {error.strerror}"
+
+
+def _resolve(
+    host: str, port: int
+) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        raise ListenError(f"host '{host[:128]}': expected a name or address of this machine, got {error}") from None
+    return found  # type: ignore[return-value]

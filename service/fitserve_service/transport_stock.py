@@ -1,0 +1,278 @@
+"""The transport on grpcio's public API: one grpc.aio server on one event loop (uvloop where it is installed).
+
+grpc.aio and not the sync server, whose worker threads a few stalled request bodies take for good.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import grpc
+import grpc.aio
+
+from fitserve_service.calls import Metadata, MethodTable, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.status import DETAILS_KEY, answering, wire_status
+from fitserve_service.transport import ListenError, TransportOptions, check_arrival, check_listenable
+
+_MAX_UNSENT: Final = 64
+"""A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
+
+_GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
+_Context: TypeAlias = Any
+"""grpc.aio.ServicerContext; its `read` and `write` are of its Cython class alone."""
+
+_Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+
+
+class _Answer(NamedTuple):
+    message: bytes
+    trailing: Metadata
+
+
+class StockTransport:
+    """Carries a method table over grpc.aio. `post` may be called from any thread, the rest on the loop thread."""
+
+    def __init__(self, options: TransportOptions) -> None:
+        self._options = options
+        self._loop = _new_loop()
+        self._streams: set[_StreamCall] = set()
+        self._stopped: asyncio.Future[float] = self._loop.create_future()
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Runs a callback on the loop thread soon; after the loop has ended, not at all."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(callback)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Runs a callback once the events at hand are handled."""
+        self._loop.call_soon(callback)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Runs a callback after a delay."""
+        self._loop.call_later(delay_s, callback)
+
+    def run(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
+        """Serves until `stop` has ended; see `transport.Transport`."""
+        try:
+            self._loop.run_until_complete(self._serve(table, on_start))
+        finally:
+            self._loop.close()
+
+    def stop(self, grace_s: float) -> None:
+        """Ends `run` within the grace time."""
+        if not self._stopped.done():
+            self._stopped.set_result(grace_s)
+
+    async def _serve(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
+        server = grpc.aio.server(options=_channel_options(self._options))
+        server.add_generic_rpc_handlers((_Router(self._handlers(table)),))
+        on_start(await _listen(server, self._options))
+        grace_s = await self._stopped
+        for call in list(self._streams):
+            call.half_close()
+        await server.stop(grace_s)
+
+    def _handlers(self, table: MethodTable) -> dict[str, _Handler]:
+        limit = self._options.max_message_bytes
+        handlers: dict[str, _Handler] = {}
+        for name, unary in table.unary.items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(functools.partial(_run_unary, unary, name, limit))
+        for name, stream in table.stream.items():
+            handlers[name] = grpc.stream_stream_rpc_method_handler(functools.partial(self._run_stream, stream, name))
+        return handlers
+
+    async def _run_stream(self, method: StreamMethod, name: str, _: object, context: _Context) -> None:
+        call = _StreamCall(name, context)
+        with answering(call):
+            call.handler = method(call)
+        self._streams.add(call)
+        reader = asyncio.ensure_future(call.read_all(self._options.max_message_bytes))
+        try:
+            await call.write_all()
+        except asyncio.CancelledError:
+            call.cancelled()
+            raise
+        finally:
+            reader.cancel()
+            self._streams.discard(call)
+
+
+class _Call:
+    """What unary and stream calls have in common; see `calls.Call`."""
+
+    def __init__(self, method: str, context: _Context) -> None:
+        self.method = method
+        self.metadata: Metadata = context.invocation_metadata() or ()
+        self.remaining_s: float | None = context.time_remaining()
+        self.deadline_s = None if self.remaining_s is None else time.monotonic() + self.remaining_s
+        self._on_cancel: Callable[[], None] | None = None
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        self._on_cancel = callback
+
+    def cancelled(self) -> None:
+        if self._on_cancel is not None:
+            self._on_cancel()
+
+
+class _UnaryCall(_Call):
+    def __init__(self, method: str, context: _Context) -> None:
+        super().__init__(method, context)
+        self.outcome: asyncio.Future[_Answer | ServiceError] = asyncio.get_running_loop().create_future()
+
+    def reply(self, message: bytes, trailing: Metadata = ()) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(_Answer(message, trailing))
+
+    def fail(self, error: ServiceError) -> None:
+        if not self.outcome.done():
+            self.outcome.set_result(error)
+
+
+async def _run_unary(method: UnaryMethod, name: str, limit: int, request: bytes, context: _Context) -> bytes:
+    call = _UnaryCall(name, context)
+    with answering(call):
+        check_arrival(len(request), limit, call.remaining_s)
+        method(call, request)
+    try:
+        outcome = await call.outcome
+    except asyncio.CancelledError:
+        call.cancelled()
+        raise
+    if isinstance(outcome, ServiceError):
+        await _abort(context, outcome)
+        raise AssertionError("abort always raises")
+    if outcome.trailing:
+        context.set_trailing_metadata(tuple(outcome.trailing))
+    return outcome.message
+
+
+class _StreamCall(_Call):
+    handler: StreamHandler | None = None
+
+    def __init__(self, method: str, context: _Context) -> None:
+        super().__init__(method, context)
+        self._context = context
+        self._unsent: deque[bytes | ServiceError | None] = deque()
+        self._has_unsent = asyncio.Event()
+        self._has_room = asyncio.Event()
+        self._has_room.set()
+        self._is_over = False
+        self._is_half_closed = False
+
+    def send(self, message: bytes) -> None:
+        self._put(message)
+
+    def finish(self) -> None:
+        self._put(None)
+        self._is_over = True
+
+    def fail(self, error: ServiceError) -> None:
+        self._put(error)
+        self._is_over = True
+
+    def half_close(self) -> None:
+        if self.handler is not None and not self._is_half_closed and not self._is_over:
+            self._is_half_closed = True
+            with answering(self):
+                self.handler.on_half_close()
+
+    async def read_all(self, limit: int) -> None:
+        """Hands the caller's messages to the handler until there are no more."""
+        while not (self._is_over or self._is_half_closed):
+            await self._has_room.wait()
+            message = await self._context.read()
+            if message is grpc.aio.EOF:  # type: ignore[attr-defined]
+                return self.half_close()
+            if self.handler is None or self._is_half_closed:
+                return None
+            with answering(self):
+                check_arrival(len(message), limit, self.remaining_s)
+                self.handler.on_message(message)
+        return None
+
+    async def write_all(self) -> None:
+        """Sends what the handler answers until it ends the call."""
+        while True:
+            await self._has_unsent.wait()
+            while self._unsent:
+                item = self._unsent.popleft()
+                if item is None:
+                    return
+                if isinstance(item, ServiceError):
+                    await _abort(self._context, item)
+                else:
+                    await self._context.write(item)
+                if len(self._unsent) < _MAX_UNSENT:
+                    self._has_room.set()
+            self._has_unsent.clear()
+
+    def _put(self, item: bytes | ServiceError | None) -> None:
+        if self._is_over:
+            return
+        self._unsent.append(item)
+        self._has_unsent.set()
+        if len(self._unsent) >= _MAX_UNSENT:
+            self._has_room.clear()
+
+
+class _Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    """Finds a call's handler by its method; an unknown method is answered as such, with details."""
+
+    def __init__(self, handlers: dict[str, _Handler]) -> None:
+        self._handlers = handlers
+        self._unknown = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
+        return self._handlers.get(handler_call_details.method, self._unknown)
+
+
+async def _refuse_unknown(_: object, context: _Context) -> None:
+    error = ServiceError(Reason.UNKNOWN_METHOD, "method: expected one that reflection lists, got one not served here")
+    await _abort(context, error)
+
+
+async def _abort(context: _Context, error: ServiceError) -> None:
+    status = wire_status(error)
+    trailing = ((DETAILS_KEY, status.details),)
+    abort: Awaitable[None] = context.abort(_GRPC_CODES[status.code], status.message, trailing)
+    await abort
+
+
+async def _listen(server: grpc.aio.Server, options: TransportOptions) -> int:
+    check_listenable(options.host, options.port)
+    try:
+        port: int = server.add_insecure_port(options.address)
+    except RuntimeError as error:
+        raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None
+    await server.start()
+    return port
+
+
+def _channel_options(options: TransportOptions) -> list[tuple[str, int]]:
+    # grpcio drops a larger message without saying ours is the limit: it gets twice the room, to bound the memory alone.
+    hard_limit = min(2 * options.max_message_bytes, 2**31 - 1)
+    return [
+        ("grpc.max_receive_message_length", hard_limit),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", options.max_concurrent_streams),
+        ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * 1000)),
+        # Two servers on one port would share its connections in silence.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
