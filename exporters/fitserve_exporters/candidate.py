@@ -1,0 +1,189 @@
+"""What is to become a version: a module with its signature, its task and the data that proves it.
+
+Shapes: B examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from fitserve_contract.datatypes import datatype_of
+from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.tasks import Task
+from fitserve_exporters.errors import ExportError
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Arrays: TypeAlias = dict[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input of the module, in the order of its forward.
+
+    Args:
+        name: Name in the exported model.
+        dtype: Its elements.
+        shape: Size of each axis; a str names a free axis, and the first axis is one: the batch.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+    def to_tensor_spec(self) -> TensorSpec:
+        """Gives the input as the manifest writes it."""
+        return TensorSpec(self.name, datatype_of(numpy_dtype(self.dtype)), self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Examples that training never saw.
+
+    Args:
+        inputs: Input name to (B, ...).
+        labels: As the task says, (B, ...); None where there are none, and then no accuracy is claimed.
+        source: What it is, for people.
+        sha256: Hash of the data it was read from; empty where it was never in a file.
+    """
+
+    inputs: Mapping[str, Array]
+    labels: Array | None
+    source: str
+    sha256: str = ""
+
+    @property
+    def example_count(self) -> int:
+        """Number of examples."""
+        return len(next(iter(self.inputs.values())))
+
+    def rows(self, indices: Array) -> Arrays:
+        """Picks the inputs of some examples."""
+        return {name: array[indices] for name, array in self.inputs.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far an output of ONNX Runtime may lie from float64.
+
+    max|onnxruntime - float64| <= max(factor * max|torch fp32 - float64|, atol, rtol * max|float64|)
+
+    Args:
+        factor: Multiple of torch's own rounding error.
+        atol: Least absolute tolerance.
+        rtol: Tolerance relative to the largest value of the output.
+        reason: Why these.
+    """
+
+    factor: float = 2.0
+    atol: float = 1e-5
+    rtol: float = 1e-5
+    reason: str = (
+        "twice torch's own fp32 rounding error, as another order of the same sums may err as much again; never less "
+        "than 1e-5 of the output's scale, about 84 fp32 epsilons, since a lucky torch result would make the bound vanish"
+    )
+
+    def of(self, torch_max_error: float, largest: float) -> float:
+        """Computes the tolerance of one output from torch's error and the largest float64 value."""
+        return max(self.factor * torch_max_error, self.atol, self.rtol * largest)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """All that an export starts from.
+
+    Args:
+        module: Eager; its forward takes the inputs in order and gives the outputs in order.
+        inputs: At least one.
+        output_names: One per output.
+        held_out: What it is verified on.
+        task: What the outputs mean; None where nothing can be scored.
+        training: How it was trained, for the manifest.
+        tolerance: Of every output.
+        seed: Of all sampling.
+
+    Raises:
+        ExportError: the parts do not fit each other.
+    """
+
+    module: nn.Module
+    inputs: tuple[InputSpec, ...]
+    output_names: tuple[str, ...]
+    held_out: HeldOut
+    task: Task | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: Tolerance = field(default_factory=Tolerance)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.inputs or not self.output_names:
+            raise ExportError(
+                f"export: expected inputs and outputs, got {len(self.inputs)} and {len(self.output_names)}"
+            )
+        _check_names([spec.name for spec in self.inputs] + list(self.output_names))
+        _check_batch_axes(self.inputs)
+        if self.task is not None and self.task.output not in self.output_names:
+            raise ExportError(f"task: expected an output of {', '.join(self.output_names)}, got '{self.task.output}'")
+        _check_held_out(self.inputs, self.held_out)
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """Gives the numpy dtype of a torch dtype.
+
+    Raises:
+        ExportError: numpy has none (bfloat16, float8, complex variants).
+    """
+    try:
+        return torch.empty(0, dtype=dtype).numpy().dtype
+    except TypeError:
+        raise ExportError(f"inputs: expected a dtype that numpy has, got {dtype}") from None
+
+
+def _check_names(names: list[str]) -> None:
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ExportError(f"input and output names: expected each once, got {', '.join(twice)} more often")
+    if not all(names):
+        raise ExportError("input and output names: expected no empty name")
+
+
+def _check_batch_axes(inputs: tuple[InputSpec, ...]) -> None:
+    first = {spec.name: spec.shape[0] if spec.shape else None for spec in inputs}
+    for name, axis in first.items():
+        if not isinstance(axis, str) or axis != next(iter(first.values())):
+            raise ExportError(
+                f"input '{name}': expected the batch as its first axis, got shape {_shape_of(name, inputs)}"
+            )
+
+
+def _shape_of(name: str, inputs: tuple[InputSpec, ...]) -> tuple[int | str, ...]:
+    return next(spec.shape for spec in inputs if spec.name == name)
+
+
+def _check_held_out(inputs: tuple[InputSpec, ...], held_out: HeldOut) -> None:
+    expected = {spec.name for spec in inputs}
+    if set(held_out.inputs) != expected:
+        raise ExportError(f"held-out inputs: expected {sorted(expected)}, got {sorted(held_out.inputs)}")
+    lengths = {name: len(array) for name, array in held_out.inputs.items()}
+    if held_out.labels is not None:
+        lengths["labels"] = len(held_out.labels)
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ExportError(f"held-out set: expected one number of examples, at least 1, got {lengths}")
+    for spec in inputs:
+        _check_array(spec, held_out.inputs[spec.name])
+
+
+def _check_array(spec: InputSpec, array: Array) -> None:
+    fits = array.ndim == len(spec.shape) and all(
+        isinstance(axis, str) or axis == size for axis, size in zip(spec.shape, array.shape, strict=True)
+    )
+    if not fits or array.dtype != numpy_dtype(spec.dtype):
+        raise ExportError(
+            f"held-out input '{spec.name}': expected {numpy_dtype(spec.dtype)} {spec.shape}, "
+            f"got {array.dtype} {array.shape}"
+        )

@@ -1,0 +1,153 @@
+"""Writes a verified candidate into the repository: the model, its manifest and its certificate, atomically."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExamples, Probe
+from fitserve_contract.files import write_durably
+from fitserve_contract.manifest import Manifest
+from fitserve_contract.repository import MANIFEST_FILE, MODEL_FILE, VersionPath, publish, publishing
+from fitserve_exporters.candidate import Candidate
+from fitserve_exporters.errors import ExportError, NotVerifiedError
+from fitserve_exporters.judge import objections
+from fitserve_exporters.onnx_export import describe, export_onnx
+from fitserve_exporters.provenance import environment, utc_now
+from fitserve_exporters.reference import TorchReference
+from fitserve_exporters.report import verification_text
+from fitserve_exporters.sessions import working_sessions
+from fitserve_exporters.signature import output_specs
+from fitserve_exporters.verify import Verification, sampled_indices, verify
+
+MAX_PROBE_EXAMPLES: Final = 32
+"""Replayed at every load of the version: enough to meet any weight, few enough to take milliseconds."""
+
+MAX_HELD_OUT_EXAMPLES: Final = 2000
+MAX_HELD_OUT_BYTES: Final = 8_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedVersion:
+    """A version that was verified and published.
+
+    Args:
+        model: Model name.
+        version: Its number.
+        folder: Where it lies.
+        manifest: What was written beside it.
+        verification: The figures.
+    """
+
+    model: str
+    version: int
+    folder: Path
+    manifest: Manifest
+    verification: Verification
+
+    def to_json(self) -> dict[str, Any]:
+        """Gives it for programs."""
+        return {
+            "model": self.model,
+            "version": self.version,
+            "folder": str(self.folder),
+            "onnx": dict(self.manifest.onnx),
+            "verification": dict(self.manifest.verification),
+        }
+
+
+def publish_candidate(candidate: Candidate, repository: Path, name: str) -> PublishedVersion:
+    """Exports, verifies and publishes a candidate as the model's next version.
+
+    Args:
+        candidate: What to export.
+        repository: Model repository; made where it is not there.
+        name: Model name.
+
+    Raises:
+        ExportError: the module cannot be exported, or the repository cannot be written.
+        NotVerifiedError: the figures speak against it; nothing is published.
+    """
+    content = export_onnx(candidate)
+    verification = verify(candidate, working_sessions(content))
+    reasons = objections(verification)
+    if reasons:
+        raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))
+    files = certificate_files(candidate)
+    manifest = _manifest(candidate, name, content, verification, files)
+    path = write_version(repository, name, {MODEL_FILE: content, MANIFEST_FILE: manifest.to_bytes(), **files})
+    return PublishedVersion(path.model, path.version, path.folder, manifest, verification)
+
+
+def write_version(repository: Path, name: str, files: Mapping[str, bytes]) -> VersionPath:
+    """Publishes files as the model's next version; readers see all of them or none.
+
+    Raises:
+        ExportError: the repository cannot be written.
+    """
+    try:
+        with publishing(repository, name) as aside:
+            for file, content in files.items():
+                write_durably(aside / file, content)
+            return publish(repository, name, aside)
+    except OSError as error:
+        raise ExportError(f"repository '{repository}': expected a folder to write in, got {error.strerror}") from error
+
+
+def certificate_files(candidate: Candidate) -> dict[str, bytes]:
+    """Builds the probe and, where there are labels, the bounded sample of the held-out set; file name to content."""
+    files = {PROBE_FILE: _probe(candidate).to_bytes()}
+    held_out = candidate.held_out
+    if held_out.labels is not None and candidate.task is not None:
+        indices = sampled_indices(candidate, _affordable_count(candidate))
+        files[HELD_OUT_FILE] = HeldOutExamples(held_out.rows(indices), held_out.labels[indices], indices).to_bytes()
+    return files
+
+
+def _probe(candidate: Candidate) -> Probe:
+    inputs = candidate.held_out.rows(sampled_indices(candidate, MAX_PROBE_EXAMPLES))
+    names = tuple(spec.name for spec in candidate.inputs)
+    reference = TorchReference(candidate.module, names, candidate.output_names)
+    return Probe(inputs, reference.fp32(inputs), reference.fp64(inputs))
+
+
+def _affordable_count(candidate: Candidate) -> int:
+    """Counts the held-out examples that both bounds allow; at least 1."""
+    held_out = candidate.held_out
+    total_bytes = sum(array.nbytes for array in held_out.inputs.values())
+    per_example_bytes = max(total_bytes // held_out.example_count, 1)
+    return max(1, min(MAX_HELD_OUT_EXAMPLES, MAX_HELD_OUT_BYTES // per_example_bytes))
+
+
+def _manifest(
+    candidate: Candidate, name: str, content: bytes, verification: Verification, files: Mapping[str, bytes]
+) -> Manifest:
+    return Manifest(
+        model=name,
+        created_at=utc_now(),
+        inputs=tuple(spec.to_tensor_spec() for spec in candidate.inputs),
+        outputs=output_specs(content),
+        task=candidate.task,
+        training=candidate.training,
+        verification=verification.to_json(),
+        environment=environment(),
+        onnx=describe(content),
+        files={file: _facts(file, data, candidate) for file, data in files.items()},
+    )
+
+
+def _facts(file: str, content: bytes, candidate: Candidate) -> dict[str, Any]:
+    held_out = candidate.held_out
+    most = MAX_PROBE_EXAMPLES if file == PROBE_FILE else _affordable_count(candidate)
+    return {
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "example_count": min(most, held_out.example_count),
+        "sampled_from": held_out.example_count,
+        "sampling_seed": candidate.seed,
+        "source": held_out.source,
+        "source_sha256": held_out.sha256 or None,
+    }

@@ -1,0 +1,87 @@
+"""Eager torch as the reference: the module's own precision, and float64.
+
+Shapes: B examples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import nn
+
+from fitserve_exporters.candidate import Arrays
+from fitserve_exporters.errors import ExportError
+from fitserve_exporters.onnx_export import on_cpu
+
+
+class TorchReference:
+    """Answers of eager torch on the CPU. Not thread-safe: float64 runs change torch's default dtype while they last.
+
+    Args:
+        module: Is copied.
+        input_names: Inputs in the order of its forward.
+        output_names: One per output.
+    """
+
+    def __init__(self, module: nn.Module, input_names: tuple[str, ...], output_names: tuple[str, ...]) -> None:
+        self._input_names = input_names
+        self._output_names = output_names
+        self._fp32 = on_cpu(module)
+        self._fp64 = copy.deepcopy(self._fp32).double()
+        self.fp64_gap = ""
+        """Why float64 answers are those of fp32; empty where they are not."""
+
+    def fp32(self, inputs: Arrays) -> Arrays:
+        """Gives every output, computed as the module is, by name.
+
+        Raises:
+            ExportError: the outputs are not one tensor or a flat sequence of tensors, one per name.
+        """
+        return self._answers(self._fp32, [torch.from_numpy(inputs[name]) for name in self._input_names])
+
+    def fp64(self, inputs: Arrays) -> Arrays:
+        """Gives every output, with weights and real inputs in float64, by name.
+
+        A module whose forward insists on fp32 has no float64 answer: then these are its fp32 answers, and `fp64_gap`
+        says so.
+        """
+        tensors = [torch.from_numpy(inputs[name]) for name in self._input_names]
+        widened = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+        try:
+            with _default_dtype(torch.float64):
+                answers = self._answers(self._fp64, widened)
+        except RuntimeError as error:
+            self.fp64_gap = f"the module does not run in float64: {str(error).splitlines()[0][:200]}"
+            answers = self.fp32(inputs)
+        return {name: array.astype(np.float64) for name, array in answers.items()}
+
+    def _answers(self, module: nn.Module, tensors: list[torch.Tensor]) -> Arrays:
+        with torch.inference_mode():
+            outputs = module(*tensors)
+        flat = [outputs] if isinstance(outputs, torch.Tensor) else list(_flattened(outputs))
+        if len(flat) != len(self._output_names):
+            names = ", ".join(self._output_names)
+            raise ExportError(f"outputs: expected {len(self._output_names)} tensors ({names}), got {len(flat)}")
+        return {name: tensor.numpy() for name, tensor in zip(self._output_names, flat, strict=True)}
+
+
+def _flattened(outputs: object) -> Iterator[torch.Tensor]:
+    for leaf in torch.utils._pytree.tree_leaves(outputs):
+        if not isinstance(leaf, torch.Tensor):
+            raise ExportError(f"outputs: expected tensors, got {type(leaf).__name__}")
+        yield leaf
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors that a forward makes on its own have the default dtype: in float64 they must not fall back to fp32."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

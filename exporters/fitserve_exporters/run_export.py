@@ -1,0 +1,58 @@
+"""From a finished run to a candidate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec, Tolerance
+from fitserve_exporters.errors import ExportError
+from fitserve_training.runs import TrainedRun, open_run
+
+
+def run_candidate(run_dir: Path, *, data_dir: Path | None = None) -> tuple[str, Candidate]:
+    """Opens a finished run with its held-out data.
+
+    Args:
+        run_dir: What `fitserve-train` wrote.
+        data_dir: Where data files are; the environment's DATA_DIR where it is None.
+
+    Returns:
+        The recipe's name, and the candidate.
+
+    Raises:
+        fitserve_training.errors.UsageError: no finished run, a damaged file, or data that is not at hand.
+        ExportError: the run's parts do not fit each other.
+    """
+    run = open_run(run_dir, data_dir=data_dir)
+    held_out = run.held_out()
+    return run.recipe, Candidate(
+        module=run.module,
+        inputs=tuple(InputSpec(spec.name, spec.dtype, spec.shape) for spec in run.inputs),
+        output_names=run.output_names,
+        held_out=HeldOut(held_out.inputs, held_out.labels, held_out.source, held_out.sha256),
+        task=run.task,
+        training=run.training_record,
+        tolerance=tolerance_of(run.tolerance),
+        seed=_seed(run),
+    )
+
+
+def tolerance_of(overrides: Mapping[str, Any] | None) -> Tolerance:
+    """Builds a recipe's tolerance from `factor`, `atol`, `rtol` and `reason`, as far as it gives them.
+
+    Raises:
+        ExportError: another key.
+    """
+    if not overrides:
+        return Tolerance()
+    unknown = sorted(set(overrides) - {"factor", "atol", "rtol", "reason"})
+    if unknown:
+        raise ExportError(f"recipe's tolerance: expected factor, atol, rtol and reason, got {', '.join(unknown)}")
+    return Tolerance(**({"reason": "set by the recipe"} | dict(overrides)))
+
+
+def _seed(run: TrainedRun) -> int:
+    seed = run.training_record.get("seed", 0)
+    return seed if isinstance(seed, int) else 0

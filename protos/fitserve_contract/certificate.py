@@ -1,0 +1,133 @@
+"""The files that let anybody check a version again: the probe with torch's own answers, and held-out examples.
+
+Both are safetensors: numbers only, no code. B is the number of examples of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fitserve_contract.files import UnsafeFileError, read_beneath
+from fitserve_contract.tensor_bytes import Array
+
+PROBE_FILE: Final = "probe.safetensors"
+HELD_OUT_FILE: Final = "held_out.safetensors"
+
+MAX_CERTIFICATE_BYTES: Final = 256 << 20
+"""Largest probe or held-out file that is read."""
+
+_INPUT: Final = "input/"
+_FP32: Final = "torch_fp32/"
+_FP64: Final = "torch_fp64/"
+_LABELS: Final = "labels"
+_INDICES: Final = "indices"
+
+
+class CertificateError(ValueError):
+    """A probe or held-out file that cannot be understood; the message names the file, expected and found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Inputs, and what eager torch answered to them on the exporting machine.
+
+    Args:
+        inputs: Input name to (B, ...).
+        fp32: Output name to (B, ...), computed in the model's own precision.
+        fp64: Output name to (B, ...), computed with weights and inputs in float64.
+    """
+
+    inputs: Mapping[str, Array]
+    fp32: Mapping[str, Array]
+    fp64: Mapping[str, Array]
+
+    def to_bytes(self) -> bytes:
+        """Writes the probe as safetensors; the same probe gives the same bytes."""
+        return _write({_INPUT: self.inputs, _FP32: self.fp32, _FP64: self.fp64}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutExamples:
+    """Labelled examples that training never saw.
+
+    Args:
+        inputs: Input name to (B, ...).
+        labels: As the version's task says, (B, ...).
+        indices: INT64 (B): where each example lies in the set that it was sampled from.
+    """
+
+    inputs: Mapping[str, Array]
+    labels: Array
+    indices: Array
+
+    def to_bytes(self) -> bytes:
+        """Writes the examples as safetensors; the same examples give the same bytes."""
+        return _write({_INPUT: self.inputs}, {_LABELS: self.labels, _INDICES: self.indices})
+
+
+def read_probe(folder: Path) -> Probe | None:
+    """Reads the probe of the version in a folder; None where it has none.
+
+    Raises:
+        CertificateError: it is no safetensors file, or lacks inputs or outputs.
+        UnsafeFileError: it is no regular file of this folder, or too large.
+    """
+    tensors = _read(folder, PROBE_FILE)
+    if tensors is None:
+        return None
+    probe = Probe(_under(tensors, _INPUT), _under(tensors, _FP32), _under(tensors, _FP64))
+    if not probe.inputs or not probe.fp32 or probe.fp32.keys() != probe.fp64.keys():
+        raise CertificateError(f"{PROBE_FILE}: expected inputs and outputs in fp32 and float64, got {sorted(tensors)}")
+    _check_lengths(PROBE_FILE, tensors)
+    return probe
+
+
+def read_held_out(folder: Path) -> HeldOutExamples | None:
+    """Reads the held-out examples of the version in a folder; None where it has none.
+
+    Raises:
+        CertificateError: it is no safetensors file, or lacks inputs or labels.
+        UnsafeFileError: it is no regular file of this folder, or too large.
+    """
+    tensors = _read(folder, HELD_OUT_FILE)
+    if tensors is None:
+        return None
+    inputs = _under(tensors, _INPUT)
+    if not inputs or _LABELS not in tensors or _INDICES not in tensors:
+        raise CertificateError(f"{HELD_OUT_FILE}: expected inputs, labels and indices, got {sorted(tensors)}")
+    _check_lengths(HELD_OUT_FILE, tensors)
+    return HeldOutExamples(inputs, tensors[_LABELS], tensors[_INDICES])
+
+
+def _write(groups: Mapping[str, Mapping[str, Array]], single: Mapping[str, Array]) -> bytes:
+    tensors = {prefix + name: array for prefix, group in groups.items() for name, array in group.items()} | dict(single)
+    return bytes(save({name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}))
+
+
+def _read(folder: Path, name: str) -> dict[str, Array] | None:
+    try:
+        return dict(load(read_beneath(folder, name, max_bytes=MAX_CERTIFICATE_BYTES)))
+    except FileNotFoundError:
+        return None
+    except UnsafeFileError:
+        raise
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise CertificateError(f"{name}: expected safetensors, got {str(error)[:120]}") from None
+
+
+def _under(tensors: Mapping[str, Array], prefix: str) -> dict[str, Array]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
+
+
+def _check_lengths(file: str, tensors: Mapping[str, Array]) -> None:
+    lengths = {array.shape[:1] for array in tensors.values()}
+    if len(lengths) != 1 or () in lengths:
+        shapes = {name: array.shape for name, array in tensors.items()}
+        raise CertificateError(f"{file}: expected one number of examples in all tensors, got {shapes}")
