@@ -79,10 +79,8 @@ def positive_numbers(text: str) -> tuple[int, ...]:
 
 
 def _latency(arguments: argparse.Namespace) -> int:
-    from rich.console import Console
-
     from fitserve_benchmarks.latency import Plan
-    from fitserve_benchmarks.latency_report import print_report
+    from fitserve_benchmarks.latency_report import print_report, report_console
     from fitserve_benchmarks.latency_run import run_latency
     from fitserve_benchmarks.threads import thread_settings
 
@@ -103,7 +101,7 @@ def _latency(arguments: argparse.Namespace) -> int:
         budget_s=arguments.budget_s,
     )
     result, paths = run_latency(plan, thread_settings(arguments.threads), arguments.output_dir)
-    print_report(result, Console())
+    print_report(result, report_console())
     print("written: " + ", ".join(map(str, paths)))
     return 0 if all(row.agrees for row in result.rows) else 1
 

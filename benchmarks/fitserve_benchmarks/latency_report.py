@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Literal
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from fitserve_benchmarks.contestants import REFERENCE
-from fitserve_benchmarks.quantities import duration, duration_range, three_digits, times
+from fitserve_benchmarks.quantities import duration, duration_with_interval, three_digits, times
 from fitserve_benchmarks.rows import LatencyResult, Row
 from fitserve_benchmarks.statistics import samples_for_percentile
 
@@ -25,21 +27,18 @@ def print_report(result: LatencyResult, console: Console) -> None:
     console.print(verdict(result))
 
 
+def report_console() -> Console:
+    """Makes the console for reports: as wide as the terminal; into a file or a pipe as wide as the tables need."""
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
+
+
 def latency_table(rows: Sequence[Row], title: str) -> Table:
     """Makes the table of steady-state latencies for rows of one thread count; skipped rows are left out."""
-    table = Table(title=title, title_justify="left")
-    for heading in (
-        "batch",
-        "contestant",
-        "median",
-        "95 % interval",
-        "p99",
-        "as fast as eager",
-        "calls",
-        "max |diff|",
-        "",
-    ):
-        table.add_column(heading, justify="left" if heading in ("contestant", "") else "right")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    for heading in ("batch", "contestant", "median (95 %)", "p99", "× eager", "calls", "max |diff|"):
+        justify: Literal["left", "right"] = "left" if heading == "contestant" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
     for _, group in _by_batch(rows):
         baseline = _baseline(group)
         for row in group:
@@ -50,7 +49,7 @@ def latency_table(rows: Sequence[Row], title: str) -> Table:
 
 def startup_table(rows: Sequence[Row], title: str) -> Table:
     """Makes the table of what loading, compiling and the first call cost; skipped rows are left out."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for heading in ("batch", "contestant", "load", "compile", "first call"):
         table.add_column(heading, justify="left" if heading == "contestant" else "right")
     for row in (row for row in rows if row.skipped is None):
@@ -66,8 +65,8 @@ def method_text(result: LatencyResult) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     return (
         f"Host to host, numpy in and out; contestants in turns, {settings['trials']} trials each; median of the "
-        f"trials' medians with its bootstrap interval; p99 where there are {samples_for_percentile(0.99):,} calls or more "
-        f"(± 0.5 points); ~ marks a row whose last three windows differ by more than 10 %; max |diff| against "
+        f"trials' medians with its bootstrap interval; p99 where there are {samples_for_percentile(0.99):,} calls or "
+        f"more (± 0.5 points); ~ marks a row whose last three windows differ by more than 10 %; max |diff| against "
         f"{result.reference}. {environment['processor']}, {len(environment['usable_processors'])} processors, "
         f"{', '.join(environment['gpus']) or 'no GPU'}; Python {environment['python']}, {versions}."
     )
@@ -103,12 +102,17 @@ def _thread_sentences(thread_count: int, rows: Sequence[Row]) -> Iterator[str]:
 
 def _contest_text(winner: str | None, groups: Sequence[Sequence[Row]]) -> str:
     if winner is None:
-        first, second = sorted(groups[0], key=_median)[:2]
-        return f"{first.label} and {second.label} are level ({times(first.times_as_fast_as(second))})"
+        return "nobody is clearly the fastest: " + "; ".join(map(_level_text, groups))
     first, *others = sorted(groups[0], key=_median)
     against = " and ".join(f"{times(first.times_as_fast_as(other))} as fast as {other.label}" for other in others)
     at_first = f"at batch {groups[0][0].batch_size} " if len(groups) > 1 else ""
     return f"{winner} is the fastest: {at_first}{duration(_median(first))}, {against}"
+
+
+def _level_text(group: Sequence[Row]) -> str:
+    first, second = sorted(group, key=_median)[:2]
+    ratio = times(first.times_as_fast_as(second))
+    return f"at batch {first.batch_size} {first.label} is {ratio} as fast as {second.label}"
 
 
 def _winner(group: Sequence[Row]) -> str | None:
@@ -119,17 +123,14 @@ def _winner(group: Sequence[Row]) -> str | None:
 
 def _latency_cells(row: Row, baseline: Row | None) -> tuple[str, ...]:
     is_baseline = baseline is None or row.label == baseline.label
-    marks = ("~" if row.is_unstable else "") + ("" if row.agrees else " answers differ")
     return (
         str(row.batch_size),
         row.label,
-        duration(row.median_s.estimate),
-        duration_range(row.median_s),
+        ("~ " if row.is_unstable else "") + duration_with_interval(row.median_s),
         "" if row.p99_s is None else duration(row.p99_s),
-        "" if is_baseline or baseline is None else times(row.times_as_fast_as(baseline)),
-        three_digits(row.sample_count),
-        f"{row.max_abs_diff:.1e}",
-        marks.strip(),
+        "" if is_baseline or baseline is None else three_digits(row.times_as_fast_as(baseline).estimate),
+        f"{row.sample_count:,}",
+        f"{row.max_abs_diff:.1e}" + ("" if row.agrees else " differs"),
     )
 
 

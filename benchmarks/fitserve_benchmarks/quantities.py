@@ -7,10 +7,15 @@ from fitserve_benchmarks.statistics import Interval
 
 def duration(seconds: float) -> str:
     """Writes a time: `26.1 µs`, `1.17 ms`, `2.75 s`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if seconds >= size:
-            return f"{three_digits(seconds / size)} {unit}"
-    return f"{three_digits(seconds * 1e9)} ns"
+    unit, size = _unit(seconds)
+    return f"{three_digits(seconds / size)} {unit}"
+
+
+def duration_with_interval(interval: Interval) -> str:
+    """Writes a time and its interval in one unit: `26.1 µs (25.8–26.4)`."""
+    _, size = _unit(interval.estimate)
+    low, high = three_digits(interval.low / size), three_digits(interval.high / size)
+    return f"{duration(interval.estimate)} ({low}–{high})"
 
 
 def three_digits(value: float) -> str:
@@ -25,6 +30,6 @@ def times(interval: Interval) -> str:
     return f"{three_digits(interval.estimate)}× ({three_digits(interval.low)}–{three_digits(interval.high)})"
 
 
-def duration_range(interval: Interval) -> str:
-    """Writes the two ends of an interval of times: `25.8 µs – 26.4 µs`."""
-    return f"{duration(interval.low)} – {duration(interval.high)}"
+def _unit(seconds: float) -> tuple[str, float]:
+    units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
+    return next(((unit, size) for unit, size in units if seconds >= size), ("ns", 1e-9))
