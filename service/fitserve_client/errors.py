@@ -103,6 +103,10 @@ class InternalError(FitserveError):
     default_code = grpc.StatusCode.INTERNAL
 
 
+class FileError(ValueError):
+    """A file that holds no examples for the model; the message names it, what was expected and what was found."""
+
+
 _CLASSES: Final[dict[grpc.StatusCode, type[FitserveError]]] = {
     **{
         error.default_code: error

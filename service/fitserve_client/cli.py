@@ -1,0 +1,198 @@
+"""`fitserve-client`: a fitserve server from the shell.
+
+Exit codes: 0 done; 1 the server refused or failed; 2 the command could not be carried out: wrong arguments, a file
+that cannot be used, or no server there; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any, Final
+
+from fitserve_client.client import Client
+from fitserve_client.commands import COMMANDS
+from fitserve_client.connection import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from fitserve_client.errors import FileError, FitserveError, UnavailableError
+from fitserve_client.reports import Report
+from fitserve_client.tables import printable
+
+DONE: Final = 0
+REFUSED: Final = 1
+UNUSABLE: Final = 2
+INTERRUPTED: Final = 130
+
+SERVER_VARIABLE: Final = "FITSERVE_SERVER"
+_DEFAULT_ROWS: Final = 20
+_PROGRAM: Final = "fitserve-client"
+
+_EPILOG: Final = """\
+exit codes:
+  0    done
+  1    the server refused or failed
+  2    wrong arguments, a file that cannot be used, or no server there
+  130  interrupted
+
+example:
+  fitserve-client predict lenet boot.png --server localhost:8001
+"""
+
+_FILES: Final = """\
+A .npy file holds one array for a model with one input. A .npz file holds one array per input name."""
+
+_PICTURES: Final = """\
+A .png file becomes grey, 0..1, and is resized where its size is not the model's. The data sets are light drawings
+on dark ground: use --invert for a dark drawing on white paper. (Needs Pillow: pip install 'fitserve[images]'.)"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; gives the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with Client(arguments.server, timeout_s=arguments.timeout) as client:
+            report = COMMANDS[arguments.command](client, arguments)
+        _print(report, is_json=arguments.json)
+    except (FitserveError, FileError) as error:
+        print(f"{_PROGRAM}: {printable(_sentence(error, arguments.server))}", file=sys.stderr)
+        return UNUSABLE if isinstance(error, FileError) or _is_absent(error) else REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _drop_output()
+    return DONE
+
+
+def _print(report: Report, *, is_json: bool) -> None:
+    for note in report.notes:
+        print(f"{_PROGRAM}: note: {printable(note)}", file=sys.stderr)
+    if is_json:
+        print(json.dumps(report.document, allow_nan=False))
+    else:
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print("\n".join(report.lines(width)))
+    sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """The reader went away; what is still buffered must not fail again when Python exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_absent(error: Exception) -> bool:
+    """No server answered, as against a server that says that it is not ready."""
+    return isinstance(error, UnavailableError) and not error.reason
+
+
+def _sentence(error: Exception, server: str) -> str:
+    if _is_absent(error):
+        return (
+            f"no server answers at {server}; start one with: fitserve-serve --repository DIR, or name it with --server"
+        )
+    return str(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
+        description="Uses a fitserve server from the shell.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fitserve {version('fitserve')}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _add(commands, "models", "lists the models of the server and their versions", "models --json")
+    _add_predict(commands)
+    _add_evaluate(commands)
+    loading = _add(commands, "load", "loads a model again, or retries one that failed", "load lenet")
+    loading.add_argument("model", metavar="MODEL")
+    unloading = _add(commands, "unload", "unloads a model until it is loaded again", "unload lenet")
+    unloading.add_argument("model", metavar="MODEL")
+    waiting = _add(commands, "wait", "waits until the server, or a model, is ready", "wait lenet --timeout 60")
+    waiting.add_argument("model", metavar="MODEL", nargs="?")
+    waiting.add_argument("--model-version", metavar="N", type=_positive, help="this version of it")
+    return parser
+
+
+def _add_predict(commands: Any) -> None:
+    parser = _add(
+        commands,
+        "predict",
+        "runs a model on the examples of a file",
+        "predict lenet boot.png --invert",
+        f"{_FILES}\n{_PICTURES}",
+    )
+    _add_model(parser, "FILE.npy|FILE.npz|FILE.png")
+    parser.add_argument("--invert", action="store_true", help="exchange light and dark in a .png file")
+    parser.add_argument(
+        "--rows", metavar="N", type=_positive, default=_DEFAULT_ROWS, help="rows shown at most (default %(default)s)"
+    )
+
+
+def _add_evaluate(commands: Any) -> None:
+    details = f"{_FILES}\nAn array named 'labels' holds one label per example."
+    parser = _add(
+        commands,
+        "evaluate",
+        "scores a model on a labelled data set",
+        "evaluate lenet test.npz --batch-size 64",
+        details,
+    )
+    _add_model(parser, "FILE.npz")
+    parser.add_argument("--batch-size", metavar="N", type=_positive, help="examples per call (default: by the model)")
+
+
+def _add(commands: Any, name: str, what: str, example: str, details: str = "") -> argparse.ArgumentParser:
+    """Adds a command with the options that all have."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=what,
+        description=f"{what.capitalize()}.\n{details}",
+        epilog=f"example:\n  {_PROGRAM} {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--server",
+        metavar="HOST:PORT",
+        default=os.environ.get(SERVER_VARIABLE) or DEFAULT_TARGET,
+        help=f"the server (default: ${SERVER_VARIABLE}, else {DEFAULT_TARGET})",
+    )
+    parser.add_argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=_positive_seconds,
+        default=DEFAULT_TIMEOUT_S,
+        help="deadline of a call (default %(default)g)",
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser, file: str) -> None:
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("file", metavar=file)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--model-version", metavar="N", type=_positive, help="this version (default: the server's choice)"
+    )
+    which.add_argument("--label", metavar="L", help="the version that this label points at")
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got '{text}'")
+    return int(text)
+
+
+def _positive_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got '{text}'")
+    return seconds

@@ -1,0 +1,107 @@
+"""Examples from files: `.npy` (one array), `.npz` (one array per input name, and `labels`), `.png` (one picture)."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from fitserve_client.errors import FileError
+from fitserve_client.messages import Inputs
+from fitserve_client.models import VersionDetails
+from fitserve_client.pictures import read_picture
+from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.tensor_bytes import Array
+
+LABELS: Final = "labels"
+SUFFIXES: Final = (".npy", ".npz", ".png")
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """What a file held.
+
+    Args:
+        inputs: As `Client.predict` takes them.
+        labels: One label per example; None where the file has none.
+        notes: Sentences on what was done to the file's content.
+    """
+
+    inputs: Inputs
+    labels: Array | None = None
+    notes: tuple[str, ...] = ()
+
+
+def read_examples(path: Path, details: VersionDetails, *, is_inverted: bool = False) -> Examples:
+    """Reads the examples of a file for a model.
+
+    Args:
+        path: A .npy, .npz or .png file.
+        details: The version that is to take them.
+        is_inverted: Exchange light and dark in a picture.
+
+    Raises:
+        FileError: the file is not there, is no such file, or does not suit the model.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise FileError(f"file '{path}': expected one of {', '.join(SUFFIXES)}, got '{path.suffix}'")
+    if is_inverted and suffix != ".png":
+        raise FileError(f"file '{path}': expected a .png file for --invert, got '{path.suffix}'")
+    if suffix == ".png":
+        picture, notes = read_picture(path, _only_input(details), is_inverted=is_inverted)
+        return Examples(picture, notes=tuple(f"file '{path}': {note}" for note in notes))
+    if suffix == ".npy":
+        return Examples(_arrays(path, ".npy")[""])
+    return _named(_arrays(path, ".npz"), details)
+
+
+def labels_of(examples: Examples, path: Path) -> Array:
+    """Gives the labels.
+
+    Raises:
+        FileError: the file has none.
+    """
+    if examples.labels is None:
+        raise FileError(f"file '{path}': expected a .npz with one array per input and '{LABELS}', found no '{LABELS}'")
+    return examples.labels
+
+
+def _named(arrays: dict[str, Array], details: VersionDetails) -> Examples:
+    """Arrays named `labels` are labels, unless the model has an input of that name."""
+    is_input = any(spec.name == LABELS for spec in details.inputs)
+    labels = None if is_input else arrays.pop(LABELS, None)
+    return Examples(arrays, labels)
+
+
+def _only_input(details: VersionDetails) -> TensorSpec:
+    required = [spec for spec in details.inputs if not spec.is_optional]
+    if len(required) != 1:
+        names = ", ".join(f"'{spec.name}'" for spec in required) or "none"
+        raise FileError(f"model '{details.model}': expected one input for a .png file, got {names}")
+    return required[0]
+
+
+def _arrays(path: Path, suffix: str) -> dict[str, Array]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return _expected(path, suffix, ".npy", {"": loaded})
+        with loaded as archive:
+            return _expected(path, suffix, ".npz", {name: archive[name] for name in archive.files})
+    except FileNotFoundError:
+        raise FileError(f"file '{path}': expected a file, found none") from None
+    except FileError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise FileError(f"file '{path}': expected a {suffix} file of numpy, got {error}") from None
+
+
+def _expected(path: Path, suffix: str, found: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    if suffix != found:
+        raise FileError(f"file '{path}': expected a {suffix} file of numpy, got a {found} file")
+    return dict(arrays)

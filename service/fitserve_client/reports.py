@@ -1,0 +1,246 @@
+"""What a command says: a table for people, or one JSON document for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+
+from fitserve_client.answers import NamedClass, named_classes
+from fitserve_client.evaluation import Evaluation
+from fitserve_client.models import FAILED, Model, ModelVersion, VersionDetails
+from fitserve_client.prediction import Prediction
+from fitserve_client.tables import table
+from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums
+from fitserve_contract.tasks import Task, TaskKind
+from fitserve_contract.tensor_bytes import Array, shape_text
+
+SHOWN_VALUES: Final = 8
+"""Values of one example that a table shows."""
+
+_NO_MODELS: Final = "The server has no models. Publish one: fitserve-export RUN_DIR --repository DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a command says.
+
+    Args:
+        document: For programs; finite numbers only, the rest as "NaN", "Infinity" and "-Infinity".
+        header: Titles of the table; empty where there is none.
+        rows: Cells of the table.
+        above: Lines before the table.
+        below: Lines after it.
+        notes: Sentences for people on how the command was understood; they go to standard error.
+    """
+
+    document: Any
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    above: Sequence[str] = ()
+    below: Sequence[str] = ()
+    notes: Sequence[str] = field(default=())
+
+    def lines(self, width: int | None) -> list[str]:
+        """Lays it out for people; a width in terminal cells, None for no terminal."""
+        return [*self.above, *(table(self.header, self.rows, width) if self.header else ()), *self.below]
+
+
+def models_report(models: Sequence[Model]) -> Report:
+    """Lists models, a row per version."""
+    rows = [_version_row(model.name, version) for model in models for version in model.versions]
+    rows += [[model.name, "", "no versions", *[""] * 5] for model in models if not model.versions]
+    header = ("model", "version", "state", "labels", "task", "provider", "verified", "reason")
+    document = {"models": [asdict(model) for model in models]}
+    return Report(document, header, rows) if models else Report(document, above=[_NO_MODELS])
+
+
+def model_report(model: Model) -> Report:
+    """Describes one model after a change."""
+    listing = models_report([model])
+    return Report(asdict(model), listing.header, listing.rows)
+
+
+def prediction_report(
+    prediction: Prediction, details: VersionDetails, *, row_limit: int, notes: Sequence[str]
+) -> Report:
+    """Describes what Predict answered: class names where there are any, else the values.
+
+    Args:
+        prediction: The answer.
+        details: The version that gave it.
+        row_limit: Rows of the table at most.
+        notes: Sentences on the file.
+    """
+    task = details.task if details.task and details.task.output in prediction.outputs else None
+    answers = named_classes(task, prediction.outputs[task.output]) if task else None
+    if task and answers is not None:
+        header, rows = _class_rows(task, answers[:row_limit])
+        row_count = len(answers)
+    else:
+        header, rows, row_count = _value_rows(prediction, details.version.max_batch_size > 0, row_limit)
+    hidden = row_count - len(rows)
+    return Report(
+        _prediction_document(prediction, answers),
+        header,
+        rows,
+        above=[f"{prediction.model} version {prediction.version}"],
+        below=[f"… and {hidden:,} more: --rows N shows more of them, --json all"] if hidden else [],
+        notes=notes,
+    )
+
+
+def evaluation_report(evaluation: Evaluation, details: VersionDetails) -> Report:
+    """Describes what Evaluate answered."""
+    sums, calls = evaluation.sums, "1 call" if evaluation.batch_count == 1 else f"{evaluation.batch_count:,} calls"
+    title = f"{evaluation.model} version {evaluation.version}, {sums.example_count:,} examples in {calls}"
+    document: dict[str, Any] = {
+        "model": evaluation.model,
+        "version": evaluation.version,
+        "batch_count": evaluation.batch_count,
+        "figures": json_value(dict(evaluation.figures)),
+        "sums": json_value(asdict(sums)),
+    }
+    names = details.task.class_names if details.task else ()
+    if isinstance(sums, MultiLabelSums):
+        document["class_names"] = list(names)
+        return Report(document, *_label_rows(sums, names), above=[title, *_multi_label_lines(evaluation)])
+    lines = _classification_lines(evaluation) if isinstance(sums, ClassificationSums) else _regression_lines(evaluation)
+    return Report(document, above=[title, *lines])
+
+
+def json_value(value: Any) -> Any:
+    """Gives a value as JSON can say it: numbers that are not finite as strings, bytes as text, as protobuf's JSON does.
+
+    Source: Protocol Buffers, ProtoJSON format, "float, double".
+    """
+    if isinstance(value, Mapping):
+        return {key: json_value(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(each) for each in value]
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _version_row(model: str, version: ModelVersion) -> list[str]:
+    return [
+        model,
+        str(version.version),
+        version.state,
+        ", ".join(version.labels),
+        version.task,
+        version.execution_provider.removesuffix("ExecutionProvider"),
+        "yes" if version.is_verified else "" if version.state == FAILED else "no",
+        version.reason,
+    ]
+
+
+def _class_rows(task: Task, answers: Sequence[Sequence[NamedClass]]) -> tuple[Sequence[str], list[list[str]]]:
+    if task.kind is TaskKind.MULTI_LABEL:
+        shown = [", ".join(map(_class_text, classes)) or "none" for classes in answers]
+        return ("example", "classes"), [[str(index), text] for index, text in enumerate(shown)]
+    header = ("example", "class", "probability", "second", "third")
+    return header, [_class_row(index, classes) for index, classes in enumerate(answers)]
+
+
+def _class_row(index: int, classes: Sequence[NamedClass]) -> list[str]:
+    others = [_class_text(other) for other in classes[1:]]
+    return [str(index), classes[0].name, _percent(classes[0].probability), *others, *[""] * (2 - len(others))]
+
+
+def _class_text(named: NamedClass) -> str:
+    return f"{named.name} {_percent(named.probability)}"
+
+
+def _percent(share: float) -> str:
+    return "NaN" if math.isnan(share) else f"{100 * share:.1f} %"
+
+
+def _value_rows(
+    prediction: Prediction, has_batch_axis: bool, row_limit: int
+) -> tuple[Sequence[str], list[list[str]], int]:
+    """Examples down and outputs across where every output has a row per example; else outputs down."""
+    counts = {len(array) if array.ndim else 0 for array in prediction.outputs.values()}
+    if not has_batch_axis or len(counts) != 1:
+        rows = [[name, shape_text(array.shape), _values(array)] for name, array in prediction.outputs.items()]
+        return ("output", "shape", "values"), rows[:row_limit], len(rows)
+    count = counts.pop()
+    rows = [
+        [str(index), *(_values(array[index]) for array in prediction.outputs.values())]
+        for index in range(min(count, row_limit))
+    ]
+    return ("example", *prediction.outputs), rows, count
+
+
+def _values(array: Array) -> str:
+    flat = np.asarray(array).reshape(-1)
+    shown = ", ".join(map(_value, flat[:SHOWN_VALUES].tolist()))
+    return shown if flat.size <= SHOWN_VALUES else f"{shown}, … ({flat.size:,} values)"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(json_value(value))
+
+
+def _prediction_document(prediction: Prediction, answers: list[tuple[NamedClass, ...]] | None) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "model": prediction.model,
+        "version": prediction.version,
+        "outputs": {
+            name: {"shape": list(array.shape), "data": json_value(array.tolist())}
+            for name, array in prediction.outputs.items()
+        },
+    }
+    if answers is not None:
+        document["answers"] = [json_value([asdict(named) for named in classes]) for classes in answers]
+    return document
+
+
+def _classification_lines(evaluation: Evaluation) -> list[str]:
+    sums, figures = evaluation.sums, evaluation.figures
+    assert isinstance(sums, ClassificationSums)
+    lines = [
+        f"accuracy  {figures['accuracy']:.4f}  ({sums.correct_count:,} of {sums.example_count:,}; {_interval(figures)})",
+        f"loss      {figures['loss']:.6g}",
+    ]
+    return [*lines, *_count_lines({"ties": sums.tie_count, "with NaN": sums.nan_count})]
+
+
+def _multi_label_lines(evaluation: Evaluation) -> list[str]:
+    sums, figures = evaluation.sums, evaluation.figures
+    assert isinstance(sums, MultiLabelSums)
+    lines = [
+        f"macro F1     {figures['macro_f1']:.4f}",
+        f"micro F1     {figures['micro_f1']:.4f}",
+        f"exact match  {figures['exact_match']:.4f}  ({sums.exact_match_count:,} of {sums.example_count:,})",
+        f"loss         {figures['loss']:.6g}",
+    ]
+    return [*lines, *_count_lines({"with NaN": sums.nan_count})]
+
+
+def _regression_lines(evaluation: Evaluation) -> list[str]:
+    figures = evaluation.figures
+    assert isinstance(evaluation.sums, RegressionSums)
+    lines = [f"{title:<4} {figures[key]:.6g}" for title, key in (("MSE", "mse"), ("MAE", "mae"), ("R²", "r_squared"))]
+    return [*lines, *_count_lines({"not finite": evaluation.sums.nan_count})]
+
+
+def _interval(figures: Mapping[str, float]) -> str:
+    return f"95 % interval {figures['accuracy_low']:.4f}..{figures['accuracy_high']:.4f}"
+
+
+def _count_lines(counts: Mapping[str, int]) -> list[str]:
+    return [f"{title}: {count:,}" for title, count in counts.items() if count]
+
+
+def _label_rows(sums: MultiLabelSums, names: Sequence[str]) -> tuple[Sequence[str], list[list[str]]]:
+    known = names if len(names) == len(sums.f1_scores) else [str(index) for index in range(len(sums.f1_scores))]
+    figures = zip(known, sums.f1_scores, sums.precisions, sums.recalls, strict=True)
+    rows = [[name, *(f"{value:.4f}" for value in values)] for name, *values in figures]
+    return ("class", "F1", "precision", "recall"), rows
