@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Literal
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +34,7 @@ def report_console() -> Console:
 
 def latency_table(rows: Sequence[Row], title: str) -> Table:
     """Makes the table of steady-state latencies for rows of one thread count; skipped rows are left out."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("batch", "contestant", "median (95 %)", "p99", "× eager", "calls", "max |diff|"):
         justify: Literal["left", "right"] = "left" if heading == "contestant" else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
@@ -43,13 +42,13 @@ def latency_table(rows: Sequence[Row], title: str) -> Table:
         baseline = _baseline(group)
         for row in group:
             table.add_row(*_latency_cells(row, baseline))
-        table.add_section()
+        table.add_row()
     return table
 
 
 def startup_table(rows: Sequence[Row], title: str) -> Table:
     """Makes the table of what loading, compiling and the first call cost; skipped rows are left out."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in ("batch", "contestant", "load", "compile", "first call"):
         table.add_column(heading, justify="left" if heading == "contestant" else "right")
     for row in (row for row in rows if row.skipped is None):
