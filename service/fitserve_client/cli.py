@@ -176,9 +176,7 @@ def _add_model(parser: argparse.ArgumentParser, file: str) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("file", metavar=file)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--model-version", metavar="N", type=_positive, help="this version (default: the server's choice)"
-    )
+    which.add_argument("--model-version", metavar="N", type=_positive, help="this version, not the server's choice")
     which.add_argument("--label", metavar="L", help="the version that this label points at")
 
 

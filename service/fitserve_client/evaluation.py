@@ -95,13 +95,7 @@ def default_batch_size(details: VersionDetails, arrays: Mapping[str, Array]) -> 
 
 
 def batches(example_count: int, batch_size: int) -> list[slice]:
-    """Cuts a count of examples into slices of a size, the last one may be smaller.
-
-    Raises:
-        ValueError: the size is smaller than 1.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch size: expected at least 1, got {batch_size}")
+    """Cuts a count of examples into slices of a size >= 1; the last one may be smaller."""
     return [slice(start, min(start + batch_size, example_count)) for start in range(0, example_count, batch_size)]
 
 

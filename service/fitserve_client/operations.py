@@ -131,8 +131,11 @@ class Operations:
         """Pins the version and cuts the data set into batches.
 
         Raises:
-            InvalidArgumentError: inputs and labels differ in length, there are none, or they cannot be cast.
+            InvalidArgumentError: inputs and labels differ in length, there are none, or they cannot be cast; the
+                batch size is below 1.
         """
+        if batch_size is not None and batch_size < 1:
+            raise InvalidArgumentError(f"batch_size: expected at least 1, got {batch_size}")
         details = yield from self._ready(selector)
         arrays = {
             name: as_array(Subject.input(name), value) for name, value in messages.named_inputs(details, inputs).items()

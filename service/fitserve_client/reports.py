@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from fitserve_client.answers import NamedClass, named_classes
-from fitserve_client.evaluation import Evaluation
+from fitserve_client.evaluation import Evaluation, wilson_interval
 from fitserve_client.models import FAILED, Model, ModelVersion, VersionDetails
 from fitserve_client.prediction import Prediction
 from fitserve_client.tables import table
@@ -107,8 +107,8 @@ def evaluation_report(evaluation: Evaluation, details: VersionDetails) -> Report
     names = details.task.class_names if details.task else ()
     if isinstance(sums, MultiLabelSums):
         document["class_names"] = list(names)
-        return Report(document, *_label_rows(sums, names), above=[title, *_multi_label_lines(evaluation)])
-    lines = _classification_lines(evaluation) if isinstance(sums, ClassificationSums) else _regression_lines(evaluation)
+        return Report(document, *_label_rows(sums, names), above=[title, *_multi_label_lines(sums)])
+    lines = _classification_lines(sums) if isinstance(sums, ClassificationSums) else _regression_lines(sums)
     return Report(document, above=[title, *lines])
 
 
@@ -202,37 +202,26 @@ def _prediction_document(prediction: Prediction, answers: list[tuple[NamedClass,
     return document
 
 
-def _classification_lines(evaluation: Evaluation) -> list[str]:
-    sums, figures = evaluation.sums, evaluation.figures
-    assert isinstance(sums, ClassificationSums)
-    lines = [
-        f"accuracy  {figures['accuracy']:.4f}  ({sums.correct_count:,} of {sums.example_count:,}; {_interval(figures)})",
-        f"loss      {figures['loss']:.6g}",
-    ]
+def _classification_lines(sums: ClassificationSums) -> list[str]:
+    low, high = wilson_interval(sums.correct_count, sums.example_count)
+    share = f"{sums.correct_count:,} of {sums.example_count:,}; 95 % interval {low:.4f}..{high:.4f}"
+    lines = [f"accuracy  {sums.accuracy:.4f}  ({share})", f"loss      {sums.mean_loss:.6g}"]
     return [*lines, *_count_lines({"ties": sums.tie_count, "with NaN": sums.nan_count})]
 
 
-def _multi_label_lines(evaluation: Evaluation) -> list[str]:
-    sums, figures = evaluation.sums, evaluation.figures
-    assert isinstance(sums, MultiLabelSums)
+def _multi_label_lines(sums: MultiLabelSums) -> list[str]:
     lines = [
-        f"macro F1     {figures['macro_f1']:.4f}",
-        f"micro F1     {figures['micro_f1']:.4f}",
-        f"exact match  {figures['exact_match']:.4f}  ({sums.exact_match_count:,} of {sums.example_count:,})",
-        f"loss         {figures['loss']:.6g}",
+        f"macro F1     {sums.macro_f1:.4f}",
+        f"micro F1     {sums.micro_f1:.4f}",
+        f"exact match  {sums.exact_match:.4f}  ({sums.exact_match_count:,} of {sums.example_count:,})",
+        f"loss         {sums.mean_loss:.6g}",
     ]
     return [*lines, *_count_lines({"with NaN": sums.nan_count})]
 
 
-def _regression_lines(evaluation: Evaluation) -> list[str]:
-    figures = evaluation.figures
-    assert isinstance(evaluation.sums, RegressionSums)
-    lines = [f"{title:<4} {figures[key]:.6g}" for title, key in (("MSE", "mse"), ("MAE", "mae"), ("R²", "r_squared"))]
-    return [*lines, *_count_lines({"not finite": evaluation.sums.nan_count})]
-
-
-def _interval(figures: Mapping[str, float]) -> str:
-    return f"95 % interval {figures['accuracy_low']:.4f}..{figures['accuracy_high']:.4f}"
+def _regression_lines(sums: RegressionSums) -> list[str]:
+    lines = [f"MSE  {sums.mse:.6g}", f"MAE  {sums.mae:.6g}", f"R²   {sums.r_squared:.6g}"]
+    return [*lines, *_count_lines({"not finite": sums.nan_count})]
 
 
 def _count_lines(counts: Mapping[str, int]) -> list[str]:
