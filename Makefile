@@ -1,0 +1,97 @@
+# fitserve: from a PyTorch model to a served, proven ONNX model. `make help` lists the targets.
+
+RECIPE      ?= lenet
+DATA_DIR    ?=
+REPOSITORY  ?= repository
+PORT        ?= 8001
+DEVICE      ?= auto
+SEEDS       ?= 0 1 2
+RUNS        ?= runs
+RESULTS     ?= results
+PYTHON      ?= python3
+TORCH_INDEX ?=
+VENV        ?= .venv
+
+BIN := $(VENV)/bin
+# An empty DATA_DIR must not reach the programs as a folder of that name.
+ifneq ($(DATA_DIR),)
+export DATA_DIR
+else
+unexport DATA_DIR
+endif
+
+SOURCES  := protos/fitserve_contract protos/fitserve_oip training exporters service benchmarks
+PACKAGES := fitserve_contract fitserve_oip fitserve_training fitserve_exporters fitserve_service fitserve_client fitserve_benchmarks
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo train-and-export serve bench test check lint types layers protos protos-check format reproduce clean
+
+help: ## list the targets and variables
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "  variables: RECIPE=$(RECIPE) DATA_DIR=$(DATA_DIR) REPOSITORY=$(REPOSITORY) PORT=$(PORT) DEVICE=$(DEVICE)"
+	@echo "             PYTHON=$(PYTHON) TORCH_INDEX=$(TORCH_INDEX) RUNS=$(RUNS) RESULTS=$(RESULTS) SEEDS=$(SEEDS)"
+	@echo "  example:   make train-and-export RECIPE=lenet DATA_DIR=~/data"
+
+setup: $(VENV)/.installed ## build the virtual environment in .venv, with pinned versions
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "setup: expected Python >= 3.11, got " + sys.version.split()[0] + "; name another with PYTHON=")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: this Python has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
+	@command -v c++ >/dev/null || echo "setup: no C++ compiler found: torch.compile will not work, training runs eagerly"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python setup/plan_downloads.py $(BIN)/python constraints.txt torch onnxruntime-gpu transformers -- $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) -c constraints.txt torch)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup ## train, export, serve, predict, evaluate and benchmark LeNet, with a table at the end
+	$(BIN)/fitserve-bench demo --repository $(REPOSITORY) --runs $(RUNS) --device $(DEVICE)
+
+train-and-export: setup ## train RECIPE, verify it and publish it into REPOSITORY
+	$(BIN)/fitserve-train $(RECIPE) --run-dir $(RUNS)/$(RECIPE) --device $(DEVICE)
+	$(BIN)/fitserve-export $(RUNS)/$(RECIPE) --repository $(REPOSITORY)
+
+serve: setup ## serve REPOSITORY on PORT
+	$(BIN)/fitserve-serve --repository $(REPOSITORY) --port $(PORT) --device $(DEVICE)
+
+bench: setup ## latency of torch eager, torch.compile and ONNX Runtime, into RESULTS
+	$(BIN)/fitserve-bench latency --repository $(REPOSITORY) --model $(RECIPE) --run-dir $(RUNS)/$(RECIPE) --output-dir $(RESULTS)
+
+test: setup ## run the tests
+	$(BIN)/python -m pytest -n 2
+
+check: setup lint types layers protos-check test ## all that CI runs
+
+lint: setup ## ruff, formatting included
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup ## let ruff write the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup ## mypy --strict
+	$(BIN)/mypy $(addprefix -p ,$(PACKAGES))
+
+layers: setup ## who may import whom
+	$(BIN)/lint-imports
+
+protos: setup ## make the stubs again
+	protos/generate.sh
+
+protos-check: setup ## fail where the committed stubs are not those of the .proto files
+	@out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && protos/generate.sh "$$out" && \
+	cd protos && (cd "$$out" && find . -type f) | while read -r file; do \
+		cmp -s "$$out/$$file" "$$file" || { echo "protos/$$file: not what protos/generate.sh makes; run make protos"; exit 1; }; \
+	done
+
+reproduce: setup ## hold the published figures on the real data: make reproduce DATA_DIR=...
+	@test -n "$(DATA_DIR)" || { echo "reproduce: expected DATA_DIR=<folder with fashion-mnist/>"; exit 2; }
+	$(BIN)/fitserve-bench reproduce --runs $(RUNS)/reproduce --seeds $(SEEDS) --output-dir $(RESULTS)
+
+clean: ## leave the checkout as cloned
+	rm -rf $(VENV) $(RUNS) $(REPOSITORY) $(RESULTS) build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find . -name '*.egg-info' -type d -prune -exec rm -rf {} +
