@@ -161,23 +161,19 @@ def _to_bfloat16(subject: Subject, array: Array) -> Array:
 
 
 def _check_float(subject: Subject, datatype: str, array: Array, floats: Array) -> None:
-    if array.dtype.kind == _FLOATS:
-        lost = np.isfinite(array) & ~np.isfinite(floats)
-    else:
-        lost = _differs_from_integer(array, floats)
-    if lost.any():
-        worst = array[lost].flat[0]
-        raise _refused(subject, f"expected values that {datatype} holds, got {worst} in {array.dtype}")
+    found, cast_ = array.reshape(-1), floats.reshape(-1)
+    is_lost = np.isfinite(found) & ~np.isfinite(cast_) if found.dtype.kind == _FLOATS else _is_other(found, cast_)
+    if is_lost.any():
+        raise _refused(subject, f"expected values that {datatype} holds, got {found[is_lost][0]} in {array.dtype}")
 
 
-def _differs_from_integer(integers: Array, floats: Array) -> Array:
-    """Compares as Python integers where float64 could not tell: beyond 2^53."""
+def _is_other(integers: Array, floats: Array) -> Array:
+    """Tells per element of (N) whether the float is another number; as Python integers where float64 cannot tell."""
     wide = floats.astype(np.float64)
-    is_exact = np.isfinite(wide) & (wide == integers)
-    beyond = np.isfinite(wide) & (np.abs(wide) >= 2.0**53)
-    for index in zip(*np.nonzero(beyond), strict=True):
-        is_exact[index] = int(wide[index]) == int(integers[index])
-    return np.asarray(~is_exact)
+    is_other: Array = ~np.isfinite(wide) | (wide != integers)
+    for index in np.flatnonzero(np.isfinite(wide) & (np.abs(wide) >= 2.0**53)):
+        is_other[index] = int(wide[index]) != int(integers[index])
+    return is_other
 
 
 def _refused(subject: Subject, what: str) -> InvalidArgumentError:
