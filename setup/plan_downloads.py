@@ -1,4 +1,4 @@
-"""Says what `make setup` is about to download that is large, with sizes, before it does. Stdlib only: nothing is installed yet.
+"""Says what `make setup` is about to download, with sizes, before it does. Stdlib only: nothing is installed yet.
 
 usage: plan_downloads.py PIP_PYTHON CONSTRAINTS REQUIREMENT...  [-- PIP_OPTION...]
 """
