@@ -85,7 +85,7 @@ class Tolerance:
     rtol: float = 1e-5
     reason: str = (
         "twice torch's own fp32 rounding error, as another order of the same sums may err as much again; never less "
-        "than 1e-5 of the output's scale, about 84 fp32 epsilons, since a lucky torch result would make the bound vanish"
+        "than 1e-5 of the output's scale, about 84 fp32 epsilons: a lucky torch result would make the bound vanish"
     )
 
     def of(self, torch_max_error: float, largest: float) -> float:
