@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fitserve {importlib.metadata.version('fitserve')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_latency(commands.add_parser("latency", help="torch eager, torch.compile and ONNX Runtime, in one process"))
+    _add_wire(commands.add_parser("wire", help="requests/s and latency of a running server"))
     return parser
 
 
@@ -64,6 +66,21 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", type=int, default=20, help="turns of each contestant, at least 3 (20)")
     parser.add_argument("--budget-s", type=float, default=10.0, help="time for the calls of one row, in seconds (10)")
     parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where JSON and SVG go (results)")
+
+
+def _add_wire(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Loads a running server with Predict calls, answers checked in the same run."
+    parser.epilog = "example: fitserve-bench wire --server localhost:8001 --model lenet --in-flight 1,8,32 --seconds 6"
+    parser.add_argument("--server", default=os.environ.get("FITSERVE_SERVER", "localhost:8001"), metavar="HOST:PORT")
+    parser.add_argument("--model", default="lenet", help="model name (lenet)")
+    parser.add_argument("--batch-size", type=int, default=1, help="examples in a request (1)")
+    parser.add_argument("--in-flight", type=positive_numbers, default=(1, 8, 32), metavar="N,N,…")
+    parser.add_argument("--connections", type=int, help="TCP connections (at most 4)")
+    parser.add_argument("--seconds", type=float, default=6.0, help="time for each level of calls in flight (6)")
+    parser.add_argument(
+        "--repository", type=Path, help="the server's repository: answers are checked against its files"
+    )
+    parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where the JSON goes (results)")
 
 
 def positive_numbers(text: str) -> tuple[int, ...]:
@@ -106,4 +123,28 @@ def _latency(arguments: argparse.Namespace) -> int:
     return 0 if all(row.agrees for row in result.rows) else 1
 
 
-_COMMANDS: Final = {"latency": _latency}
+def _wire(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.latency_report import report_console
+    from fitserve_benchmarks.wire import WirePlan, measure_wire
+    from fitserve_benchmarks.wire_report import print_wire_report
+
+    if arguments.batch_size < 1 or not arguments.seconds > 0 or (arguments.connections or 1) < 1:
+        raise ValueError("expected --batch-size and --connections of at least 1 and --seconds above 0")
+    plan = WirePlan(
+        server=arguments.server,
+        model=arguments.model,
+        batch_size=arguments.batch_size,
+        in_flight=arguments.in_flight,
+        duration_s=arguments.seconds,
+        connections=arguments.connections,
+        repository=None if arguments.repository is None else str(arguments.repository),
+    )
+    result = measure_wire(plan, say=lambda line: print(line, file=sys.stderr, flush=True))
+    path = arguments.output_dir / f"wire-{plan.model}.json"
+    result.save(path)
+    print_wire_report(result, report_console())
+    print(f"written: {path}")
+    return 0 if all(row.is_right for row in result.rows) else 1
+
+
+_COMMANDS: Final = {"latency": _latency, "wire": _wire}
