@@ -1,0 +1,150 @@
+"""Tensors of the Open Inference Protocol: raw or typed contents in, raw contents out."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+
+from fitserve_contract import tensor_bytes
+from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
+from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.tensor_bytes import Array, element_count, shape_text
+from fitserve_oip.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
+from fitserve_service.codec import MAX_NAME_CHARS, add_input, decode_raw
+from fitserve_service.engine import Completed
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.registry import ServedVersion
+from fitserve_service.signature import Tensor
+
+CONTENTS_FIELDS: Final = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    BYTES: "bytes_contents",
+}
+"""Datatype to the field of InferTensorContents that holds its elements; FP16 and BF16 have none."""
+
+UNSERVED_PARAMETERS: Final = ("shared_memory_region", "classification")
+"""Parameters of a tensor that change what it is: ignoring them would answer something else than was asked for."""
+
+
+def decode_inputs(request: ModelInferRequest) -> dict[str, Tensor]:
+    """Reads a request's inputs, raw ones in place.
+
+    Returns:
+        Input name to tensor, in the request's order.
+
+    Raises:
+        ServiceError: INVALID_INPUT; a name comes twice, raw and typed contents come together, or a tensor's datatype,
+            shape and elements do not fit. INVALID_REQUEST; a parameter that is not served.
+    """
+    has_raw = _check_contents(request)
+    inputs: dict[str, Tensor] = {}
+    for index, tensor in enumerate(request.inputs):
+        what = f"input '{tensor.name[:MAX_NAME_CHARS]}'"
+        if has_raw:
+            raw = request.raw_input_contents[index]
+            decoded = decode_raw(what, tensor.datatype, tuple(tensor.shape), raw)
+        else:
+            decoded = _decode_typed(what, tensor)
+        add_input(inputs, tensor.name, decoded)
+    return inputs
+
+
+def output_names(request: ModelInferRequest) -> list[str]:
+    """Gives the names of the outputs asked for.
+
+    Raises:
+        ServiceError: INVALID_REQUEST; a parameter that is not served.
+    """
+    for output in request.outputs:
+        _check_parameters(f"output '{output.name[:MAX_NAME_CHARS]}'", output.parameters)
+    return [output.name for output in request.outputs]
+
+
+def encode_response(served: ServedVersion, request_id: str, completed: Completed) -> ModelInferResponse:
+    """Writes an answer; outputs are raw, as Triton's are."""
+    response = ModelInferResponse(model_name=served.model, model_version=str(served.version), id=request_id)
+    for name, tensor in completed.outputs.items():
+        response.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.array.shape)
+        response.raw_output_contents.append(tensor_bytes.encode(tensor.array, tensor.datatype))
+    return response
+
+
+def axis_sizes(spec: TensorSpec) -> list[int]:
+    """Gives a spec's shape as the protocol writes it: -1 for a free axis. A free rank becomes one free axis."""
+    return [-1] if spec.shape is None else [axis if type(axis) is int else -1 for axis in spec.shape]
+
+
+def _check_contents(request: ModelInferRequest) -> bool:
+    """Tells whether the inputs are raw; raw and typed never come together."""
+    for tensor in request.inputs:
+        _check_parameters(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor.parameters)
+    if not request.raw_input_contents:
+        return False
+    typed = next((tensor.name for tensor in request.inputs if tensor.HasField("contents")), None)
+    if typed is not None:
+        text = f"input '{typed[:MAX_NAME_CHARS]}': expected no contents beside raw_input_contents, got both"
+        raise ServiceError(Reason.INVALID_INPUT, text)
+    if len(request.raw_input_contents) != len(request.inputs):
+        text = f"expected one entry per input, {len(request.inputs)}, got {len(request.raw_input_contents)}"
+        raise ServiceError(Reason.INVALID_INPUT, f"raw_input_contents: {text}")
+    return True
+
+
+def _check_parameters(what: str, parameters: Any) -> None:
+    for name in UNSERVED_PARAMETERS:
+        if name in parameters:
+            raise ServiceError(Reason.INVALID_REQUEST, f"{what}: parameter '{name}' is not served here")
+
+
+def _decode_typed(what: str, tensor: ModelInferRequest.InferInputTensor) -> Tensor:
+    field = CONTENTS_FIELDS.get(tensor.datatype)
+    shape = tuple(tensor.shape)
+    if field is None:
+        if tensor.datatype in NUMPY_DTYPES:
+            text = f"expected raw_input_contents for datatype {tensor.datatype}, got none"
+            raise ServiceError(Reason.INVALID_INPUT, f"{what}: {text}")
+        # An unknown datatype gets the same words whether its contents are raw or typed.
+        return decode_raw(what, tensor.datatype, shape, b"")
+    try:
+        count = element_count("", shape)
+        values = _elements(tensor.contents, field)
+        if len(values) != count:
+            raise ValueError(f"expected {count} elements for {shape_text(shape)} in {field}, got {len(values)}")
+        return Tensor(tensor.datatype, _array(values, tensor.datatype).reshape(shape))
+    except ValueError as error:
+        text = str(error).removeprefix("tensor '': ")
+        raise ServiceError(Reason.INVALID_INPUT, f"{what}: {text}", tensor=what) from None
+
+
+def _elements(contents: InferTensorContents, field: str) -> Any:
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != field:
+            raise ValueError(f"expected its elements in {field}, got {descriptor.name}")
+    return getattr(contents, field)
+
+
+def _array(values: Any, datatype: str) -> Array:
+    dtype = NUMPY_DTYPES[datatype]
+    if datatype == BYTES:
+        elements = np.empty(len(values), object)
+        elements[:] = list(values)
+        return elements
+    if datatype not in ("INT8", "INT16", "UINT8", "UINT16"):
+        return np.array(values, dtype)
+    wide = np.array(values, np.int64)
+    bounds = np.iinfo(dtype.str)
+    outside = wide[(wide < bounds.min) | (wide > bounds.max)]
+    if outside.size:
+        raise ValueError(f"expected {bounds.min}..{bounds.max} for {datatype}, got {outside[0]}")
+    return wide.astype(dtype)

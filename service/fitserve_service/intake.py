@@ -1,0 +1,125 @@
+"""What Predict, Evaluate and ModelInfer have in common: lease, decode, check, run, count."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fitserve_service.batcher import Priority
+from fitserve_service.engine import Engine, Job, Outcome
+from fitserve_service.errors import Code, ServiceError
+from fitserve_service.registry import Lease, Registry, ServedVersion
+from fitserve_service.signature import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Which version a request names; neither version nor label: the model's default."""
+
+    model: str
+    version: int | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One request to run.
+
+    Args:
+        method: Name of the method, for the counters.
+        target: Which version.
+        prepare: Reads the inputs and the names of the outputs wanted (none: all), once the version is known; raises
+            ServiceError where they cannot be taken.
+        deadline_s: Monotonic time at which the caller stops waiting; None: never.
+        priority: Its class.
+    """
+
+    method: str
+    target: Target
+    prepare: Callable[[ServedVersion], tuple[dict[str, Tensor], Sequence[str]]]
+    deadline_s: float | None
+    priority: Priority = Priority.PREDICT
+
+
+class RequestObserver(Protocol):
+    """Is told of every request, on the loop thread."""
+
+    def on_request(self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float) -> None:
+        """Takes the end of a request; `served` is None where no version was found for it."""
+        ...
+
+
+class Intake:
+    """Takes orders to the engine. Lives on the loop thread."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        engine: Engine,
+        observer: RequestObserver,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._registry = registry
+        self._engine = engine
+        self._observer = observer
+        self._clock = clock
+
+    def run(self, order: Order, on_done: Callable[[ServedVersion, Outcome], None]) -> Callable[[], None]:
+        """Runs an order.
+
+        Args:
+            order: The request.
+            on_done: Takes the outcome, once, on the loop thread; perhaps before this returns.
+
+        Returns:
+            A function that takes the order back where it has not run yet.
+
+        Raises:
+            ServiceError: it cannot be run; `on_done` is not called.
+        """
+        begin_s = self._clock()
+        served: ServedVersion | None = None
+        try:
+            target = order.target
+            lease = self._registry.lease(target.model, version=target.version, label=target.label)
+            served = lease.served
+            job = self._job(order, lease)
+        except Exception as error:
+            code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
+            self._observer.on_request(order.method, served, code, self._clock() - begin_s)
+            raise
+        job.on_done = lambda outcome: self._finish(order.method, lease.served, begin_s, outcome, on_done)
+        self._engine.submit(job)
+        return lambda: self._engine.cancel(job)
+
+    def _job(self, order: Order, lease: Lease) -> Job:
+        """Makes the job; the lease is given back where that fails."""
+        try:
+            inputs, names = order.prepare(lease.served)
+            signature = lease.served.signature
+            example_count = signature.check(inputs)
+            outputs = signature.check_outputs(names)
+        except BaseException:
+            lease.release()
+            raise
+        return Job(lease, inputs, outputs, example_count, order.deadline_s, order.priority, _unanswered)
+
+    def _finish(
+        self,
+        method: str,
+        served: ServedVersion,
+        begin_s: float,
+        outcome: Outcome,
+        on_done: Callable[[ServedVersion, Outcome], None],
+    ) -> None:
+        code = outcome.code if isinstance(outcome, ServiceError) else Code.OK
+        try:
+            on_done(served, outcome)
+        finally:
+            self._observer.on_request(method, served, code, self._clock() - begin_s)
+
+
+def _unanswered(_: Outcome) -> None:
+    raise AssertionError("a job is given its on_done before it is submitted")

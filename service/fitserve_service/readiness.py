@@ -1,0 +1,42 @@
+"""Whether the server as a whole takes requests: the first load is settled, and it does not drain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+
+class Readiness:
+    """One for the server. Lives on the loop thread."""
+
+    def __init__(self) -> None:
+        self._is_settled = False
+        self._is_draining = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    @property
+    def is_ready(self) -> bool:
+        """The server takes requests."""
+        return self._is_settled and not self._is_draining
+
+    @property
+    def is_draining(self) -> bool:
+        """The server is on its way out."""
+        return self._is_draining
+
+    def on_change(self, callback: Callable[[], None]) -> None:
+        """Registers what to do after each change."""
+        self._callbacks.append(callback)
+
+    def settle(self) -> None:
+        """Says that every aspired version of the first look at the repository is READY or FAILED."""
+        self._is_settled = True
+        self._tell()
+
+    def drain(self) -> None:
+        """Says that the server stops; there is no way back."""
+        self._is_draining = True
+        self._tell()
+
+    def _tell(self) -> None:
+        for callback in self._callbacks:
+            callback()

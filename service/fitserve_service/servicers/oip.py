@@ -1,0 +1,171 @@
+"""inference.GRPCInferenceService: the Open Inference Protocol's own methods, unary and streaming inference."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+
+from fitserve_oip import inference_pb2 as pb
+from fitserve_service import codec, codec_oip
+from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, UnaryMethod
+from fitserve_service.engine import Outcome
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.intake import Intake, Order, Target
+from fitserve_service.registry import ServedVersion
+from fitserve_service.signature import Tensor
+from fitserve_service.status import answering, incident
+
+SERVICE = "inference.GRPCInferenceService"
+
+
+class OipInferServicer:
+    """Answers ModelInfer and ModelStreamInfer. Lives on the loop thread."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    def unary(self) -> Mapping[str, UnaryMethod]:
+        """Gives the methods by full name."""
+        return {f"/{SERVICE}/ModelInfer": self.model_infer}
+
+    def stream(self) -> Mapping[str, StreamMethod]:
+        """Gives the streaming methods by full name."""
+        return {f"/{SERVICE}/ModelStreamInfer": self.model_stream_infer}
+
+    def model_infer(self, call: UnaryCall, message: bytes) -> None:
+        """Runs one version on one batch."""
+        request = codec.parse(pb.ModelInferRequest, message)
+
+        def on_done(served: ServedVersion, outcome: Outcome) -> None:
+            with answering(call):
+                call.reply(_response(served, request, outcome).SerializeToString())
+
+        call.on_cancel(self._intake.run(_order("ModelInfer", request, call), on_done))
+
+    def model_stream_infer(self, call: StreamCall) -> _InferStream:
+        """Runs each request of a stream; answers in their order, errors within the stream."""
+        return _InferStream(self._intake, call)
+
+
+class _InferStream:
+    """One stream of requests. An answer waits for those before it."""
+
+    def __init__(self, intake: Intake, call: StreamCall) -> None:
+        self._intake = intake
+        self._call = call
+        self._slots: deque[_Slot] = deque()
+        self._is_half_closed = False
+        call.on_cancel(self._take_back)
+
+    def on_message(self, message: bytes) -> None:
+        """Runs the next request."""
+        slot = _Slot()
+        self._slots.append(slot)
+        request = pb.ModelInferRequest()
+        try:
+            request = codec.parse(pb.ModelInferRequest, message)
+            order = _order("ModelStreamInfer", request, self._call)
+            slot.cancel = self._intake.run(order, lambda *done: self._on_done(slot, request, *done))
+        except ServiceError as error:
+            self._fill(slot, _stream_error(request, error))
+        except Exception as error:
+            self._fill(slot, _stream_error(request, incident(self._call.method, error)))
+
+    def on_half_close(self) -> None:
+        """Ends the stream once everything is answered."""
+        self._is_half_closed = True
+        self._send()
+
+    def _on_done(self, slot: _Slot, request: pb.ModelInferRequest, served: ServedVersion, outcome: Outcome) -> None:
+        try:
+            response = _response(served, request, outcome)
+            if _asks_for_final(request):
+                response.parameters["triton_final_response"].bool_param = True
+            answer = pb.ModelStreamInferResponse(infer_response=response)
+        except ServiceError as error:
+            answer = _stream_error(request, error)
+        except Exception as error:
+            answer = _stream_error(request, incident(self._call.method, error))
+        self._fill(slot, answer)
+
+    def _fill(self, slot: _Slot, answer: pb.ModelStreamInferResponse) -> None:
+        slot.answer = answer.SerializeToString()
+        self._send()
+
+    def _send(self) -> None:
+        while self._slots and (answer := self._slots[0].answer) is not None:
+            self._slots.popleft()
+            self._call.send(answer)
+        if self._is_half_closed and not self._slots:
+            self._call.finish()
+
+    def _take_back(self) -> None:
+        for slot in list(self._slots):
+            if slot.cancel is not None:
+                slot.cancel()
+
+
+class _Slot:
+    """The place of one request's answer in its stream."""
+
+    __slots__ = ("answer", "cancel")
+
+    def __init__(self) -> None:
+        self.answer: bytes | None = None
+        self.cancel: Callable[[], None] | None = None
+
+
+def target_of(model: str, version: str) -> Target:
+    """Reads which version a request names.
+
+    Raises:
+        ServiceError: INVALID_VERSION; no decimal number of at least 1, and not empty.
+    """
+    if not version:
+        return Target(model)
+    is_number = version.isascii() and version.isdecimal() and len(version) <= 19
+    if not is_number or int(version) < 1:
+        text = f"version: expected a number of at least 1 or nothing, got '{version[: codec.MAX_NAME_CHARS]}'"
+        raise ServiceError(Reason.INVALID_VERSION, text)
+    return Target(model, version=int(version))
+
+
+def _order(method: str, request: pb.ModelInferRequest, call: Call) -> Order:
+    def prepare(_: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
+        return codec_oip.decode_inputs(request), codec_oip.output_names(request)
+
+    target = target_of(request.model_name, request.model_version)
+    return Order(method, target, prepare, _deadline_s(request, call.deadline_s))
+
+
+def _deadline_s(request: pb.ModelInferRequest, deadline_s: float | None) -> float | None:
+    """The caller's deadline, or an earlier one by the request's `timeout` (microseconds that it may queue)."""
+    if "timeout" not in request.parameters:
+        return deadline_s
+    timeout_us = request.parameters["timeout"].int64_param
+    if timeout_us <= 0:
+        return deadline_s
+    queue_deadline_s = time.monotonic() + timeout_us / 1e6
+    return queue_deadline_s if deadline_s is None else min(deadline_s, queue_deadline_s)
+
+
+def _response(served: ServedVersion, request: pb.ModelInferRequest, outcome: Outcome) -> pb.ModelInferResponse:
+    if isinstance(outcome, ServiceError):
+        raise outcome
+    return codec_oip.encode_response(served, request.id, outcome)
+
+
+def _stream_error(request: pb.ModelInferRequest, error: ServiceError) -> pb.ModelStreamInferResponse:
+    response = pb.ModelStreamInferResponse(error_message=error.message)
+    response.infer_response.model_name = request.model_name
+    response.infer_response.id = request.id
+    if _asks_for_final(request):
+        response.infer_response.parameters["triton_final_response"].bool_param = True
+    return response
+
+
+def _asks_for_final(request: pb.ModelInferRequest) -> bool:
+    """Asks for the mark of the last response to a request; here the one response is the last."""
+    name = "triton_enable_empty_final_response"
+    return name in request.parameters and request.parameters[name].bool_param
