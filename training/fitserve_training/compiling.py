@@ -6,7 +6,9 @@ import logging
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,6 +89,15 @@ def compile_step(step: Step, record: CompileRecord) -> Step:
     torch._dynamo.config.trace_autograd_ops = True
     compiled: Step = torch.compile(step, dynamic=False)
     return compiled
+
+
+@contextmanager
+def quiet_compilation() -> Iterator[None]:
+    """Silences what torch warns about its own code while it compiles: nobody here can act on it."""
+    with warnings.catch_warnings():
+        for message in (r"`torch\.jit\.script", r"The \.grad attribute of a Tensor that is not a leaf"):
+            warnings.filterwarnings("ignore", message)
+        yield
 
 
 def compiled_graph_count() -> int:

@@ -13,6 +13,7 @@ from fitserve_training.compiling import (
     compile_forward,
     compile_step,
     compiled_graph_count,
+    quiet_compilation,
 )
 from fitserve_training.data.dataset import Batch
 from fitserve_training.device import now
@@ -29,7 +30,9 @@ def make_step(
 
     def step(batch: Batch, sums: Tensor) -> None:
         with autocast:
-            outputs = forward(*batch.inputs).float()
+            outputs = forward(*batch.inputs)
+        if outputs.dtype == torch.bfloat16:
+            outputs = outputs.float()
         loss = objective.loss(outputs, batch.targets)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -59,9 +62,9 @@ class Stepper:
         self._say = say
         self._eager = make_step(model, objective, optimizer, autocast)
         self._full = self._eager
-        if record.used != "off":
-            forward = compile_forward(model, record)
-            self._full = compile_step(make_step(forward, objective, optimizer, autocast), record)
+        self._make_full: Callable[[], Step] = lambda: compile_step(
+            make_step(compile_forward(model, record), objective, optimizer, autocast), record
+        )
         self._full_size = 0
 
     def __call__(self, batch: Batch, sums: Tensor) -> None:
@@ -80,7 +83,9 @@ class Stepper:
             self._eager(batch, sums)
             return
         try:
-            self._full(batch, sums)
+            with quiet_compilation():
+                self._full = self._make_full()
+                self._full(batch, sums)
         except Exception as error:
             self._go_on_eagerly(error)
             self._eager(batch, sums)
@@ -90,8 +95,8 @@ class Stepper:
     def _go_on_eagerly(self, error: Exception) -> None:
         # A failure to compile comes before anything was updated, but gradients may already have been left behind.
         self._optimizer.zero_grad(set_to_none=True)
-        text = str(error).strip().splitlines()
-        self.record.reason = f"{type(error).__name__}: {text[0] if text else ''}"[:200]
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        self.record.reason = f"{type(error).__name__}: {' '.join(lines[:2])}"[:200]
         self.record.used = "off"
         self._full = self._eager
         self._say(f"cannot compile here, going on eagerly: {self.record.reason}")

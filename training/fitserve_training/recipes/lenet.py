@@ -51,9 +51,11 @@ RECIPE = Recipe(
     output_name=OUTPUT_NAME,
     bands={
         "fashion_mnist": (
-            Band("train_loss", 0.458, 0.480),
-            Band("train_accuracy", 0.819, 0.829),
-            Band("test_accuracy", 0.788, 0.820),
+            # Over 130 published runs gave 0.469 ± 0.011, 0.824 ± 0.005 and 0.804 ± 0.016 (0.752 to 0.828), mean ± sd.
+            # One run is held to two sd of the first two, and to the extremes of the last.
+            Band("train_loss", 0.447, 0.491),
+            Band("train_accuracy", 0.814, 0.834),
+            Band("test_accuracy", 0.752, 0.828),
         ),
     },
     cure="lower the learning rate (--set lr=…)",
