@@ -88,11 +88,12 @@ def _only_input(details: VersionDetails) -> TensorSpec:
 
 def _arrays(path: Path, suffix: str) -> dict[str, Array]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return _expected(path, suffix, ".npy", {"": loaded})
-        with loaded as archive:
-            return _expected(path, suffix, ".npz", {name: archive[name] for name in archive.files})
+        with path.open("rb") as file:
+            loaded = np.load(file, allow_pickle=False)
+            if isinstance(loaded, np.ndarray):
+                return _expected(path, suffix, ".npy", {"": loaded})
+            with loaded as archive:
+                return _expected(path, suffix, ".npz", {name: archive[name] for name in archive.files})
     except FileNotFoundError:
         raise FileError(f"file '{path}': expected a file, found none") from None
     except FileError:

@@ -1,0 +1,64 @@
+"""The command line without a server: help, wrong arguments, nobody there."""
+
+import socket
+
+import pytest
+
+from fitserve_client import cli
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return int(taken.getsockname()[1])
+
+
+@pytest.mark.parametrize("command", ["models", "predict", "evaluate", "load", "unload", "wait"])
+def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        cli.main([command, "--help"])
+    assert left.value.code == 0
+    assert f"example:\n  fitserve-client {command}" in capsys.readouterr().out
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    assert "exit codes:" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.startswith("fitserve 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "required: COMMAND"),
+        (["modles"], "invalid choice: 'modles'"),
+        (["predict", "m", "x.npy", "--model-version", "0"], "expected a whole number of at least 1, got '0'"),
+        (["predict", "m", "x.npy", "--model-version", "1", "--label", "a"], "not allowed with"),
+        (["evaluate", "m", "x.npz", "--batch-size", "²"], "expected a whole number of at least 1, got '²'"),
+        (["models", "--timeout", "soon"], "expected seconds above 0, got 'soon'"),
+        (["models", "--timeout", "nan"], "expected seconds above 0, got 'nan'"),
+    ],
+)
+def test_wrong_arguments_end_with_2(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as left:
+        cli.main(arguments)
+    assert left.value.code == cli.UNUSABLE
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("by_environment", [True, False])
+def test_a_server_that_is_not_there_gets_one_helpful_sentence(
+    by_environment: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    server = f"127.0.0.1:{_free_port()}"
+    if by_environment:
+        monkeypatch.setenv(cli.SERVER_VARIABLE, server)
+    arguments = ["models", "--timeout", "1"] if by_environment else ["models", "--timeout", "1", "--server", server]
+    assert cli.main(arguments) == cli.UNUSABLE
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert f"no server answers at {server}" in err
+    assert "fitserve-serve --repository DIR" in err
