@@ -36,7 +36,7 @@ class Job:
     train: Split
     held_out: Split
     is_loss_after_epoch: bool = False
-    cure: str = ""
+    cure: str = "lower the learning rate (--set lr=…)"
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,42 @@ def fit(job: Job, observer: Observer, first_epoch: int = 1) -> None:
         snapshots: dict[int, Tensor] = {}
         job.model.train()
         sums.zero_()
-        compile_s, started = job.stepper.record.first_step_s, now(device)
+        clock = EpochClock(job.stepper, device)
         for number, indices in enumerate(batches, start=1):
             job.stepper(job.train.whole() if indices is None else job.train.take(indices), sums)
             if number in marks:
                 snapshots[number] = sums.clone()
                 observer.on_progress(epoch, number / len(batches))
-        train_s = now(device) - started - (job.stepper.record.first_step_s - compile_s)
+        speed = clock.examples_per_s(len(job.train))
         metrics = job.objective.metrics(sums.tolist(), len(job.train))
-        _check_finite(metrics["loss"], epoch, job)
+        _check_finite("loss", metrics["loss"], epoch, job)
         is_still = parameters_before is not None and _is_still(job.model, parameters_before, config.stop_when_still)
         is_last = is_still or epoch == config.epochs
         report = EpochReport(epoch, is_last)
         if is_last or is_logged(epoch, config):
-            speed = {"examples_per_s": len(job.train) / train_s}
-            report = EpochReport(
-                epoch, is_last, _epoch_metrics(job, epoch, metrics) | speed, _points(job, epoch, snapshots)
-            )
+            logged = _epoch_metrics(job, epoch, metrics) | speed
+            report = EpochReport(epoch, is_last, logged, _points(job, epoch, snapshots))
+        if is_last:
+            _check_finite("test loss", report.metrics["test_loss"], epoch, job)
         job.stepper.record.graph_count = compiled_graph_count() if job.stepper.record.used != "off" else 0
         observer.on_epoch(report)
         if is_last:
             break
+
+
+class EpochClock:
+    """Measures an epoch's training; a first step with compilation in it is left out, with its examples."""
+
+    def __init__(self, stepper: Stepper, device: torch.device) -> None:
+        self._stepper, self._device = stepper, device
+        self._first_step_s, self._started = stepper.record.first_step_s, now(device)
+
+    def examples_per_s(self, example_count: int) -> dict[str, float]:
+        """Gives the speed until now; nothing where compilation was all there was."""
+        elapsed_s, compile_s = now(self._device) - self._started, self._stepper.record.first_step_s - self._first_step_s
+        if compile_s:
+            elapsed_s, example_count = elapsed_s - compile_s, example_count - self._stepper.full_size
+        return {"examples_per_s": example_count / elapsed_s} if example_count > 0 and elapsed_s > 0 else {}
 
 
 def epoch_indices(
@@ -136,10 +151,9 @@ def _is_still(model: nn.Module, before: Tensor, tolerance: float) -> bool:
     return bool((_flat_parameters(model) - before).abs().max() <= tolerance)
 
 
-def _check_finite(loss: float, epoch: int, job: Job) -> None:
+def _check_finite(name: str, loss: float, epoch: int, job: Job) -> None:
     if not math.isfinite(loss):
-        cure = job.cure or "lower the learning rate (--set lr=…)"
-        raise RunStoppedError(f"the loss is {loss} at epoch {epoch} with lr {job.config.lr:g}: {cure}")
+        raise RunStoppedError(f"the {name} is {loss} at epoch {epoch} with lr {job.config.lr:g}: {job.cure}")
 
 
 def _epoch_metrics(job: Job, epoch: int, running: dict[str, float]) -> dict[str, Any]:

@@ -86,6 +86,11 @@ class BarDisplay:
         if report.is_last:
             self._bar.update(self._task, completed=self._epochs)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the bar has reached its end."""
+        return self._bar.finished
+
     def close(self) -> None:
         """Stops redrawing; the last state stays on the screen."""
         self._bar.stop()

@@ -90,7 +90,7 @@ class Recipe:
     parameters: Callable[[nn.Module], dict[str, float]] | None = None
     served: Callable[[nn.Module], nn.Module] = _same_module
     draw: Callable[[nn.Module, DataSet, Path], None] | None = None
-    cure: str = ""
+    cure: str = "lower the learning rate (--set lr=…)"
     tolerance: Mapping[str, float] | None = None
 
     def task(self, data: DataSet) -> Task:

@@ -45,7 +45,8 @@ def make_step(
 class Stepper:
     """Takes steps: full batches through the compiled path, a ragged last batch eagerly, so nothing is compiled twice.
 
-    Owns the compile record and keeps it up to date. Not thread-safe.
+    Owns the compile record and keeps it up to date; `full_size` is the size of a full batch once the first was seen.
+    Not thread-safe.
     """
 
     def __init__(
@@ -65,19 +66,19 @@ class Stepper:
         self._make_full: Callable[[], Step] = lambda: compile_step(
             make_step(compile_forward(model, record), objective, optimizer, autocast), record
         )
-        self._full_size = 0
+        self.full_size = 0
 
     def __call__(self, batch: Batch, sums: Tensor) -> None:
         """Trains on one batch; the first batch's size is the full one."""
-        if self._full_size == 0:
+        if self.full_size == 0:
             self._first(batch, sums)
-        elif len(batch.targets) == self._full_size:
+        elif len(batch.targets) == self.full_size:
             self._full(batch, sums)
         else:
             self._eager(batch, sums)
 
     def _first(self, batch: Batch, sums: Tensor) -> None:
-        self._full_size = len(batch.targets)
+        self.full_size = len(batch.targets)
         started = now(sums.device)
         if self.record.used == "off":
             self._eager(batch, sums)

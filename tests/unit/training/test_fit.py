@@ -117,6 +117,11 @@ def test_raw_readings_diverge_at_epoch_11_with_the_cure() -> None:
     assert [report.epoch for report in reports.epochs] == list(range(1, 11))
 
 
+def test_a_last_update_that_overflows_is_no_finished_run() -> None:
+    with pytest.raises(RunStoppedError, match="the test loss is inf at epoch 10"):
+        fit(thermometer_job(RunConfig(epochs=10, batch_size=0, lr=1e-2), input_scale=1.0), Reports())
+
+
 def test_training_stops_when_the_parameters_stand_still() -> None:
     job = thermometer_job(RunConfig(epochs=5000, batch_size=0, lr=1e-2, stop_when_still=0.01), input_scale=0.1)
     reports = Reports()
@@ -158,6 +163,15 @@ def test_bfloat16_trains_in_float32_parameters() -> None:
 def test_how_many_epochs_are_logged(epochs: int, log_every: int, expected: int) -> None:
     config = RunConfig(epochs=epochs, log_every=log_every)
     assert sum(is_logged(epoch, config) for epoch in range(1, epochs + 1)) == expected
+
+
+def test_the_speed_leaves_compilation_out() -> None:
+    job = classifier_job(RunConfig(epochs=2, batch_size=0), mode="module")
+    reports = Reports()
+
+    fit(job, reports)
+
+    assert ["examples_per_s" in report.metrics for report in reports.epochs] == [False, True]
 
 
 def test_a_ragged_last_batch_compiles_nothing_again() -> None:

@@ -58,5 +58,4 @@ RECIPE = Recipe(
             Band("test_accuracy", 0.752, 0.828),
         ),
     },
-    cure="lower the learning rate (--set lr=…)",
 )

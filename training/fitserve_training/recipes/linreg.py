@@ -67,5 +67,4 @@ RECIPE = Recipe(
     bands={"synthetic": (Band("train_loss", 9.2e-5, 1.16e-4),)},
     is_loss_after_epoch=True,
     parameters=parameters,
-    cure="lower the learning rate (--set lr=…)",
 )

@@ -42,5 +42,4 @@ RECIPE = Recipe(
             Band("test_accuracy", 0.7, 1.0, is_required=True),
         ),
     },
-    cure="lower the learning rate (--set lr=…)",
 )
