@@ -106,6 +106,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fitserve {version('fitserve')}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add(commands, "models", "lists the models of the server and their versions", "models --json")
+    showing = _add(commands, "show", "shows a version's signature, task and settings", "show lenet --model-version 3")
+    _add_model(showing)
     _add_predict(commands)
     _add_evaluate(commands)
     loading = _add(commands, "load", "loads a model again, or retries one that failed", "load lenet")
@@ -126,7 +128,8 @@ def _add_predict(commands: Any) -> None:
         "predict lenet boot.png --invert",
         f"{_FILES}\n{_PICTURES}",
     )
-    _add_model(parser, "FILE.npy|FILE.npz|FILE.png")
+    _add_model(parser)
+    parser.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png")
     parser.add_argument("--invert", action="store_true", help="exchange light and dark in a .png file")
     parser.add_argument(
         "--rows", metavar="N", type=_positive, default=_DEFAULT_ROWS, help="rows shown at most (default %(default)s)"
@@ -142,7 +145,8 @@ def _add_evaluate(commands: Any) -> None:
         "evaluate lenet test.npz --batch-size 64",
         details,
     )
-    _add_model(parser, "FILE.npz")
+    _add_model(parser)
+    parser.add_argument("file", metavar="FILE.npz")
     parser.add_argument("--batch-size", metavar="N", type=_positive, help="examples per call (default: by the model)")
 
 
@@ -172,9 +176,8 @@ def _add(commands: Any, name: str, what: str, example: str, details: str = "") -
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser, file: str) -> None:
+def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("file", metavar=file)
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--model-version", metavar="N", type=_positive, help="this version, not the server's choice")
     which.add_argument("--label", metavar="L", help="the version that this label points at")

@@ -15,7 +15,14 @@ from fitserve_client.example_files import labels_of, read_examples
 from fitserve_client.messages import named_inputs
 from fitserve_client.models import VersionDetails
 from fitserve_client.prediction import Prediction
-from fitserve_client.reports import Report, evaluation_report, model_report, models_report, prediction_report
+from fitserve_client.reports import (
+    Report,
+    details_report,
+    evaluation_report,
+    model_report,
+    models_report,
+    prediction_report,
+)
 from fitserve_client.tensors import Subject, as_array
 
 
@@ -23,6 +30,11 @@ def list_models(client: Client, arguments: argparse.Namespace) -> Report:
     """Lists the models of the server."""
     del arguments
     return models_report(client.models())
+
+
+def show(client: Client, arguments: argparse.Namespace) -> Report:
+    """Describes one version of a model."""
+    return details_report(_details(client, arguments))
 
 
 def predict(client: Client, arguments: argparse.Namespace) -> Report:
@@ -69,6 +81,7 @@ def wait(client: Client, arguments: argparse.Namespace) -> Report:
 
 COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], Report]]] = {
     "models": list_models,
+    "show": show,
     "predict": predict,
     "evaluate": evaluate,
     "load": load,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,15 +12,19 @@ import numpy as np
 
 from fitserve_client.answers import NamedClass, named_classes
 from fitserve_client.evaluation import Evaluation, wilson_interval
-from fitserve_client.models import FAILED, Model, ModelVersion, VersionDetails
+from fitserve_client.models import READY, Model, ModelVersion, VersionDetails
 from fitserve_client.prediction import Prediction
-from fitserve_client.tables import table
+from fitserve_client.tables import printable, table
+from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_contract.tensor_bytes import Array, shape_text
 
 SHOWN_VALUES: Final = 8
 """Values of one example that a table shows."""
+
+_HELD: Final = (READY, "UNLOADING")
+"""States in which the server holds the version, and knows more of it."""
 
 _NO_MODELS: Final = "The server has no models. Publish one: fitserve-export RUN_DIR --repository DIR"
 
@@ -62,6 +67,23 @@ def model_report(model: Model) -> Report:
     """Describes one model after a change."""
     listing = models_report([model])
     return Report(asdict(model), listing.header, listing.rows)
+
+
+def details_report(details: VersionDetails) -> Report:
+    """Describes one version: signature, task, and what the server inferred from the file or was told to override."""
+    document = asdict(details)
+    document["manifest"] = _manifest(document.pop("manifest_json"))
+    rows = [_spec_row("input", spec) for spec in details.inputs] + [
+        _spec_row("output", spec) for spec in details.outputs
+    ]
+    toml = details.effective_config_toml.rstrip().splitlines()
+    return Report(
+        json_value(document),
+        ("", "name", "datatype", "shape"),
+        rows,
+        above=[_title(details), *_task_lines(details.task)],
+        below=["", *map(printable, toml)] if toml else [],
+    )
 
 
 def prediction_report(
@@ -128,6 +150,39 @@ def json_value(value: Any) -> Any:
     return value
 
 
+def _manifest(manifest_json: str) -> Any:
+    """A manifest that is no JSON is given as the text that it is."""
+    try:
+        return json.loads(manifest_json) if manifest_json else None
+    except (ValueError, RecursionError):
+        return manifest_json
+
+
+def _title(details: VersionDetails) -> str:
+    version = details.version
+    facts = [
+        version.execution_provider,
+        f"labels {', '.join(version.labels)}" if version.labels else "",
+        version.reason,
+    ]
+    if version.state in _HELD:
+        facts.append("verified" if version.is_verified else "unverified: it has no manifest")
+    told = ", ".join(printable(fact) for fact in facts if fact)
+    return f"{printable(details.model)} version {version.version} is {version.state}{': ' if told else ''}{told}"
+
+
+def _task_lines(task: Task | None) -> list[str]:
+    if task is None:
+        return []
+    classes = f": {', '.join(map(printable, task.class_names))}" if task.class_names else ""
+    return [f"{task.kind} by {task.scores} in '{printable(task.output)}'{classes}"]
+
+
+def _spec_row(kind: str, spec: TensorSpec) -> list[str]:
+    shape = "any" if spec.shape is None else shape_text(spec.shape)
+    return [kind, spec.name, spec.datatype, shape + (", may be left out" if spec.is_optional else "")]
+
+
 def _version_row(model: str, version: ModelVersion) -> list[str]:
     return [
         model,
@@ -136,7 +191,7 @@ def _version_row(model: str, version: ModelVersion) -> list[str]:
         ", ".join(version.labels),
         version.task,
         version.execution_provider.removesuffix("ExecutionProvider"),
-        "yes" if version.is_verified else "" if version.state == FAILED else "no",
+        ("yes" if version.is_verified else "no") if version.state in _HELD else "",
         version.reason,
     ]
 

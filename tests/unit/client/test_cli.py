@@ -12,7 +12,7 @@ def _free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-@pytest.mark.parametrize("command", ["models", "predict", "evaluate", "load", "unload", "wait"])
+@pytest.mark.parametrize("command", ["models", "show", "predict", "evaluate", "load", "unload", "wait"])
 def test_every_command_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as left:
         cli.main([command, "--help"])

@@ -9,7 +9,8 @@ import pytest
 from fitserve_client.evaluation import Evaluation
 from fitserve_client.models import Model, ModelVersion, VersionDetails
 from fitserve_client.prediction import Prediction
-from fitserve_client.reports import evaluation_report, json_value, models_report, prediction_report
+from fitserve_client.reports import details_report, evaluation_report, json_value, models_report, prediction_report
+from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.sums import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
@@ -42,6 +43,33 @@ def test_an_empty_server_says_what_to_do():
     report = models_report([])
     assert report.document == {"models": []}
     assert "fitserve-export" in _lines(report)[0]
+
+
+def test_a_version_is_shown_with_what_was_inferred():
+    version = ModelVersion(3, "READY", "", False, "CPUExecutionProvider", ("stable",), "", 8, 9.5)
+    inputs = (TensorSpec("image", "FP32", ("B", 1, None)), TensorSpec("scale", "FP32", None, is_optional=True))
+    outputs = (TensorSpec("y", "FP32", ("B",)),)
+    details = VersionDetails("m", version, inputs, outputs, ANY_OF_N, '{"loss": NaN}', "max_batch_size = 8\n")
+    report = details_report(details)
+    assert _lines(report) == [
+        "m version 3 is READY: CPUExecutionProvider, labels stable, unverified: it has no manifest",
+        "multi_label by probabilities in 'y': joy, anger",
+        "        name   datatype  shape",
+        "input   image  FP32      (B, 1, ?)",
+        "input   scale  FP32      any, may be left out",
+        "output  y      FP32      (B,)",
+        "",
+        "max_batch_size = 8",
+    ]
+    assert report.document["manifest"] == {"loss": "NaN"}
+    assert report.document["task"]["kind"] == "multi_label"
+
+
+def test_a_version_that_failed_is_shown_with_its_reason():
+    version = ModelVersion(3, "FAILED", "no model.onnx", False, "", (), "", 0, 0.0)
+    report = details_report(VersionDetails("m", version, (), (), None, "no JSON"))
+    assert _lines(report)[0] == "m version 3 is FAILED: no model.onnx"
+    assert report.document["manifest"] == "no JSON"
 
 
 def test_class_names_stand_beside_the_answers():
