@@ -23,16 +23,17 @@ _EXAMPLES: Final = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
-    from fitserve_benchmarks.processes import orderly_ending
-
     arguments = _parser().parse_args(argv)
+    from fitserve_benchmarks.processes import orderly_ending
+    from fitserve_client.errors import FitserveError
+
     try:
         with orderly_ending():
             return _COMMANDS[arguments.command](arguments)
     except KeyboardInterrupt:
         print("fitserve-bench: interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FitserveError) as error:
         print(f"fitserve-bench {arguments.command}: {error}", file=sys.stderr)
         return 2
     except RuntimeError as error:
@@ -49,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_latency(commands.add_parser("latency", help="torch eager, torch.compile and ONNX Runtime, in one process"))
     _add_wire(commands.add_parser("wire", help="requests/s and latency of a running server"))
+    _add_demo(commands.add_parser("demo", help="train, export, serve, predict, evaluate and benchmark LeNet"))
     return parser
 
 
@@ -83,6 +85,27 @@ def _add_wire(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where the JSON goes (results)")
 
 
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Trains, verifies, exports, benchmarks, serves and evaluates LeNet; ends with a short table."
+    parser.epilog = "example: fitserve-bench demo --repository repository --runs runs --train-option=--set=epochs=5"
+    parser.add_argument("--repository", type=Path, default=Path("repository"), help="where to publish (repository)")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (runs)")
+    parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where JSON and SVG go (results)")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda, for training and serving (auto)")
+    parser.add_argument(
+        "--train-option",
+        action="append",
+        default=[],
+        metavar="=OPTION",
+        help="a further option of fitserve-train, for example --train-option=--data=digits; may be repeated",
+    )
+    parser.add_argument("--batch-sizes", type=positive_numbers, default=(1, 8, 64), metavar="N,N,…")
+    parser.add_argument("--trials", type=int, default=20, help="turns of each contestant, at least 3 (20)")
+    parser.add_argument("--budget-s", type=float, default=2.0, help="time for the calls of one latency row (2)")
+    parser.add_argument("--in-flight", type=positive_numbers, default=(1, 8, 32), metavar="N,N,…")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time for each level of calls in flight (3)")
+
+
 def positive_numbers(text: str) -> tuple[int, ...]:
     """Reads positive numbers separated by commas, each once, in the order given.
 
@@ -95,16 +118,19 @@ def positive_numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
+def _check_latency(arguments: argparse.Namespace) -> None:
+    if arguments.trials < 3 or not arguments.budget_s > 0:
+        found = f"{arguments.trials} and {arguments.budget_s}"
+        raise ValueError(f"expected --trials of at least 3 and --budget-s above 0, got {found}")
+
+
 def _latency(arguments: argparse.Namespace) -> int:
     from fitserve_benchmarks.latency import Plan
     from fitserve_benchmarks.latency_report import print_report, report_console
     from fitserve_benchmarks.latency_run import run_latency
     from fitserve_benchmarks.threads import thread_settings
 
-    if arguments.trials < 3 or not arguments.budget_s > 0:
-        raise ValueError(
-            f"expected --trials of at least 3 and --budget-s above 0, got {arguments.trials} and {arguments.budget_s}"
-        )
+    _check_latency(arguments)
     run_dir = arguments.run_dir
     if run_dir is None and (usual := Path("runs", arguments.model)).is_dir():
         run_dir = usual
@@ -147,4 +173,28 @@ def _wire(arguments: argparse.Namespace) -> int:
     return 0 if all(row.is_right for row in result.rows) else 1
 
 
-_COMMANDS: Final = {"latency": _latency, "wire": _wire}
+def _demo(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.demo import DemoPlan, run_demo
+    from fitserve_benchmarks.demo_report import print_demo_report
+    from fitserve_benchmarks.latency_report import report_console
+
+    _check_latency(arguments)
+    plan = DemoPlan(
+        repository=arguments.repository,
+        runs=arguments.runs,
+        output_dir=arguments.output_dir,
+        device=arguments.device,
+        train_options=arguments.train_option,
+        batch_sizes=arguments.batch_sizes,
+        trials=arguments.trials,
+        budget_s=arguments.budget_s,
+        in_flight=arguments.in_flight,
+        wire_s=arguments.seconds,
+    )
+    console = report_console()
+    result = run_demo(plan, console)
+    print_demo_report(result, console)
+    return 0 if result.is_right else 1
+
+
+_COMMANDS: Final = {"latency": _latency, "wire": _wire, "demo": _demo}

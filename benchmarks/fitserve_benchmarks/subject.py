@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from fitserve_contract import repository
+from fitserve_contract.certificate import HELD_OUT_FILE, read_held_out
 
 if TYPE_CHECKING:
     import torch
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Batch: TypeAlias = Mapping[str, Array]
-
-HELD_OUT_FILE: Final = "held_out.safetensors"
-"""Beside the model: labelled examples that it was not trained on, one tensor for each input."""
 
 _DTYPES: Final = {
     "tensor(float)": np.float32,
@@ -85,7 +83,7 @@ def open_subject(root: Path, model: str, version: int | None = None, run_dir: Pa
         run_dir: The run it was exported from; None measures ONNX Runtime alone.
 
     Raises:
-        SubjectError: no such model or version, or no batch axis.
+        SubjectError: no such model, version or run, no batch axis, or a file that cannot be read.
     """
     number = highest_version(root, model) if version is None else version
     path = repository.version_path(root, model, number)
@@ -94,8 +92,8 @@ def open_subject(root: Path, model: str, version: int | None = None, run_dir: Pa
         raise SubjectError(f"model '{model}' version {number}: expected it in repository '{root}', found {found}")
     onnx_path = path.folder / repository.MODEL_FILE
     inputs = _read_inputs(onnx_path)
-    module, rows = _open_run(run_dir) if run_dir is not None else (None, _read_rows(path.folder, inputs))
-    return Subject(model, path.version, onnx_path, inputs, rows, module)
+    module = None if run_dir is None else _open_module(run_dir)
+    return Subject(model, path.version, onnx_path, inputs, _read_rows(path.folder), module)
 
 
 def highest_version(root: Path, model: str) -> int:
@@ -128,7 +126,7 @@ def random_batches(subject: Subject, batch_size: int, count: int, seed: int = 0)
     if missing:
         raise SubjectError(
             f"input '{missing[0]}': expected examples to draw from, since its values cannot be invented; found none "
-            f"(give the run directory, or a version with {HELD_OUT_FILE})"
+            f"(a version published by fitserve-export has them in {HELD_OUT_FILE})"
         )
     row_count = len(subject.rows[subject.inputs[0].name])
     picks = generator.integers(0, row_count, size=(count, batch_size))
@@ -160,18 +158,19 @@ def _input_spec(name: str, type_name: str, shape: list[int | str | None]) -> Inp
     return InputSpec(name, np.dtype(_DTYPES[type_name]), tuple(shape))
 
 
-def _read_rows(folder: Path, inputs: tuple[InputSpec, ...]) -> Batch:
-    path = folder / HELD_OUT_FILE
-    if not path.is_file():
-        return {}
-    from safetensors.numpy import load_file
-
-    tensors = load_file(path)
-    return {spec.name: tensors[spec.name] for spec in inputs if spec.name in tensors}
+def _read_rows(folder: Path) -> Batch:
+    try:
+        examples = read_held_out(folder)
+    except ValueError as error:
+        raise SubjectError(f"version '{folder}': {error}") from None
+    return {} if examples is None else examples.inputs
 
 
-def _open_run(run_dir: Path) -> tuple[torch.nn.Module, Batch]:
+def _open_module(run_dir: Path) -> torch.nn.Module:
+    from fitserve_training.errors import UsageError
     from fitserve_training.runs import open_run
 
-    run = open_run(run_dir)
-    return run.module, run.held_out().inputs
+    try:
+        return open_run(run_dir).module
+    except UsageError as error:
+        raise SubjectError(str(error)) from None
