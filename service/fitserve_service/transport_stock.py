@@ -10,6 +10,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
@@ -18,7 +19,7 @@ import grpc.aio
 from fitserve_service.calls import Metadata, MethodTable, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, wire_status
-from fitserve_service.transport import ListenError, TransportOptions, check_arrival, check_listenable
+from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_arrival, check_listenable
 
 _MAX_UNSENT: Final = 64
 """A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
@@ -47,7 +48,8 @@ class StockTransport:
 
     def post(self, callback: Callable[[], None]) -> None:
         """Runs a callback on the loop thread soon; after the loop has ended, not at all."""
-        if not self._loop.is_closed():
+        # Whoever posts cannot know that the loop ends at this very moment.
+        with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(callback)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
@@ -71,7 +73,7 @@ class StockTransport:
             self._stopped.set_result(grace_s)
 
     async def _serve(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
-        server = grpc.aio.server(options=_channel_options(self._options))
+        server = grpc.aio.server(options=channel_options(self._options))
         server.add_generic_rpc_handlers((_Router(self._handlers(table)),))
         on_start(await _listen(server, self._options))
         grace_s = await self._stopped
@@ -254,19 +256,6 @@ async def _listen(server: grpc.aio.Server, options: TransportOptions) -> int:
         raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None
     await server.start()
     return port
-
-
-def _channel_options(options: TransportOptions) -> list[tuple[str, int]]:
-    # grpcio drops a larger message without saying ours is the limit: it gets twice the room, to bound the memory alone.
-    hard_limit = min(2 * options.max_message_bytes, 2**31 - 1)
-    return [
-        ("grpc.max_receive_message_length", hard_limit),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_concurrent_streams", options.max_concurrent_streams),
-        ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * 1000)),
-        # Two servers on one port would share its connections in silence.
-        ("grpc.so_reuseport", 0),
-    ]
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

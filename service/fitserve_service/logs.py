@@ -1,0 +1,74 @@
+"""Structured logs: one record is one line, whatever its strings hold."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Final, TextIO
+
+FORMATS: Final = ("auto", "json", "text")
+LEVELS: Final = ("debug", "info", "warning", "error")
+
+_OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_LINE_BREAKERS: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))} | {
+    0x2028: "\\u2028",
+    0x2029: "\\u2029",
+    ord("\n"): "\\n",
+    ord("\t"): "\\t",
+    ord("\r"): "\\r",
+}
+
+
+def configure(log_format: str, level: str, stream: TextIO | None = None) -> None:
+    """Sends every record of the process to a stream.
+
+    Args:
+        log_format: "json", "text", or "auto": text on a terminal, JSON elsewhere.
+        level: One of LEVELS; records below it are dropped.
+        stream: Where to; None: stderr.
+    """
+    target = sys.stderr if stream is None else stream
+    is_text = log_format == "text" or (log_format == "auto" and target.isatty())
+    handler = logging.StreamHandler(target)
+    handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level.upper())
+    # A closed pipe costs its records, never the server.
+    logging.raiseExceptions = False
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one JSON object in ASCII: time, level, logger, message, then what the record carries."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Gives the line without its end."""
+        entry: dict[str, object] = {
+            "time": _time_text(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        entry |= {key: value for key, value in vars(record).items() if key not in _OWN_FIELDS and key not in entry}
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry, default=str)
+
+
+class TextFormatter(logging.Formatter):
+    """A record for people: what would break its line is escaped; a traceback follows, each line marked."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Gives the text without its end."""
+        message = record.getMessage().translate(_LINE_BREAKERS)
+        line = f"{_time_text(record)} {record.levelname.lower():7} {message}"
+        if not record.exc_info:
+            return line
+        trace = self.formatException(record.exc_info).split("\n")
+        return "\n".join([line, *(f"    | {part.translate(_LINE_BREAKERS)}" for part in trace)])
+
+
+def _time_text(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,219 @@
+"""Puts the server together: registry, engine, reconciler, services, transport and metrics; starts it and stops it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from importlib.metadata import version as package_version
+
+from fitserve_service import session
+from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
+from fitserve_service.engine import Engine
+from fitserve_service.intake import Intake
+from fitserve_service.loader import Loader
+from fitserve_service.metrics_port import MetricsPort
+from fitserve_service.readiness import Readiness
+from fitserve_service.reconciler import Reconciler
+from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.servicers.control import ControlServicer
+from fitserve_service.servicers.health import HealthServicer
+from fitserve_service.servicers.inference import InferenceServicer
+from fitserve_service.servicers.oip import OipInferServicer
+from fitserve_service.servicers.oip_models import OipModelsServicer
+from fitserve_service.servicers.reflection import ReflectionServicer
+from fitserve_service.settings import ServerSettings
+from fitserve_service.source import RepositorySource
+from fitserve_service.telemetry import Telemetry
+from fitserve_service.transport import ListenError, Transport, TransportOptions, is_loopback
+from fitserve_service.transport_stock import StockTransport
+
+_SETTLE_POLL_S = 0.01
+_LOOP_ANSWER_S = 1.0
+"""How long a scrape waits for the loop; a loop that is slower than this has other news to tell."""
+
+_log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """The server cannot start; the message says why and what to do."""
+
+
+class Server:
+    """One server. `run` owns the thread that calls it; `stop` may be called from any thread, or a signal's.
+
+    Attributes:
+        settings: What it was told.
+        registry: Its models.
+        port: gRPC port, once `run` has called `on_ready`.
+        metrics_port: Prometheus port; None where there are no metrics.
+    """
+
+    def __init__(
+        self, settings: ServerSettings, make_transport: Callable[[TransportOptions], Transport] = StockTransport
+    ) -> None:
+        """Makes a server that does not run yet.
+
+        Raises:
+            StartError: the settings cannot be served here.
+        """
+        check_can_start(settings)
+        self.settings = settings
+        self.registry = Registry()
+        self.port = 0
+        self._readiness = Readiness()
+        options = TransportOptions(settings.host, settings.port, settings.max_message_bytes)
+        self._transport = make_transport(options)
+        self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
+        self._engine = Engine(self._transport, self._telemetry, runner_count=settings.runner_count)
+        self._reconciler = Reconciler(
+            RepositorySource(settings.repository),
+            Loader(settings.device),
+            self.registry,
+            poll_interval_s=settings.poll_interval_s,
+            loader_count=settings.loader_count,
+        )
+        self._metrics: MetricsPort | None = None
+        self._on_ready: Callable[[], None] = lambda: None
+
+    @property
+    def metrics_port(self) -> int | None:
+        """Prometheus port; None where there are no metrics."""
+        return self._metrics.port if self._metrics else None
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Serves on this thread until `stop` has ended; once only.
+
+        Args:
+            on_ready: Called on the loop thread once the first look at the repository is settled.
+
+        Raises:
+            StartError: a port cannot be had.
+        """
+        self._on_ready = on_ready
+        try:
+            self._open_metrics()
+            self._transport.run(self._methods(), self._begin)
+        except ListenError as error:
+            raise StartError(str(error)) from None
+        finally:
+            self._engine.close()
+            self._reconciler.stop()
+            if self._metrics is not None:
+                self._metrics.close()
+
+    def stop(self) -> None:
+        """Refuses new requests, answers those in flight within the grace time, then ends `run`."""
+        self._transport.post(self._drain)
+
+    def _begin(self, port: int) -> None:
+        self.port = port
+        _log.info("listening on %s:%d", self.settings.host, port)
+        self._reconciler.start()
+        self._await_settled()
+
+    def _await_settled(self) -> None:
+        if self._reconciler.wait_until_settled(0):
+            self._readiness.settle()
+            self._on_ready()
+        elif not self._readiness.is_draining:
+            self._transport.call_later(_SETTLE_POLL_S, self._await_settled)
+
+    def _drain(self) -> None:
+        if self._readiness.is_draining:
+            return
+        _log.info("stopping: requests in flight have %g s", self.settings.grace_s)
+        self._readiness.drain()
+        self._engine.begin_drain()
+        self._transport.stop(self.settings.grace_s)
+
+    def _open_metrics(self) -> None:
+        if self.settings.metrics_port is not None:
+            exposition = self._telemetry.exposition
+            self._metrics = MetricsPort(self.settings.host, self.settings.metrics_port, exposition)
+
+    def _methods(self) -> MethodTable:
+        intake = Intake(self.registry, self._engine, self._telemetry)
+        health = HealthServicer(self.registry, self._readiness, self._transport)
+        infer = OipInferServicer(intake)
+        models = OipModelsServicer(
+            self.registry, self._readiness, self._reconciler, self._transport, package_version("fitserve")
+        )
+        control = ControlServicer(self.registry, self._reconciler, self._transport)
+        unary: dict[str, UnaryMethod] = {}
+        for servicer in (InferenceServicer(intake), control, infer, models, health):
+            unary |= servicer.unary()
+        stream: dict[str, StreamMethod] = {**infer.stream(), **health.stream()}
+        services = {name.split("/")[1] for name in (*unary, *stream)}
+        return MethodTable(unary, {**stream, **ReflectionServicer(services).stream()})
+
+    def _queued_examples(self) -> dict[ServedVersion, int]:
+        """Asks the loop, from a scrape's thread."""
+        answer: Future[dict[ServedVersion, int]] = Future()
+        self._transport.post(lambda: answer.set_result(self._engine.queued_examples()))
+        try:
+            return answer.result(_LOOP_ANSWER_S)
+        except TimeoutError:
+            return {}
+
+
+def check_can_start(settings: ServerSettings) -> None:
+    """Holds the settings against this machine before anything is opened.
+
+    Raises:
+        StartError: no repository, a runtime that is unsafe or lacks the device, or an address open to others.
+    """
+    if not settings.repository.is_dir():
+        hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
+        raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
+    if not settings.insecure and not is_loopback(settings.host):
+        hint = "without TLS and tokens everybody who reaches it could use it; --insecure accepts that"
+        raise StartError(f"--host {settings.host}: expected an address of this machine alone (127.0.0.1); {hint}")
+    try:
+        session.check_runtime()
+    except session.SessionError as error:
+        raise StartError(str(error)) from None
+    problem = session.cuda_problem() if settings.device.startswith("cuda") else None
+    if problem:
+        raise StartError(f"--device {settings.device}: {problem}")
+
+
+@contextmanager
+def running_server(settings: ServerSettings) -> Iterator[Server]:
+    """Runs a server on a thread of its own until the block ends; inside the block it is ready.
+
+    Raises:
+        StartError: it cannot start.
+    """
+    server = Server(settings)
+    is_ready = threading.Event()
+    failure: list[BaseException] = []
+
+    def serve() -> None:
+        try:
+            server.run(is_ready.set)
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            is_ready.set()
+
+    thread = threading.Thread(target=serve, name="server")
+    thread.start()
+    is_ready.wait()
+    try:
+        if failure:
+            raise failure[0]
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+def _build_facts(settings: ServerSettings) -> dict[str, str]:
+    return {
+        "version": package_version("fitserve"),
+        "onnxruntime": session.runtime_version(),
+        "device": settings.device,
+    }

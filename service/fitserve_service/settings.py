@@ -1,0 +1,203 @@
+"""The server's settings: command line over environment over file over defaults, each named when it is wrong."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from fitserve_service import logs
+
+ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
+"""`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
+
+NO_METRICS: Final = "off"
+
+
+class SettingsError(ValueError):
+    """A setting that cannot be taken; the message names it, what was expected and what was found."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """What a server is told at its start.
+
+    Args:
+        repository: The model repository.
+        host: Where it listens.
+        port: gRPC port; 0 takes a free one.
+        metrics_port: Prometheus port; 0 takes a free one; None: no metrics.
+        device: "auto", "cpu", "cuda" or "cuda:N", for models that do not say.
+        insecure: May listen where other machines reach it, in cleartext and for everybody.
+        poll_interval_s: How often the repository is looked at.
+        grace_s: How long requests in flight have to end when the server stops.
+        max_message_bytes: Larger requests are refused.
+        loader_count: Versions that load at once.
+        runner_count: Threads for long runs.
+        log_format: "auto", "json" or "text".
+        log_level: "debug", "info", "warning" or "error".
+    """
+
+    repository: Path
+    host: str = "127.0.0.1"
+    port: int = 8001
+    metrics_port: int | None = 8002
+    device: str = "auto"
+    insecure: bool = False
+    poll_interval_s: float = 1.0
+    grace_s: float = 10.0
+    max_message_bytes: int = 64 << 20
+    loader_count: int = 2
+    runner_count: int = 2
+    log_format: str = "auto"
+    log_level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """How one setting is written.
+
+    Args:
+        metavar: What stands for the value in the help; empty for a switch.
+        help: What it does, with what it expects.
+        expected: What a value must be, for messages.
+        read: Reads a value from text; raises ValueError where it is none.
+    """
+
+    metavar: str
+    help: str
+    expected: str
+    read: Callable[[str], Any]
+
+
+def _number(lowest: float, highest: float, kind: type[int] | type[float] = int) -> Callable[[str], Any]:
+    def read(text: str) -> int | float:
+        value = kind(text)
+        if not lowest <= value <= highest:
+            raise ValueError(text)
+        return value
+
+    return read
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in choices:
+            raise ValueError(text)
+        return text
+
+    return read
+
+
+def _metrics_port(text: str) -> int | None:
+    return None if text == NO_METRICS else _number(0, 65535)(text)
+
+
+def _device(text: str) -> str:
+    name, _, index = text.partition(":")
+    is_indexed = name == "cuda" and index.isdecimal() and index.isascii()
+    if text not in ("auto", "cpu", "cuda") and not is_indexed:
+        raise ValueError(text)
+    return text
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError(text)
+    return Path(text)
+
+
+def _host(text: str) -> str:
+    if not text.strip():
+        raise ValueError(text)
+    return text.strip("[]")
+
+
+def _switch(text: str) -> bool:
+    return _one_of("true", "false")(text) == "true"
+
+
+_INSECURE_HELP = "listen where other machines reach it, in cleartext and for everybody"
+_LOG_FORMATS, _LOG_LEVELS = ", ".join(logs.FORMATS), ", ".join(logs.LEVELS)
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    "repository": Option("DIR", "model repository: DIR/<model>/<version>/model.onnx", "a directory", _path),
+    "host": Option("HOST", "address to listen on (127.0.0.1)", "a host name or address", _host),
+    "port": Option("PORT", "gRPC port, 0 takes a free one (8001)", "0..65535", _number(0, 65535)),
+    "metrics_port": Option(
+        "PORT", "Prometheus port, 0 takes a free one, off: none (8002)", "0..65535 or off", _metrics_port
+    ),
+    "device": Option(
+        "DEVICE", "auto, cpu, cuda or cuda:N; cuda never falls back (auto)", "auto, cpu, cuda or cuda:N", _device
+    ),
+    "insecure": Option("", _INSECURE_HELP, "true or false", _switch),
+    "poll_interval_s": Option(
+        "S", "seconds between looks at the repository (1)", "0.05..3600", _number(0.05, 3600, float)
+    ),
+    "grace_s": Option("S", "seconds for requests in flight when stopping (10)", "0..3600", _number(0, 3600, float)),
+    "max_message_bytes": Option(
+        "N", "largest request, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
+    ),
+    "loader_count": Option("N", "versions that load at once (2)", "1..64", _number(1, 64)),
+    "runner_count": Option("N", "threads for long runs (2)", "1..256", _number(1, 256)),
+    "log_format": Option("FORMAT", f"{_LOG_FORMATS} (auto: text on a terminal)", _LOG_FORMATS, _one_of(*logs.FORMATS)),
+    "log_level": Option("LEVEL", f"{_LOG_LEVELS} (info)", _LOG_LEVELS, _one_of(*logs.LEVELS)),
+}
+"""Every setting, in the order of the help."""
+
+
+def resolve(flags: Mapping[str, str], environment: Mapping[str, str], config_file: Path | None) -> ServerSettings:
+    """Puts the settings together: a flag wins over the environment, that over the file, that over the default.
+
+    Args:
+        flags: Setting name to its text, as far as given.
+        environment: The process's environment.
+        config_file: A TOML file of settings; None: none.
+
+    Raises:
+        SettingsError: an unknown setting, a value that cannot be taken, an unreadable file, or no repository.
+    """
+    values = {} if config_file is None else _read_file(config_file)
+    values |= _read_environment(environment)
+    values |= {name: _read(f"--{name.replace('_', '-')}", name, text) for name, text in flags.items()}
+    if "repository" not in values:
+        raise SettingsError("--repository: expected a directory with models, got nothing")
+    return ServerSettings(**values)
+
+
+def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    values = {}
+    for key, text in environment.items():
+        if key.startswith(ENVIRONMENT_PREFIX):
+            values_key = key.removeprefix(ENVIRONMENT_PREFIX).lower()
+            values[values_key] = _read(key, values_key, text)
+    return values
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        document = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(f"--config {path}: cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"--config {path}: expected TOML, got {error}") from None
+    return {name: _read(f"{path}: {name}", name, _text(value)) for name, value in document.items()}
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _read(where: str, name: str, text: str) -> Any:
+    option = OPTIONS.get(name)
+    if option is None:
+        raise SettingsError(f"{where}: expected one of {', '.join(OPTIONS)}, got an unknown setting")
+    try:
+        return option.read(text)
+    except ValueError:
+        raise SettingsError(f"{where}: expected {option.expected}, got '{text[:128]}'") from None
+
+
+assert list(OPTIONS) == [entry.name for entry in fields(ServerSettings)]

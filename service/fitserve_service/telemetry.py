@@ -1,0 +1,191 @@
+"""Prometheus metrics: counted without locks on the loop thread, written out when they are scraped."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from fitserve_service.engine import BatchRecord
+from fitserve_service.errors import Code
+from fitserve_service.registry import Registry, ServedVersion
+
+SECONDS_BOUNDS: Final = (
+    *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
+    *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
+)
+EXAMPLES_BOUNDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
+
+_VersionKey = tuple[str, str]
+_LABELS: Final = ("model", "version")
+
+
+class Histogram:
+    """Counts of values by upper bound. Written on one thread."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Counts one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Gives each upper bound with the number of values up to it, as Prometheus writes them."""
+        running, buckets = 0, []
+        for bound, count in zip((*map(str, self.bounds), "+Inf"), list(self.counts), strict=True):
+            running += count
+            buckets.append((bound, float(running)))
+        return buckets
+
+
+def _seconds() -> Histogram:
+    return Histogram(SECONDS_BOUNDS)
+
+
+@dataclass(slots=True)
+class _Meters:
+    """What is counted for one version; or, without a name, for requests that found none."""
+
+    requests: dict[tuple[str, str], int] = field(default_factory=dict)
+    request_s: dict[str, Histogram] = field(default_factory=dict)
+    queue_s: Histogram = field(default_factory=_seconds)
+    run_s: Histogram = field(default_factory=_seconds)
+    examples: Histogram = field(default_factory=lambda: Histogram(EXAMPLES_BOUNDS))
+
+
+class Telemetry(Collector):
+    """The server's metrics.
+
+    `on_request` and `on_batch` belong to the loop thread, `exposition` to any other.
+
+    Args:
+        registry: Versions and their states, read at each scrape.
+        queued_examples: Gives how many examples wait, by version; empty where the loop does not answer in time.
+        build: Facts of this server as labels: version, ONNX Runtime's version, device.
+    """
+
+    def __init__(
+        self, registry: Registry, queued_examples: Callable[[], dict[ServedVersion, int]], build: dict[str, str]
+    ) -> None:
+        self._registry = registry
+        self._queued_examples = queued_examples
+        self._build = build
+        self._meters: dict[_VersionKey, _Meters] = {}
+        self._gone: set[_VersionKey] = set()
+        self._exposed = CollectorRegistry(auto_describe=False)
+        self._exposed.register(self)
+        ProcessCollector(registry=self._exposed)
+
+    def on_request(self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float) -> None:
+        """Counts the end of a request."""
+        meters = self._meters_of(served)
+        key = (method, code.name)
+        meters.requests[key] = meters.requests.get(key, 0) + 1
+        histogram = meters.request_s.get(method)
+        if histogram is None:
+            histogram = meters.request_s[method] = _seconds()
+        histogram.observe(elapsed_s)
+
+    def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
+        """Counts one run of a model."""
+        meters = self._meters_of(served)
+        meters.run_s.observe(batch.run_s)
+        meters.examples.observe(batch.example_count)
+        for waited_s in batch.queue_s:
+            meters.queue_s.observe(waited_s)
+
+    def exposition(self) -> bytes:
+        """Writes every metric in Prometheus's text format."""
+        return generate_latest(self._exposed)
+
+    def collect(self) -> Iterator[Metric]:
+        """Gives every metric of the server; called by prometheus_client."""
+        meters = sorted(dict(self._meters).items())
+        yield from _request_metrics(meters)
+        yield from _run_metrics(meters)
+        yield from self._version_metrics()
+        yield self._build_metric()
+        self._forget_gone()
+
+    def _meters_of(self, served: ServedVersion | None) -> _Meters:
+        key = ("", "") if served is None else (served.model, str(served.version))
+        meters = self._meters.get(key)
+        if meters is None:
+            meters = self._meters[key] = _Meters()
+        return meters
+
+    def _version_metrics(self) -> Iterator[Metric]:
+        states = GaugeMetricFamily(
+            "fitserve_version_state", "1 for the state that a version is in.", labels=(*_LABELS, "state")
+        )
+        facts = GaugeMetricFamily(
+            "fitserve_version_info",
+            "1 for each loaded version, with the execution provider that really runs it.",
+            labels=(*_LABELS, "provider", "verified"),
+        )
+        queued = GaugeMetricFamily("fitserve_queued_examples", "Examples that wait for a run.", labels=_LABELS)
+        waiting = self._queued_examples()
+        for model in self._registry.snapshot():
+            for version in model.versions:
+                name = (model.name, str(version.version))
+                states.add_metric([*name, version.state.value], 1)
+                if version.served is not None:
+                    facts.add_metric([*name, version.served.provider, str(version.served.is_verified).lower()], 1)
+                    queued.add_metric(name, waiting.get(version.served, 0))
+        yield from (states, facts, queued)
+
+    def _build_metric(self) -> Metric:
+        build = GaugeMetricFamily("fitserve_build_info", "1, with what this server is.", labels=tuple(self._build))
+        build.add_metric(tuple(self._build.values()), 1)
+        return build
+
+    def _forget_gone(self) -> None:
+        """Drops what was counted for versions that are gone, once they have been scraped for the last time."""
+        loaded = {
+            (model.name, str(version.version))
+            for model in self._registry.snapshot()
+            for version in model.versions
+            if version.served is not None
+        }
+        gone = set(self._meters) - loaded - {("", "")}
+        for key in gone & self._gone:
+            self._meters.pop(key, None)
+        self._gone = gone
+
+
+def _request_metrics(meters: list[tuple[_VersionKey, _Meters]]) -> Iterator[Metric]:
+    requests = CounterMetricFamily(
+        "fitserve_requests", "Requests that ended; no model where none was found.", labels=(*_LABELS, "method", "code")
+    )
+    seconds = HistogramMetricFamily(
+        "fitserve_request_seconds", "Time from arrival to answer.", labels=(*_LABELS, "method")
+    )
+    for version, counted in meters:
+        for (method, code), count in list(counted.requests.items()):
+            requests.add_metric([*version, method, code], count)
+        for method, histogram in list(counted.request_s.items()):
+            seconds.add_metric([*version, method], histogram.cumulative(), histogram.total)
+    yield from (requests, seconds)
+
+
+def _run_metrics(meters: list[tuple[_VersionKey, _Meters]]) -> Iterator[Metric]:
+    queue = HistogramMetricFamily("fitserve_queue_seconds", "Time that a request waited for its run.", labels=_LABELS)
+    run = HistogramMetricFamily("fitserve_run_seconds", "Time of one run of the model.", labels=_LABELS)
+    examples = HistogramMetricFamily("fitserve_batch_examples", "Examples in one run, without padding.", labels=_LABELS)
+    for version, counted in meters:
+        if version[0]:
+            queue.add_metric(version, counted.queue_s.cumulative(), counted.queue_s.total)
+            run.add_metric(version, counted.run_s.cumulative(), counted.run_s.total)
+            examples.add_metric(version, counted.examples.cumulative(), counted.examples.total)
+    yield from (queue, run, examples)
