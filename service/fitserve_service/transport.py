@@ -68,6 +68,20 @@ class Transport(Loop, Protocol):
         ...
 
 
+def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
+    """Gives the options of grpcio's server that make it hold under hostile callers, the same for every transport."""
+    # grpcio drops a larger message without saying ours is the limit: it gets twice the room, to bound the memory alone.
+    hard_limit = min(2 * options.max_message_bytes, 2**31 - 1)
+    return [
+        ("grpc.max_receive_message_length", hard_limit),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_concurrent_streams", options.max_concurrent_streams),
+        ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * 1000)),
+        # Two servers on one port would share its connections in silence.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
 def check_arrival(size_bytes: int, max_bytes: int, remaining_s: float | None) -> None:
     """Refuses a request that is too large, or whose caller has stopped waiting, before it costs anything.
 

@@ -11,9 +11,13 @@ import grpc
 
 from fitserve_service.calls import MethodTable
 from fitserve_service.transport import Transport, TransportOptions
+from fitserve_service.transport_fast import FastTransport
 from fitserve_service.transport_stock import StockTransport
 
-TRANSPORTS: dict[str, Callable[[TransportOptions], Transport]] = {"stock": StockTransport}
+TRANSPORTS: dict[str, Callable[[TransportOptions], Transport]] = {
+    "fast": FastTransport,
+    "stock": StockTransport,
+}
 """Every transport, by name; each passes every test of test_transport_conformance."""
 
 

@@ -1,0 +1,194 @@
+"""One call on the completion queue, unary or streaming, as a method sees it (`calls.Call`).
+
+A call is told once that it is over, by the event of its receive_close batch; until then it may still hold things of the
+core. It gives them up as soon as it has sent its status, because a server cannot shut down while a call is held.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+from fitserve_service import completion_queue as core
+from fitserve_service.calls import Metadata, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.status import DETAILS_KEY, answering, incident, wire_status
+from fitserve_service.transport import check_arrival
+
+_MAX_UNSENT: Final = 64
+"""A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
+
+
+class _Call:
+    """What unary and stream calls have in common; `_core` is None once the status is sent or the caller is gone."""
+
+    __slots__ = ("_core", "_on_cancel", "deadline_s", "metadata", "method")
+
+    def __init__(self, method: str, event: core.Event) -> None:
+        self.method = method
+        self.metadata: Metadata = event.invocation_metadata
+        left_s = core.remaining_s(event)
+        self.deadline_s = None if left_s is None else time.monotonic() + left_s
+        self._core: core.CoreCall | None = event.call
+        self._on_cancel: Callable[[], None] | None = None
+
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        """Registers what to do when the caller goes away before the answer."""
+        if self._core is not None:
+            self._on_cancel = callback
+
+    def _check(self, message: bytes | None, limit: int) -> bytes:
+        if message is None:
+            raise ServiceError(Reason.MALFORMED_MESSAGE, "call: expected one request message, got none")
+        left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
+        check_arrival(len(message), limit, left_s)
+        return message
+
+    def _closed(self, _: core.Event) -> None:
+        callback = self._on_cancel
+        self._core = self._on_cancel = None
+        if callback is not None:
+            callback()
+
+    def _give_up(self) -> core.CoreCall | None:
+        held = self._core
+        self._core = self._on_cancel = None
+        return held
+
+
+class UnaryCall(_Call):
+    """One request, one answer."""
+
+    __slots__ = ("_limit", "_run")
+
+    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event) -> None:
+        super().__init__(method, event)
+        self._run = run
+        self._limit = limit
+        core.receive_close(event.call, self._closed)
+        core.receive_message(event.call, self._received)
+
+    def reply(self, message: bytes, trailing: Metadata = ()) -> None:
+        """Answers. A call that is already over ignores it."""
+        held = self._give_up()
+        if held is None:
+            return
+        try:
+            core.send_reply(held, message, trailing, core.ignore)
+        except core.CoreError as error:
+            _send_error(held, incident(self.method, error), True, core.ignore)
+
+    def fail(self, error: ServiceError) -> None:
+        """Ends the call with an error. A call that is already over ignores it."""
+        held = self._give_up()
+        if held is not None:
+            _send_error(held, error, True, core.ignore)
+
+    def _received(self, event: core.Event) -> None:
+        if self._core is not None:
+            with answering(self):
+                self._run(self, self._check(core.message_of(event), self._limit))
+
+
+class StreamCall(_Call):
+    """Any number of requests and answers; one message at a time is asked for, and one is being sent."""
+
+    __slots__ = ("_handler", "_has_sent", "_is_half_closed", "_is_over", "_is_reading", "_is_sending", "_limit",
+                 "_on_end", "_unsent")  # fmt: skip
+
+    def __init__(self, method: str, limit: int, event: core.Event, on_end: Callable[[StreamCall], None]) -> None:
+        super().__init__(method, event)
+        self._limit = limit
+        self._on_end = on_end
+        self._handler: StreamHandler | None = None
+        self._unsent: deque[bytes | ServiceError | None] = deque()
+        self._has_sent = self._is_half_closed = self._is_over = self._is_reading = self._is_sending = False
+        core.receive_close(event.call, self._closed)
+
+    def begin(self, method: StreamMethod) -> None:
+        """Has the method take the call."""
+        with answering(self):
+            self._handler = method(self)
+        self._read()
+
+    def send(self, message: bytes) -> None:
+        """Sends one answer, in order; queued while the caller is slow."""
+        self._put(message)
+
+    def finish(self) -> None:
+        """Ends the call well once everything sent is out."""
+        self._put(None)
+        self._is_over = True
+
+    def fail(self, error: ServiceError) -> None:
+        """Ends the call with an error once everything sent is out."""
+        self._put(error)
+        self._is_over = True
+
+    def half_close(self) -> None:
+        """Takes no more requests, as if the caller had said so."""
+        if self._handler is not None and not self._is_half_closed and not self._is_over:
+            self._is_half_closed = True
+            with answering(self):
+                self._handler.on_half_close()
+
+    def _read(self) -> None:
+        is_full = len(self._unsent) >= _MAX_UNSENT
+        if self._is_reading or self._is_half_closed or self._is_over or is_full or self._core is None:
+            return
+        self._is_reading = True
+        core.receive_message(self._core, self._received)
+
+    def _received(self, event: core.Event) -> None:
+        self._is_reading = False
+        message = core.message_of(event)
+        if self._core is None:
+            return
+        if message is None:
+            self.half_close()
+        elif self._handler is not None and not self._is_half_closed and not self._is_over:
+            with answering(self):
+                self._handler.on_message(self._check(message, self._limit))
+            self._read()
+
+    def _put(self, item: bytes | ServiceError | None) -> None:
+        if not self._is_over and self._core is not None:
+            self._unsent.append(item)
+            self._send_next()
+
+    def _send_next(self) -> None:
+        if self._is_sending or not self._unsent or self._core is None:
+            return
+        item = self._unsent.popleft()
+        is_first, self._has_sent, self._is_sending = not self._has_sent, True, True
+        if isinstance(item, bytes):
+            core.send_message(self._core, item, is_first, self._sent)
+        elif item is None:
+            core.send_status(self._give_up(), 0, "", (), is_first, core.ignore)
+        else:
+            _send_error(self._give_up(), item, is_first, core.ignore)
+
+    def _sent(self, _: core.Event) -> None:
+        self._is_sending = False
+        self._send_next()
+        self._read()
+
+    def _closed(self, event: core.Event) -> None:
+        self._is_over = True
+        self._unsent.clear()
+        self._handler = None
+        self._on_end(self)
+        super()._closed(event)
+
+
+def refuse(event: core.Event, error: ServiceError) -> None:
+    """Answers a call that no method takes."""
+    core.receive_close(event.call, core.ignore)
+    _send_error(event.call, error, True, core.ignore)
+
+
+def _send_error(held: core.CoreCall, error: ServiceError, is_first: bool, tag: core.Tag) -> None:
+    status = wire_status(error)
+    core.send_status(held, status.code, status.message, ((DETAILS_KEY, status.details),), is_first, tag)

@@ -1,0 +1,157 @@
+"""The transport on grpcio's completion queue: one thread polls it, runs the methods, and does all else that is due.
+
+A turn of the loop takes all that has arrived without waiting for more, hands each request to its method, and then runs
+what was asked for with `call_soon`: batching by arrival, which costs no waiting. No thread is ever held by a caller, so
+stalled bodies and slow readers cost memory alone, and that is bounded by connection.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from fitserve_service import completion_queue as core
+from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
+from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_listenable
+
+_AHEAD_COUNT: Final = 64
+"""Calls asked of the core ahead."""
+
+_MAX_GATHERED: Final = 512
+"""Completions in one turn; four make a unary call."""
+
+_MAX_WAIT_S: Final = 0.15
+"""Longest sleep: grpcio's deadlines are of the wall clock, which may step, but below 0.2 s it waits only once."""
+
+_Callback: TypeAlias = Callable[[], None]
+
+_log = logging.getLogger(__name__)
+
+
+class FastTransport:
+    """Carries a method table over a completion queue. `post` may be called from any thread, the rest on the loop's."""
+
+    def __init__(self, options: TransportOptions) -> None:
+        self._options = options
+        self._server: core.CoreServer | None = None
+        self._unary: dict[bytes, tuple[str, UnaryMethod]] = {}
+        self._streaming: dict[bytes, tuple[str, StreamMethod]] = {}
+        self._streams: set[StreamCall] = set()
+        self._soon: list[_Callback] = []
+        self._posted: deque[_Callback] = deque()
+        self._is_ringing = False
+        self._timers: list[tuple[float, int, _Callback]] = []
+        self._timer_numbers = itertools.count()
+        self._is_stopping = False
+
+    def post(self, callback: Callable[[], None]) -> None:
+        """Runs a callback on the loop thread soon; after the loop has ended, not at all."""
+        self._posted.append(callback)
+        server = self._server
+        if server is not None and not self._is_ringing:
+            self._is_ringing = True
+            server.bell.ring(self._rang)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Runs a callback once the arrivals at hand are all handed to their methods."""
+        self._soon.append(callback)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Runs a callback after a delay."""
+        heapq.heappush(self._timers, (time.monotonic() + delay_s, next(self._timer_numbers), callback))
+
+    def run(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
+        """Serves until `stop` has ended; see `transport.Transport`."""
+        check_listenable(self._options.host, self._options.port)
+        self._unary = {name.encode(): (name, method) for name, method in table.unary.items()}
+        self._streaming = {name.encode(): (name, method) for name, method in table.stream.items()}
+        server = core.CoreServer(channel_options(self._options))
+        try:
+            port = _listen(server, self._options)
+            server.start(_AHEAD_COUNT, self._arrived)
+            self._server = server
+            on_start(port)
+            while not server.is_down:
+                self._turn(server)
+        finally:
+            self._server = None
+            server.close()
+
+    def stop(self, grace_s: float) -> None:
+        """Ends `run` within the grace time."""
+        server = self._server
+        if server is None or self._is_stopping:
+            return
+        self._is_stopping = True
+        for call in list(self._streams):
+            call.half_close()
+        server.begin_shutdown()
+        self.call_later(grace_s, server.cancel_all)
+
+    def _turn(self, server: core.CoreServer) -> None:
+        server.gather(self._wait_s(), _MAX_GATHERED)
+        for _ in range(len(self._posted)):
+            _run(self._posted.popleft())
+        self._run_due()
+        soon, self._soon = self._soon, []
+        for callback in soon:
+            _run(callback)
+
+    def _wait_s(self) -> float:
+        if self._soon or self._posted:
+            return 0.0
+        if self._timers:
+            return min(_MAX_WAIT_S, self._timers[0][0] - time.monotonic())
+        return _MAX_WAIT_S
+
+    def _run_due(self) -> None:
+        if self._timers:
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                _run(heapq.heappop(self._timers)[2])
+
+    def _rang(self, _: core.Event) -> None:
+        # Before the posted callbacks run: whoever posts while they do rings again.
+        self._is_ringing = False
+
+    def _arrived(self, event: core.Event) -> None:
+        server = self._server
+        if server is None or not event.success:
+            return
+        server.request()
+        name: bytes = event.call_details.method
+        unary = self._unary.get(name)
+        if unary is not None:
+            UnaryCall(unary[0], unary[1], self._options.max_message_bytes, event)
+        elif name in self._streaming:
+            self._begin_stream(*self._streaming[name], event)
+        else:
+            text = "method: expected one that reflection lists, got one not served here"
+            refuse(event, ServiceError(Reason.UNKNOWN_METHOD, text))
+
+    def _begin_stream(self, name: str, method: StreamMethod, event: core.Event) -> None:
+        call = StreamCall(name, self._options.max_message_bytes, event, self._streams.discard)
+        self._streams.add(call)
+        call.begin(method)
+
+
+def _run(callback: _Callback) -> None:
+    try:
+        callback()
+    except Exception:
+        # As in asyncio: one callback's trouble is not the loop's.
+        _log.exception("loop: a callback failed")
+
+
+def _listen(server: core.CoreServer, options: TransportOptions) -> int:
+    try:
+        return server.listen(options.address)
+    except RuntimeError as error:
+        raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None
