@@ -105,6 +105,10 @@ class Batcher(Generic[Item]):
         self._left(entry, queue)
         return True
 
+    def clear(self) -> list[Entry[Item]]:
+        """Takes everything out, each queue in its order."""
+        return [self._pop(queue) for queue in list(self._queues.values()) for _ in range(len(queue))]
+
     def take(self, now_s: float) -> Taken[Item]:
         """Takes the next batch that is due.
 
@@ -135,7 +139,8 @@ class Batcher(Generic[Item]):
         return sorted(self._queues.values(), key=turn)
 
     def _is_due(self, queue: deque[Entry[Item]], now_s: float) -> bool:
-        if queue[0].key is None or now_s - queue[0].arrived_s >= self._max_queue_delay_s:
+        # The same sum as in due_s: rounded otherwise, a timer could go off and find nothing due.
+        if queue[0].key is None or queue[0].arrived_s + self._max_queue_delay_s <= now_s:
             return True
         rows = 0
         for entry in queue:

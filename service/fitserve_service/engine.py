@@ -11,13 +11,14 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from fitserve_service.batcher import Batcher, Entry, Priority
 from fitserve_service.calls import Loop
+from fitserve_service.costs import row_elements
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.joining import bucket_size, join, joining_key, split
 from fitserve_service.registry import Lease, ServedVersion
@@ -26,9 +27,6 @@ from fitserve_service.signature import Tensor
 
 INLINE_LIMIT_S: Final = 0.001
 """A run expected to take longer goes to a runner thread."""
-
-_COST_WEIGHT: Final = 0.2
-"""Weight of the newest run in the cost table's moving mean."""
 
 _log = logging.getLogger(__name__)
 
@@ -110,14 +108,15 @@ class _Run:
     served: ServedVersion
     jobs: list[Job]
     queue_s: list[float]
+    example_count: int
     answers: list[dict[str, Tensor] | Exception] = field(default_factory=list)
     input_s: float = 0.0
     run_s: float = 0.0
     output_s: float = 0.0
 
     @property
-    def example_count(self) -> int:
-        return sum(job.example_count for job in self.jobs)
+    def row_elements(self) -> int:
+        return row_elements(self.jobs[0].inputs, self.jobs[0].example_count)
 
 
 @dataclass(slots=True, eq=False)
@@ -165,7 +164,7 @@ class Engine:
         limit = served.config.max_batch_size
         now_s = self._clock()
         if self._is_draining:
-            self._finish(job, ServiceError(Reason.DRAINING, "the server is shutting down; try another or later"))
+            self._finish(job, _draining())
         elif limit and job.example_count > limit:
             text = f"expected at most {limit} examples in a request to model '{served.model}', got {job.example_count}"
             self._finish(job, ServiceError(Reason.BATCH_TOO_LARGE, text, model=served.model))
@@ -179,7 +178,8 @@ class Engine:
 
     def cancel(self, job: Job) -> None:
         """Takes a queued job back: its caller has gone. One that runs already is answered as ever."""
-        if job.entry is not None and self._lanes[job.lease.served].batcher.remove(job.entry):
+        if job.entry is not None and job.entry.is_queued:
+            self._lanes[job.lease.served].batcher.remove(job.entry)
             self._drop_lane_if_idle(job.lease.served)
             self._finish(job, ServiceError(Reason.CALLER_CANCELLED, "the caller cancelled"))
 
@@ -203,7 +203,12 @@ class Engine:
         return self._job_count == 0
 
     def close(self) -> None:
-        """Ends the runner threads, once what they run has ended."""
+        """Refuses all that is queued and ends the runner threads, once what they run has ended."""
+        self.begin_drain()
+        for lane in list(self._lanes.values()):
+            for entry in lane.batcher.clear():
+                self._finish(entry.item, _draining())
+            self._drop_lane_if_idle(lane.served)
         self._runners.shutdown(wait=False, cancel_futures=True)
 
     def _queue(self, job: Job, now_s: float) -> bool:
@@ -226,23 +231,35 @@ class Engine:
             self._finish(entry.item, _deadline_passed(now_s - entry.arrived_s))
         if taken.batch:
             jobs = [entry.item for entry in taken.batch]
-            run = _Run(lane.served, jobs, [now_s - entry.arrived_s for entry in taken.batch])
+            rows = sum(job.example_count for job in jobs)
+            run = _Run(lane.served, jobs, [now_s - entry.arrived_s for entry in taken.batch], rows)
             self._start(lane, run)
         elif (due_s := lane.batcher.due_s()) is not None:
             if due_s != lane.timer_s:
                 lane.timer_s = due_s
-                self._loop.call_later(max(due_s - now_s, 0.0), self.dispatch)
+                self._loop.call_later(max(due_s - now_s, 0.0), partial(self._on_timer, lane))
         else:
             self._drop_lane_if_idle(lane.served)
 
+    def _on_timer(self, lane: _Lane) -> None:
+        # A loop's timer may go off a moment early; then the lane must be free to set it again.
+        lane.timer_s = 0.0
+        if self._lanes.get(lane.served) is lane and not lane.is_running:
+            self._dispatch_lane(lane)
+
     def _start(self, lane: _Lane, run: _Run) -> None:
         lane.is_running = True
-        if _expected_s(run.served, run.example_count) <= INLINE_LIMIT_S:
+        if run.served.costs.expected_s(run.example_count, run.row_elements) <= INLINE_LIMIT_S:
             _carry_out(run)
             self._complete(lane, run)
         else:
             future = self._runners.submit(_carry_out, run)
-            future.add_done_callback(lambda _: self._loop.post(partial(self._complete, lane, run)))
+            future.add_done_callback(lambda done: self._loop.post(partial(self._came_back, lane, run, done)))
+
+    def _came_back(self, lane: _Lane, run: _Run, future: Future[None]) -> None:
+        if future.cancelled():
+            run.answers = [_draining()] * len(run.jobs)
+        self._complete(lane, run)
 
     def _complete(self, lane: _Lane, run: _Run) -> None:
         lane.is_running = False
@@ -258,18 +275,23 @@ class Engine:
             self._schedule()
 
     def _record(self, run: _Run) -> None:
-        served, rows = run.served, run.example_count
-        has_failed = any(isinstance(answer, Exception) for answer in run.answers)
-        if not has_failed:
-            served.statistics.add_run(rows, run.queue_s, run.input_s, run.run_s, run.output_s)
-            before_s = served.run_s.get(rows, run.run_s)
-            served.run_s[rows] = before_s + _COST_WEIGHT * (run.run_s - before_s)
+        statistics, rows, answered, queue_s = run.served.statistics, run.example_count, run.example_count, run.queue_s
+        failed = [index for index, answer in enumerate(run.answers) if isinstance(answer, Exception)]
+        if failed:
+            answered -= sum(run.jobs[index].example_count for index in failed)
+            queue_s = [waited_s for index, waited_s in enumerate(run.queue_s) if index not in failed]
+            for index in failed:
+                statistics.add_failure(run.queue_s[index] + run.run_s)
         else:
-            for waited_s, answer in zip(run.queue_s, run.answers, strict=True):
-                if isinstance(answer, Exception):
-                    served.statistics.add_failure(waited_s + run.run_s)
-        record = BatchRecord(len(run.jobs), rows, run.run_s, tuple(run.queue_s), has_failed)
-        self._observer.on_batch(served, record)
+            run.served.costs.record(rows, run.row_elements, run.run_s)
+        if queue_s:
+            statistics.add_run(answered, queue_s, run.input_s, run.run_s, run.output_s)
+        record = BatchRecord(len(run.jobs), rows, run.run_s, tuple(run.queue_s), bool(failed))
+        try:
+            self._observer.on_batch(run.served, record)
+        except Exception:
+            # What is told of a run must not cost the answers of it.
+            _log.exception("a run could not be recorded")
 
     def _finish(self, job: Job, outcome: Outcome) -> None:
         self._job_count -= 1
@@ -293,18 +315,6 @@ def _batcher_for(served: ServedVersion) -> Batcher[Job]:
         max_queue_delay_s=config.max_queue_delay_ms / 1e3,
         max_queued_examples=config.max_queued_examples,
     )
-
-
-def _expected_s(served: ServedVersion, rows: int) -> float:
-    """How long a run should take, from the nearest size measured; a version never measured is taken to be slow."""
-    costs = served.run_s
-    exact = costs.get(rows)
-    if exact is not None:
-        return exact
-    if not costs:
-        return float("inf")
-    nearest = min((size for size in costs if size >= rows), default=max(costs))
-    return costs[nearest] * max(1.0, rows / max(nearest, 1))
 
 
 def _carry_out(run: _Run) -> None:
@@ -351,12 +361,18 @@ def _check_rows(outputs: dict[str, Tensor], rows: int) -> None:
 
 
 def _run_error(served: ServedVersion, error: Exception) -> ServiceError:
+    if isinstance(error, ServiceError):
+        return error
     if isinstance(error, OperatorError):
         text = f"model '{served.model}' version {served.version}: {error}"
         return ServiceError(Reason.OPERATOR_FAILED, text, model=served.model)
     incident = uuid.uuid4().hex[:12]
     _log.error("incident %s: a run of %s version %d failed", incident, served.model, served.version, exc_info=error)
     return ServiceError(Reason.INTERNAL, f"internal error, incident {incident}", incident=incident)
+
+
+def _draining() -> ServiceError:
+    return ServiceError(Reason.DRAINING, "the server is shutting down; try another or later")
 
 
 def _deadline_passed(waited_s: float) -> ServiceError:

@@ -5,8 +5,8 @@ Loading is dear (disk, hashing, graph optimization) and belongs on a loader thre
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -26,12 +26,14 @@ from fitserve_contract.repository import (
     read_checksums,
     verify_checksums,
 )
+from fitserve_contract.tensor_bytes import shape_text
+from fitserve_service.costs import CostTable
 from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides
 from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.registry import ServedVersion
 from fitserve_service.session import Session, SessionError, SessionOptions
 from fitserve_service.signature import Signature
-from fitserve_service.warmup import batching_problem, measure
+from fitserve_service.warmup import batching_problem, has_free_first_axis, measure
 
 MAX_MODEL_BYTES: Final = 8 << 30
 """Largest model or external file that is loaded."""
@@ -40,8 +42,6 @@ _SINGLE_THREAD_S: Final = 0.002
 """A model that answers one example within this time gets one thread: more would cost more than they give."""
 
 _WARM_UP_BUDGET_S: Final = 0.2
-
-_log = logging.getLogger(__name__)
 
 
 class LoadError(Exception):
@@ -53,7 +53,7 @@ class _Content:
     model: bytes
     manifest_json: bytes
     is_verified: bool
-    sums: Mapping[str, str]
+    sums: Mapping[str, str] | None
 
 
 class Loader:
@@ -92,7 +92,10 @@ class Loader:
         self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None
     ) -> ServedVersion:
         facts = read_facts(content.model)
-        external = {name: _read_external(path.folder, name, content.sums) for name in sorted(facts.external_files)}
+        external = {
+            name: _read_checked(path.folder, name, content.sums, MAX_MODEL_BYTES)
+            for name in sorted(facts.external_files)
+        }
         config = replace(overrides.apply(ModelConfig()), device=str(overrides.values.get("device", self._device)))
 
         def open_session(threads: int) -> Session:
@@ -100,7 +103,8 @@ class Loader:
 
         session = open_session(config.intra_op_num_threads or 1)
         config, comments = _settle_batching(session, config, overrides)
-        session, config, run_s = _settle_threads(session, config, open_session)
+        _check_buckets(config)
+        session, config, costs = _settle_threads(session, config, open_session)
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         return ServedVersion(
@@ -113,43 +117,39 @@ class Loader:
             manifest=manifest,
             manifest_json=content.manifest_json,
             is_verified=content.is_verified,
-            run_s=run_s,
+            costs=costs,
         )
 
 
 def _read(folder: Path) -> _Content:
     """Reads what is served, and holds it against the checksums where there are any."""
-    try:
-        sums: dict[str, str] = read_checksums(folder)
-    except FileNotFoundError:
-        sums = {}
-    if sums:
+    sums: dict[str, str] | None = None
+    with contextlib.suppress(FileNotFoundError):
+        sums = read_checksums(folder)
+    if sums is not None:
         verify_checksums(folder)
     model = _read_checked(folder, MODEL_FILE, sums, MAX_MODEL_BYTES)
     try:
         manifest_json = _read_checked(folder, MANIFEST_FILE, sums, MAX_TEXT_BYTES)
     except FileNotFoundError:
         manifest_json = b""
-    return _Content(model, manifest_json, bool(sums) and bool(manifest_json), sums)
+    return _Content(model, manifest_json, sums is not None and bool(manifest_json), sums)
 
 
-def _read_checked(folder: Path, name: str, sums: Mapping[str, str], max_bytes: int) -> bytes:
+def _read_checked(folder: Path, name: str, sums: Mapping[str, str] | None, max_bytes: int) -> bytes:
     """Reads a file; with checksums, the very bytes read must have theirs: the file may have been swapped since."""
     content = read_beneath(folder, name, max_bytes=max_bytes)
-    if sums and hashlib.sha256(content).hexdigest() != sums.get(name):
+    if sums is not None and hashlib.sha256(content).hexdigest() != sums.get(name):
         expected = sums.get(name, f"none: it is not in {CHECKSUMS_FILE}")
         found = hashlib.sha256(content).hexdigest()
         raise ChecksumError(f"file '{name}': expected sha256 {expected}, got {found}")
     return content
 
 
-def _read_external(folder: Path, name: str, sums: Mapping[str, str]) -> bytes:
-    return _read_checked(folder, name, sums, MAX_MODEL_BYTES)
-
-
 def _settle_batching(session: Session, config: ModelConfig, overrides: Overrides) -> tuple[ModelConfig, dict[str, str]]:
     """Decides whether requests are joined: as model.toml says, else by proof."""
     if "max_batch_size" in overrides.values:
+        _check_claim(session, config.max_batch_size)
         return config, {}
     problem = batching_problem(session)
     if problem:
@@ -158,37 +158,45 @@ def _settle_batching(session: Session, config: ModelConfig, overrides: Overrides
     return replace(config, max_batch_size=DEFAULT_MAX_BATCH_SIZE), {"max_batch_size": comment}
 
 
+def _check_claim(session: Session, max_batch_size: int) -> None:
+    """Holds a batch axis that model.toml claims against the inputs: what cannot be must not wait for a request."""
+    required = [spec for spec in session.inputs if not spec.is_optional]
+    fixed = [spec for spec in required if spec.shape is not None and not has_free_first_axis(spec)]
+    if max_batch_size and (fixed or not required):
+        shape = shape_text(fixed[0].shape or ()) if fixed else ""
+        problem = f"input '{fixed[0].name}' {shape} has no free first axis" if fixed else "there is no required input"
+        raise LoadError(f"model.toml: max_batch_size: expected 0, got {max_batch_size}: {problem}")
+
+
+def _check_buckets(config: ModelConfig) -> None:
+    if config.batch_size_buckets and config.batch_size_buckets[-1] > config.max_batch_size:
+        found = list(config.batch_size_buckets)
+        most = f"at most max_batch_size, {config.max_batch_size}"
+        raise LoadError(f"model.toml: batch_size_buckets: expected sizes of {most}, got {found}")
+
+
 def _settle_threads(
     session: Session, config: ModelConfig, open_session: Callable[[int], Session]
-) -> tuple[Session, ModelConfig, dict[int, float]]:
+) -> tuple[Session, ModelConfig, CostTable]:
     """Warms the model up; one that takes its time gets all cores, where that makes it faster."""
     sizes = _warm_up_sizes(config)
-    costs = _measured(session, sizes, bool(config.batch_size_buckets))
+    budget_s = float("inf") if config.batch_size_buckets else _WARM_UP_BUDGET_S
+    single_s, costs = measure(session, sizes, budget_s=budget_s)
     cores = len(os.sched_getaffinity(0))
-    single_s = costs.get(sizes[0], 0.0)
     if config.intra_op_num_threads == 0 and single_s > _SINGLE_THREAD_S and cores > 1:
         wider = open_session(cores)
-        wider_costs = _measured(wider, sizes, bool(config.batch_size_buckets))
-        if wider_costs.get(sizes[0], single_s) < single_s:
+        wider_s, wider_costs = measure(wider, sizes, budget_s=budget_s)
+        if 0 < wider_s < single_s:
             return wider, replace(config, intra_op_num_threads=cores), wider_costs
     return session, replace(config, intra_op_num_threads=config.intra_op_num_threads or 1), costs
 
 
 def _warm_up_sizes(config: ModelConfig) -> list[int]:
+    """Every bucket, as the promise is; else sizes that are only for the cost table, as many as the time allows."""
     if config.max_batch_size == 0:
         return [1]
     sizes = config.batch_size_buckets or [1 << shift for shift in range(7)]
-    return [size for size in sizes if size <= config.max_batch_size] or [config.max_batch_size]
-
-
-def _measured(session: Session, sizes: list[int], has_buckets: bool) -> dict[int, float]:
-    """Runs every bucket, as the promise is; of sizes that are only for the cost table, as many as the time allows."""
-    try:
-        return measure(session, sizes, budget_s=float("inf") if has_buckets else _WARM_UP_BUDGET_S)
-    except Exception as error:
-        # A model that refuses made-up values may well serve real ones.
-        _log.info("warm-up did not run: %s", error)
-        return {}
+    return [size for size in sizes if size <= config.max_batch_size]
 
 
 def _check_task(manifest: Manifest, session: Session) -> None:

@@ -50,7 +50,7 @@ class ModelConfig:
             text = (
                 f"{list(value)}" if isinstance(value, tuple) else f'"{value}"' if isinstance(value, str) else f"{value}"
             )
-            comment = (comments or {}).get(entry.name)
+            comment = "".join(c if c.isprintable() else "?" for c in (comments or {}).get(entry.name, ""))
             lines.append(f"{entry.name} = {text}" + (f"  # {comment}" if comment else ""))
         return "\n".join(lines) + "\n"
 
@@ -79,18 +79,18 @@ def read_overrides(model_folder: Path) -> Overrides:
     where = f"{model_folder.name}/{OVERRIDES_FILE}"
     try:
         document = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ModelConfigError(f"{where}: expected TOML, got {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ModelConfigError(f"{where}: expected TOML, got {str(error)[:200]}") from None
     values = {key: _checked(where, key, value) for key, value in document.items()}
     return Overrides(values)
 
 
 def _checked(where: str, key: str, value: Any) -> Any:
     if key not in _CHECKS:
-        raise ModelConfigError(f"{where}: expected one of {', '.join(_CHECKS)}, got an unknown key '{key}'")
+        raise ModelConfigError(f"{where}: expected one of {', '.join(_CHECKS)}, got an unknown key '{key[:64]}'")
     expected, is_valid = _CHECKS[key]
     if not is_valid(value):
-        raise ModelConfigError(f"{where}: {key}: expected {expected}, got {value!r}")
+        raise ModelConfigError(f"{where}: {key}: expected {expected}, got {repr(value)[:80]}")
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -19,7 +19,7 @@ _MAX_DEPTH = 64
 _MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET_IMPORT, _MODEL_FUNCTIONS = 1, 7, 8, 25
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 1, 5, 11, 12, 15
-_FUNCTION_NODE = 7
+_FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
 _NODE_ATTRIBUTE = 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = (
     5,
@@ -76,7 +76,7 @@ def read_facts(content: bytes) -> OnnxFacts:
             has_graph = True
             _read_graph(value, facts, depth=0)
         elif number == _MODEL_FUNCTIONS and isinstance(value, memoryview):
-            _read_nodes(value, _FUNCTION_NODE, facts, depth=0)
+            _read_function(value, facts)
     if not has_graph:
         raise OnnxFileError("file 'model.onnx': expected an ONNX model, found no graph in it")
     return facts
@@ -110,27 +110,32 @@ def _read_graph(message: memoryview, facts: OnnxFacts, depth: int) -> None:
             facts.output_shapes[name] = shape
 
 
-def _read_nodes(message: memoryview, node_number: int, facts: OnnxFacts, depth: int) -> None:
+def _read_function(message: memoryview, facts: OnnxFacts) -> None:
     for number, value in _fields(message):
-        if number == node_number and isinstance(value, memoryview):
-            _read_node(value, facts, depth)
+        if number == _FUNCTION_NODE and isinstance(value, memoryview):
+            _read_node(value, facts, depth=0)
+        elif number == _FUNCTION_ATTRIBUTE and isinstance(value, memoryview):
+            _read_attribute(value, facts, depth=0)
 
 
 def _read_node(message: memoryview, facts: OnnxFacts, depth: int) -> None:
-    for number, attribute in _fields(message):
-        if number != _NODE_ATTRIBUTE or not isinstance(attribute, memoryview):
+    for number, value in _fields(message):
+        if number == _NODE_ATTRIBUTE and isinstance(value, memoryview):
+            _read_attribute(value, facts, depth)
+
+
+def _read_attribute(message: memoryview, facts: OnnxFacts, depth: int) -> None:
+    for part, value in _fields(message):
+        if not isinstance(value, memoryview):
             continue
-        for part, value in _fields(attribute):
-            if not isinstance(value, memoryview):
-                continue
-            if part in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
-                _read_tensor(value, facts)
-            elif part in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
-                _read_sparse(value, facts)
-            elif part in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
-                if depth >= _MAX_DEPTH:
-                    raise OnnxFileError(f"file 'model.onnx': expected at most {_MAX_DEPTH} nested graphs, found more")
-                _read_graph(value, facts, depth + 1)
+        if part in (_ATTRIBUTE_TENSOR, _ATTRIBUTE_TENSORS):
+            _read_tensor(value, facts)
+        elif part in (_ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES):
+            _read_sparse(value, facts)
+        elif part in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS):
+            if depth >= _MAX_DEPTH:
+                raise OnnxFileError(f"file 'model.onnx': expected at most {_MAX_DEPTH} nested graphs, found more")
+            _read_graph(value, facts, depth + 1)
 
 
 def _read_sparse(message: memoryview, facts: OnnxFacts) -> None:

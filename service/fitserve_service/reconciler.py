@@ -57,6 +57,7 @@ class Reconciler:
         self._waiting: list[tuple[str, OnDone]] = []
         self._unloaded: set[str] = set()
         self._sources: Mapping[str, ModelSource] = {}
+        self._attempts: dict[tuple[str, int], tuple[object, ...]] = {}
         self._is_readable = True
         self._is_settled = threading.Event()
         self._thread = threading.Thread(target=self._work, name="reconciler", daemon=True)
@@ -98,6 +99,7 @@ class Reconciler:
         for model in sorted(self._models()):
             source = self._sources.get(model, ModelSource())
             self._registry.set_present(model, list(source.versions), source.labels)
+            self._retry_changed(model, source)
             for step in next_steps(self._registry.states(model), self._aspired(model)):
                 self._take(model, step, source)
         self._answer_waiting()
@@ -142,11 +144,21 @@ class Reconciler:
             labelled=list(source.labels.values()),
         )
 
+    def _retry_changed(self, model: str, source: ModelSource) -> None:
+        """Makes failed versions PENDING whose files or settings changed since: copied to the end, or put right."""
+        for version, state in self._registry.states(model).items():
+            if state is State.FAILED and self._attempts.get((model, version)) != self._attempt(model, version, source):
+                self._registry.set_state(model, version, State.PENDING)
+
+    def _attempt(self, model: str, version: int, source: ModelSource) -> tuple[object, ...]:
+        return (source.problem, source.overrides, self._source.version_stamp(model, version))
+
     def _take(self, model: str, step: Step, source: ModelSource) -> None:
         if step.action is Action.UNLOAD:
             _log.info("unloading %s version %d", model, step.version)
             self._registry.retire(model, step.version, self._wake.set)
             return
+        self._attempts[model, step.version] = self._attempt(model, step.version, source)
         if source.problem:
             self._registry.set_state(model, step.version, State.FAILED, reason=source.problem)
             return
@@ -162,6 +174,7 @@ class Reconciler:
         error = future.exception()
         if error is None:
             served = future.result()
+            self._attempts.pop((path.model, path.version), None)
             self._registry.set_ready(served)
             text = "ready: %s version %d on %s in %.0f ms, %s"
             _log.info(text, path.model, path.version, served.provider, served.load_ms, _proof_text(served))
@@ -207,7 +220,7 @@ class Reconciler:
         states = self._registry.states(model)
         is_moving = any(states.get(version, State.PENDING) in _UNSETTLED for version in aspired)
         return is_moving or (
-            model in self._unloaded and any(s in (State.READY, State.UNLOADING) for s in states.values())
+            model in self._unloaded and any(s in (State.LOADING, State.READY, State.UNLOADING) for s in states.values())
         )
 
     def _answer_waiting(self) -> None:

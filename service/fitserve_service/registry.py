@@ -6,6 +6,7 @@ lease is released.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -14,12 +15,15 @@ from typing import Protocol
 
 from fitserve_contract.manifest import Manifest
 from fitserve_contract.tasks import Task
+from fitserve_service.costs import CostTable
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.model_config import ModelConfig
 from fitserve_service.session import Session
 from fitserve_service.signature import Signature
 from fitserve_service.statistics import VersionStatistics
 from fitserve_service.version_policy import State
+
+_log = logging.getLogger(__name__)
 
 STABLE = "stable"
 """The label that a request without version and label takes, where the model has it."""
@@ -52,8 +56,7 @@ class ServedVersion:
     manifest_json: bytes
     is_verified: bool
     load_ms: float = 0.0
-    run_s: dict[int, float] = field(default_factory=dict)
-    """Examples in a run to how long it takes, as measured; kept by the engine."""
+    costs: CostTable = field(default_factory=CostTable)
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
 
     @property
@@ -109,7 +112,7 @@ class _Lease:
     def release(self) -> None:
         entry, self._entry = self._entry, None
         if entry is not None:
-            self._registry._release(entry)
+            self._registry._release(self.served.model, entry)
 
 
 @dataclass(slots=True, eq=False)
@@ -254,22 +257,23 @@ class Registry:
             is_free = entry.lease_count == 0
         self._notify(model)
         if is_free:
-            self._free(entry)
+            self._free(model, entry)
 
-    def _release(self, entry: _Entry) -> None:
+    def _release(self, model: str, entry: _Entry) -> None:
         with self._lock:
             entry.lease_count -= 1
             is_free = entry.lease_count == 0 and entry.state is State.UNLOADING
         if is_free:
-            self._free(entry)
+            self._free(model, entry)
 
-    def _free(self, entry: _Entry) -> None:
+    def _free(self, model: str, entry: _Entry) -> None:
         with self._lock:
             on_free, entry.on_free = entry.on_free, None
             if on_free is None:
                 return
             entry.served = None
             entry.state = State.UNLOADED
+        self._notify(model)
         on_free()
 
     def _known(self, model: str) -> _Model:
@@ -282,7 +286,11 @@ class Registry:
 
     def _notify(self, model: str) -> None:
         for callback in self._subscribers:
-            callback(model)
+            try:
+                callback(model)
+            except Exception:
+                # A state that has changed has changed; whoever listens badly must not keep others from hearing it.
+                _log.exception("a subscriber failed on a change of model '%s'", model)
 
 
 def _number(model: str, known: _Model, version: int | None, label: str | None) -> int:

@@ -6,7 +6,10 @@ bytes too. It may be run from several threads at once.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import functools
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +49,9 @@ _DATATYPES: Final = {
     "tensor(double)": "FP64",
     "tensor(string)": BYTES,
 }
+
+_RUNTIME_ERRORS: Final = "onnxruntime.capi.onnxruntime_pybind11_state"
+"""Module of the errors that the runtime itself raises; any other in a run is a fault of ours."""
 
 _NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 _SOURCE_PLACE = re.compile(r"\S*/\S+(:\d+)?")
@@ -91,21 +97,28 @@ def runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
+@functools.cache
 def cuda_problem() -> str | None:
     """Tells why CUDA sessions cannot run here, naming the missing library; None where they can."""
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA provider: install onnxruntime-gpu in place of onnxruntime"
-    onnxruntime.preload_dlls()
-    library = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
-    for name in ("libcuda.so.1", str(library)):
-        try:
-            ctypes.CDLL(name)
-        except OSError as error:
-            missing = str(error).split(":")[0]
-            if missing == "libcuda.so.1":
-                return "libcuda.so.1 is missing: no NVIDIA driver is installed, or the container was started without it"
-            return f"{Path(missing).name} is missing: pip install 'fitserve[cuda]', or a torch build for CUDA 13"
-    return None
+    if _missing_library("libcuda.so.1"):
+        return "libcuda.so.1 is missing: no NVIDIA driver is installed, or the container was started without it"
+    # It prints what it does not find; what matters of that is told below.
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
+    provider = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    missing = _missing_library(str(provider))
+    return f"{missing} is missing: pip install 'fitserve[cuda]', or a torch build for CUDA 13" if missing else None
+
+
+def _missing_library(library: str) -> str:
+    """Names the library that keeps another from loading; empty where it loads."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return Path(str(error).split(":")[0]).name
+    return ""
 
 
 class Session:
@@ -149,6 +162,8 @@ class Session:
         if not self.outputs:
             raise SessionError("outputs: expected at least one tensor, found none")
         self._has_bfloat16 = any(spec.datatype == BF16 for spec in (*self.inputs, *self.outputs))
+        if self._has_bfloat16 and any(spec.datatype == BYTES for spec in self.inputs):
+            raise SessionError("inputs: expected no BYTES beside BF16: onnxruntime for Python cannot take both at once")
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
 
     def run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> dict[str, Tensor]:
@@ -165,23 +180,22 @@ class Session:
             OperatorError: an operator refused the values.
         """
         try:
-            if self._has_bfloat16:
-                return self._run_ort_values(inputs, output_names)
-            feed = {name: _fed(name, tensor) for name, tensor in inputs.items()}
-            arrays = self._session.run(output_names, feed)
-        except OperatorError:
-            raise
+            arrays = (
+                self._run_ort_values(inputs, output_names) if self._has_bfloat16 else self._run(inputs, output_names)
+            )
         except Exception as error:
+            if type(error).__module__ != _RUNTIME_ERRORS:
+                raise
             raise OperatorError(_operator_text(str(error))) from error
-        return {
-            name: Tensor(self._datatypes[name], _taken(array)) for name, array in zip(output_names, arrays, strict=True)
-        }
+        pairs = zip(output_names, arrays, strict=True)
+        return {name: Tensor(self._datatypes[name], _taken(name, array)) for name, array in pairs}
 
-    def _run_ort_values(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> dict[str, Tensor]:
-        feed = {name: _ort_value(name, tensor) for name, tensor in inputs.items()}
-        values = self._session.run_with_ort_values(output_names, feed)
-        pairs = zip(output_names, values, strict=True)
-        return {name: Tensor(self._datatypes[name], _from_ort_value(value)) for name, value in pairs}
+    def _run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> Sequence[Any]:
+        return self._session.run(output_names, {name: _fed(name, tensor) for name, tensor in inputs.items()})  # type: ignore[no-any-return]
+
+    def _run_ort_values(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> Sequence[Any]:
+        feed = {name: _ort_value(tensor) for name, tensor in inputs.items()}
+        return [_from_ort_value(value) for value in self._session.run_with_ort_values(output_names, feed)]
 
 
 def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) -> Any:
@@ -194,12 +208,14 @@ def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) 
         names = list(external)
         contents = [external[name] for name in names]
         settings.add_external_initializers_from_files_in_memory(names, contents, [len(part) for part in contents])
+    providers = _providers(options.device)
     try:
-        return onnxruntime.InferenceSession(model, settings, providers=_providers(options.device))
-    except SessionError:
-        raise
+        session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:
         raise SessionError(f"onnxruntime refused the model: {_short(str(error))}") from error
+    if options.device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:
+        raise SessionError(f"device '{options.device}': expected {CUDA_PROVIDER}, got {session.get_providers()[0]}")
+    return session
 
 
 def _providers(device: str) -> list[Any]:
@@ -245,7 +261,9 @@ def _strings(name: str, array: Any) -> Any:
     return strings.reshape(array.shape)
 
 
-def _taken(array: Any) -> Any:
+def _taken(name: str, array: Any) -> Any:
+    if array is None:
+        raise OperatorError(f"output '{name}': expected a tensor, got none for these values")
     if array.dtype != object:
         return array
     taken = np.empty(array.size, object)
@@ -253,16 +271,19 @@ def _taken(array: Any) -> Any:
     return taken.reshape(array.shape)
 
 
-def _ort_value(name: str, tensor: Tensor) -> Any:
+def _ort_value(tensor: Tensor) -> Any:
     if tensor.datatype == BF16:
-        bits = np.ascontiguousarray(tensor.array)
+        # Not ascontiguousarray: it makes one axis out of none.
+        bits = np.asarray(tensor.array, order="C")
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16_ONNX)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(_fed(name, tensor))
+    return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.array)
 
 
 def _from_ort_value(value: Any) -> Any:
+    if not value.has_value():
+        return None
     if value.data_type() != "tensor(bfloat16)":
-        return _taken(value.numpy())
+        return value.numpy()
     shape = tuple(value.shape())
     count = int(np.prod(shape, dtype=object)) if shape else 1
     if count == 0:

@@ -87,10 +87,15 @@ class Signature:
 
     def _example_count(self, inputs: Mapping[str, Tensor]) -> int:
         required = [spec.name for spec in self.inputs if not spec.is_optional]
-        count = int(inputs[required[0]].array.shape[0])
-        for name in required[1:]:
-            size = inputs[name].array.shape[0]
-            if size != count:
+        count = -1
+        for name in required:
+            shape = inputs[name].array.shape
+            if not shape:
+                raise _invalid(name, "expected a first axis that counts examples, got a scalar")
+            size = shape[0]
+            if count < 0:
+                count = size
+            elif size != count:
                 text = f"expected {count} examples on the first axis as in input '{required[0]}', got {size}"
                 raise _invalid(name, text)
         return count

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fitserve_contract import repository
-from fitserve_service.model_config import ModelConfigError, Overrides, read_overrides
+from fitserve_service.model_config import Overrides, read_overrides
 
 _SETTLED_NS = 2_000_000_000
 """A folder that changed within this time is read again: its file system's clock may tick more coarsely than we look."""
@@ -26,7 +26,8 @@ class ModelSource:
         versions: Ascending.
         labels: Label to version.
         overrides: From model.toml.
-        problem: Why labels or overrides cannot be read; empty where they can.
+        problem: Why the folder, labels or overrides cannot be read; empty where they can. Then the last ones that
+            could be read hold: a typing error must not unload what serves.
     """
 
     versions: tuple[int, ...] = ()
@@ -55,7 +56,7 @@ class RepositorySource:
             stamps = self._stamps(name)
             known = self._known.get(name)
             if known is None or known[0] != stamps or time.time_ns() - max(stamps) < _SETTLED_NS:
-                self._known[name] = (stamps, self._read(name))
+                self._known[name] = (stamps, self._read(name, known[1] if known else ModelSource()))
         return {name: source for name, (_, source) in self._known.items() if source.versions}
 
     def _stamps(self, model: str) -> tuple[int, ...]:
@@ -63,15 +64,20 @@ class RepositorySource:
         paths = (folder, folder / repository.LABELS_FILE, folder / repository.OVERRIDES_FILE)
         return tuple(_modified_ns(path) for path in paths)
 
-    def _read(self, model: str) -> ModelSource:
-        versions = tuple(repository.versions(self.root, model))
+    def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
+        """Gives what changes when a version's files do: a version that failed is worth another try then."""
+        folder = repository.version_path(self.root, model, version).folder
+        return (_modified_ns(folder), _modified_ns(folder / repository.MODEL_FILE))
+
+    def _read(self, model: str, last: ModelSource) -> ModelSource:
         try:
+            last = replace(last, versions=tuple(repository.versions(self.root, model)))
             labels = repository.read_labels(self.root, model)
-            return ModelSource(versions, labels, read_overrides(self.root / model))
-        except (ModelConfigError, ValueError) as error:
-            return ModelSource(versions, problem=str(error))
+            return ModelSource(last.versions, labels, read_overrides(self.root / model))
+        except (ValueError, RecursionError) as error:
+            return replace(last, problem=str(error))
         except OSError as error:
-            return ModelSource(versions, problem=f"{model}: {error.strerror}")
+            return replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}")
 
 
 def _modified_ns(path: Path) -> int:

@@ -45,9 +45,11 @@ class VersionStatistics:
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
         self.batch.setdefault(example_count, Duration()).add(run_s)
-        for waited_s in queue_s:
-            self.queue.add(waited_s)
-            self.success.add(waited_s + input_s + run_s + output_s)
+        queue_ns = int(sum(queue_s) * 1e9)
+        self.queue.count += request_count
+        self.queue.ns += queue_ns
+        self.success.add(input_s + run_s + output_s, request_count)
+        self.success.ns += queue_ns
         self.compute_input.add(input_s, request_count)
         self.compute_infer.add(run_s, request_count)
         self.compute_output.add(output_s, request_count)

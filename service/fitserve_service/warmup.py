@@ -6,6 +6,7 @@ Joining requests would then change answers; so it is tried out, and without proo
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
@@ -14,7 +15,8 @@ import numpy as np
 
 from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.tensor_bytes import Array
+from fitserve_contract.tensor_bytes import Array, shape_text
+from fitserve_service.costs import CostTable, row_elements
 from fitserve_service.session import OperatorError, Session
 from fitserve_service.signature import Tensor
 
@@ -23,6 +25,9 @@ _FREE_AXIS_SIZES: Final = (8, 32, 224)
 
 _ROWS: Final = 3
 _SEED: Final = 20_240_229
+
+_MAX_ELEMENTS: Final = 1 << 26
+"""A tensor larger than this is not made up: it would cost more memory than the knowledge is worth."""
 _REPEATS: Final = 3
 
 _ROW_TOLERANCES: Final = {"FP16": 2e-2, "FP32": 1e-3, "FP64": 1e-6}
@@ -32,7 +37,7 @@ _ROW_TOLERANCES: Final = {"FP16": 2e-2, "FP32": 1e-3, "FP64": 1e-6}
 def looks_batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> bool:
     """Tells whether the first axis of every required input and every output is free."""
     specs = [spec for spec in inputs if not spec.is_optional]
-    return bool(specs) and all(_has_free_first_axis(spec) for spec in (*specs, *outputs))
+    return bool(specs) and all(has_free_first_axis(spec) for spec in (*specs, *outputs))
 
 
 def batching_problem(session: Session) -> str:
@@ -51,27 +56,33 @@ def batching_problem(session: Session) -> str:
     return "the model did not run on made-up inputs, so that its rows are not known to be independent"
 
 
-def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) -> dict[int, float]:
+def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) -> tuple[float, CostTable]:
     """Runs a model at batch sizes, in their order.
 
     Args:
         session: The model.
-        batch_sizes: Examples in a run; a model without a batch axis ignores them.
+        batch_sizes: Examples in a run, ascending; a model without a batch axis ignores them.
         budget_s: Once this time is spent the remaining sizes are left out.
 
     Returns:
-        Batch size to the fastest of its runs, seconds; empty where made-up inputs do not run.
+        The fastest run of the first size, seconds, and all of them; 0 and nothing where made-up inputs do not run.
     """
     names = [spec.name for spec in session.outputs]
     size = next(_free_axis_sizes(session), None)
-    costs: dict[int, float] = {}
+    costs, first_s = CostTable(), 0.0
     begin_s = time.monotonic()
     for batch_size in batch_sizes if size is not None else ():
         inputs = made_up_inputs(session.inputs, batch_size, size or 1)
-        costs[batch_size] = min(_timed_run(session, inputs, names) for _ in range(_REPEATS))
+        try:
+            fastest_s = min(_timed_run(session, inputs, names) for _ in range(_REPEATS))
+        except OperatorError:
+            # A model that refuses made-up values may well serve real ones.
+            break
+        costs.record(batch_size, row_elements(inputs, batch_size), fastest_s)
+        first_s = first_s or fastest_s
         if time.monotonic() - begin_s > budget_s:
             break
-    return costs
+    return first_s, costs
 
 
 def made_up_inputs(specs: Sequence[TensorSpec], batch_size: int, free_axis_size: int) -> dict[str, Tensor]:
@@ -81,6 +92,9 @@ def made_up_inputs(specs: Sequence[TensorSpec], batch_size: int, free_axis_size:
         specs: Inputs; optional ones are left out. A free rank becomes (batch_size,).
         batch_size: Size of a free first axis.
         free_axis_size: Size of every other free axis.
+
+    Raises:
+        OperatorError: an input would be too large.
     """
     random = np.random.default_rng(_SEED)
     inputs = {}
@@ -90,6 +104,8 @@ def made_up_inputs(specs: Sequence[TensorSpec], batch_size: int, free_axis_size:
         axes = (None,) if spec.shape is None else spec.shape
         free = [batch_size, *[free_axis_size] * len(axes)]
         shape = tuple(axis if type(axis) is int else free[index] for index, axis in enumerate(axes))
+        if math.prod(shape) > _MAX_ELEMENTS:
+            raise OperatorError(f"input '{spec.name}': {shape_text(shape)} is too large to try out")
         inputs[spec.name] = Tensor(spec.datatype, _values(random, spec.datatype, shape))
     return inputs
 
@@ -105,16 +121,20 @@ def _free_axis_sizes(session: Session) -> Iterator[int]:
 
 
 def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) -> Array:
-    if datatype == BYTES:
-        words = np.empty(int(np.prod(shape)), object)
-        words[:] = [bytes([97 + int(letter)]) for letter in random.integers(0, 26, words.size)]
-        return words.reshape(shape)
     dtype = NUMPY_DTYPES[datatype]
     if datatype == BF16:
-        return (random.random(shape, np.float32).view(np.uint32) >> 16).astype(dtype)
+        return (np.asarray(random.random(shape, np.float32)).view(np.uint32) >> 16).astype(dtype)
     if dtype.kind == "f":
         return random.random(shape).astype(dtype)
-    return random.integers(0, 2, shape).astype(dtype)
+    bits = np.asarray(random.integers(0, 2, shape))
+    if shape and shape[0] > 1:
+        # Rows that happen to be alike could not show that they are mixed.
+        bits[0] = 1 - bits[-1]
+    if datatype != BYTES:
+        return bits.astype(dtype)
+    words = np.empty(bits.size, object)
+    words[:] = [b"ab"[bit : bit + 1] for bit in bits.reshape(-1).tolist()]
+    return words.reshape(shape)
 
 
 def _timed_run(session: Session, inputs: Mapping[str, Tensor], names: Sequence[str]) -> float:
@@ -123,7 +143,8 @@ def _timed_run(session: Session, inputs: Mapping[str, Tensor], names: Sequence[s
     return time.perf_counter() - begin_s
 
 
-def _has_free_first_axis(spec: TensorSpec) -> bool:
+def has_free_first_axis(spec: TensorSpec) -> bool:
+    """Tells whether a tensor's first axis may count examples, as its shape says; not so where the rank is open."""
     return bool(spec.shape) and type(spec.shape[0]) is not int  # type: ignore[index]
 
 
