@@ -81,7 +81,10 @@ def compile_forward(module: torch.nn.Module, record: CompileRecord) -> Callable[
 
 
 def compile_step(step: Step, record: CompileRecord) -> Step:
-    """Gives the step, compiled as a whole in mode `step`: forward, backward, optimizer and sums are one graph."""
+    """Gives the step, compiled as a whole in mode `step`.
+
+    It becomes two graphs, forward with backward and the update, for torch's optimizers put a break before theirs.
+    """
     if record.used != "step":
         return step
     # The optimizer's profiler marks are left out of the graph; dynamo warns of each.

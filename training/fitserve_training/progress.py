@@ -40,6 +40,13 @@ def metrics_text(metrics: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+def short_text(metrics: dict[str, Any]) -> str:
+    """Puts them into few words, for a line that a bar shares."""
+    words = {"train_loss": "loss {:.3g}", "train_accuracy": "acc {:.3f}", "test_accuracy": "test acc {:.3f}"}
+    words["examples_per_s"] = "{:,.0f} examples/s"
+    return " ".join(text.format(metrics[key]) for key, text in words.items() if key in metrics)
+
+
 class PlainDisplay:
     """About twenty lines a run, whatever the number of epochs."""
 
@@ -67,8 +74,8 @@ class BarDisplay:
 
         self._epochs = epochs
         self._bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.total:.0f}"),
-            BarColumn(bar_width=20),
+            TextColumn("{task.fields[epoch]}/{task.total:.0f}"),
+            BarColumn(bar_width=10),
             TextColumn("{task.description}"),
             TimeRemainingColumn(),
         )
@@ -82,7 +89,7 @@ class BarDisplay:
     def epoch(self, report: EpochReport) -> None:
         """Shows the metrics."""
         if report.metrics:
-            self._bar.update(self._task, description=metrics_text(report.metrics))
+            self._bar.update(self._task, description=short_text(report.metrics))
         if report.is_last:
             self._bar.update(self._task, completed=self._epochs)
 

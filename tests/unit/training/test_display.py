@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fitserve_training.fit import EpochReport
 from fitserve_training.plots import draw_curves
-from fitserve_training.progress import BarDisplay, PlainDisplay, metrics_text
+from fitserve_training.progress import BarDisplay, PlainDisplay, metrics_text, short_text
 
 
 def test_plain_lines_are_about_twenty() -> None:
@@ -25,6 +25,11 @@ def test_plain_lines_are_about_twenty() -> None:
 def test_metrics_in_words() -> None:
     metrics = {"epoch": 1, "train_loss": 0.51234, "test_accuracy": 0.8, "train_mae": 3.0, "examples_per_s": 12345.6}
     assert metrics_text(metrics) == "train loss 0.5123, test accuracy 0.8, 12,346 examples/s"
+
+
+def test_few_words_fit_beside_a_bar() -> None:
+    metrics = {"train_loss": 0.51234, "train_accuracy": 0.8, "test_accuracy": 0.81, "examples_per_s": 123456.7}
+    assert short_text(metrics) == "loss 0.512 acc 0.800 test acc 0.810 123,457 examples/s"
 
 
 def test_the_bar_runs_to_its_end() -> None:

@@ -23,18 +23,19 @@ from fitserve_training.runs import open_run
 
 SMALL: Values = {"data.example_count": 60, "epochs": 4, "momentum": 0.9, "checkpoint_every_s": 0}
 
-DIES_AFTER_EPOCH_2 = """
+DIES_BEFORE_CHECKPOINT_3 = """
 import os, signal, sys
 from pathlib import Path
 from fitserve_training import launch
 
-class Doomed(launch.Recorder):
-    def on_epoch(self, report):
-        if report.epoch == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        super().on_epoch(report)
+save = launch.save_checkpoint
 
-launch.Recorder = Doomed
+def save_or_die(path, model, optimizer, progress):
+    if progress["epoch"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    save(path, model, optimizer, progress)
+
+launch.save_checkpoint = save_or_die
 changes = {"data.example_count": 60, "epochs": 4, "momentum": 0.9, "checkpoint_every_s": 0}
 launch.train(launch.Request("linreg", Path(sys.argv[1]), changes=changes), print)
 """
@@ -100,7 +101,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     straight = trained_linreg(tmp_path / "straight")
 
     killed = subprocess.run(
-        [sys.executable, "-c", DIES_AFTER_EPOCH_2, str(tmp_path / "killed")],
+        [sys.executable, "-c", DIES_BEFORE_CHECKPOINT_3, str(tmp_path / "killed")],
         capture_output=True,
         text=True,
         check=False,
