@@ -5,6 +5,7 @@ Shapes: B examples.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -90,7 +91,7 @@ class Tolerance:
 
     def of(self, torch_max_error: float, largest: float) -> float:
         """Computes the tolerance of one output from torch's error and the largest float64 value."""
-        return max(self.factor * torch_max_error, self.atol, self.rtol * largest)
+        return min(max(self.factor * torch_max_error, self.atol, self.rtol * largest), sys.float_info.max)
 
 
 @dataclass(frozen=True, slots=True)

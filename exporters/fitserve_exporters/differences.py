@@ -12,6 +12,7 @@ import numpy as np
 
 from fitserve_exporters.candidate import Array, Tolerance
 
+_LARGEST: Final = np.finfo(np.float64).max
 _INTEGER_OF_SIZE: Final = {2: np.int16, 4: np.int32, 8: np.int64}
 
 
@@ -69,25 +70,41 @@ def differences(ort: Array, torch_fp32: Array, torch_fp64: Array, tolerance: Tol
     """
     if not ort.shape == torch_fp32.shape == torch_fp64.shape:
         raise ValueError(f"expected shape {torch_fp32.shape}, got {ort.shape}")
-    served, eager, exact = (array.astype(np.float64) for array in (ort, torch_fp32, torch_fp64))
-    is_finite = np.isfinite(served) & np.isfinite(eager) & np.isfinite(exact)
-    is_mismatch = ~is_finite & ~((served == eager) | (np.isnan(served) & np.isnan(eager)))
-    gaps, ulps = np.abs(served - eager, where=is_finite, out=np.zeros_like(served)), _ulps(ort, torch_fp32)
-    kept_ulps = ulps[is_finite] if ulps.size else np.zeros(0, np.uint64)
-    torch_error, largest = _max(np.abs(eager - exact)[is_finite]), _max(np.abs(exact)[is_finite])
+    wide = [array.astype(np.float64) for array in (ort, torch_fp32, torch_fp64)]
+    is_finite = np.logical_and.reduce([np.isfinite(array) for array in wide])
+    served, eager, exact = (array[is_finite] for array in wide)
+    gaps, ulps = _gaps(served, eager), _ulps(ort, torch_fp32)[is_finite]
+    torch_error, largest = _max(_gaps(eager, exact)), _max(np.abs(exact))
     return Differences(
         element_count=int(ort.size),
-        max_abs_diff=_max(gaps[is_finite]),
-        mean_abs_diff=float(gaps[is_finite].mean()) if is_finite.any() else 0.0,
-        max_rel_diff=_max(gaps[is_finite & (eager != 0)] / np.abs(eager[is_finite & (eager != 0)])),
-        max_ulps=int(kept_ulps.max(initial=0)),
-        mean_ulps=float(kept_ulps.mean()) if kept_ulps.size else 0.0,
-        ort_max_error=_max(np.abs(served - exact)[is_finite]),
+        max_abs_diff=_max(gaps),
+        mean_abs_diff=_mean(gaps),
+        max_rel_diff=_max(_relative(gaps, eager)),
+        max_ulps=int(ulps.max(initial=0)),
+        mean_ulps=_mean(ulps),
+        ort_max_error=_max(_gaps(served, exact)),
         torch_max_error=torch_error,
         largest=largest,
         tolerance=tolerance.of(torch_error, largest),
-        nonfinite_mismatch_count=int(is_mismatch.sum()),
+        nonfinite_mismatch_count=_mismatch_count(wide[0][~is_finite], wide[1][~is_finite]),
     )
+
+
+def _gaps(left: Array, right: Array) -> Array:
+    """Computes |left - right| of finite arrays; where that is beyond float64 it is the largest number there is."""
+    with np.errstate(over="ignore"):
+        return np.asarray(np.minimum(np.abs(left - right), _LARGEST))
+
+
+def _relative(gaps: Array, values: Array) -> Array:
+    is_nonzero = values != 0
+    with np.errstate(over="ignore"):
+        return np.asarray(np.minimum(gaps[is_nonzero] / np.abs(values[is_nonzero]), _LARGEST))
+
+
+def _mismatch_count(left: Array, right: Array) -> int:
+    is_same = (left == right) | (np.isnan(left) & np.isnan(right))
+    return int((~is_same).sum())
 
 
 def _ulps(left: Array, right: Array) -> Array:
@@ -108,3 +125,8 @@ def _ordered(bits: Array) -> Array:
 
 def _max(values: Array) -> float:
     return float(values.max(initial=0.0))
+
+
+def _mean(values: Array) -> float:
+    """Scales before it sums: a sum of the largest numbers would overflow."""
+    return float((values / max(values.size, 1)).sum())

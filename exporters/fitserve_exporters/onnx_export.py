@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import onnx
 import torch
+from onnx import TensorProto
 from torch import nn
 from torch.export import Dim
 
-from fitserve_exporters.candidate import Arrays, Candidate, InputSpec
+from fitserve_exporters.candidate import Arrays, Candidate
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.passes import apply_passes
 
@@ -31,6 +32,9 @@ MAX_ONE_FILE_BYTES: Final = 2**31 - 1
 
 _TRACED_SIZE: Final = 2
 """torch.export takes an axis of size 0 or 1 for a constant."""
+
+_REAL: Final = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+"""Initializers of other elements are shapes and axes, not parameters."""
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -71,14 +75,15 @@ def describe(content: bytes) -> dict[str, Any]:
         "ir_version": model.ir_version,
         "operators": dict(sorted(operators.items())),
         "node_count": len(model.graph.node),
-        "parameter_count": sum(_element_count(tensor) for tensor in model.graph.initializer),
+        "parameter_count": sum(_element_count(t) for t in model.graph.initializer if t.data_type in _REAL),
         "bytes": len(content),
     }
 
 
 def _exported_program(module: nn.Module, candidate: Candidate) -> torch.export.ExportedProgram:
-    axes: dict[str, Any] = {}
-    shapes = tuple(_dynamic_axes(spec, axes) for spec in candidate.inputs)
+    names = {name for axes in free_axes(candidate) for name in axes.values()}
+    dimensions = {name: Dim(name) for name in names}
+    shapes = tuple({axis: dimensions[name] for axis, name in axes.items()} for axes in free_axes(candidate))
     example = tuple(torch.from_numpy(array) for array in traced_example(candidate).values())
     try:
         return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
@@ -95,6 +100,7 @@ def _onnx_model(program: torch.export.ExportedProgram, candidate: Candidate) -> 
             dynamo=True,
             input_names=names,
             output_names=list(candidate.output_names),
+            dynamic_shapes=free_axes(candidate),  # gives the symbols of the exported program their names back
             opset_version=OPSET,
             optimize=False,
             verbose=False,
@@ -124,8 +130,11 @@ def traced_example(candidate: Candidate) -> Arrays:
     return example
 
 
-def _dynamic_axes(spec: InputSpec, axes: dict[str, Any]) -> dict[int, Any]:
-    return {axis: axes.setdefault(size, Dim(size)) for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+def free_axes(candidate: Candidate) -> tuple[dict[int, str], ...]:
+    """Gives for each input its free axes and their names."""
+    return tuple(
+        {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in candidate.inputs
+    )
 
 
 def _check_signature(model: onnx.ModelProto, candidate: Candidate) -> None:

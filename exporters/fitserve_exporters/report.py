@@ -20,10 +20,9 @@ _COLUMNS: Final = (
 def published_text(published: PublishedVersion) -> str:
     """Writes what was exported, the figures, and where it lies."""
     facts = published.manifest.onnx
-    opset, size = facts["opset"].get("ai.onnx"), facts["bytes"]
     head = (
-        f"{published.model}: exported as ONNX opset {opset}, IR {facts['ir_version']}, {facts['node_count']} nodes, "
-        f"{facts['parameter_count']:,} parameters, {size:,} bytes"
+        f"{published.model}: exported as ONNX opset {facts['opset'].get('ai.onnx')}, IR {facts['ir_version']}, "
+        f"{facts['node_count']} nodes, {facts['parameter_count']:,} parameters, {facts['bytes']:,} bytes"
     )
     place = f"published {published.model} version {published.version} in {published.folder}"
     return "\n".join([head, verification_text(published.verification), place])

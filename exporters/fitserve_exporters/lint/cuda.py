@@ -14,7 +14,7 @@ import onnxruntime
 from fitserve_exporters.lint.findings import Finding, Level
 from fitserve_exporters.lint.graphs import OnnxFile, graph_inputs
 from fitserve_exporters.lint.trial import made_up_inputs, reason
-from fitserve_exporters.sessions import CUDA, can_use_cuda
+from fitserve_exporters.sessions import CPU, CUDA, can_use_cuda
 
 _TRIED_SIZE: Final = 2
 
@@ -45,7 +45,7 @@ def placements(file: OnnxFile, provider: str) -> set[tuple[str, str]]:
         options.log_severity_level = 4
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
-        session = onnxruntime.InferenceSession(str(file.path), options, providers=[provider, "CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(file.path), options, providers=list(dict.fromkeys((provider, CPU))))
         try:
             session.run(None, made_up_inputs(graph_inputs(file.model), _batch_size(file.model)))
         finally:
