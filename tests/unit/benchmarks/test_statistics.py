@@ -1,0 +1,109 @@
+"""Percentiles, bootstrap intervals, stability and ratios."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from fitserve_benchmarks.statistics import (
+    bootstrap_median,
+    is_unstable,
+    percentile,
+    ratio,
+    samples_for_percentile,
+    windows,
+)
+
+TIMES = st.floats(min_value=1e-6, max_value=10.0)
+
+
+@pytest.mark.parametrize(("error", "count"), [(0.005, 1_521), (0.002, 9_508)])
+def test_p99_needs_the_published_number_of_samples(error: float, count: int) -> None:
+    assert samples_for_percentile(0.99, error) == count
+
+
+@pytest.mark.parametrize(("fraction", "error"), [(0.0, 0.1), (1.0, 0.1), (0.5, 0.0), (0.5, 1.0)])
+def test_a_percentile_outside_its_range_is_refused(fraction: float, error: float) -> None:
+    with pytest.raises(ValueError, match=r"expected a fraction and an error in \(0, 1\)"):
+        samples_for_percentile(fraction, error)
+
+
+def test_the_promised_rank_error_holds_in_95_of_100_draws() -> None:
+    generator, count = np.random.default_rng(0), samples_for_percentile(0.99)
+    draws = np.quantile(generator.random((400, count)), 0.99, axis=1)  # of uniform values, a quantile is its rank
+    within = np.mean(np.abs(draws - 0.99) <= 0.005)
+    assert 0.92 <= within <= 0.98
+
+
+def test_a_percentile_is_left_out_one_sample_below_what_it_needs() -> None:
+    values = np.linspace(1.0, 2.0, 1_521)
+    assert percentile(values[1:], 0.99) is None
+    assert percentile(values, 0.99) == pytest.approx(1.99)
+
+
+@given(arrays(np.float64, st.integers(1, 40), elements=TIMES))
+def test_an_interval_holds_its_estimate_and_stays_within_the_values(values: np.ndarray) -> None:
+    interval = bootstrap_median(values)
+    assert values.min() <= interval.low <= interval.estimate <= interval.high <= values.max()
+
+
+@given(arrays(np.float64, st.integers(1, 40), elements=TIMES), st.integers(-8, 8))
+def test_an_interval_scales_with_its_unit(values: np.ndarray, power: int) -> None:
+    one, other = bootstrap_median(values), bootstrap_median(values * 2.0**power)
+    assert other.low == pytest.approx(one.low * 2.0**power)
+    assert other.high == pytest.approx(one.high * 2.0**power)
+
+
+def test_an_interval_covers_the_true_median_about_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(1)
+    hits = [
+        interval.low <= 1.0 <= interval.high
+        for interval in (bootstrap_median(generator.lognormal(0.0, 0.3, 21)) for _ in range(300))
+    ]
+    assert 0.88 <= np.mean(hits) <= 0.99
+
+
+def test_no_values_have_no_median() -> None:
+    with pytest.raises(ValueError, match="expected at least 1 value, got none"):
+        bootstrap_median(np.array([]))
+
+
+@pytest.mark.parametrize(
+    ("medians", "expected"),
+    [
+        ([1.0, 1.0], True),
+        ([1.0, 1.0, 1.0], False),
+        ([9.0, 1.0, 1.05, 1.1], False),
+        ([1.0, 1.0, 1.0, 1.2], True),
+        ([1.0, 1.111, 1.0], True),
+    ],
+)
+def test_only_the_last_three_windows_decide_on_stability(medians: list[float], expected: bool) -> None:
+    assert is_unstable(medians) is expected
+
+
+@given(arrays(np.float64, st.integers(1, 40), elements=TIMES), st.integers(1, 12))
+def test_windows_keep_the_order_and_lose_nothing(medians: np.ndarray, count: int) -> None:
+    joined = windows(np.sort(medians), count)
+    assert len(joined) == min(count, len(medians))
+    assert (np.diff(joined) >= 0).all()
+
+
+@given(arrays(np.float64, 7, elements=TIMES), st.integers(1, 16))
+def test_a_contestant_n_times_as_fast_in_every_trial_has_ratio_n(medians: np.ndarray, factor: int) -> None:
+    found = ratio(medians * factor, medians)
+    assert (found.low, found.estimate, found.high) == pytest.approx((factor, factor, factor))
+
+
+def test_drift_that_both_sides_share_leaves_the_ratio_alone() -> None:
+    drift = np.array([1.0, 2.0, 4.0, 8.0, 16.0])
+    found = ratio(3.0 * drift, drift)
+    assert found.low == found.high == pytest.approx(3.0)
+
+
+def test_trials_that_did_not_run_side_by_side_have_no_ratio() -> None:
+    with pytest.raises(ValueError, match="expected 3 trials as the baseline has, got 2"):
+        ratio(np.ones(3), np.ones(2))
