@@ -37,8 +37,15 @@ _SUFFIX = ".unfinished"
 
 
 def unfinished_path(run_dir: Path) -> Path:
-    """Says where a run is built before it is moved to `run_dir`."""
-    return run_dir.with_name(run_dir.name + _SUFFIX)
+    """Says where a run is built before it is moved to `run_dir`.
+
+    Raises:
+        UsageError: `run_dir` is the root of the file system.
+    """
+    place = run_dir.resolve()
+    if not place.name:
+        raise UsageError(f"run directory {run_dir}: expected a directory below the root")
+    return place.with_name(place.name + _SUFFIX)
 
 
 def is_finished(run_dir: Path) -> bool:
@@ -99,10 +106,11 @@ class RunWriter:
 
     def finish(self) -> Path:
         """Moves the run to its place; a finished run that was there is moved away first and deleted last."""
-        replaced = self._run_dir.with_name(f"{self._run_dir.name}.replaced-{os.getpid()}")
-        if self._run_dir.exists():
-            os.rename(self._run_dir, replaced)
-        os.rename(self.path, self._run_dir)
+        place = self._run_dir.resolve()
+        replaced = place.with_name(f"{place.name}.replaced-{os.getpid()}")
+        if place.exists():
+            os.rename(place, replaced)
+        os.rename(self.path, place)
         shutil.rmtree(replaced, ignore_errors=True)
         return self._run_dir
 

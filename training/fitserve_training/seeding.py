@@ -7,6 +7,7 @@ process that runs it also ran epochs 1 to 6 or not.
 from __future__ import annotations
 
 import hashlib
+import os
 
 import torch
 
@@ -28,7 +29,11 @@ def seed_global(seed: int, *names: str | int) -> None:
 
 
 def make_deterministic(device: torch.device) -> None:
-    """Asks torch for deterministic algorithms on a GPU; on the CPU ours are deterministic as they are."""
+    """Asks torch for deterministic algorithms on a GPU; on the CPU ours are deterministic as they are.
+
+    Has to be called before cuBLAS is used for the first time, which reads its workspace setting then.
+    """
     if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -66,6 +66,22 @@ def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
         RunWriter(tmp_path / "run", is_resumed=False)
 
 
+@pytest.mark.parametrize("name", [".", "run/../run", "link"])
+def test_a_place_may_be_said_in_many_ways(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run" if name == "." else tmp_path)
+
+    finish_run(Path(name), "here")
+
+    assert rundir.is_finished(tmp_path / "run")
+
+
+def test_the_root_is_no_run_directory() -> None:
+    with pytest.raises(UsageError, match="run directory /: expected a directory below the root"):
+        rundir.unfinished_path(Path("/"))
+
+
 def test_one_process_at_a_time_writes_a_run(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run", is_resumed=False)
 

@@ -76,6 +76,17 @@ def test_a_wrong_request_is_one_sentence_and_writes_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_gpu_that_is_not_there_is_never_replaced_by_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+
+    assert main(["linreg", "--device", "cuda", "--run-dir", str(tmp_path / "run")]) == 2
+
+    assert "setting 'device': 'cuda' is not available" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_diverging_run_exits_with_1_and_the_cure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["thermometer", "--set", "model.input_scale=1", "--run-dir", str(tmp_path / "run")]
 

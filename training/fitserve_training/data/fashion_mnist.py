@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -68,15 +69,20 @@ def load(places: Places) -> DataSet:
 
 def _fetch(places: Places) -> Path:
     folder = places.cache_dir / FOLDER
+    print(f"downloading Fashion-MNIST (30 MB) from {BASE_URL} to {folder}", file=sys.stderr, flush=True)
     try:
         download(BASE_URL, folder, CHECKSUMS)
     except OSError as error:
         looked = " nor ".join(str(place / FOLDER) for place in (places.data_dir, places.cache_dir) if place)
         raise UsageError(
-            f"fashion_mnist is not in {looked} and could not be downloaded ({error}): put its four .gz files into "
+            f"fashion_mnist is not in {looked} and could not be downloaded ({_reason(error)}): put its four .gz files into "
             f"DIR/{FOLDER} and pass --data-dir DIR, or train on the bundled data with --data digits"
         ) from None
     return folder
+
+
+def _reason(error: OSError) -> object:
+    return getattr(error, "reason", None) or error
 
 
 def _read_split(folder: Path, part: str) -> Split:
