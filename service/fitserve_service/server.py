@@ -27,8 +27,8 @@ from fitserve_service.servicers.reflection import ReflectionServicer
 from fitserve_service.settings import ServerSettings
 from fitserve_service.source import RepositorySource
 from fitserve_service.telemetry import Telemetry
-from fitserve_service.transport import ListenError, Transport, TransportOptions, is_loopback
-from fitserve_service.transport_stock import StockTransport
+from fitserve_service.transport import ListenError, TransportOptions, is_loopback
+from fitserve_service.transport_choice import choose
 
 _SETTLE_POLL_S = 0.01
 _LOOP_ANSWER_S = 1.0
@@ -51,9 +51,7 @@ class Server:
         metrics_port: Prometheus port; None where there are no metrics.
     """
 
-    def __init__(
-        self, settings: ServerSettings, make_transport: Callable[[TransportOptions], Transport] = StockTransport
-    ) -> None:
+    def __init__(self, settings: ServerSettings) -> None:
         """Makes a server that does not run yet.
 
         Raises:
@@ -65,7 +63,7 @@ class Server:
         self.port = 0
         self._readiness = Readiness()
         options = TransportOptions(settings.host, settings.port, settings.max_message_bytes)
-        self._transport = make_transport(options)
+        self._transport = choose(settings.transport, options)
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
         self._engine = Engine(self._transport, self._telemetry, runner_count=settings.runner_count)
         self._reconciler = Reconciler(

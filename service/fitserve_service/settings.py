@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fitserve_service import logs
+from fitserve_service.transport import CHOICES
 
 ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
 """`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
@@ -30,6 +31,7 @@ class ServerSettings:
         port: gRPC port; 0 takes a free one.
         metrics_port: Prometheus port; 0 takes a free one; None: no metrics.
         device: "auto", "cpu", "cuda" or "cuda:N", for models that do not say.
+        transport: "auto", "fast" or "stock"; see `transport_choice`.
         insecure: May listen where other machines reach it, in cleartext and for everybody.
         poll_interval_s: How often the repository is looked at.
         grace_s: How long requests in flight have to end when the server stops.
@@ -45,6 +47,7 @@ class ServerSettings:
     port: int = 8001
     metrics_port: int | None = 8002
     device: str = "auto"
+    transport: str = "auto"
     insecure: bool = False
     poll_interval_s: float = 1.0
     grace_s: float = 10.0
@@ -120,6 +123,7 @@ def _switch(text: str) -> bool:
 
 
 _INSECURE_HELP = "listen where other machines reach it, in cleartext and for everybody"
+_TRANSPORTS = ", ".join(CHOICES)
 _LOG_FORMATS, _LOG_LEVELS = ", ".join(logs.FORMATS), ", ".join(logs.LEVELS)
 
 OPTIONS: Final[Mapping[str, Option]] = {
@@ -131,6 +135,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "device": Option(
         "DEVICE", "auto, cpu, cuda or cuda:N; cuda never falls back (auto)", "auto, cpu, cuda or cuda:N", _device
+    ),
+    "transport": Option(
+        "NAME",
+        "auto, fast or stock; fast falls back where grpcio is not as it needs (auto)",
+        _TRANSPORTS,
+        _one_of(*CHOICES),
     ),
     "insecure": Option("", _INSECURE_HELP, "true or false", _switch),
     "poll_interval_s": Option(

@@ -12,6 +12,9 @@ from typing import Final, Protocol
 from fitserve_service.calls import Loop, MethodTable
 from fitserve_service.errors import Reason, ServiceError
 
+CHOICES: Final = ("auto", "fast", "stock")
+"""What `transport_choice.choose` takes."""
+
 _LEAST_REMAINING_S: Final = 0.001
 """grpcio rounds a deadline up to whole milliseconds: one that has passed already arrives as 1 ms. Measured on 1.85."""
 
