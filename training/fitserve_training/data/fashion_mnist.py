@@ -75,8 +75,8 @@ def _fetch(places: Places) -> Path:
     except OSError as error:
         looked = " nor ".join(str(place / FOLDER) for place in (places.data_dir, places.cache_dir) if place)
         raise UsageError(
-            f"fashion_mnist is not in {looked} and could not be downloaded ({_reason(error)}): put its four .gz files into "
-            f"DIR/{FOLDER} and pass --data-dir DIR, or train on the bundled data with --data digits"
+            f"fashion_mnist is not in {looked} and could not be downloaded ({_reason(error)}): put its four .gz files "
+            f"into DIR/{FOLDER} and pass --data-dir DIR, or train on the bundled data with --data digits"
         ) from None
     return folder
 
