@@ -100,7 +100,9 @@ class Reconciler:
             source = self._sources.get(model, ModelSource())
             self._registry.set_present(model, list(source.versions), source.labels)
             self._retry_changed(model, source)
-            for step in next_steps(self._registry.states(model), self._aspired(model)):
+            aspired = self._aspired(model)
+            self._rest(model, aspired)
+            for step in next_steps(self._registry.states(model), aspired):
                 self._take(model, step, source)
         self._answer_waiting()
         if not self._is_settled.is_set() and not any(map(self._is_unsettled, self._sources)):
@@ -149,6 +151,12 @@ class Reconciler:
         for version, state in self._registry.states(model).items():
             if state is State.FAILED and self._attempts.get((model, version)) != self._attempt(model, version, source):
                 self._registry.set_state(model, version, State.PENDING)
+
+    def _rest(self, model: str, aspired: list[int]) -> None:
+        """Makes versions UNLOADED that nobody aspires to: PENDING says that a load is to come."""
+        for version, state in self._registry.states(model).items():
+            if state is State.PENDING and version not in aspired:
+                self._registry.set_state(model, version, State.UNLOADED)
 
     def _attempt(self, model: str, version: int, source: ModelSource) -> tuple[object, ...]:
         return (source.problem, source.overrides, self._source.version_stamp(model, version))
