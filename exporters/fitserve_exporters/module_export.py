@@ -19,7 +19,7 @@ from fitserve_contract.repository import check_model_name
 from fitserve_contract.tasks import Task
 from fitserve_exporters.candidate import Array, Arrays, Candidate, HeldOut, InputSpec, Tolerance
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.onnx_export import on_cpu
+from fitserve_exporters.onnx_export import on_cpu, sentence
 from fitserve_exporters.publish import PublishedVersion, publish_candidate
 
 __all__ = ["PublishedVersion", "export"]
@@ -123,7 +123,10 @@ def _named(example: Examples, module: nn.Module, input_names: Sequence[str] | No
 
 
 def _array(name: str, value: TensorLike) -> Array:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.array(value)
+    try:
+        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.array(value)
+    except TypeError:
+        raise ExportError(f"input '{name}': expected a dtype that numpy has, got {value.dtype}") from None
     if array.ndim == 0 or len(array) == 0:
         raise ExportError(f"input '{name}': expected shape (B, ...) with at least 1 example, got {array.shape}")
     return array
@@ -157,8 +160,11 @@ def _specs(arrays: Arrays, free_axes: Mapping[str, Mapping[int, str]]) -> tuple[
 
 
 def _output_names(module: nn.Module, arrays: Arrays) -> tuple[str, ...]:
-    with torch.inference_mode():
-        outputs = on_cpu(module)(*(torch.from_numpy(array[:1]) for array in arrays.values()))
+    try:
+        with torch.inference_mode():
+            outputs = on_cpu(module)(*(torch.from_numpy(array) for array in arrays.values()))
+    except Exception as error:  # a user's forward may raise anything
+        raise ExportError(f"module: its forward fails on the example: {sentence(error)}") from error
     leaves = torch.utils._pytree.tree_leaves(outputs)
     return ("output",) if len(leaves) == 1 else tuple(f"output_{index}" for index in range(len(leaves)))
 

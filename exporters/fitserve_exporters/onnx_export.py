@@ -162,7 +162,12 @@ def _reason(error: BaseException) -> str:
     hint = ""
     if "data-dependent" in str(error).lower() or type(error).__name__ in ("GuardOnDataDependentSymNode", "UserError"):
         hint = "; a branch that depends on tensor values has to become torch.where or torch.cond"
-    return f"{type(error).__name__}: {_first_line(error)}{hint}"
+    return f"{sentence(error)}{hint}"
+
+
+def sentence(error: BaseException) -> str:
+    """Writes an exception as its type and the first line of its message."""
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
