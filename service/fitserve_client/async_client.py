@@ -181,7 +181,7 @@ class AsyncClient:
                 return await self._attempt(call, remaining_s)
             except grpc.aio.AioRpcError as failed:
                 error = self._connection.error(failed)
-            await self._sleep(attempts.pause_after(error, is_retryable=call.is_retryable and not self._is_closed))
+            await self._sleep(attempts.pause_after(error, is_retryable=call.may_repeat(error) and not self._is_closed))
 
     async def _attempt(self, call: Call[Any], remaining_s: float) -> Any:
         if self._channel is None:

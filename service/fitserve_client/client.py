@@ -216,7 +216,7 @@ class Client:
                 return self._attempt(call, remaining_s)
             except grpc.RpcError as failed:
                 error = self._connection.error(failed)
-            self._sleep(attempts.pause_after(error, is_retryable=call.is_retryable and not self._is_closed))
+            self._sleep(attempts.pause_after(error, is_retryable=call.may_repeat(error) and not self._is_closed))
 
     def _attempt(self, call: Call[Any], remaining_s: float) -> Any:
         method = self._channel.unary_unary(

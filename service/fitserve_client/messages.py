@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve.types.v1 import tensor_pb2
-from fitserve_client.errors import INVALID_INPUT, InternalError, InvalidArgumentError
+from fitserve_client.errors import INVALID_INPUT, FitserveError, InternalError, InvalidArgumentError
 from fitserve_client.models import Selector, VersionDetails
 from fitserve_client.prediction import Prediction
 from fitserve_client.tensors import (
@@ -48,12 +48,18 @@ class Call(Generic[Response]):
         request: Its message.
         response_type: Class of the answer.
         is_retryable: Making it again after a lost answer does no harm.
+        final_reasons: Reasons of errors that making it again would not cure.
     """
 
     path: str
     request: Message
     response_type: type[Response]
     is_retryable: bool = True
+    final_reasons: frozenset[str] = frozenset()
+
+    def may_repeat(self, error: FitserveError) -> bool:
+        """Tells whether the call may be made again after an error, as far as the call itself decides that."""
+        return self.is_retryable and error.reason not in self.final_reasons
 
 
 def predict_call(
@@ -65,11 +71,15 @@ def predict_call(
 
 
 def evaluate_call(
-    selector: Selector, tensors: Sequence[tensor_pb2.Tensor], labels: tensor_pb2.Tensor
+    selector: Selector,
+    tensors: Sequence[tensor_pb2.Tensor],
+    labels: tensor_pb2.Tensor,
+    final_reasons: frozenset[str] = frozenset(),
 ) -> Call[inference_pb2.EvaluateResponse]:
     """Makes an Evaluate call."""
     request = inference_pb2.EvaluateRequest(model=selector.to_proto(), inputs=tensors, labels=labels)
-    return Call(_path(_INFERENCE["Evaluate"]), request, inference_pb2.EvaluateResponse)
+    path = _path(_INFERENCE["Evaluate"])
+    return Call(path, request, inference_pb2.EvaluateResponse, final_reasons=final_reasons)
 
 
 def list_models_call() -> Call[control_pb2.ListModelsResponse]:

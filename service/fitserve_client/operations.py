@@ -38,6 +38,8 @@ _MAX_KNOWN: Final = 1024
 
 _MAX_RESTARTS: Final = 2
 
+_SWAPPED: Final = frozenset({NOT_READY})
+
 
 @dataclass(frozen=True, slots=True)
 class EvaluationPlan:
@@ -65,7 +67,9 @@ class EvaluationPlan:
         """Scores one batch."""
         tensors = messages.input_tensors(self.details, {name: array[batch] for name, array in self.arrays.items()})
         labels = messages.label_tensor(self.label_datatype, self.labels[batch])
-        response: inference_pb2.EvaluateResponse = yield messages.evaluate_call(self.pinned, tensors, labels)
+        # A version that the server chose and took away comes not back: begin anew at once instead of trying again.
+        final = _SWAPPED if self.wanted.version is None else frozenset[str]()
+        response: inference_pb2.EvaluateResponse = yield messages.evaluate_call(self.pinned, tensors, labels, final)
         return messages.sums_of(response)
 
     def check_restart(self, error: FitserveError, restart_count: int) -> None:
@@ -74,7 +78,7 @@ class EvaluationPlan:
         Raises:
             FitserveError: the error itself, where the caller named the version, or anything else failed.
         """
-        is_gone = error.reason == NOT_READY or isinstance(error, NotFoundError)
+        is_gone = error.reason in _SWAPPED or isinstance(error, NotFoundError)
         if self.wanted.version is not None or not is_gone or restart_count >= _MAX_RESTARTS:
             raise error
 
