@@ -82,7 +82,7 @@ def scaled(factor: float = 2.0, width: int = 2) -> bytes:
         [helper.make_node("Mul", ["x", "factor"], ["y"])],
         [value("x", ("B", width))],
         [value("y", ("B", width))],
-        {"factor": np.float32(factor).reshape(())},
+        {"factor": np.array(factor, np.float32)},
     )
 
 

@@ -1,0 +1,220 @@
+"""The batcher's promises, under every order of arrivals, cancellations and ticks of a clock."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from fitserve_service.batcher import AGING_S, Batcher, Entry, Priority
+
+
+def entry(
+    item: int,
+    key: str | None = "k",
+    rows: int = 1,
+    priority: Priority = Priority.PREDICT,
+    deadline_s: float | None = None,
+) -> Entry[int]:
+    return Entry(item, key, rows, priority, deadline_s)
+
+
+def batcher(size: int = 4, delay_s: float = 0.0, bound: int = 100) -> Batcher[int]:
+    return Batcher(max_batch_size=size, max_queue_delay_s=delay_s, max_queued_examples=bound)
+
+
+def items(entries: list[Entry[int]]) -> list[int]:
+    return [each.item for each in entries]
+
+
+class Machine(RuleBasedStateMachine):
+    """Any schedule, held against a plain list of what is queued."""
+
+    @initialize(
+        size=st.sampled_from([0, 1, 3, 8]), delay_s=st.sampled_from([0.0, 0.01, 0.1]), bound=st.sampled_from([1, 6, 40])
+    )
+    def begin(self, size: int, delay_s: float, bound: int) -> None:
+        self.size, self.delay_s, self.bound = size, delay_s, bound
+        self.batcher = batcher(size, delay_s, bound)
+        self.now_s = 100.0
+        self.queued: list[Entry[int]] = []
+        self.left: set[int] = set()
+        self.numbers = count()
+
+    @rule(
+        key=st.sampled_from(["a", "b", None]),
+        rows=st.integers(0, 10),
+        priority=st.sampled_from(Priority),
+        patience_s=st.sampled_from([None, 0.0, 0.005, 0.3]),
+    )
+    def add(self, key: str | None, rows: int, priority: Priority, patience_s: float | None) -> None:
+        added = entry(next(self.numbers), key, rows, priority, None if patience_s is None else self.now_s + patience_s)
+        held = sum(max(each.example_count, 1) for each in self.queued)
+        is_full = bool(self.queued) and held + max(rows, 1) > self.bound
+        assert self.batcher.add(added, self.now_s) is not is_full
+        if not is_full:
+            self.queued.append(added)
+
+    @precondition(lambda self: self.queued)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        chosen = data.draw(st.sampled_from(self.queued))
+        assert self.batcher.remove(chosen)
+        assert not self.batcher.remove(chosen)
+        self._take_out(chosen)
+
+    @rule(step_s=st.sampled_from([0.001, 0.01, 0.1, 0.3]))
+    def wait(self, step_s: float) -> None:
+        self.now_s += step_s
+
+    @rule()
+    def take(self) -> None:
+        before = list(self.queued)
+        taken = self.batcher.take(self.now_s)
+        for late in taken.late:
+            assert late.deadline_s is not None
+            assert late.deadline_s <= self.now_s
+            self._take_out(late)
+        for each in taken.batch:
+            assert each.deadline_s is None or each.deadline_s > self.now_s
+            self._take_out(each)
+        if taken.batch:
+            self._check_batch(taken.batch, before)
+        else:
+            self._check_nothing_due()
+
+    @rule()
+    def drain_everything(self) -> None:
+        cleared = self.batcher.clear()
+        assert sorted(items(cleared)) == sorted(items(self.queued))
+        for each in cleared:
+            self._take_out(each)
+
+    @invariant()
+    def counts_are_true(self) -> None:
+        assert self.batcher.entry_count == len(self.queued)
+        held = sum(max(each.example_count, 1) for each in self.queued)
+        assert self.batcher.queued_examples == held
+        assert held <= self.bound or len(self.queued) == 1
+
+    @invariant()
+    def due_is_the_oldest_and_its_delay(self) -> None:
+        oldest_s = min((each.arrived_s for each in self.queued), default=None)
+        assert self.batcher.due_s() == (None if oldest_s is None else oldest_s + self.delay_s)
+
+    def _check_batch(self, batch: list[Entry[int]], before: list[Entry[int]]) -> None:
+        head = batch[0]
+        rows = sum(each.example_count for each in batch)
+        assert len(batch) == 1 or rows <= self.size
+        assert len({(each.key, each.priority) for each in batch}) == 1
+        if head.key is None:
+            assert len(batch) == 1
+        same_queue = [each for each in before if (each.key, each.priority) == (head.key, head.priority)]
+        in_time = [each for each in same_queue if each.deadline_s is None or each.deadline_s > self.now_s]
+        assert items(batch) == items(in_time[: len(batch)])
+        waiting = [each for each in self.queued if (each.key, each.priority) == (head.key, head.priority)]
+        if head.key is not None and waiting and waiting[0] in in_time:
+            assert rows + waiting[0].example_count > self.size
+        is_served = head.priority is Priority.PREDICT or self.now_s - head.arrived_s >= AGING_S
+        if not is_served and self.delay_s == 0:
+            in_time_predicts = [each for each in before if each.priority is Priority.PREDICT and each in self.queued]
+            assert not in_time_predicts
+
+    def _check_nothing_due(self) -> None:
+        heads = {(each.priority, each.key): each for each in reversed(self.queued)}
+        for head in heads.values():
+            assert self.delay_s > 0
+            assert head.arrived_s + self.delay_s > self.now_s
+            assert head.key is not None
+            rows = sum(e.example_count for e in self.queued if (e.priority, e.key) == (head.priority, head.key))
+            assert rows < self.size
+
+    def _take_out(self, each: Entry[int]) -> None:
+        assert each.item not in self.left
+        self.left.add(each.item)
+        self.queued.remove(each)
+
+
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestAnySchedule = Machine.TestCase
+
+
+def test_whatever_has_arrived_runs_together_and_nobody_waits() -> None:
+    queue = batcher(size=4)
+    for number in range(6):
+        queue.add(entry(number), now_s=1.0)
+
+    assert items(queue.take(1.0).batch) == [0, 1, 2, 3]
+    assert items(queue.take(1.0).batch) == [4, 5]
+    assert queue.take(1.0).batch == []
+    assert queue.due_s() is None
+
+
+def test_a_delay_waits_until_the_head_is_due_or_the_batch_is_full() -> None:
+    queue = batcher(size=2, delay_s=0.1)
+    queue.add(entry(0), now_s=1.0)
+
+    assert queue.take(1.05).batch == []
+    assert queue.due_s() == pytest.approx(1.1)
+    queue.add(entry(1), now_s=1.05)
+    assert items(queue.take(1.05).batch) == [0, 1]
+
+
+@pytest.mark.parametrize("arrived_s", [0.1 + 0.2, 3.3, 1e6 + 0.1])
+def test_at_its_own_due_time_a_batch_is_due_whatever_the_rounding(arrived_s: float) -> None:
+    queue = batcher(delay_s=0.007)
+    queue.add(entry(0), now_s=arrived_s)
+    due_s = queue.due_s()
+
+    assert due_s is not None
+    assert items(queue.take(due_s).batch) == [0]
+
+
+def test_an_entry_over_the_batch_size_runs_alone() -> None:
+    queue = batcher(size=4)
+    queue.add(entry(0, rows=9), now_s=1.0)
+    queue.add(entry(1), now_s=1.0)
+
+    assert items(queue.take(1.0).batch) == [0]
+    assert items(queue.take(1.0).batch) == [1]
+
+
+def test_without_a_batch_axis_every_entry_runs_alone() -> None:
+    queue = batcher(size=0, delay_s=10.0)
+    queue.add(entry(0), now_s=1.0)
+    queue.add(entry(1), now_s=1.0)
+
+    assert items(queue.take(1.0).batch) == [0]
+    assert items(queue.take(1.0).batch) == [1]
+
+
+def test_predict_goes_first_until_evaluate_has_aged() -> None:
+    queue = batcher(size=1)
+    queue.add(entry(0, priority=Priority.EVALUATE), now_s=1.0)
+    queue.add(entry(1), now_s=1.1)
+    queue.add(entry(2), now_s=1.2)
+
+    assert items(queue.take(1.2).batch) == [1]
+    assert items(queue.take(1.0 + AGING_S).batch) == [0]
+    assert items(queue.take(1.0 + AGING_S).batch) == [2]
+
+
+def test_a_late_entry_behind_the_head_is_dropped_on_the_way() -> None:
+    queue = batcher()
+    queue.add(entry(0), now_s=1.0)
+    queue.add(entry(1, deadline_s=1.5), now_s=1.0)
+    queue.add(entry(2), now_s=1.0)
+    taken = queue.take(1.5)
+
+    assert items(taken.batch) == [0, 2]
+    assert items(taken.late) == [1]
+
+
+def test_an_empty_queue_takes_one_entry_over_the_bound_and_then_no_other() -> None:
+    queue = batcher(bound=2)
+
+    assert queue.add(entry(0, rows=50), now_s=1.0)
+    assert not queue.add(entry(1), now_s=1.0)

@@ -1,0 +1,105 @@
+"""What a model.toml may say."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitserve_service.model_config import ModelConfig, ModelConfigError, read_overrides
+
+
+def written(root: Path, text: str | bytes) -> Path:
+    folder = root / "lenet"
+    folder.mkdir()
+    (folder / "model.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+    return folder
+
+
+def test_no_file_overrides_nothing(tmp_path: Path) -> None:
+    assert read_overrides(tmp_path).apply(ModelConfig()) == ModelConfig()
+    assert read_overrides(tmp_path / "not there").values == {}
+
+
+def test_every_key_is_taken(tmp_path: Path) -> None:
+    folder = written(
+        tmp_path,
+        "max_batch_size = 8\nmax_queue_delay_ms = 1.5\nmax_queued_examples = 9\nbatch_size_buckets = [2, 8]\n"
+        'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\n',
+    )
+
+    assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(8, 1.5, 9, (2, 8), 2, "cuda:1", 2, (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "max_bach_size = 1",
+            r"lenet/model.toml: expected one of max_batch_size, .*, got an unknown key 'max_bach_size'",
+        ),
+        ("max_batch_size = -1", r"max_batch_size: expected an integer >= 0 \(0: never join requests\), got -1"),
+        ("max_batch_size = true", "max_batch_size: .* got True"),
+        ("max_batch_size = 1.0", "max_batch_size: .* got 1.0"),
+        ("max_queue_delay_ms = nan", "max_queue_delay_ms: expected milliseconds, 0..60000, got nan"),
+        ("max_queue_delay_ms = 60001", "got 60001"),
+        ("max_queued_examples = 0", "max_queued_examples: expected an integer >= 1, got 0"),
+        ("batch_size_buckets = [4, 2]", r"batch_size_buckets: expected ascending integers >= 1, got \[4, 2\]"),
+        ("batch_size_buckets = [2, 2]", "ascending"),
+        ('batch_size_buckets = ["2"]', "ascending"),
+        ("batch_size_buckets = 2", "ascending"),
+        ('device = "gpu"', "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        ('device = "cuda:x"', "device"),
+        ("keep_versions = 0", "keep_versions: expected an integer >= 1, got 0"),
+        ("versions = [0]", "versions"),
+        ("versions 3", "lenet/model.toml: expected TOML, got"),
+        (b"\xff", "lenet/model.toml: expected TOML, got"),
+        ("a = " + "[" * 5000, "lenet/model.toml: expected TOML, got"),
+        ("a = " + "9" * 5000, "lenet/model.toml: expected TOML, got"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str | bytes, message: str) -> None:
+    with pytest.raises(ModelConfigError, match=message) as caught:
+        read_overrides(written(tmp_path, text))
+    assert len(str(caught.value)) < 400
+
+
+def test_a_link_is_no_file_of_the_model(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere.toml").write_text("max_batch_size = 1")
+    (tmp_path / "lenet").mkdir()
+    (tmp_path / "lenet" / "model.toml").symlink_to(tmp_path / "elsewhere.toml")
+
+    with pytest.raises(ValueError, match="expected no symbolic link"):
+        read_overrides(tmp_path / "lenet")
+
+
+sizes = st.lists(st.integers(1, 1000), max_size=4).map(lambda found: tuple(sorted(set(found))))
+
+
+@given(
+    st.builds(
+        ModelConfig,
+        st.integers(0, 1000),
+        st.floats(0, 60_000),
+        st.integers(1, 10**6),
+        sizes,
+        st.integers(0, 64),
+        st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+        st.integers(1, 9),
+        sizes,
+    ),
+    st.text(),
+)
+def test_what_is_shown_is_toml_that_says_the_same(config: ModelConfig, comment: str) -> None:
+    document = tomllib.loads(config.to_toml({"max_batch_size": comment}))
+    document = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+
+    assert document == asdict(config)
+
+
+def test_a_comment_says_where_a_value_comes_from() -> None:
+    assert "max_batch_size = 4  # model.toml\n" in ModelConfig(4).to_toml({"max_batch_size": "model.toml"})

@@ -1,0 +1,123 @@
+"""Requests against signatures: each misfit is named, with what was expected and found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fitserve_contract.datatypes import NUMPY_DTYPES
+from fitserve_contract.manifest import TensorSpec
+from fitserve_service.errors import Code, Reason, ServiceError
+from fitserve_service.signature import Signature, Tensor
+
+X = TensorSpec("x", "FP32", ("B", 2))
+IDS = TensorSpec("ids", "INT64", ("B", "S"))
+MASK = TensorSpec("mask", "INT64", ("B", "S"))
+ANY = TensorSpec("any", "FP32", None)
+SCALAR = TensorSpec("scale", "FP64", ())
+OPTIONAL = TensorSpec("offset", "FP32", (1,), is_optional=True)
+Y = TensorSpec("y", "FP32", ("B", 2))
+
+
+def tensor(datatype: str, *shape: int) -> Tensor:
+    return Tensor(datatype, np.zeros(shape, NUMPY_DTYPES[datatype]))
+
+
+def refusal(signature: Signature, inputs: dict[str, Tensor]) -> str:
+    with pytest.raises(ServiceError) as caught:
+        signature.check(inputs)
+    assert (caught.value.reason, caught.value.code) == (Reason.INVALID_INPUT, Code.INVALID_ARGUMENT)
+    return caught.value.message
+
+
+def test_the_examples_are_counted() -> None:
+    signature = Signature((IDS, MASK), (Y,), True)
+
+    assert signature.check({"ids": tensor("INT64", 3, 7), "mask": tensor("INT64", 3, 7)}) == 3
+    assert signature.check({"ids": tensor("INT64", 0, 7), "mask": tensor("INT64", 0, 7)}) == 0
+
+
+def test_without_a_batch_axis_a_request_is_one_example() -> None:
+    assert Signature((X,), (Y,), False).check({"x": tensor("FP32", 9, 2)}) == 1
+    assert Signature((SCALAR,), (Y,), False).check({"scale": tensor("FP64")}) == 1
+    assert Signature((), (Y,), False).check({}) == 1
+
+
+def test_an_optional_input_may_be_left_out_and_must_fit_when_it_is_there() -> None:
+    signature = Signature((X, OPTIONAL), (Y,), True)
+
+    assert signature.check({"x": tensor("FP32", 2, 2)}) == 2
+    assert signature.check({"x": tensor("FP32", 2, 2), "offset": tensor("FP32", 1)}) == 2
+    found = refusal(signature, {"x": tensor("FP32", 2, 2), "offset": tensor("FP32", 3)})
+    assert found == "input 'offset': expected shape (1,), got (3,)"
+
+
+@pytest.mark.parametrize(
+    ("specs", "inputs", "text"),
+    [
+        ((X,), {}, "input 'x': expected FP32 (B, 2), got no such tensor"),
+        ((ANY,), {}, "input 'any': expected FP32 of any shape, got no such tensor"),
+        ((X,), {"x": tensor("FP64", 1, 2)}, "input 'x': expected datatype FP32, got FP64"),
+        ((X,), {"x": tensor("FP32", 1, 3)}, "input 'x': expected shape (B, 2), got (1, 3)"),
+        ((X,), {"x": tensor("FP32", 2)}, "input 'x': expected shape (B, 2), got (2,)"),
+        ((SCALAR,), {"scale": tensor("FP64", 1)}, "input 'scale': expected shape (), got (1,)"),
+        (
+            (X,),
+            {"x": tensor("FP32", 1, 2), "z": tensor("FP32", 1)},
+            "input 'z': expected one of x, got an unknown name",
+        ),
+        ((), {"z": tensor("FP32", 1)}, "input 'z': expected one of no inputs at all, got an unknown name"),
+        (
+            (IDS, MASK),
+            {"ids": tensor("INT64", 2, 7), "mask": tensor("INT64", 2, 8)},
+            "input 'mask': expected 7 for axis S, as before, got shape (2, 8)",
+        ),
+    ],
+)
+def test_a_misfit_is_named(specs: tuple[TensorSpec, ...], inputs: dict[str, Tensor], text: str) -> None:
+    assert refusal(Signature(specs, (Y,), False), inputs) == text
+
+
+def test_inputs_that_bring_different_numbers_of_examples_are_refused_though_their_axes_have_other_names() -> None:
+    signature = Signature((X, TensorSpec("z", "FP32", ("N", 2))), (Y,), True)
+
+    text = refusal(signature, {"x": tensor("FP32", 2, 2), "z": tensor("FP32", 3, 2)})
+    assert text == "input 'z': expected 2 examples on the first axis as in input 'x', got 3"
+
+
+def test_a_scalar_to_an_open_rank_that_counts_examples_is_refused() -> None:
+    text = refusal(Signature((ANY,), (Y,), True), {"any": tensor("FP32")})
+
+    assert text == "input 'any': expected a first axis that counts examples, got a scalar"
+
+
+def test_an_open_rank_takes_any_shape() -> None:
+    signature = Signature((ANY,), (Y,), False)
+
+    for shape in ((), (0,), (2, 3, 4)):
+        assert signature.check({"any": tensor("FP32", *shape)}) == 1
+
+
+def test_a_very_long_name_is_cut_in_the_message() -> None:
+    assert len(refusal(Signature((X,), (Y,), True), {"x": tensor("FP32", 1, 2), "n" * 9999: tensor("FP32")})) < 300
+
+
+def test_outputs_asked_for() -> None:
+    signature = Signature((X,), (Y, TensorSpec("z", "FP32", ("B",))), True)
+
+    assert signature.check_outputs([]) == ("y", "z")
+    assert signature.check_outputs(["z"]) == ("z",)
+    assert signature.check_outputs(["z", "y"]) == ("z", "y")
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        (["q"], "output 'q': expected one of y"),
+        (["y", "y"], "output 'y': expected it once, got it twice"),
+    ],
+)
+def test_outputs_that_are_not_there_or_asked_for_twice(names: list[str], text: str) -> None:
+    with pytest.raises(ServiceError, match=text) as caught:
+        Signature((X,), (Y,), True).check_outputs(names)
+    assert caught.value.reason is Reason.INVALID_OUTPUT
