@@ -46,11 +46,21 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fitserve-bench", description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=formatter
     )
-    parser.add_argument("--version", action="version", version=f"fitserve {importlib.metadata.version('fitserve')}")
+    parser.add_argument(
+        "--version", action="version", version=f"fitserve-bench {importlib.metadata.version('fitserve')}"
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_latency(commands.add_parser("latency", help="torch eager, torch.compile and ONNX Runtime, in one process"))
-    _add_wire(commands.add_parser("wire", help="requests/s and latency of a running server"))
-    _add_demo(commands.add_parser("demo", help="train, export, serve, predict, evaluate and benchmark LeNet"))
+    _add_latency(
+        commands.add_parser(
+            "latency", formatter_class=formatter, help="torch eager, torch.compile and ONNX Runtime, in turns"
+        )
+    )
+    _add_wire(commands.add_parser("wire", formatter_class=formatter, help="requests/s and latency of a running server"))
+    _add_demo(
+        commands.add_parser(
+            "demo", formatter_class=formatter, help="train, export, serve, predict, evaluate and benchmark LeNet"
+        )
+    )
     return parser
 
 
@@ -59,15 +69,21 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "example: fitserve-bench latency --model lenet --run-dir runs/lenet --batch-sizes 1,8,64 --threads 1"
     )
-    parser.add_argument("--repository", type=Path, default=Path("repository"), help="model repository (repository)")
+    parser.add_argument(
+        "--repository", type=Path, metavar="DIR", default=Path("repository"), help="model repository (repository)"
+    )
     parser.add_argument("--model", default="lenet", help="model name (lenet)")
     parser.add_argument("--model-version", type=int, help="version number (the highest)")
-    parser.add_argument("--run-dir", type=Path, help="run it was exported from (runs/MODEL where that is there)")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="run it was exported from (runs/MODEL where that is there)"
+    )
     parser.add_argument("--batch-sizes", type=positive_numbers, default=(1, 2, 4, 8, 16, 32, 64), metavar="N,N,…")
     parser.add_argument("--threads", default="1,all", help="thread counts to measure with (1,all)")
     parser.add_argument("--trials", type=int, default=20, help="turns of each contestant, at least 3 (20)")
     parser.add_argument("--budget-s", type=float, default=10.0, help="time for the calls of one row, in seconds (10)")
-    parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where JSON and SVG go (results)")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where JSON and SVG go (results)"
+    )
 
 
 def _add_wire(parser: argparse.ArgumentParser) -> None:
@@ -80,17 +96,23 @@ def _add_wire(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connections", type=int, help="TCP connections (at most 4)")
     parser.add_argument("--seconds", type=float, default=6.0, help="time for each level of calls in flight (6)")
     parser.add_argument(
-        "--repository", type=Path, help="the server's repository: answers are checked against its files"
+        "--repository", type=Path, metavar="DIR", help="the server's repository: answers are checked against its files"
     )
-    parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where the JSON goes (results)")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes (results)"
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.description = "Trains, verifies, exports, benchmarks, serves and evaluates LeNet; ends with a short table."
     parser.epilog = "example: fitserve-bench demo --repository repository --runs runs --train-option=--set=epochs=5"
-    parser.add_argument("--repository", type=Path, default=Path("repository"), help="where to publish (repository)")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="folder of runs (runs)")
-    parser.add_argument("--output-dir", type=Path, default=Path("results"), help="where JSON and SVG go (results)")
+    parser.add_argument(
+        "--repository", type=Path, metavar="DIR", default=Path("repository"), help="where to publish (repository)"
+    )
+    parser.add_argument("--runs", type=Path, metavar="DIR", default=Path("runs"), help="folder of runs (runs)")
+    parser.add_argument(
+        "--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where JSON and SVG go (results)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda, for training and serving (auto)")
     parser.add_argument(
         "--train-option",

@@ -31,8 +31,9 @@ def demo_lines(result: DemoResult) -> Iterator[tuple[str, str]]:
     yield from _answer_lines(result)
     for size in dict.fromkeys(row.batch_size for row in result.latency.rows):
         yield f"latency, batch {size}", _latency_text(result, size)
-    for reason in dict.fromkeys(f"{row.label}: {row.skipped}" for row in result.latency.rows if row.skipped):
-        yield "not measured", reason
+    for reason in sorted({row.skipped for row in result.latency.rows if row.skipped}):
+        labels = dict.fromkeys(row.label for row in result.latency.rows if row.skipped == reason)
+        yield "not measured", f"{', '.join(labels)}: {reason}"
     for wire in result.wire.rows:
         p99 = "" if wire.p99_s is None else f", p99 {duration(wire.p99_s)}"
         checked = f"{wire.checked_count - wire.wrong_count} of {wire.checked_count} answers checked right"
@@ -85,8 +86,9 @@ def _answer_lines(result: DemoResult) -> Iterator[tuple[str, str]]:
 
 def _latency_text(result: DemoResult, batch_size: int) -> str:
     rows = [row for row in result.latency.rows if row.batch_size == batch_size and row.skipped is None]
+    devices = {row.device for row in rows}
     return ", ".join(
-        f"{row.label} {'~' if row.is_unstable else ''}{duration(row.median_s.estimate)}"
-        + ("" if row.agrees else " (answers differ)")
+        f"{row.contestant if devices == {'cpu'} else row.label} {'~ ' if row.is_unstable else ''}"
+        f"{duration(row.median_s.estimate)}{'' if row.agrees else ' (ANSWERS DIFFER)'}"
         for row in rows
     )

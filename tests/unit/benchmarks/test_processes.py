@@ -79,9 +79,6 @@ except KeyboardInterrupt:
     assert not is_alive(child)
 
 
-@pytest.mark.skipif(
-    sys.platform != "linux", reason="needs_program(linux): only Linux tells a child of its parent's death"
-)
 def test_a_killed_parent_takes_its_child_along() -> None:
     script = """
 import sys
