@@ -438,3 +438,96 @@ def test_a_host_of_another_machine_is_said_in_words(transport: str, host: str) -
 def start_on(host: str, port: int, transport: str) -> None:
     server = TRANSPORTS[transport](TransportOptions(host=host, port=port))
     server.run(unary(echo), lambda _: pytest.fail("it listens"))
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_compressed_request_arrives_as_it_was(transport: str, compression: grpc.Compression) -> None:
+    message = b"0123456789" * 10_000
+    with running(transport, unary(echo)) as world, channel(world.port) as opened:
+        assert opened.unary_unary("/t.T/M")(message, timeout=WAIT_S, compression=compression) == message
+
+
+@pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
+def test_a_compressed_request_is_measured_as_it_is_taken_apart(transport: str, compression: grpc.Compression) -> None:
+    with running(transport, unary(echo), max_message_bytes=10_000) as world, channel(world.port) as opened:
+        for size in (10_001, 10_000_000):
+            error = failure(opened, b"\0" * size, compression=compression)
+            assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_what_is_posted_from_many_threads_runs_once_each_and_in_order(transport: str) -> None:
+    ran: list[tuple[int, int]] = []
+    done = threading.Event()
+
+    def post_all(world: Any, source: int) -> None:
+        for index in range(500):
+            world.transport.post(lambda index=index: ran.append((source, index)))
+
+    with running(transport, unary(echo)) as world, ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(post_all, world, source) for source in range(4)]:
+            future.result()
+        world.transport.post(done.set)
+        assert done.wait(WAIT_S)
+    for source in range(4):
+        assert [pair for pair in ran if pair[0] == source] == [(source, index) for index in range(500)]
+
+
+def test_a_callback_that_fails_leaves_the_loop_serving(transport: str) -> None:
+    def fail() -> None:
+        raise RuntimeError("of one callback")
+
+    def spread(call: UnaryCall, message: bytes) -> None:
+        call.on_cancel(fail)
+        world.transport.post(fail)
+        world.transport.call_soon(fail)
+        world.transport.call_later(0, fail)
+        world.transport.call_later(0.01, lambda: call.reply(message))
+
+    with running(transport, unary(spread)) as world, channel(world.port) as opened:
+        assert opened.unary_unary("/t.T/M")(b"a", timeout=WAIT_S) == b"a"
+        assert opened.unary_unary("/t.T/M")(b"b", timeout=WAIT_S) == b"b"
+
+
+def test_trailing_metadata_that_cannot_be_sent_is_the_servers_fault(transport: str) -> None:
+    def careless(call: UnaryCall, message: bytes) -> None:
+        call.reply(message, (("Bad Key", "x"),) if message == b"bad" else ())
+
+    with running(transport, unary(careless)) as world, channel(world.port) as opened:
+        assert failure(opened, b"bad").code() is grpc.StatusCode.INTERNAL
+        assert opened.unary_unary("/t.T/M")(b"good", timeout=WAIT_S) == b"good"
+
+
+def test_callbacks_posted_after_the_end_are_dropped(transport: str) -> None:
+    with running(transport, unary(echo)) as world:
+        world.stop(0)
+        world.thread.join(WAIT_S)
+    for _ in range(100):
+        world.transport.post(lambda: pytest.fail("the loop has ended"))
+
+
+def test_stopping_an_idle_server_with_open_connections_ends(transport: str) -> None:
+    with running(transport, unary(echo)) as world, channel(world.port) as opened:
+        opened.unary_unary("/t.T/M")(b"", timeout=WAIT_S)
+        with socket.create_connection(("127.0.0.1", world.port)):
+            world.stop(0.1)
+            world.stop(WAIT_S)
+            world.thread.join(WAIT_S)
+            assert not world.thread.is_alive()
+
+
+def test_a_draining_server_takes_no_new_calls(transport: str) -> None:
+    waiting: list[UnaryCall] = []
+    arrived = threading.Event()
+
+    def keep(call: UnaryCall, _: bytes) -> None:
+        waiting.append(call)
+        arrived.set()
+
+    with running(transport, unary(keep)) as world, channel(world.port) as held, channel(world.port) as other:
+        future = held.unary_unary("/t.T/M").future(b"", timeout=WAIT_S)
+        assert arrived.wait(WAIT_S)
+        world.stop(WAIT_S)
+        assert failure(other).code() is grpc.StatusCode.UNAVAILABLE
+        world.transport.post(lambda: waiting[0].reply(b""))
+        assert future.result() == b""
+    assert len(waiting) == 1
