@@ -46,8 +46,8 @@ def batching_problem(session: Session) -> str:
         return "not every input and output has a free first axis"
     names = [spec.name for spec in session.outputs]
     for size in _FREE_AXIS_SIZES:
-        joined = made_up_inputs(session.inputs, _ROWS, size)
         try:
+            joined = made_up_inputs(session.inputs, _ROWS, size)
             whole = session.run(joined, names)
             alone = [session.run(_row(joined, index), names) for index in range(_ROWS)]
         except OperatorError:
@@ -72,8 +72,8 @@ def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) ->
     costs, first_s = CostTable(), 0.0
     begin_s = time.monotonic()
     for batch_size in batch_sizes if size is not None else ():
-        inputs = made_up_inputs(session.inputs, batch_size, size or 1)
         try:
+            inputs = made_up_inputs(session.inputs, batch_size, size or 1)
             fastest_s = min(_timed_run(session, inputs, names) for _ in range(_REPEATS))
         except OperatorError:
             # A model that refuses made-up values may well serve real ones.

@@ -80,7 +80,7 @@ def test_availability_is_kept_and_the_end_is_reached(
     """Steps and their ends come in any order; versions in `broken` fail to load."""
     wanted = sorted(aspired)
     for _ in range(100):
-        moves = [(step.version, step.action) for step in next_steps(states, wanted)]
+        moves: list[tuple[int, Action | None]] = [(step.version, step.action) for step in next_steps(states, wanted)]
         moves += [(version, None) for version, state in states.items() if state in (L, G)]
         if not moves:
             break
