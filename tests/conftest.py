@@ -1,0 +1,17 @@
+"""What every test may need: markers that skip, by name, what this machine cannot run."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips a test whose program or GPU is missing; `-ra` lists each with its reason."""
+    for marker in item.iter_markers("needs_program"):
+        name = marker.args[0]
+        if shutil.which(name) is None:
+            pytest.skip(f"needs_program({name})")
+    if item.get_closest_marker("needs_gpu") and shutil.which("nvidia-smi") is None:
+        pytest.skip("needs_gpu")

@@ -1,0 +1,192 @@
+"""Callers who misbehave in frames, against every transport: they get a clear answer or none, and nobody else notices."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.wire.conforming import TRANSPORTS, channel, running
+from tests.wire.raw_callers import WAIT_S, RawCaller, innocents, raw_caller
+
+from fitserve_service.calls import MethodTable, UnaryCall
+
+pytestmark = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def echo(call: UnaryCall, message: bytes) -> None:
+    call.reply(message)
+
+
+TABLE = MethodTable({"/t.T/M": echo}, {})
+
+
+def grpc_frame(message: bytes, flag: int = 0, length: int | None = None) -> bytes:
+    return bytes((flag,)) + (len(message) if length is None else length).to_bytes(4, "big") + message
+
+
+def test_a_raw_call_is_answered(transport: str) -> None:
+    with running(transport, TABLE) as world, raw_caller(world.port) as caller:
+        stream = caller.begin()
+        caller.http.send_data(stream, grpc_frame(b"abc"), end_stream=True)
+        caller.flush()
+        assert caller.answer(stream)["grpc-status"] == "0"
+
+
+def test_rapid_reset_costs_innocents_nothing(transport: str) -> None:
+    with running(transport, TABLE) as world, innocents(world.port):
+        for _ in range(4):
+            with raw_caller(world.port) as caller:
+                for _ in range(500):
+                    caller.http.reset_stream(caller.begin())
+                caller.flush()
+
+
+def test_stalled_bodies_cost_innocents_nothing(transport: str) -> None:
+    with running(transport, TABLE) as world, ExitStack() as stalled, innocents(world.port):
+        for _ in range(32):
+            caller = stalled.enter_context(raw_caller(world.port))
+            for _ in range(63):
+                caller.http.send_data(caller.begin(), grpc_frame(b"never", length=1_000)[:7])
+            caller.flush()
+        with channel(world.port) as late:
+            assert late.unary_unary("/t.T/M")(b"late", timeout=WAIT_S) == b"late"
+
+
+def test_a_stalled_body_ends_at_its_deadline(transport: str) -> None:
+    with running(transport, TABLE) as world, raw_caller(world.port) as caller:
+        stream = caller.http.get_next_available_stream_id()
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", "/t.T/M"), (":authority", "localhost")]
+        grpc_headers = [("te", "trailers"), ("content-type", "application/grpc"), ("grpc-timeout", "100m")]
+        caller.http.send_headers(stream, headers + grpc_headers)
+        caller.flush()
+        over = caller.answer(stream)
+        assert over.get("grpc-status") == "4" or "reset" in over
+
+
+def test_idle_sockets_cost_innocents_nothing(transport: str) -> None:
+    with running(transport, TABLE) as world, ExitStack() as idle, innocents(world.port):
+        for _ in range(200):
+            idle.enter_context(socket.create_connection(("127.0.0.1", world.port)))
+        with channel(world.port) as late:
+            assert late.unary_unary("/t.T/M")(b"late", timeout=WAIT_S) == b"late"
+
+
+def test_a_socket_that_says_nothing_is_closed(transport: str) -> None:
+    with running(transport, TABLE, handshake_timeout_s=0.1) as world:
+        with socket.create_connection(("127.0.0.1", world.port), timeout=WAIT_S) as silent:
+            while silent.recv(1_000):
+                pass
+
+
+def test_a_caller_that_never_reads_costs_innocents_nothing(transport: str) -> None:
+    def large(call: UnaryCall, message: bytes) -> None:
+        call.reply(message if len(message) < 100 else b"x" * 4_000_000)
+
+    with running(transport, MethodTable({"/t.T/M": large}, {})) as world, innocents(world.port):
+        with ExitStack() as greedy:
+            for _ in range(3):
+                caller = greedy.enter_context(raw_caller(world.port))
+                for _ in range(10):
+                    caller.http.send_data(caller.begin(), grpc_frame(b"x" * 100), end_stream=True)
+                caller.flush()
+            with channel(world.port) as late:
+                assert late.unary_unary("/t.T/M")(b"late", timeout=WAIT_S) == b"late"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        grpc_frame(b"abc", length=2**31 - 1),
+        grpc_frame(b"abc", length=2**32 - 1),
+        grpc_frame(b"abc", length=4),
+        grpc_frame(b"abc", flag=1),
+        grpc_frame(b"abc", flag=255),
+        grpc_frame(b"abc")[:3],
+        b"\0",
+    ],
+)
+def test_a_malformed_message_is_refused(transport: str, body: bytes) -> None:
+    seen: list[bytes] = []
+
+    def look(call: UnaryCall, message: bytes) -> None:
+        seen.append(message)
+        call.reply(message)
+
+    with running(transport, MethodTable({"/t.T/M": look}, {})) as world, raw_caller(world.port) as caller:
+        stream = caller.begin()
+        caller.http.send_data(stream, body, end_stream=True)
+        caller.flush()
+        over = caller.answer(stream)
+        assert over.get("grpc-status", "none") != "0"
+        with channel(world.port) as opened:
+            assert opened.unary_unary("/t.T/M")(b"after", timeout=WAIT_S) == b"after"
+    assert seen == [b"after"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"content_type": "text/html"},
+        {"content_type": None},
+        {"te": None},
+        {"method": "GET"},
+        {"method": "PUT"},
+        {"path": "t.T/M"},
+        {"path": "/"},
+        {"path": "/" + "x" * 5_000},
+        {"path": "/t.T/M%00"},
+        {"scheme": "ftp"},
+    ],
+)
+def test_odd_headers_never_stop_the_server(transport: str, changes: dict[str, str | None]) -> None:
+    with running(transport, TABLE) as world, raw_caller(world.port) as caller:
+        stream = caller.begin(**changes)
+        caller.http.send_data(stream, grpc_frame(b"abc"), end_stream=True)
+        caller.flush()
+        caller.answer(stream)
+        with channel(world.port) as opened:
+            assert opened.unary_unary("/t.T/M")(b"after", timeout=WAIT_S) == b"after"
+
+
+@settings(max_examples=25, deadline=None)
+@given(noise=st.lists(st.binary(min_size=1, max_size=200), max_size=8), has_preface=st.booleans())
+def test_bytes_that_are_no_frames_never_stop_the_server(transport: str, noise: list[bytes], has_preface: bool) -> None:
+    with running(transport, TABLE) as world:
+        with socket.create_connection(("127.0.0.1", world.port), timeout=WAIT_S) as caller:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                for piece in ([PREFACE] if has_preface else []) + noise:
+                    caller.sendall(piece)
+        with channel(world.port) as opened:
+            assert opened.unary_unary("/t.T/M")(b"after", timeout=WAIT_S) == b"after"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    body=st.binary(max_size=64),
+    cut=st.lists(st.integers(0, 64), max_size=3),
+    end=st.sampled_from(["end", "reset", "hang up"]),
+)
+def test_any_body_in_any_pieces_never_stops_the_server(transport: str, body: bytes, cut: list[int], end: str) -> None:
+    def misbehave(caller: RawCaller) -> None:
+        stream = caller.begin()
+        for start, stop in zip([0, *sorted(cut)], [*sorted(cut), len(body)], strict=True):
+            caller.http.send_data(stream, body[start:stop])
+            caller.flush()
+        if end == "end":
+            caller.http.end_stream(stream)
+            caller.flush()
+            caller.answer(stream)
+        elif end == "reset":
+            caller.http.reset_stream(stream)
+            caller.flush()
+
+    with running(transport, TABLE) as world, raw_caller(world.port) as caller:
+        misbehave(caller)
+        with channel(world.port) as opened:
+            assert opened.unary_unary("/t.T/M")(b"after", timeout=WAIT_S) == b"after"
