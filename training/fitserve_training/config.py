@@ -26,6 +26,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 }
 _AT_LEAST: dict[str, float] = {
     "seed": 0,
+    "threads": 0,
     "epochs": 1,
     "batch_size": 0,
     "momentum": 0,
@@ -51,6 +52,8 @@ class RunConfig:
         nesterov: For sgd.
         weight_decay: L2 penalty as the optimizer applies it.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        threads: CPU threads of one operation; 0 means as many as torch finds. A run records the number it took, for
+            sums in another order end in other last bits.
         compile: `auto`, `off`, `module` (forward and backward) or `step` (the whole step).
         precision: `float32`, or `bfloat16` for the forward pass under autocast.
         log_every: A metrics line every so many epochs; 0 means every epoch up to 100, beyond that the first ten and
@@ -71,6 +74,7 @@ class RunConfig:
     nesterov: bool = False
     weight_decay: float = 0.0
     device: str = "auto"
+    threads: int = 0
     compile: str = "auto"
     precision: str = "float32"
     log_every: int = 0

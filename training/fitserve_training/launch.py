@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from fitserve_training.compiling import CompileRecord, choose_compile
 from fitserve_training.config import RunConfig, Values
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.places import Places
-from fitserve_training.device import device_title, resolve_device
+from fitserve_training.device import cpu_threads, device_title, resolve_device
 from fitserve_training.environment import describe
 from fitserve_training.errors import UsageError
 from fitserve_training.fit import EpochReport, Job, fit
@@ -79,13 +80,12 @@ def train(request: Request, say: Callable[[str], None]) -> Path:
         say(f"run {request.run_dir} is finished already; nothing to resume")
         return request.run_dir
     config = _resumed_config(request, recipe, places) if request.is_resumed else _fresh_config(request, recipe, places)
-    built = _build(recipe, config, places)
-    _announce(built, say)
-    writer = RunWriter(request.run_dir, request.is_resumed)
-    try:
-        return _run(built, writer, request.is_resumed, say)
-    finally:
-        writer.close()
+    config = replace(config, threads=config.threads or torch.get_num_threads())
+    with cpu_threads(config.threads):
+        built = _build(recipe, config, places)
+        _announce(built, say)
+        with closing(RunWriter(request.run_dir, request.is_resumed)) as writer:
+            return _run(built, writer, request.is_resumed, say)
 
 
 def _has_unfinished(run_dir: Path) -> bool:

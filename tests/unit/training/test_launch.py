@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from fitserve_contract.tasks import TaskKind
 from fitserve_training import rundir
 from fitserve_training.config import Values
+from fitserve_training.device import cpu_threads
 from fitserve_training.errors import RunStoppedError, UsageError
 from fitserve_training.launch import Request, train
 from fitserve_training.outcome import check_required
@@ -116,6 +117,23 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     losses = [row["train_loss"] for row in rundir.read_lines(straight / rundir.METRICS)]
     assert [row["train_loss"] for row in rows] == losses
+
+
+def test_a_run_records_and_keeps_its_number_of_threads(tmp_path: Path) -> None:
+    said: list[str] = []
+    small: Values = {"data.name": "digits", "epochs": 1}
+
+    with cpu_threads(1):
+        run_dir = train(Request("lenet", tmp_path / "default", changes=small), said.append)
+        train(Request("lenet", tmp_path / "named", changes={**small, "threads": 2}), said.append)
+        threads_afterwards = torch.get_num_threads()
+
+    assert "threads = 1" in (run_dir / rundir.CONFIG).read_text().splitlines()
+    assert threads_afterwards == 1
+    assert [line.split(",")[0] for line in said if line.startswith("device")] == [
+        "device cpu (1 thread)",
+        "device cpu (2 threads)",
+    ]
 
 
 def test_a_finished_run_needs_no_resuming(tmp_path: Path) -> None:

@@ -83,7 +83,15 @@ def draw(module: nn.Module, data: DataSet, path: Path) -> None:
 
 RECIPE = Recipe(
     name="thermometer",
-    defaults={"lr": 1e-2, "batch_size": 0, "epochs": 5000, "data.name": "readings", "model.input_scale": 0.1},
+    defaults={
+        # One thread: the steps are too small to share, and waiting for a busy core costs far more than it gives.
+        "threads": 1,
+        "lr": 1e-2,
+        "batch_size": 0,
+        "epochs": 5000,
+        "data.name": "readings",
+        "model.input_scale": 0.1,
+    },
     choose_data=choose_data,
     data_names=("auto", "readings"),
     load_data=load_data,
