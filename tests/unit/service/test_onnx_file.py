@@ -187,7 +187,6 @@ def test_any_bytes_are_refused_or_read(content: bytes) -> None:
 def _read_or_refuse(content: bytes) -> None:
     try:
         facts = read_facts(content)
-    except OnnxFileError as error:
-        assert str(error).startswith("file 'model.onnx': expected")
-    else:
-        assert isinstance(facts, OnnxFacts)
+    except OnnxFileError:
+        return
+    assert isinstance(facts, OnnxFacts)

@@ -7,6 +7,7 @@ import re
 import builders
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ from onnx import helper
 from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array, decode
-from fitserve_service import session as session_module
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.session import (
     CPU_PROVIDER,
@@ -101,11 +101,13 @@ def test_a_strided_view_is_taken_as_it_looks() -> None:
     ("shape", "expected"),
     [(None, None), ((), ()), ((-1, 2), (None, 2)), ((None, 2), (None, 2)), (("B", "S"), ("B", "S")), ((0, 2), (0, 2))],
 )
-def test_an_open_rank_is_told_from_a_scalar(shape: builders.Shape, expected: builders.Shape) -> None:
+def test_an_open_rank_is_told_from_a_scalar(
+    shape: builders.Shape, expected: tuple[int | str | None, ...] | None
+) -> None:
     session = opened(builders.identity(shape=shape))
 
-    assert session.inputs == (TensorSpec("x", "FP32", expected),)  # type: ignore[arg-type]
-    assert session.outputs == (TensorSpec("y", "FP32", expected),)  # type: ignore[arg-type]
+    assert session.inputs == (TensorSpec("x", "FP32", expected),)
+    assert session.outputs == (TensorSpec("y", "FP32", expected),)
 
 
 def test_an_input_with_a_default_is_optional() -> None:
@@ -217,7 +219,7 @@ def test_memory_that_is_not_there_is_an_operators_refusal_without_a_place_in_it(
 def test_a_fault_of_ours_is_not_blamed_on_the_values() -> None:
     session = opened(builders.identity())
 
-    with pytest.raises(Exception, match="complex|numpy|Numpy") as caught:
+    with pytest.raises(Exception, match=r"(?i)complex|numpy") as caught:
         session.run({"x": Tensor("FP32", np.zeros((1, 2), complex))}, ["y"])
     assert not isinstance(caught.value, OperatorError)
 
@@ -254,6 +256,6 @@ def test_looking_for_cuda_prints_nothing(capfd: pytest.CaptureFixture[str]) -> N
 def test_the_runtime_is_new_enough_and_an_older_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     check_runtime()
     assert tuple(map(int, runtime_version().split(".")[:3])) >= LOWEST_VERSION
-    monkeypatch.setattr(session_module.onnxruntime, "__version__", "1.30.0")
+    monkeypatch.setattr(onnxruntime, "__version__", "1.30.0")
     with pytest.raises(SessionError, match=r"^onnxruntime: expected at least 1\.30\.1, got 1\.30\.0$"):
         check_runtime()

@@ -1,0 +1,333 @@
+"""What is loaded, what is refused and why, and that nothing outside a version's folder is ever read."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import builders
+import numpy as np
+import pytest
+from onnx import helper
+
+from fitserve_contract.repository import VersionPath, checksum_text, checksums, version_path
+from fitserve_service.loader import Loader, LoadError
+from fitserve_service.model_config import ModelConfig, Overrides
+from fitserve_service.registry import ServedVersion
+
+SECRET = b"secret" * 100
+
+
+def load(path: VersionPath, **overrides: object) -> ServedVersion:
+    return Loader("cpu").load(path, Overrides(overrides))
+
+
+def refusal(path: VersionPath, **overrides: object) -> str:
+    with pytest.raises(LoadError) as caught:
+        load(path, **overrides)
+    assert str(path.folder) not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_published_version_is_verified_and_brings_its_manifest(tmp_path: Path) -> None:
+    served = load(builders.publish_version(tmp_path, "m", builders.scaled(), task=builders.classes_task()))
+
+    assert (served.model, served.version, served.provider) == ("m", 1, "CPUExecutionProvider")
+    assert served.is_verified
+    assert served.manifest == builders.manifest("m", builders.classes_task())
+    assert served.manifest_json == served.manifest.to_bytes()
+    assert served.task == builders.classes_task()
+    assert served.load_ms > 0
+
+
+def test_a_foreign_file_is_served_as_unverified(tmp_path: Path) -> None:
+    served = load(builders.bare_version(tmp_path, "m", 4, builders.scaled()))
+
+    assert not served.is_verified
+    assert (served.manifest, served.manifest_json, served.task) == (None, b"", None)
+
+
+def test_a_manifest_without_checksums_proves_nothing(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    (path.folder / "manifest.json").write_bytes(builders.manifest("m").to_bytes())
+    served = load(path)
+
+    assert served.manifest == builders.manifest("m")
+    assert not served.is_verified
+
+
+def test_checksums_without_a_manifest_prove_nothing(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    (path.folder / "SHA256SUMS").write_text(checksum_text(checksums(path.folder)))
+
+    assert not load(path).is_verified
+
+
+def swapped(path: VersionPath) -> None:
+    (path.folder / "model.onnx").write_bytes(builders.scaled(3.0))
+
+
+def flipped(path: VersionPath) -> None:
+    content = bytearray((path.folder / "model.onnx").read_bytes())
+    content[-9] ^= 1
+    (path.folder / "model.onnx").write_bytes(content)
+
+
+def removed(path: VersionPath) -> None:
+    (path.folder / "model.onnx").unlink()
+
+
+def unlisted(path: VersionPath) -> None:
+    (path.folder / "extra.bin").write_bytes(b"1")
+
+
+def forged_manifest(path: VersionPath) -> None:
+    (path.folder / "manifest.json").write_bytes(builders.manifest("other").to_bytes())
+
+
+def garbled_sums(path: VersionPath) -> None:
+    (path.folder / "SHA256SUMS").write_text("garbage\n")
+
+
+def emptied_sums(path: VersionPath) -> None:
+    (path.folder / "SHA256SUMS").write_text("")
+
+
+def linked_sums(path: VersionPath) -> None:
+    (path.folder / "SHA256SUMS").unlink()
+    (path.folder / "SHA256SUMS").symlink_to("model.onnx")
+
+
+HEX = "[0-9a-f]{64}"
+
+
+@pytest.mark.parametrize(
+    ("tamper", "text"),
+    [
+        (swapped, f"file 'model.onnx': expected sha256 {HEX}, got {HEX}"),
+        (flipped, f"file 'model.onnx': expected sha256 {HEX}, got {HEX}"),
+        (removed, f"file 'model.onnx': expected sha256 {HEX}, got none: it is missing"),
+        (unlisted, f"file 'extra.bin': expected sha256 none: it is not in SHA256SUMS, got {HEX}"),
+        (forged_manifest, f"file 'manifest.json': expected sha256 {HEX}, got {HEX}"),
+        (garbled_sums, "SHA256SUMS line 1: expected '<sha256>  <file>', got 'garbage'"),
+        (emptied_sums, f"file 'manifest.json': expected sha256 none: it is not in SHA256SUMS, got {HEX}"),
+        (linked_sums, "file 'SHA256SUMS': expected no symbolic link, got one at 'SHA256SUMS'"),
+    ],
+)
+def test_tampering_with_a_published_version_is_refused(
+    tmp_path: Path, tamper: Callable[[VersionPath], None], text: str
+) -> None:
+    path = builders.publish_version(tmp_path, "m", builders.scaled())
+    tamper(path)
+
+    assert re.fullmatch(text, refusal(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", "file 'model.onnx': expected an ONNX model, found no graph in it"),
+        (b"garbage", "file 'model.onnx': expected"),
+        (builders.scaled()[:-5], "file 'model.onnx': expected .* found .*: cut off?"),
+        (builders.sequence_input(), "input 's': expected a tensor, got a sequence, map or unknown element type"),
+        (builders.external("w.bin"), "file 'w.bin': expected it in the version, found none"),
+    ],
+)
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes, text: str) -> None:
+    assert re.match(text, refusal(builders.bare_version(tmp_path, "m", 1, content)))
+
+
+def test_a_version_without_a_model_is_refused(tmp_path: Path) -> None:
+    path = version_path(tmp_path, "m", 1)
+    path.folder.mkdir(parents=True)
+
+    assert refusal(path) == "file 'model.onnx': expected it in the version, found none"
+    assert "expected it in the version" in refusal(version_path(tmp_path, "m", 2))
+
+
+@pytest.mark.parametrize(
+    ("manifest", "text"),
+    [
+        (b"{", "manifest: expected JSON, got"),
+        (b"[" * 10_000, "manifest: expected JSON, got"),
+        (b"[]", "manifest: expected an object, got list"),
+        (b"\xff\xfe", "manifest: expected JSON"),
+        (b"{}", "manifest.schema_version: expected 1, got None"),
+        (
+            builders.manifest("m").to_bytes().replace(b'"FP32"', b'"FP33"'),
+            "manifest.inputs[0].datatype: expected one of",
+        ),
+        (
+            builders.manifest("m", builders.classes_task("logits")).to_bytes(),
+            "manifest.task.output: expected one of y, got 'logits'",
+        ),
+    ],
+)
+def test_a_manifest_that_cannot_be_taken_is_refused(tmp_path: Path, manifest: bytes, text: str) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    (path.folder / "manifest.json").write_bytes(manifest)
+
+    assert refusal(path).startswith(text)
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "manifest.json"])
+def test_no_link_fifo_socket_or_folder_is_taken_for_a_file(tmp_path: Path, file: str) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    target = path.folder / file
+    (tmp_path / "outside").write_bytes((path.folder / "model.onnx").read_bytes())
+    makers: list[tuple[Callable[[], object], str]] = [
+        (lambda: target.symlink_to(tmp_path / "outside"), "expected no symbolic link"),
+        (lambda: target.hardlink_to(tmp_path / "outside"), "expected 1 hard link, got 2"),
+        (lambda: os.mkfifo(target), "expected a regular file"),
+        (target.mkdir, "expected a regular file"),
+    ]
+    for make, text in makers:
+        target.unlink(missing_ok=True)
+        make()
+        assert refusal(path).startswith(f"file '{file}': {text}")
+    target.rmdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        descriptor = os.open(path.folder, os.O_RDONLY)
+        listener.bind(f"/proc/self/fd/{descriptor}/{file}")
+        os.close(descriptor)
+    assert refusal(path) == f"file '{file}': cannot be read: No such device or address"
+
+
+@pytest.mark.parametrize(
+    ("location", "text"),
+    [
+        ("../../../outside.bin", "expected a relative path without '..'"),
+        ("/etc/hostname", "expected a relative path without '..'"),
+        ("d/../../../../outside.bin", "expected a relative path without '..'"),
+        ("", "expected a relative path without '..'"),
+        ("\0", "expected a relative path without '..'"),
+        ("leaf", "expected no symbolic link, got one at 'leaf'"),
+        ("parent/outside.bin", "expected no symbolic link, got one at 'parent'"),
+        ("hard", "expected 1 hard link, got 2"),
+        ("fifo", "expected a regular file"),
+        ("folder", "expected a regular file"),
+    ],
+)
+def test_external_data_never_leaves_the_version(tmp_path: Path, location: str, text: str) -> None:
+    outside = tmp_path / "outside.bin"
+    outside.write_bytes(SECRET)
+    path = builders.bare_version(tmp_path / "repository", "m", 1, builders.external(location))
+    (path.folder / "leaf").symlink_to(outside)
+    (path.folder / "parent").symlink_to(tmp_path)
+    (path.folder / "hard").hardlink_to(outside)
+    (path.folder / "folder").mkdir()
+    os.mkfifo(path.folder / "fifo")
+
+    assert refusal(path) == f"file '{location}': {text}"
+
+
+def test_external_data_inside_the_version_is_loaded_and_held_against_its_checksum(tmp_path: Path) -> None:
+    weights: dict[str, Any] = {"w.bin": builders.external_content()}
+    path = builders.publish_version(tmp_path, "m", builders.external("w.bin"), **weights)
+
+    assert load(path).is_verified
+    (path.folder / "w.bin").write_bytes(builders.external_content()[::-1])
+    assert refusal(path).startswith("file 'w.bin': expected sha256")
+
+
+def test_what_was_inferred_is_shown_with_its_reason(tmp_path: Path) -> None:
+    joined = load(builders.bare_version(tmp_path, "joined", 1, builders.scaled()))
+    mixing = load(builders.bare_version(tmp_path, "mixing", 1, builders.mean_over_batch()))
+    fixed = load(builders.bare_version(tmp_path, "fixed", 1, builders.fixed_shape()))
+
+    assert (joined.config.max_batch_size, joined.signature.has_batch_axis) == (256, True)
+    assert "max_batch_size = 256  # inferred: every input and output has a free first axis" in joined.effective_toml
+    assert (mixing.config.max_batch_size, mixing.signature.has_batch_axis) == (0, False)
+    assert "# requests are not joined: a row of output 'y' depends on the other rows" in mixing.effective_toml
+    assert (fixed.config.max_batch_size, fixed.signature.has_batch_axis) == (0, False)
+    assert "# requests are not joined: not every input and output has a free first axis" in fixed.effective_toml
+
+
+def test_what_model_toml_says_is_shown_as_such_and_can_be_read_back(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    served = load(path, max_batch_size=8, batch_size_buckets=(2, 8), intra_op_num_threads=2, device="cpu")
+
+    assert served.config == ModelConfig(8, 0.0, 8192, (2, 8), 2, "cpu")
+    for key in ("max_batch_size = 8", "batch_size_buckets = [2, 8]", 'device = "cpu"'):
+        assert f"{key}  # model.toml\n" in served.effective_toml
+    document = tomllib.loads(served.effective_toml)
+    again = load(path, **{key: tuple(v) if isinstance(v, list) else v for key, v in document.items()})
+    assert again.config == served.config
+
+
+def test_a_hostile_tensor_name_stays_inside_its_comment(tmp_path: Path) -> None:
+    hostile = 'y"\nmax_queued_examples = 1 #\x85\u2028'
+    model = builders.model(
+        [helper.make_node("CumSum", ["x", "axis"], [hostile])],
+        [builders.value("x")],
+        [builders.value(hostile)],
+        {"axis": np.array(0)},
+    )
+    document = tomllib.loads(load(builders.bare_version(tmp_path, "m", 1, model)).effective_toml)
+
+    assert (document["max_batch_size"], document["max_queued_examples"]) == (0, 8192)
+
+
+@pytest.mark.parametrize(
+    ("model", "overrides", "text"),
+    [
+        (
+            builders.fixed_shape(),
+            {"max_batch_size": 8},
+            "model.toml: max_batch_size: expected 0, got 8: input 'x' (2, 3) has no free first axis",
+        ),
+        (
+            builders.identity(shape=()),
+            {"max_batch_size": 8},
+            "model.toml: max_batch_size: expected 0, got 8: input 'x' () has no free first axis",
+        ),
+        (
+            builders.scaled(),
+            {"max_batch_size": 4, "batch_size_buckets": (2, 8)},
+            "model.toml: batch_size_buckets: expected sizes of at most max_batch_size, 4, got [2, 8]",
+        ),
+        (
+            builders.mean_over_batch(),
+            {"batch_size_buckets": (2,)},
+            "model.toml: batch_size_buckets: expected sizes of at most max_batch_size, 0, got [2]",
+        ),
+    ],
+)
+def test_claims_that_the_model_cannot_keep_are_refused_at_load(
+    tmp_path: Path, model: bytes, overrides: dict[str, object], text: str
+) -> None:
+    assert refusal(builders.bare_version(tmp_path, "m", 1, model), **overrides) == text
+
+
+def test_a_model_that_mixes_rows_may_be_joined_where_model_toml_says_so(tmp_path: Path) -> None:
+    served = load(builders.bare_version(tmp_path, "m", 1, builders.mean_over_batch()), max_batch_size=8)
+
+    assert served.signature.has_batch_axis
+
+
+def test_every_bucket_is_run_before_ready(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    served = load(path, batch_size_buckets=(3, 64, 200))
+
+    assert set(served.costs._run_s[2]) == {3, 64, 200}
+
+
+def test_a_model_that_refuses_made_up_values_is_served(tmp_path: Path) -> None:
+    served = load(builders.bare_version(tmp_path, "m", 1, builders.gather(classes=1)))
+
+    assert served.costs.expected_s(1, 1) == float("inf")
+    assert "did not run on made-up inputs" in served.effective_toml
+
+
+def test_a_device_that_is_not_there_is_refused_whoever_names_it(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+
+    assert refusal(path, device="cuda:99").startswith("device 'cuda:99': ")
+    with pytest.raises(LoadError, match="device 'cuda:99': "):
+        Loader("cuda:99").load(path, Overrides({}))
+    assert Loader("cuda:99").load(path, Overrides({"device": "cpu"})).provider == "CPUExecutionProvider"

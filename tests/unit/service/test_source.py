@@ -1,0 +1,164 @@
+"""What a repository on disk says, and what is read again."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import builders
+import pytest
+
+from fitserve_service.source import ModelSource, RepositorySource
+
+LONG_AGO_NS = 10**18
+
+
+def settle(root: Path, model: str) -> None:
+    """Sets a model's time stamps to long ago, as if it had not been touched since."""
+    for path in (root / model, root / model / "labels.json", root / model / "model.toml"):
+        if path.exists():
+            os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
+
+
+def test_only_folders_named_by_a_positive_integer_are_versions(tmp_path: Path) -> None:
+    for name in ("1", "3", "10", "0", "01", "-1", "1.0", "two", "٣", ".staging-x", "1000000000000000000000"):
+        (tmp_path / "m" / name).mkdir(parents=True)
+    (tmp_path / "m" / "7").write_text("a file")
+    (tmp_path / "m" / "8").symlink_to(tmp_path / "m" / "1")
+    for name in (".hidden", "with space", "n" * 129):
+        (tmp_path / name / "1").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no model")
+
+    sources = RepositorySource(tmp_path).scan()
+    assert {name: source.versions for name, source in sources.items()} == {"m": (1, 3, 10)}
+
+
+def test_labels_and_overrides_are_read_with_the_versions(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    (tmp_path / "m" / "labels.json").write_text('{"stable": 1}')
+    (tmp_path / "m" / "model.toml").write_text("keep_versions = 2")
+    source = RepositorySource(tmp_path).scan()["m"]
+
+    assert (source.versions, source.labels, source.problem) == ((1,), {"stable": 1}, "")
+    assert source.overrides.values == {"keep_versions": 2}
+
+
+def test_a_change_is_seen_and_an_old_folder_is_not_read_again(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    settle(tmp_path, "m")
+    source = RepositorySource(tmp_path)
+    first = source.scan()["m"]
+
+    assert source.scan()["m"] is first
+    builders.bare_version(tmp_path, "m", 2, builders.identity())
+    assert source.scan()["m"].versions == (1, 2)
+    settle(tmp_path, "m")
+    (tmp_path / "m" / "labels.json").write_text('{"canary": 1}')
+    assert source.scan()["m"].labels == {"canary": 1}
+
+
+def test_a_folder_that_changed_a_moment_ago_is_read_again_whatever_its_stamps(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    source = RepositorySource(tmp_path)
+    source.scan()
+    status = (tmp_path / "m").stat()
+    builders.bare_version(tmp_path, "m", 2, builders.identity())
+    os.utime(tmp_path / "m", ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    assert source.scan()["m"].versions == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("model.toml", "keep_version = 1", "m/model.toml: expected one of max_batch_size, "),
+        ("model.toml", "x", "m/model.toml: expected TOML"),
+        ("model.toml", "x = " + "[" * 9999, "m/model.toml: expected TOML"),
+        ("labels.json", "{", "m/labels.json: expected JSON"),
+        ("labels.json", '{"stable": 0}', "m/labels.json: expected an object of label to positive integer"),
+        ("labels.json", "[" * 99999, ""),
+    ],
+)
+def test_a_typing_error_is_told_and_what_was_said_before_holds(
+    tmp_path: Path, file: str, content: str, problem: str
+) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    builders.bare_version(tmp_path, "other", 1, builders.identity())
+    (tmp_path / "m" / "labels.json").write_text('{"stable": 1}')
+    (tmp_path / "m" / "model.toml").write_text("keep_versions = 3")
+    source = RepositorySource(tmp_path)
+    before = source.scan()["m"]
+    (tmp_path / "m" / file).write_text(content)
+    builders.bare_version(tmp_path, "m", 2, builders.identity())
+    after = source.scan()
+
+    assert after["other"].problem == ""
+    assert after["m"].problem.startswith(problem)
+    assert after["m"].problem
+    assert after["m"].versions == (1, 2)
+    assert (after["m"].labels, after["m"].overrides) == (before.labels, before.overrides)
+    (tmp_path / "m" / "labels.json").write_text('{"stable": 2}')
+    (tmp_path / "m" / "model.toml").unlink()
+    assert source.scan()["m"] == ModelSource((1, 2), {"stable": 2})
+
+
+def test_labels_behind_a_link_are_not_read(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path / "repository", "m", 1, builders.identity())
+    (tmp_path / "secret.json").write_text(json.dumps({"stable": 1}))
+    (tmp_path / "repository" / "m" / "labels.json").symlink_to(tmp_path / "secret.json")
+    source = RepositorySource(tmp_path / "repository").scan()["m"]
+
+    assert (source.labels, source.versions) == ({}, (1,))
+    assert source.problem == "file 'labels.json': expected no symbolic link, got one at 'labels.json'"
+
+
+def test_a_model_folder_that_cannot_be_listed_leaves_the_others_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    builders.bare_version(tmp_path, "other", 1, builders.identity())
+    source = RepositorySource(tmp_path)
+    source.scan()
+    scandir = os.scandir
+
+    def failing(path: Path) -> object:
+        if Path(path).name == "m":
+            raise OSError(5, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    sources = source.scan()
+    assert sources["other"].versions == (1,)
+    assert sources["m"].versions == (1,)
+    assert sources["m"].problem == "model 'm': its folder cannot be read: Input/output error"
+
+
+def test_a_model_that_is_removed_is_no_longer_there(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.identity())
+    source = RepositorySource(tmp_path)
+    source.scan()
+    (path.folder / "model.onnx").unlink()
+    path.folder.rmdir()
+
+    assert source.scan() == {}
+    (tmp_path / "m").rmdir()
+    assert source.scan() == {}
+
+
+def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        RepositorySource(tmp_path / "gone").scan()
+
+
+def test_a_versions_stamp_changes_with_its_files(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.identity())
+    source = RepositorySource(tmp_path)
+    os.utime(path.folder / "model.onnx", ns=(LONG_AGO_NS, LONG_AGO_NS))
+    stamp = source.version_stamp("m", 1)
+
+    assert source.version_stamp("m", 1) == stamp
+    (path.folder / "model.onnx").write_bytes(b"more")
+    assert source.version_stamp("m", 1) != stamp
+    assert source.version_stamp("m", 2) == (0, 0)
