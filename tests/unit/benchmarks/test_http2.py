@@ -1,0 +1,142 @@
+"""Frames, flow control and failures of the load's HTTP/2 connection, against grpcio's own server."""
+
+from __future__ import annotations
+
+import selectors
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.benchmarks.echoing import METHOD, echo, serving
+
+from fitserve_benchmarks.http2 import (
+    Answer,
+    ConnectionLostError,
+    Http2Connection,
+    frame,
+    frame_message,
+    frames,
+    header_block,
+    unframe_message,
+)
+
+
+@contextmanager
+def connected(port: int) -> Iterator[Http2Connection]:
+    connection = Http2Connection("127.0.0.1", port, METHOD)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def answers_to(connection: Http2Connection, count: int) -> list[Answer]:
+    """Drives the connection until so many calls are over."""
+    answers: list[Answer] = []
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        while len(answers) < count:
+            connection.flush()
+            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_to_write else 0)
+            selector.modify(connection, events)
+            selector.select(30)
+            answers += connection.receive()
+    return answers
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 255), st.integers(0, 2**31 - 1), st.binary()), max_size=5))
+def test_frames_read_back_as_written(written: list[tuple[int, int, int, bytes]]) -> None:
+    data = b"".join(frame(kind, flags, stream, payload) for kind, flags, stream, payload in written)
+    read = [(kind, flags, stream, data[start:end]) for kind, flags, stream, start, end in frames(data)]
+    assert read == written
+
+
+@given(st.binary(max_size=40), st.integers(1, 49))
+def test_a_frame_that_is_not_whole_yet_waits(payload: bytes, cut: int) -> None:
+    data = frame(0, 0, 1, payload)
+    assert list(frames(data[: -min(cut, len(data))])) == []
+
+
+@given(st.binary())
+def test_a_message_reads_back_as_framed(message: bytes) -> None:
+    assert unframe_message(frame_message(message)) == message
+    assert unframe_message(frame_message(message) + b"!") is None
+
+
+@pytest.mark.parametrize("length", [1, 126, 127, 128, 254, 255, 256, 20_000])
+def test_header_strings_of_any_length_have_their_length_before_them(length: int) -> None:
+    block = header_block("a", "/" + "m" * (length - 1))
+    prefix, shift, at, size = block[3], 0, 4, block[3]
+    while prefix == 127:  # RFC 7541 section 5.1
+        size += (block[at] & 127) << shift
+        shift, at = shift + 7, at + 1
+        if not block[at - 1] & 128:
+            break
+    assert size == length
+    assert block[at : at + length] == b"/" + b"m" * (length - 1)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16_384, 65_531, 300_000, 3_000_000])
+def test_messages_of_every_size_come_back(size: int) -> None:
+    messages = [bytes([index]) * size for index in range(4)]
+    with serving(echo) as port, connected(port) as connection:
+        sent = {connection.send(frame_message(message)): message for message in messages}
+        received = {answer.stream: answer.message for answer in answers_to(connection, 4)}
+    assert received == sent
+
+
+def test_many_calls_one_after_another_keep_the_windows_open() -> None:
+    message = b"m" * 50_000
+    with serving(echo) as port, connected(port) as connection:
+        for _ in range(40):  # 2 MB each way: more than any initial window
+            connection.send(frame_message(message))
+            (answer,) = answers_to(connection, 1)
+            assert answer.message == message
+
+
+def test_a_failed_call_has_no_message_and_the_next_one_is_answered() -> None:
+    def picky(request: bytes, context: grpc.ServicerContext) -> bytes:
+        if request == b"bad":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "expected good, got bad")
+        return request
+
+    with serving(picky) as port, connected(port) as connection:
+        bad, good = connection.send(frame_message(b"bad")), connection.send(frame_message(b"good"))
+        assert {a.stream: a.message for a in answers_to(connection, 2)} == {bad: None, good: b"good"}
+
+
+def test_the_servers_limit_of_calls_is_known() -> None:
+    options = {"grpc.max_concurrent_streams": 7}
+    with serving(echo, **options) as port, connected(port) as connection:
+        connection.send(frame_message(b""))
+        answers_to(connection, 1)
+        assert connection.has_settings
+        assert connection.max_streams == 7
+
+
+def test_a_server_that_says_goodbye_is_an_error() -> None:
+    goaway = frame(7, 0, 0, b"\0\0\0\0" + b"\0\0\0\2" + b"too many pings")
+    with socket.create_server(("127.0.0.1", 0)) as listener, connected(listener.getsockname()[1]) as connection:
+        accepted, _ = listener.accept()
+        accepted.sendall(goaway)
+        with accepted, pytest.raises(ConnectionLostError, match="got GOAWAY: b'too many pings'"):
+            answers_to(connection, 1)
+
+
+def test_nobody_there_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(ConnectionRefusedError):
+        Http2Connection("127.0.0.1", port, METHOD)
+
+
+def test_an_ended_connection_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, connected(listener.getsockname()[1]) as connection:
+        accepted, _ = listener.accept()
+        accepted.close()
+        with pytest.raises(ConnectionLostError, match="connection: expected"):
+            answers_to(connection, 1)
