@@ -65,6 +65,8 @@ class _HttpServer(ThreadingTCPServer):
 def _handler(exposition: Callable[[], bytes]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
+        server_version = "fitserve"
+        sys_version = ""
 
         def do_GET(self) -> None:
             if self.path.split("?")[0] != PATH:

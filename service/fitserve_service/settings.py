@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -208,6 +208,3 @@ def _read(where: str, name: str, text: str) -> Any:
         return option.read(text)
     except ValueError:
         raise SettingsError(f"{where}: expected {option.expected}, got '{text[:128]}'") from None
-
-
-assert list(OPTIONS) == [entry.name for entry in fields(ServerSettings)]

@@ -1,0 +1,127 @@
+"""Messages and tensors: round trips, and bytes of any kind, which never cause more than a refusal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitserve.inference.v1 import inference_pb2 as pb
+from fitserve.types.v1 import tensor_pb2
+from fitserve_contract.datatypes import NUMPY_DTYPES
+from fitserve_oip import inference_pb2 as oip
+from fitserve_service import codec, codec_oip
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.servicers.oip import target_of
+from fitserve_service.signature import Tensor
+
+DATATYPES = st.sampled_from([*NUMPY_DTYPES, "FP8", ""])
+SHAPES = st.lists(st.integers(-(2**63), 2**63 - 1) | st.integers(0, 4), max_size=5)
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    datatype = draw(st.sampled_from(list(NUMPY_DTYPES)))
+    shape = tuple(draw(st.lists(st.integers(0, 3), max_size=3)))
+    count = int(np.prod(shape))
+    if datatype == "BYTES":
+        array = np.empty(count, object)
+        array[:] = draw(st.lists(st.binary(max_size=9), min_size=count, max_size=count))
+        return Tensor(datatype, array.reshape(shape))
+    size = NUMPY_DTYPES[datatype].itemsize
+    content = draw(st.binary(min_size=count * size, max_size=count * size))
+    if datatype == "BOOL":
+        content = bytes(byte & 1 for byte in content)
+    return Tensor(datatype, np.frombuffer(content, NUMPY_DTYPES[datatype]).reshape(shape))
+
+
+def same(left: Tensor, right: Tensor) -> bool:
+    if left.datatype == "BYTES":
+        return left.array.shape == right.array.shape and bool((left.array == right.array).all())
+    return left.array.shape == right.array.shape and left.array.tobytes() == right.array.tobytes()
+
+
+@given(tensor=tensors())
+def test_a_tensor_survives_its_message_bit_by_bit(tensor: Tensor) -> None:
+    message = tensor_pb2.Tensor.FromString(codec.encode_tensor("x", tensor).SerializeToString())
+    read = codec.decode_inputs([message])["x"]
+    assert read.datatype == tensor.datatype
+    assert same(read, tensor)
+
+
+def test_a_tensor_is_read_in_place() -> None:
+    message = tensor_pb2.Tensor(name="x", datatype="FP32", shape=[2], content=bytes(8))
+    array = codec.decode_inputs([message])["x"].array
+    assert not array.flags.owndata
+    assert not array.flags.writeable
+
+
+def refusal(read: Any, *arguments: Any) -> Reason | None:
+    """Reads, and gives the reason where it is refused; anything else that is raised is a failure."""
+    try:
+        read(*arguments)
+    except ServiceError as error:
+        return error.reason
+    return None
+
+
+@settings(max_examples=300, deadline=None)
+@given(datatype=DATATYPES, shape=SHAPES, content=st.binary(max_size=80), name=st.text(max_size=5))
+def test_any_tensor_is_read_or_refused(datatype: str, shape: list[int], content: bytes, name: str) -> None:
+    message = tensor_pb2.Tensor(name=name, datatype=datatype, shape=shape, content=content)
+    assert refusal(codec.decode_inputs, [message]) in (None, Reason.INVALID_INPUT)
+    request = oip.ModelInferRequest(raw_input_contents=[content])
+    request.inputs.add(name=name, datatype=datatype, shape=shape)
+    assert refusal(codec_oip.decode_inputs, request) in (None, Reason.INVALID_INPUT)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    datatype=DATATYPES,
+    shape=SHAPES,
+    ints=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=4),
+    floats=st.lists(st.floats(width=32), max_size=4),
+    texts=st.lists(st.binary(max_size=4), max_size=4),
+)
+def test_any_contents_are_read_or_refused(
+    datatype: str, shape: list[int], ints: list[int], floats: list[float], texts: list[bytes]
+) -> None:
+    request = oip.ModelInferRequest()
+    contents = oip.InferTensorContents(int_contents=ints, fp32_contents=floats, bytes_contents=texts)
+    request.inputs.add(name="x", datatype=datatype, shape=shape, contents=contents)
+    assert refusal(codec_oip.decode_inputs, request) in (None, Reason.INVALID_INPUT)
+
+
+@settings(max_examples=300, deadline=None)
+@given(message=st.binary(max_size=200))
+@pytest.mark.parametrize("kind", [pb.PredictRequest, pb.EvaluateRequest, oip.ModelInferRequest])
+def test_any_bytes_are_a_message_or_refused(kind: Any, message: bytes) -> None:
+    assert refusal(codec.parse, kind, message) in (None, Reason.MALFORMED_MESSAGE)
+
+
+@given(values=st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=6))
+def test_typed_integers_are_read_exactly_or_named(values: list[int]) -> None:
+    request = oip.ModelInferRequest()
+    contents = oip.InferTensorContents(int_contents=values)
+    request.inputs.add(name="x", datatype="INT8", shape=[len(values)], contents=contents)
+    outside = [value for value in values if not -128 <= value <= 127]
+    if outside:
+        with pytest.raises(ServiceError, match=f"got {outside[0]}$"):
+            codec_oip.decode_inputs(request)
+    else:
+        assert codec_oip.decode_inputs(request)["x"].array.tolist() == values
+
+
+@given(version=st.text(max_size=25) | st.integers(-5, 2**70).map(str))
+def test_a_version_is_a_positive_decimal_number_or_refused(version: str) -> None:
+    is_number = version.isascii() and version.isdecimal() and len(version) <= 19 and int(version or 0) >= 1
+    if not version:
+        assert target_of("m", version).version is None
+    elif is_number:
+        assert target_of("m", version).version == int(version)
+    else:
+        with pytest.raises(ServiceError, match="expected a number of at least 1"):
+            target_of("m", version)

@@ -1,0 +1,97 @@
+"""Where settings come from, which wins, and how each wrong one is named."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
+
+
+def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text('repository = "r"\nport = 1\ngrace_s = 2.5\nhost = "::1"\ninsecure = true\n')
+    environment = {f"{ENVIRONMENT_PREFIX}PORT": "2", f"{ENVIRONMENT_PREFIX}GRACE_S": "3", "OTHER": "x"}
+    settings = resolve({"port": "4"}, environment, config)
+    assert settings == ServerSettings(Path("r"), host="::1", port=4, grace_s=3.0, insecure=True)
+
+
+def test_the_defaults_are_loopback_and_tritons_ports() -> None:
+    settings = resolve({"repository": "r"}, {}, None)
+    assert (settings.host, settings.port, settings.metrics_port) == ("127.0.0.1", 8001, 8002)
+    assert not settings.insecure
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("metrics_port", "off", None),
+        ("metrics_port", "0", 0),
+        ("device", "cuda:1", "cuda:1"),
+        ("host", "[::1]", "::1"),
+        ("insecure", "true", True),
+        ("grace_s", "0.5", 0.5),
+        ("log_format", "json", "json"),
+    ],
+)
+def test_values_are_read(name: str, text: str, value: object) -> None:
+    assert getattr(resolve({"repository": "r", name: text}, {}, None), name) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("port", "-1"),
+        ("port", "65536"),
+        ("port", "1.5"),
+        ("port", ""),
+        ("device", "cuda:"),
+        ("device", "gpu"),
+        ("grace_s", "nan"),
+        ("grace_s", "-1"),
+        ("grace_s", "inf"),
+        ("max_message_bytes", "0"),
+        ("insecure", "yes"),
+        ("log_level", "loud"),
+        ("host", " "),
+        ("repository", ""),
+        ("repository", "a\0b"),
+        ("loader_count", "0"),
+    ],
+)
+def test_a_value_out_of_its_range_is_named_with_what_was_expected(name: str, text: str) -> None:
+    flags = {"repository": "r", name: text}
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(SettingsError) as caught:
+        resolve(flags, {}, None)
+    assert str(caught.value) == f"{flag}: expected {OPTIONS[name].expected}, got '{text}'"
+    with pytest.raises(SettingsError, match=f"{ENVIRONMENT_PREFIX}{name.upper()}: expected "):
+        resolve({}, {f"{ENVIRONMENT_PREFIX}{name.upper()}": text}, None)
+
+
+def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    config = tmp_path / "server.toml"
+    config.write_text("prot = 1\n")
+    with pytest.raises(SettingsError, match=r"server\.toml: prot: expected one of repository, host"):
+        resolve({}, {}, config)
+    with pytest.raises(SettingsError, match="FITSERVE_SERVE_PROT: expected one of repository, host"):
+        resolve({}, {"FITSERVE_SERVE_PROT": "1"}, None)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        resolve({}, {}, tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("port = = 1")
+    with pytest.raises(SettingsError, match=r"bad\.toml: expected TOML"):
+        resolve({}, {}, tmp_path / "bad.toml")
+
+
+def test_no_repository_is_said() -> None:
+    with pytest.raises(SettingsError, match="--repository: expected a directory"):
+        resolve({}, {}, None)
+
+
+def test_every_setting_can_be_given() -> None:
+    assert list(OPTIONS) == [entry.name for entry in fields(ServerSettings)]

@@ -1,0 +1,115 @@
+"""What is counted, what is exposed, and that nothing grows without end."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from tests import builders
+
+from fitserve_contract.repository import version_path
+from fitserve_service.engine import BatchRecord
+from fitserve_service.errors import Code
+from fitserve_service.loader import Loader
+from fitserve_service.metrics_port import MetricsPort
+from fitserve_service.model_config import Overrides
+from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.telemetry import Histogram, Telemetry
+from fitserve_service.transport import ListenError
+from fitserve_service.version_policy import State
+
+
+def loaded(root: Path, version: int) -> ServedVersion:
+    builders.bare_version(root, "m", version, builders.scaled())
+    return Loader("cpu").load(version_path(root, "m", version), Overrides({}))
+
+
+def samples(telemetry: Telemetry) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text = telemetry.exposition().decode()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+@given(values=st.lists(st.floats(0, 1e6), max_size=50))
+def test_a_histogram_counts_each_value_once_and_cumulates(values: list[float]) -> None:
+    histogram = Histogram((0.5, 1.0, 100.0))
+    for value in values:
+        histogram.observe(value)
+    buckets = dict(histogram.cumulative())
+    assert buckets["+Inf"] == len(values)
+    for bound in (0.5, 1.0, 100.0):
+        assert buckets[str(bound)] == sum(value <= bound for value in values)
+    assert histogram.total == pytest.approx(sum(values))
+
+
+def test_requests_runs_states_and_queues_are_exposed(tmp_path: Path) -> None:
+    registry = Registry()
+    served = loaded(tmp_path, 1)
+    registry.set_ready(served)
+    registry.set_state("m", 2, State.FAILED, reason="broken")
+    telemetry = Telemetry(registry, lambda: {served: 7}, {"version": "0", "device": "cpu"})
+    telemetry.on_request("Predict", served, Code.OK, 0.003)
+    telemetry.on_request("Predict", served, Code.OK, 0.2)
+    telemetry.on_request("ModelInfer", None, Code.NOT_FOUND, 0.001)
+    telemetry.on_batch(served, BatchRecord(2, 12, 0.002, (0.001, 0.004), False))
+    found = samples(telemetry)
+    version = {"model": "m", "version": "1"}
+    assert found[key("fitserve_requests_total", **version, method="Predict", code="OK")] == 2
+    assert found[key("fitserve_requests_total", model="", version="", method="ModelInfer", code="NOT_FOUND")] == 1
+    assert found[key("fitserve_request_seconds_bucket", **version, method="Predict", le="0.005")] == 1
+    assert found[key("fitserve_request_seconds_count", **version, method="Predict")] == 2
+    assert found[key("fitserve_queue_seconds_count", **version)] == 2
+    assert found[key("fitserve_run_seconds_sum", **version)] == pytest.approx(0.002)
+    assert found[key("fitserve_batch_examples_bucket", **version, le="16.0")] == 1
+    assert found[key("fitserve_queued_examples", **version)] == 7
+    assert found[key("fitserve_version_state", **version, state="READY")] == 1
+    assert found[key("fitserve_version_state", model="m", version="2", state="FAILED")] == 1
+    provider = {"provider": "CPUExecutionProvider", "verified": "false"}
+    assert found[key("fitserve_version_info", **version, **provider)] == 1
+    assert found[key("fitserve_build_info", version="0", device="cpu")] == 1
+    assert found[key("process_open_fds")] > 0
+
+
+def test_a_version_that_is_gone_is_scraped_once_more_and_then_forgotten(tmp_path: Path) -> None:
+    registry = Registry()
+    served = loaded(tmp_path, 1)
+    registry.set_ready(served)
+    telemetry = Telemetry(registry, dict, {})
+    telemetry.on_request("Predict", served, Code.OK, 0.003)
+    name = key("fitserve_requests_total", model="m", version="1", method="Predict", code="OK")
+    assert name in samples(telemetry)
+    registry.retire("m", 1, lambda: None)
+    assert name in samples(telemetry)
+    assert name in samples(telemetry)
+    assert name not in samples(telemetry)
+
+
+def test_the_metrics_port_answers_its_path_alone() -> None:
+    port = MetricsPort("127.0.0.1", 0, lambda: b"metric 1\n")
+    try:
+        address = f"http://127.0.0.1:{port.port}"
+        with urlopen(f"{address}/metrics?x=1", timeout=20) as answer:
+            assert answer.read() == b"metric 1\n"
+            assert answer.headers["Content-Type"].startswith("text/plain")
+        with pytest.raises(HTTPError, match="404") as caught:
+            urlopen(f"{address}/other", timeout=20)
+        caught.value.close()
+        with pytest.raises(ListenError, match="is in use"):
+            MetricsPort("127.0.0.1", port.port, lambda: b"")
+    finally:
+        port.close()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port.port)) != 0
