@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
             "demo", formatter_class=formatter, help="train, export, serve, predict, evaluate and benchmark LeNet"
         )
     )
+    _add_reproduce(
+        commands.add_parser("reproduce", formatter_class=formatter, help="published figures on the real data")
+    )
     return parser
 
 
@@ -126,6 +129,14 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget-s", type=float, default=2.0, help="time for the calls of one latency row (2)")
     parser.add_argument("--in-flight", type=positive_numbers, default=(1, 8, 32), metavar="N,N,…")
     parser.add_argument("--seconds", type=float, default=3.0, help="time for each level of calls in flight (3)")
+
+
+def _add_reproduce(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Trains the recipes on the real data and holds them against their published figures."
+    parser.epilog = "example: DATA_DIR=~/data fitserve-bench reproduce --seeds 0 1 2"
+    parser.add_argument("--runs", type=Path, metavar="DIR", default=Path("runs/reproduce"), help="folder for the runs")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="seeds (0 1 2)")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
 
 
 def positive_numbers(text: str) -> tuple[int, ...]:
@@ -219,4 +230,13 @@ def _demo(arguments: argparse.Namespace) -> int:
     return 0 if result.is_right else 1
 
 
-_COMMANDS: Final = {"latency": _latency, "wire": _wire, "demo": _demo}
+def _reproduce(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.latency_report import report_console
+    from fitserve_benchmarks.reproduce import reproduce, reproduction_table
+
+    figures = reproduce(arguments.runs, arguments.seeds, arguments.output_dir)
+    report_console().print(reproduction_table(figures))
+    return 0 if all(figure.is_inside for figure in figures) else 1
+
+
+_COMMANDS: Final = {"latency": _latency, "wire": _wire, "demo": _demo, "reproduce": _reproduce}

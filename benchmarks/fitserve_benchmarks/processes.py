@@ -68,6 +68,7 @@ def run_child(
     environment: Mapping[str, str] | None = None,
     message: bytes = b"",
     stdout: IO[bytes] | int | None = None,
+    stderr: IO[bytes] | int | None = None,
 ) -> tuple[int, bytes]:
     """Runs a command to its end.
 
@@ -76,11 +77,14 @@ def run_child(
         environment: Variables set beside those of this process.
         message: What it reads on stdin.
         stdout: As subprocess.Popen has it; PIPE gathers it.
+        stderr: As subprocess.Popen has it, but for PIPE; STDOUT joins it to stdout.
 
     Returns:
         Exit code (negative: the signal that ended it) and what PIPE gathered.
     """
-    with child_process(command, environment=environment, stdin=subprocess.PIPE, stdout=stdout) as process:
+    with child_process(
+        command, environment=environment, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr
+    ) as process:
         output, _ = process.communicate(message)
     return process.returncode, output or b""
 

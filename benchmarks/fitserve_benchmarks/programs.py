@@ -57,7 +57,7 @@ def run_program(program: str, *arguments: str, is_output_wanted: bool = False) -
     """
     print(f"\n$ {shlex.join([program, *arguments])}", flush=True)
     stdout = subprocess.PIPE if is_output_wanted else None
-    exit_code, output = run_child([_program_path(program), *arguments], stdout=stdout)
+    exit_code, output = run_child([program_path(program), *arguments], stdout=stdout)
     if exit_code != 0:
         sys.stdout.write(output.decode(errors="replace"))
         raise StepFailedError(f"{program}: expected exit code 0, got {exit_code}; what it said is above")
@@ -88,11 +88,16 @@ def running_service(
     arguments = [*places, "--port", str(port), "--metrics-port", str(metrics_port), *options]
     print(f"\n$ {shlex.join(['fitserve-serve', *arguments])}", flush=True)
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    command = [_program_path("fitserve-serve"), *arguments]
+    command = [program_path("fitserve-serve"), *arguments]
     with log_path.open("wb") as log, child_process(command, stdout=log, stderr=subprocess.STDOUT) as process:
         service = RunningService(f"127.0.0.1:{port}", metrics_port, log_path, process.pid)
         _await_ready(service, process, model, version)
         yield service
+
+
+def program_path(program: str) -> str:
+    """Gives the path of a command of this installation."""
+    return str(Path(sysconfig.get_path("scripts"), program))
 
 
 def free_ports(count: int) -> list[int]:
@@ -123,7 +128,3 @@ def _await_ready(service: RunningService, process: subprocess.Popen[bytes], mode
 
 def _tail(path: Path) -> list[str]:
     return path.read_text(errors="replace").splitlines()[-_TAIL_LINES:]
-
-
-def _program_path(program: str) -> str:
-    return str(Path(sysconfig.get_path("scripts"), program))
