@@ -137,7 +137,7 @@ def test_no_retry_goes_past_the_deadline(is_async: bool):
 
 
 def test_closing_a_client_ends_its_calls_without_another_attempt():
-    begun, is_over, calls = threading.Event(), threading.Event(), []
+    begun, is_over, calls, pauses = threading.Event(), threading.Event(), [], []
 
     def silent(_: bytes, __: grpc.ServicerContext) -> bytes:
         calls.append(1)
@@ -146,10 +146,10 @@ def test_closing_a_client_ends_its_calls_without_another_attempt():
         return MODELS
 
     with _grpc_server(silent) as target:
-        client = Client(target)
+        client = Client(target, sleep=pauses.append)
         threading.Thread(target=lambda: (begun.wait(), client.close())).start()
         with pytest.raises(FitserveError) as raised:
             client.models()
         is_over.set()
     assert raised.value.code is grpc.StatusCode.CANCELLED
-    assert calls == [1]
+    assert (calls, pauses) == ([1], [])

@@ -38,6 +38,7 @@ def test_nothing_that_moves_the_cursor_is_printed(text):
 
 def test_wide_characters_take_two_cells():
     assert display_width("靴 boot") == 7
+    assert display_width("e\N{COMBINING ACUTE ACCENT}") == 1
     assert table(("a", "b"), [("靴", "x"), ("abcd", "y")]) == ["a     b", "靴    x", "abcd  y"]
 
 

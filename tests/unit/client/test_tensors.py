@@ -84,6 +84,14 @@ def test_bf16_rounds_as_ml_dtypes_does(array):
     assert (cast(X, BF16, expected) == expected.view(np.uint16)).all()
 
 
+@given(st.lists(st.integers(0, 0x7F7F - 1), min_size=1))
+def test_bf16_ties_go_to_even(upper_halves):
+    halfway = ((np.array(upper_halves, np.uint32) << 16) | 0x8000).view(np.float32)
+    expected = halfway.astype(ml_dtypes.bfloat16).view(np.uint16)
+    assert (cast(X, BF16, halfway) == expected).all()
+    assert (expected % 2 == 0).all()
+
+
 def test_bf16_comes_back_as_float32():
     message = tensor_message("x", BF16, cast(X, BF16, [1.5, -0.0, np.nan, np.inf]))
     back = array_of(message)
