@@ -69,10 +69,7 @@ def export(
         ExportError: an argument is not as said here, or the module cannot be exported; nothing is published.
         NotVerifiedError: ONNX Runtime's answers are not torch's; the message holds the figures, nothing is published.
     """
-    try:
-        check_model_name(name)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
+    _check_name(name)
     arrays = _named(example, module, input_names)
     candidate = Candidate(
         module=module,
@@ -107,6 +104,13 @@ def _drawn(array: Array, generator: np.random.Generator) -> Array:
         return generator.choice(array.reshape(-1), shape)
     rows = generator.integers(0, len(array), shape)
     return np.asarray(np.take_along_axis(array, rows, axis=0))
+
+
+def _check_name(name: str) -> None:
+    try:
+        check_model_name(name)
+    except ValueError as error:
+        raise ExportError(str(error)) from error
 
 
 def _named(example: Examples, module: nn.Module, input_names: Sequence[str] | None) -> Arrays:

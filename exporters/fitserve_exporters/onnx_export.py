@@ -81,9 +81,9 @@ def describe(content: bytes) -> dict[str, Any]:
 
 
 def _exported_program(module: nn.Module, candidate: Candidate) -> torch.export.ExportedProgram:
-    names = {name for axes in free_axes(candidate) for name in axes.values()}
-    dimensions = {name: Dim(name) for name in names}
-    shapes = tuple({axis: dimensions[name] for axis, name in axes.items()} for axes in free_axes(candidate))
+    # Any number of examples must do, while other axes may end somewhere (a position table): DYNAMIC finds out where.
+    batch = Dim(str(candidate.inputs[0].shape[0]))
+    shapes = tuple(dict.fromkeys(axes, Dim.DYNAMIC) | {0: batch} for axes in free_axes(candidate))
     example = tuple(torch.from_numpy(array) for array in traced_example(candidate).values())
     try:
         return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
@@ -160,18 +160,20 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     hint = ""
-    if "data-dependent" in str(error).lower() or type(error).__name__ in ("GuardOnDataDependentSymNode", "UserError"):
+    if "data-dependent" in str(error).lower():
         hint = "; a branch that depends on tensor values has to become torch.where or torch.cond"
     return f"{sentence(error)}{hint}"
 
 
 def sentence(error: BaseException) -> str:
-    """Writes an exception as its type and the first line of its message."""
+    """Writes an exception as its type and the line of its message that says what is wrong."""
     return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Constraints violated"):  # what is violated stands in the second line
+        lines = [line.removeprefix("- ") for line in lines[1:]]
     return (lines[0] if lines else "no message")[:400]
 
 

@@ -19,7 +19,7 @@ from fitserve_exporters.onnx_export import describe, export_onnx
 from fitserve_exporters.provenance import environment, utc_now
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.report import verification_text
-from fitserve_exporters.sessions import working_sessions
+from fitserve_exporters.sessions import sessions_here
 from fitserve_exporters.signature import output_specs
 from fitserve_exporters.verify import Verification, sampled_indices, verify
 
@@ -69,10 +69,10 @@ def publish_candidate(candidate: Candidate, repository: Path, name: str) -> Publ
 
     Raises:
         ExportError: the module cannot be exported, or the repository cannot be written.
-        NotVerifiedError: the figures speak against it; nothing is published.
+        NotVerifiedError: the figures speak against it, or ONNX Runtime refuses it; nothing is published.
     """
     content = export_onnx(candidate)
-    verification = verify(candidate, working_sessions(content))
+    verification = verify(candidate, sessions_here(content))
     reasons = objections(verification)
     if reasons:
         raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))

@@ -7,6 +7,7 @@ from typing import Any, Final, TypeAlias
 import onnxruntime
 
 from fitserve_exporters.candidate import Array, Arrays
+from fitserve_exporters.errors import NotVerifiedError
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
@@ -20,6 +21,10 @@ _OPTIONS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
+class ProviderError(RuntimeError):
+    """An execution provider that cannot run a model here."""
+
+
 class OrtSession:
     """Runs a model on one execution provider. Not thread-safe; owns the runtime's memory until it is collected.
 
@@ -28,17 +33,20 @@ class OrtSession:
         provider: Execution provider that must take the model.
 
     Raises:
-        RuntimeError: the provider does not work here.
-        Exception: ONNX Runtime's own, where it refuses the model.
+        ProviderError: the provider does not work here, or refuses the model.
     """
 
     def __init__(self, content: bytes, provider: str) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
-        self._session = onnxruntime.InferenceSession(content, options, providers=[(provider, _OPTIONS[provider])])
+        chosen = [(provider, _OPTIONS[provider])]
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=chosen)
+        except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
+            raise ProviderError(f"{provider} refuses the model: {str(error)[:400]}") from error
         self.provider: str = self._session.get_providers()[0]
         if self.provider != provider:
-            raise RuntimeError(f"execution provider: expected {provider}, got {self.provider}")
+            raise ProviderError(f"{provider} does not work here: ONNX Runtime took {self.provider} in its place")
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Arrays) -> Arrays:
@@ -47,12 +55,17 @@ class OrtSession:
         return dict(zip(self._outputs, answers, strict=True))
 
 
-def working_sessions(content: bytes) -> list[OrtSession]:
-    """Opens the model on the CPU, and on CUDA where that provider works; the CPU is first."""
-    sessions = [OrtSession(content, CPU)]
-    if can_use_cuda():
-        sessions.append(OrtSession(content, CUDA))
-    return sessions
+def sessions_here(content: bytes) -> list[OrtSession]:
+    """Opens the model on the CPU, and on CUDA where there is a device; the CPU is first.
+
+    Raises:
+        NotVerifiedError: one of them does not work or refuses the model: it would be served unverified there.
+    """
+    providers = [CPU, CUDA] if can_use_cuda() else [CPU]
+    try:
+        return [OrtSession(content, provider) for provider in providers]
+    except ProviderError as error:
+        raise NotVerifiedError(str(error)) from error
 
 
 def can_use_cuda() -> bool:
@@ -61,4 +74,7 @@ def can_use_cuda() -> bool:
         return False
     import torch
 
-    return bool(torch.cuda.is_available())
+    if not torch.cuda.is_available():
+        return False
+    onnxruntime.preload_dlls()  # the provider's own library finds cuBLAS and cuDNN only where they are loaded already
+    return True

@@ -133,3 +133,28 @@ def test_free_axes_beside_the_batch_keep_their_names() -> None:
     assert [value.shape for value in session.get_outputs()] == [["batch", 1]]
     ids = np.ones((3, 11), np.int64)
     assert session.run(None, {"ids": ids, "mask": ids})[0].tolist() == [[11.0]] * 3
+
+
+def test_free_axis_may_end_at_a_table_of_the_model() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(32, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.shape[1] <= 32
+            return (x.unsqueeze(2) + self.table.weight[: x.shape[1]]).mean(dim=1)
+
+    inputs = (InputSpec("x", torch.float32, ("batch", "sequence")),)
+    content = export_onnx(Candidate(Positions(), inputs, ("y",), HeldOut({"x": rows(4, 6)}, None, "made up")))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": rows(3, 20)})[0].shape == (3, 4)
+
+
+def test_branch_on_the_number_of_examples_is_refused() -> None:
+    class Few(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x * 2 if x.shape[0] > 3 else x + 1
+
+    with pytest.raises(ExportError, match="cannot trace Few: UserError: Not all values of batch"):
+        export_onnx(candidate(Few(), {"x": rows(5, 3)}))

@@ -17,7 +17,7 @@ from fitserve_exporters.judge import objections
 from fitserve_exporters.onnx_export import export_onnx
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.report import verification_text
-from fitserve_exporters.sessions import CPU, working_sessions
+from fitserve_exporters.sessions import CPU, sessions_here
 from fitserve_exporters.verify import Verification, batch_sizes, sampled_indices, verify
 
 CLASSES = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("a", "b", "c"))
@@ -36,7 +36,7 @@ def verified(candidate: Candidate, *changes: Callable[[onnx.ModelProto], None]) 
     model = onnx.load_model_from_string(export_onnx(candidate))
     for change in changes:
         change(model)
-    return verify(candidate, working_sessions(model.SerializeToString()))
+    return verify(candidate, sessions_here(model.SerializeToString()))
 
 
 def scale_last_weights(factor: float) -> Callable[[onnx.ModelProto], None]:
@@ -222,3 +222,8 @@ def test_sample_is_the_seeds_own() -> None:
     assert (np.diff(drawn) > 0).all()
     assert drawn.tolist() == sampled_indices(candidate, 32).tolist()
     assert sampled_indices(candidate, 5000).tolist() == list(range(1000))
+
+
+def test_model_that_the_runtime_refuses_is_not_verified() -> None:
+    with pytest.raises(NotVerifiedError, match="CPUExecutionProvider refuses the model"):
+        sessions_here(b"no model")
