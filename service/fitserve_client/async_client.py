@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 
@@ -14,6 +14,7 @@ from fitserve_client.connection import (
     DEFAULT_TARGET,
     POLL_PAUSE_S,
     Connection,
+    ConnectionOptions,
     Drive,
     check_timeout,
     grpc_timeout_s,
@@ -44,7 +45,7 @@ class AsyncClient:
         *,
         timing: Timing | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
-        **connection: Any,
+        **connection: Unpack[ConnectionOptions],
     ) -> None:
         self._connection = Connection(target, **connection)
         self._timing = timing or Timing()

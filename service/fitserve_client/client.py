@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 
@@ -15,6 +15,7 @@ from fitserve_client.connection import (
     DEFAULT_TARGET,
     POLL_PAUSE_S,
     Connection,
+    ConnectionOptions,
     Drive,
     check_timeout,
     grpc_timeout_s,
@@ -40,7 +41,7 @@ class Client:
         target: `host:port` of the server.
         timing: Clock and chance, for tests.
         sleep: How to pause, seconds, for tests.
-        **connection: The other fields of `Connection`: timeout_s, retry, max_message_bytes, credentials, …
+        **connection: The other fields of `Connection`, which see.
 
     Example:
         with Client("localhost:8001") as client:
@@ -53,7 +54,7 @@ class Client:
         *,
         timing: Timing | None = None,
         sleep: Callable[[float], None] = time.sleep,
-        **connection: Any,
+        **connection: Unpack[ConnectionOptions],
     ) -> None:
         self._connection = Connection(target, **connection)
         self._timing = timing or Timing()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, cast
+from typing import Any, Final, Generic, TypedDict, cast
 
 import grpc
 
@@ -32,6 +32,17 @@ POLL_PAUSE_S: Final = 0.1
 _FIRST_RECONNECT_MS: Final = 100
 _MAX_RECONNECT_MS: Final = 1000
 """A channel in its own back-off fails calls unsent; it must reconnect faster than the retries run out."""
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """The fields of `Connection` that a client takes by name, each with its default."""
+
+    timeout_s: float
+    retry: RetryPolicy
+    max_message_bytes: int
+    options: Sequence[tuple[str, Any]]
+    credentials: grpc.ChannelCredentials | None
+    metadata: Sequence[tuple[str, str | bytes]]
 
 
 @dataclass(frozen=True, slots=True)

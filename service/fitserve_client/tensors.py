@@ -73,7 +73,7 @@ def cast(subject: Subject, datatype: str, value: ArrayLike) -> Array:
     array = as_array(subject, value)
     if datatype == BYTES:
         return _to_bytes(subject, array)
-    if array.dtype.name == "bfloat16":
+    if array.dtype.kind == "V" and array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     if array.dtype.kind not in _INTEGERS + _FLOATS:
         raise _refused(subject, f"expected {datatype}, got {array.dtype}")

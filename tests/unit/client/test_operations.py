@@ -1,5 +1,6 @@
 """What the client does, call by call: the operations are driven by hand, without a channel."""
 
+import dataclasses
 from typing import Any
 
 import grpc
@@ -9,7 +10,7 @@ import pytest
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve.types.v1 import tensor_pb2
-from fitserve_client.connection import Connection, Drive
+from fitserve_client.connection import Connection, ConnectionOptions, Drive
 from fitserve_client.errors import (
     FailedPreconditionError,
     FitserveError,
@@ -217,6 +218,11 @@ def test_known_signatures_are_bounded():
 def test_a_timeout_is_above_0(timeout_s):
     with pytest.raises(InvalidArgumentError, match="timeout_s: expected more than 0"):
         Connection(timeout_s=timeout_s)
+
+
+def test_a_client_takes_every_field_of_a_connection_by_name():
+    fields = [field.name for field in dataclasses.fields(Connection)]
+    assert fields == ["target", *ConnectionOptions.__annotations__]
 
 
 def test_own_channel_options_give_way():
