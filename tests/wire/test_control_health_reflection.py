@@ -20,6 +20,7 @@ from tests.wire.serving import WAIT_S, connected, refused, serving
 
 from fitserve.control.v1 import control_pb2 as pb
 from fitserve.control.v1 import control_pb2_grpc
+from fitserve.inference.v1 import inference_pb2 as native
 from fitserve.types.v1 import tensor_pb2
 from fitserve_oip import health_pb2, inference_pb2, reflection_pb2
 from fitserve_service.server import Server
@@ -204,3 +205,29 @@ def test_every_method_of_every_described_service_is_served_and_nothing_else(tmp_
                 with pytest.raises(grpc.RpcError) as caught:
                     next(answers)
                 assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT, method.name
+
+
+def test_no_question_and_no_refused_request_keeps_a_version_loaded(tmp_path: Path) -> None:
+    builders.publish_version(tmp_path, "m", builders.scaled(), task=builders.classes_task())
+    oip = "/inference.GRPCInferenceService"
+    questions = {
+        f"{oip}/ModelMetadata": inference_pb2.ModelMetadataRequest(name="m"),
+        f"{oip}/ModelConfig": inference_pb2.ModelConfigRequest(name="m"),
+        f"{oip}/ModelStatistics": inference_pb2.ModelStatisticsRequest(name="m", version="1"),
+        "/fitserve.control.v1.ModelControlService/GetModelVersion": version_request("m"),
+    }
+    spec = tensor_pb2.ModelSpec(name="m")
+    refusals = {
+        f"{oip}/ModelInfer": inference_pb2.ModelInferRequest(model_name="m"),
+        "/fitserve.inference.v1.InferenceService/Predict": native.PredictRequest(model=spec, outputs=["none"]),
+        "/fitserve.inference.v1.InferenceService/Evaluate": native.EvaluateRequest(
+            model=spec, labels=tensor_pb2.Tensor(datatype="INT64", shape=[0])
+        ),
+    }
+    with serving(tmp_path) as server, connected(server) as channel, control_of(server) as control:
+        for method, request in questions.items():
+            assert channel.unary_unary(method)(request.SerializeToString(), timeout=WAIT_S)
+        for method, request in refusals.items():
+            assert refused(channel.unary_unary(method), request.SerializeToString())[0] == "INVALID_ARGUMENT"
+        control.UnloadModel(pb.UnloadModelRequest(name="m"), timeout=5)
+        assert [version.state.value for version in server.registry.model("m").versions] == ["UNLOADED"]
