@@ -132,7 +132,7 @@ class Reconciler:
             self._is_readable = True
 
     def _models(self) -> set[str]:
-        return set(self._sources) | {snapshot.name for snapshot in self._registry.snapshot()}
+        return {*self._sources, *self._registry.names()}
 
     def _aspired(self, model: str) -> list[int]:
         source = self._sources.get(model)

@@ -169,6 +169,11 @@ class Registry:
         with self._lock:
             return tuple(_snapshot(name, self._models[name]) for name in sorted(self._models))
 
+    def names(self) -> list[str]:
+        """Gives the names of all models that the repository or the server holds, in no order."""
+        with self._lock:
+            return list(self._models)
+
     def model(self, name: str) -> ModelSnapshot:
         """Gives one model.
 

@@ -6,6 +6,7 @@ A model's folder is read again only when its time stamps moved, so that a thousa
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -60,14 +61,15 @@ class RepositorySource:
         return {name: source for name, (_, source) in self._known.items() if source.versions}
 
     def _stamps(self, model: str) -> tuple[int, ...]:
-        folder = self.root / model
-        paths = (folder, folder / repository.LABELS_FILE, folder / repository.OVERRIDES_FILE)
-        return tuple(_modified_ns(path) for path in paths)
+        # Strings, not paths: this is done for every model at every look.
+        folder = f"{self.root}/{model}"
+        paths = (folder, f"{folder}/{repository.LABELS_FILE}", f"{folder}/{repository.OVERRIDES_FILE}")
+        return tuple(map(_modified_ns, paths))
 
     def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
         """Gives what changes when a version's files do: a version that failed is worth another try then."""
-        folder = repository.version_path(self.root, model, version).folder
-        return (_modified_ns(folder), _modified_ns(folder / repository.MODEL_FILE))
+        folder = f"{self.root}/{model}/{version}"
+        return (_modified_ns(folder), _modified_ns(f"{folder}/{repository.MODEL_FILE}"))
 
     def _read(self, model: str, last: ModelSource) -> ModelSource:
         try:
@@ -80,8 +82,8 @@ class RepositorySource:
             return replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}")
 
 
-def _modified_ns(path: Path) -> int:
+def _modified_ns(path: str) -> int:
     try:
-        return path.stat().st_mtime_ns
+        return os.stat(path).st_mtime_ns
     except OSError:
         return 0

@@ -1,0 +1,342 @@
+"""What the server holds follows what the repository says, and what serves goes on serving."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import builders
+import pytest
+
+from fitserve_contract.repository import VersionPath
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.loader import Loader
+from fitserve_service.model_config import Overrides
+from fitserve_service.reconciler import Reconciler
+from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.source import RepositorySource
+from fitserve_service.version_policy import State
+
+WAIT_S = 30.0
+"""Longer than any of this takes; what runs into it has failed."""
+
+
+class GatedLoader(Loader):
+    """A loader whose loads begin when the test lets them."""
+
+    def __init__(self) -> None:
+        super().__init__("cpu")
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
+        assert self.gate.wait(WAIT_S)
+        return super().load(path, overrides)
+
+
+class World:
+    """A repository and a reconciler without a thread of its own: the test says when it looks."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.registry = Registry()
+        self.loader = GatedLoader()
+        self.reconciler = Reconciler(RepositorySource(root), self.loader, self.registry)
+        self.outcomes: list[tuple[str, ServiceError | None]] = []
+        self._changed = threading.Condition()
+        self.registry.subscribe(self._note)
+
+    def look(self) -> None:
+        self.reconciler.reconcile_once()
+
+    def look_until(self, is_done: Callable[[], bool]) -> None:
+        """Looks, and again whenever a state has changed, until it is so."""
+        end_s = time.monotonic() + WAIT_S
+        while True:
+            self.look()
+            if is_done():
+                return
+            with self._changed:
+                assert self._changed.wait_for(is_done, 0.05) or time.monotonic() < end_s
+
+    def states(self, model: str = "m") -> dict[int, State]:
+        return self.registry.states(model)
+
+    def reason(self, version: int, model: str = "m") -> str:
+        return {entry.version: entry.reason for entry in self.registry.model(model).versions}[version]
+
+    def load(self, model: str) -> None:
+        self.reconciler.load(model, lambda error: self.outcomes.append((model, error)))
+
+    def unload(self, model: str) -> None:
+        self.reconciler.unload(model, lambda error: self.outcomes.append((model, error)))
+
+    def until(self, **states: State) -> None:
+        wanted = {int(name[1:]): state for name, state in states.items()}
+        self.look_until(lambda: self.states() == wanted)
+
+    def _note(self, _: str) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+
+@contextmanager
+def world(root: Path) -> Iterator[World]:
+    """Gives a world and ends its loaders."""
+    made = World(root)
+    try:
+        yield made
+    finally:
+        made.loader.gate.set()
+        made.reconciler.stop()
+
+
+def break_version(path: VersionPath) -> None:
+    (path.folder / "model.onnx").write_bytes(b"garbage")
+
+
+def test_a_new_version_is_ready_before_the_old_one_goes(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.publish_version(tmp_path, "m", builders.scaled(1.0))
+        it.until(v1=State.READY)
+        it.loader.gate.clear()
+        builders.publish_version(tmp_path, "m", builders.scaled(2.0))
+        it.look()
+        it.look()
+        assert it.states() == {1: State.READY, 2: State.LOADING}
+        lease = it.registry.lease("m")
+        it.loader.gate.set()
+        it.until(v1=State.UNLOADING, v2=State.READY)
+        assert lease.served.version == 1
+        assert it.registry.lease("m").served.version == 2
+        lease.release()
+
+        assert it.states() == {1: State.UNLOADED, 2: State.READY}
+
+
+def test_a_version_that_fails_leaves_the_old_one_serving(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with world(tmp_path) as it:
+        builders.publish_version(tmp_path, "m", builders.scaled())
+        it.until(v1=State.READY)
+        break_version(builders.publish_version(tmp_path, "m", builders.scaled()))
+        it.until(v1=State.READY, v2=State.FAILED)
+        it.look()
+
+        assert it.states() == {1: State.READY, 2: State.FAILED}
+        assert it.registry.lease("m").served.version == 1
+        assert it.reason(2).startswith("file 'model.onnx': expected sha256")
+        assert "failed: m version 2: file 'model.onnx': expected sha256" in caplog.text
+
+
+def test_one_model_that_does_not_load_leaves_the_others_alone(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "bad", 1, b"garbage")
+        builders.bare_version(tmp_path, "m", 1, builders.scaled())
+        it.look_until(lambda: it.states("bad") == {1: State.FAILED} and it.states() == {1: State.READY})
+        it.look()
+
+        assert it.reconciler.wait_until_settled(0)
+
+
+def test_labels_and_keep_versions_decide_what_is_loaded(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        for version in range(1, 6):
+            builders.bare_version(tmp_path, "m", version, builders.scaled(version))
+        (tmp_path / "m" / "labels.json").write_text('{"stable": 2}')
+        (tmp_path / "m" / "model.toml").write_text("keep_versions = 2")
+        it.look_until(lambda: [v for v, s in it.states().items() if s is State.READY] == [2, 4, 5])
+
+        assert it.registry.lease("m").served.version == 2
+        (tmp_path / "m" / "model.toml").write_text("versions = [1]")
+        it.look_until(lambda: [v for v, s in it.states().items() if s is State.READY] == [1, 2])
+
+
+def test_an_explicit_unload_holds_until_an_explicit_load(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "m", 1, builders.scaled())
+        it.until(v1=State.READY)
+        it.unload("m")
+        it.until(v1=State.UNLOADED)
+        it.look()
+        builders.bare_version(tmp_path, "m", 2, builders.scaled())
+        it.look()
+        assert it.states() == {1: State.UNLOADED, 2: State.UNLOADED}
+        assert it.outcomes == [("m", None)]
+        it.load("m")
+        it.until(v1=State.UNLOADED, v2=State.READY)
+        it.look()
+
+        assert it.outcomes == [("m", None), ("m", None)]
+
+
+def test_unload_is_answered_once_the_last_lease_is_back(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "m", 1, builders.scaled())
+        it.until(v1=State.READY)
+        lease = it.registry.lease("m")
+        it.unload("m")
+        it.look()
+        it.look()
+        assert it.outcomes == []
+        lease.release()
+        it.look()
+
+        assert it.outcomes == [("m", None)]
+
+
+def test_unload_of_what_is_still_loading_is_answered_when_it_has_gone(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "m", 1, builders.scaled())
+        it.loader.gate.clear()
+        it.look()
+        it.unload("m")
+        it.look()
+        assert it.outcomes == []
+        it.loader.gate.set()
+        it.look_until(lambda: it.outcomes == [("m", None)])
+
+        assert it.states() == {1: State.UNLOADED}
+
+
+def test_load_of_a_failed_version_tries_again_and_tells_why_not(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        path = builders.bare_version(tmp_path, "m", 1, b"garbage")
+        it.until(v1=State.FAILED)
+        it.load("m")
+        it.look_until(lambda: len(it.outcomes) == 1)
+        error = it.outcomes[0][1]
+        assert error is not None
+        assert error.reason is Reason.LOAD_FAILED
+        assert error.message.startswith("model 'm' could not be loaded: version 1: file 'model.onnx': expected")
+
+        (path.folder / "model.onnx").write_bytes(builders.scaled())
+        it.load("m")
+        it.look_until(lambda: len(it.outcomes) == 2)
+        assert it.outcomes[1] == ("m", None)
+        assert it.states() == {1: State.READY}
+
+
+def test_a_file_that_was_half_copied_is_served_once_it_is_whole(tmp_path: Path) -> None:
+    whole = builders.scaled()
+    with world(tmp_path) as it:
+        path = builders.bare_version(tmp_path, "m", 1, whole[: len(whole) // 2])
+        it.until(v1=State.FAILED)
+        it.look()
+        assert it.states() == {1: State.FAILED}
+        (path.folder / "model.onnx").write_bytes(whole)
+
+        it.until(v1=State.READY)
+
+
+def test_a_typing_error_in_model_toml_keeps_the_new_version_out_until_it_is_put_right(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "m", 1, builders.scaled())
+        it.until(v1=State.READY)
+        (tmp_path / "m" / "model.toml").write_text("keep_version = 2")
+        builders.bare_version(tmp_path, "m", 2, builders.scaled())
+        it.until(v1=State.READY, v2=State.FAILED)
+        assert it.reason(2).startswith("m/model.toml: expected one of")
+        (tmp_path / "m" / "model.toml").write_text("keep_versions = 2")
+
+        it.until(v1=State.READY, v2=State.READY)
+
+
+def test_unknown_models_are_not_found_to_load_and_nothing_to_unload(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        it.load("ghost")
+        it.unload("ghost")
+        it.look()
+
+        (_, loading), unloading = it.outcomes
+        assert loading is not None
+        assert (loading.reason, loading.message) == (Reason.MODEL_NOT_FOUND, "model 'ghost': not in the repository")
+        assert unloading == ("ghost", None)
+
+
+def test_a_repository_that_goes_away_leaves_what_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = tmp_path / "repository"
+    with world(root) as it:
+        builders.bare_version(root, "m", 1, builders.scaled())
+        it.until(v1=State.READY)
+        root.rename(tmp_path / "aside")
+        it.look()
+        it.look()
+        assert it.registry.is_ready("m")
+        assert caplog.text.count("cannot be read (No such file or directory): what is loaded goes on") == 1
+        (tmp_path / "aside").rename(root)
+        builders.bare_version(root, "m", 2, builders.scaled())
+
+        it.until(v1=State.UNLOADED, v2=State.READY)
+
+
+def test_a_model_that_is_removed_is_unloaded_and_forgotten(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "m", 1, builders.scaled())
+        it.until(v1=State.READY)
+        shutil.rmtree(tmp_path / "m")
+        it.look_until(lambda: it.states() == {})
+
+        assert it.registry.snapshot() == ()
+
+
+def test_a_fault_while_loading_is_told_without_its_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "m", 1, builders.scaled())
+
+        def fail(path: VersionPath, overrides: Overrides) -> ServedVersion:
+            raise RuntimeError(f"secret {path} {overrides}")
+
+        it.loader.load = fail  # type: ignore[method-assign]
+        it.until(v1=State.FAILED)
+
+        assert it.reason(1) == "internal error while loading; the log has it"
+        assert "secret" in caplog.text
+
+
+def test_two_hundred_models_load_and_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    names = [f"m{index}" for index in range(200)]
+    for index, name in enumerate(names):
+        builders.bare_version(tmp_path, name, 1, builders.linear(seed=index))
+    builders.bare_version(tmp_path, "bad", 1, b"garbage")
+    registry = Registry()
+    reconciler = Reconciler(RepositorySource(tmp_path), Loader("cpu"), registry, poll_interval_s=0.05)
+    reconciler.start()
+    try:
+        assert reconciler.wait_until_settled(120)
+        assert all(registry.is_ready(name) for name in names)
+        assert not registry.is_ready("bad")
+        answered = threading.Event()
+        reconciler.unload("m7", lambda _: answered.set())
+        assert answered.wait(WAIT_S)
+        assert not registry.is_ready("m7")
+    finally:
+        reconciler.stop()
+
+
+def test_the_thread_survives_a_look_that_fails(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    source = RepositorySource(tmp_path)
+    scan = source.scan
+    failures = iter([ValueError("unforeseen")])
+
+    def failing_scan() -> object:
+        for failure in failures:
+            raise failure
+        return scan()
+
+    source.scan = failing_scan  # type: ignore[assignment, method-assign]
+    registry = Registry()
+    reconciler = Reconciler(source, Loader("cpu"), registry, poll_interval_s=0.01)
+    reconciler.start()
+    try:
+        assert reconciler.wait_until_settled(WAIT_S)
+        assert registry.is_ready("m")
+        assert "reconciling failed; trying again in 0.01 s" in caplog.text
+    finally:
+        reconciler.stop()
