@@ -18,9 +18,10 @@ from fitserve_client.connection import (
     Drive,
     check_timeout,
     grpc_timeout_s,
+    more_telling,
     not_ready_in_time,
 )
-from fitserve_client.errors import CallCancelledError, DeadlineExceededError, FitserveError
+from fitserve_client.errors import CallCancelledError, FitserveError
 from fitserve_client.evaluation import Evaluation, merged
 from fitserve_client.messages import Call, Inputs
 from fitserve_client.models import Model, Selector, VersionDetails
@@ -116,9 +117,11 @@ class AsyncClient:
     ) -> None:
         """Waits until the server answers and the model or version is READY; see `Client.wait_until_ready`."""
         deadline_s = self._deadline_s(timeout_s)
-        while not await self._is_ready(model, version, deadline_s):
+        obstacle: FitserveError | None = None
+        while found := await self._drive(self._operations.obstacle(model, version), deadline_s):
+            obstacle = more_telling(obstacle, found)
             if self._timing.clock() + POLL_PAUSE_S >= deadline_s:
-                raise not_ready_in_time(model, version, self._connection.target)
+                raise not_ready_in_time(model, version, obstacle)
             await self._sleep(POLL_PAUSE_S)
 
     async def close(self) -> None:
@@ -148,12 +151,6 @@ class AsyncClient:
 
     async def _take(self, plan: EvaluationPlan, batches: Iterator[slice], timeout_s: float | None) -> list[Sums]:
         return [await self._run(plan.score(batch), timeout_s) for batch in batches]
-
-    async def _is_ready(self, model: str | None, version: int | None, deadline_s: float) -> bool:
-        try:
-            return await self._drive(self._operations.is_ready(model, version), deadline_s)
-        except DeadlineExceededError:
-            return False
 
     async def _run(self, operation: Operation[Result], timeout_s: float | None) -> Result:
         return await self._drive(operation, self._deadline_s(timeout_s))

@@ -84,8 +84,9 @@ def _drop_output() -> None:
 
 
 def _is_absent(error: Exception) -> bool:
-    """No server answered, as against a server that says that it is not ready."""
-    return isinstance(error, UnavailableError) and not error.reason
+    """No server answered, not even while it was waited for; as against a server that says that it is not ready."""
+    origin = error.__cause__ or error
+    return isinstance(origin, UnavailableError) and not origin.reason
 
 
 def _sentence(error: Exception, server: str) -> str:

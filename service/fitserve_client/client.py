@@ -19,9 +19,10 @@ from fitserve_client.connection import (
     Drive,
     check_timeout,
     grpc_timeout_s,
+    more_telling,
     not_ready_in_time,
 )
-from fitserve_client.errors import CallCancelledError, DeadlineExceededError, FitserveError
+from fitserve_client.errors import CallCancelledError, FitserveError
 from fitserve_client.evaluation import Evaluation, merged
 from fitserve_client.messages import Call, Inputs
 from fitserve_client.models import Model, Selector, VersionDetails
@@ -162,9 +163,11 @@ class Client:
             DeadlineExceededError: it was not READY in time.
         """
         deadline_s = self._deadline_s(timeout_s)
-        while not self._is_ready(model, version, deadline_s):
+        obstacle: FitserveError | None = None
+        while found := self._drive(self._operations.obstacle(model, version), deadline_s):
+            obstacle = more_telling(obstacle, found)
             if self._timing.clock() + POLL_PAUSE_S >= deadline_s:
-                raise not_ready_in_time(model, version, self._connection.target)
+                raise not_ready_in_time(model, version, obstacle)
             self._sleep(POLL_PAUSE_S)
 
     def close(self) -> None:
@@ -183,12 +186,6 @@ class Client:
     def _scores(self, plan: EvaluationPlan, timeout_s: float | None) -> list[Sums]:
         with ThreadPoolExecutor(CALLS_IN_FLIGHT, "fitserve-evaluate") as pool:
             return list(pool.map(lambda batch: self._run(plan.score(batch), timeout_s), plan.batches))
-
-    def _is_ready(self, model: str | None, version: int | None, deadline_s: float) -> bool:
-        try:
-            return self._drive(self._operations.is_ready(model, version), deadline_s)
-        except DeadlineExceededError:
-            return False
 
     def _run(self, operation: Operation[Result], timeout_s: float | None) -> Result:
         return self._drive(operation, self._deadline_s(timeout_s))

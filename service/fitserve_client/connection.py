@@ -109,10 +109,17 @@ def grpc_timeout_s(remaining_s: float) -> float | None:
     return None if math.isinf(remaining_s) else remaining_s
 
 
-def not_ready_in_time(model: str | None, version: int | None, target: str) -> DeadlineExceededError:
-    """Makes the error of a wait that was in vain."""
-    what = f"server {target}" if model is None else f"model '{model}'" + (f" version {version}" if version else "")
-    return DeadlineExceededError(f"{what}: expected to be READY before the deadline, got none of it in time")
+def not_ready_in_time(model: str | None, version: int | None, obstacle: FitserveError) -> DeadlineExceededError:
+    """Makes the error of a wait that was in vain, caused by the last obstacle."""
+    what = "server" if model is None else f"model '{model}'" + (f" version {version}" if version else "")
+    error = DeadlineExceededError(f"{what}: expected to be READY before the deadline, got: {obstacle}")
+    error.__cause__ = obstacle
+    return error
+
+
+def more_telling(last: FitserveError | None, found: FitserveError) -> FitserveError:
+    """Chooses between the obstacles of two looks: that time ran out in the middle of a look says nothing new."""
+    return last if last is not None and isinstance(found, DeadlineExceededError) else found
 
 
 class Drive(Generic[Result]):

@@ -16,6 +16,7 @@ from fitserve_client import messages
 from fitserve_client.errors import (
     INVALID_LABELS,
     NOT_READY,
+    DeadlineExceededError,
     FailedPreconditionError,
     FitserveError,
     InvalidArgumentError,
@@ -156,8 +157,8 @@ class Operations:
             batches=batches(len(label_array), batch_size or default_batch_size(details, arrays)),
         )
 
-    def is_ready(self, model: str | None, version: int | None) -> Operation[bool]:
-        """Tells whether the server answers, and, where they are named, whether the model or version is READY.
+    def obstacle(self, model: str | None, version: int | None) -> Operation[FitserveError | None]:
+        """Gives what keeps the server or, where they are named, the model or version from being READY; None: nothing.
 
         Raises:
             FailedPreconditionError: what is waited for has FAILED.
@@ -165,10 +166,10 @@ class Operations:
         try:
             if model is None:
                 yield from self.models()
-                return True
-            return _is_ready((yield from self.model(model)), version)
-        except (NotFoundError, UnavailableError):
-            return False
+                return None
+            return _obstacle((yield from self.model(model)), version)
+        except (NotFoundError, UnavailableError, DeadlineExceededError) as error:
+            return error
 
     def _predict_as(
         self, details: VersionDetails, selector: Selector, inputs: messages.Inputs, outputs: Sequence[str]
@@ -191,13 +192,15 @@ class Operations:
         self._known[selector] = details
 
 
-def _is_ready(model: Model, version: int | None) -> bool:
+def _obstacle(model: Model, version: int | None) -> FitserveError | None:
     wanted = [each for each in model.versions if version in (None, each.version)]
     if any(each.state == READY for each in wanted):
-        return True
+        return None
     if wanted and all(each.state == FAILED for each in wanted):
         raise _not_ready(model.name, wanted[-1])
-    return False
+    if wanted:
+        return _not_ready(model.name, wanted[-1])
+    return NotFoundError(f"model '{model.name}': expected version {version or 'of any number'}, found none")
 
 
 def _not_ready(model: str, version: ModelVersion) -> FitserveError:

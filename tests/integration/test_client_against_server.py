@@ -220,7 +220,7 @@ def test_waiting_ends_when_the_model_is_published(tmp_path: Path, connect: Calla
     with _serving(tmp_path) as (_, target), connect(target) as client:
         client.wait_until_ready()
         assert client.models() == ()
-        with pytest.raises(TimeoutError, match="model 'late': expected to be READY"):
+        with pytest.raises(TimeoutError, match=r"model 'late': expected to be READY .* got: .*'late'"):
             client.wait_until_ready("late", timeout_s=0.05)
         _publish(tmp_path, "late", _onnx("Identity", X, Y))
         client.wait_until_ready("late")

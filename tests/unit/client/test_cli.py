@@ -49,14 +49,15 @@ def test_wrong_arguments_end_with_2(arguments: list[str], text: str, capsys: pyt
 
 
 @pytest.mark.parametrize("by_environment", [True, False])
+@pytest.mark.parametrize("command", ["models", "wait"])
 def test_a_server_that_is_not_there_gets_one_helpful_sentence(
-    by_environment: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    by_environment: bool, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     server = f"127.0.0.1:{_free_port()}"
     if by_environment:
         monkeypatch.setenv(cli.SERVER_VARIABLE, server)
-    arguments = ["models", "--timeout", "1"] if by_environment else ["models", "--timeout", "1", "--server", server]
-    assert cli.main(arguments) == cli.UNUSABLE
+    where = [] if by_environment else ["--server", server]
+    assert cli.main([command, "--timeout", "0.5", *where]) == cli.UNUSABLE
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1

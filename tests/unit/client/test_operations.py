@@ -10,8 +10,9 @@ import pytest
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve.types.v1 import tensor_pb2
-from fitserve_client.connection import Connection, ConnectionOptions, Drive
+from fitserve_client.connection import Connection, ConnectionOptions, Drive, more_telling
 from fitserve_client.errors import (
+    DeadlineExceededError,
     FailedPreconditionError,
     FitserveError,
     InvalidArgumentError,
@@ -185,26 +186,36 @@ READY, LOADING, FAILED = control_pb2.STATE_READY, control_pb2.STATE_LOADING, con
 @pytest.mark.parametrize(
     ("answer", "version", "expected"),
     [
-        (_model((1, READY), (2, LOADING)), None, True),
-        (_model((1, READY), (2, FAILED)), None, True),
-        (_model((1, READY), (2, LOADING)), 2, False),
-        (_model((1, FAILED), (2, LOADING)), None, False),
-        (_model(), None, False),
-        (NotFoundError("no model"), None, False),
-        (UnavailableError("no server"), None, False),
+        (_model((1, READY), (2, LOADING)), None, None),
+        (_model((1, READY), (2, FAILED)), None, None),
+        (_model((1, READY), (2, LOADING)), 2, "model 'm' version 2: expected state READY, got LOADING"),
+        (_model((1, FAILED), (2, LOADING)), None, "model 'm' version 2: expected state READY, got LOADING"),
+        (_model((1, READY)), 2, "model 'm': expected version 2, found none"),
+        (_model(), None, "model 'm': expected version of any number, found none"),
+        (NotFoundError("no model"), None, "no model"),
+        (UnavailableError("no server"), None, "no server"),
+        (DeadlineExceededError("too late"), None, "too late"),
     ],
 )
 def test_waiting_looks_at_the_states(answer, version, expected):
-    assert _run(Operations().is_ready("m", version), {"GetModel": [answer]})[0] is expected
+    obstacle, _ = _run(Operations().obstacle("m", version), {"GetModel": [answer]})
+    assert (obstacle and str(obstacle)) == expected
 
 
 def test_waiting_for_what_failed_ends_with_the_reason():
     with pytest.raises(FailedPreconditionError, match="version 2: expected state READY, got FAILED: bad"):
-        _run(Operations().is_ready("m", 2), {"GetModel": [_model((1, READY), (2, FAILED))]})
+        _run(Operations().obstacle("m", 2), {"GetModel": [_model((1, READY), (2, FAILED))]})
 
 
 def test_waiting_for_the_server_asks_for_its_models():
-    assert _run(Operations().is_ready(None, None), {"ListModels": [control_pb2.ListModelsResponse()]})[0] is True
+    assert _run(Operations().obstacle(None, None), {"ListModels": [control_pb2.ListModelsResponse()]})[0] is None
+
+
+def test_a_look_that_ran_out_of_time_does_not_hide_the_obstacle_before_it():
+    absent, late = UnavailableError("no server"), DeadlineExceededError("too late")
+    assert more_telling(None, late) is late
+    assert more_telling(absent, late) is absent
+    assert more_telling(late, absent) is absent
 
 
 def test_known_signatures_are_bounded():
