@@ -13,9 +13,9 @@ from typing import Final
 
 from fitserve_service import completion_queue as core
 from fitserve_service.calls import Metadata, StreamHandler, StreamMethod, UnaryMethod
-from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, incident, wire_status
-from fitserve_service.transport import check_arrival
+from fitserve_service.transport import check_arrival, check_request
 
 _MAX_UNSENT: Final = 64
 """A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
@@ -39,12 +39,8 @@ class _Call:
         if self._core is not None:
             self._on_cancel = callback
 
-    def _check(self, message: bytes | None, limit: int) -> bytes:
-        if message is None:
-            raise ServiceError(Reason.MALFORMED_MESSAGE, "call: expected one request message, got none")
-        left_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
-        check_arrival(len(message), limit, left_s)
-        return message
+    def _remaining_s(self) -> float | None:
+        return None if self.deadline_s is None else self.deadline_s - time.monotonic()
 
     def _closed(self, _: core.Event) -> None:
         callback = self._on_cancel
@@ -89,7 +85,7 @@ class UnaryCall(_Call):
     def _received(self, event: core.Event) -> None:
         if self._core is not None:
             with answering(self):
-                self._run(self, self._check(core.message_of(event), self._limit))
+                self._run(self, check_request(core.message_of(event), self._limit, self._remaining_s()))
 
 
 class StreamCall(_Call):
@@ -150,7 +146,8 @@ class StreamCall(_Call):
             self.half_close()
         elif self._handler is not None and not self._is_half_closed and not self._is_over:
             with answering(self):
-                self._handler.on_message(self._check(message, self._limit))
+                check_arrival(len(message), self._limit, self._remaining_s())
+                self._handler.on_message(message)
             self._read()
 
     def _put(self, item: bytes | ServiceError | None) -> None:

@@ -102,6 +102,18 @@ def check_arrival(size_bytes: int, max_bytes: int, remaining_s: float | None) ->
         raise ServiceError(Reason.DEADLINE_PASSED, "deadline: passed before the request was read")
 
 
+def check_request(message: bytes | None, max_bytes: int, remaining_s: float | None) -> bytes:
+    """Takes a unary call's one message; as `check_arrival`, and None is no message.
+
+    Raises:
+        ServiceError: MALFORMED_MESSAGE where the caller ended the call without one, or with a torn one.
+    """
+    if message is None:
+        raise ServiceError(Reason.MALFORMED_MESSAGE, "call: expected one request message, got none that is whole")
+    check_arrival(len(message), max_bytes, remaining_s)
+    return message
+
+
 def is_loopback(host: str) -> bool:
     """Tells whether only this machine can reach a host."""
     try:

@@ -19,7 +19,14 @@ import grpc.aio
 from fitserve_service.calls import Metadata, MethodTable, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, wire_status
-from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_arrival, check_listenable
+from fitserve_service.transport import (
+    ListenError,
+    TransportOptions,
+    channel_options,
+    check_arrival,
+    check_listenable,
+    check_request,
+)
 
 _MAX_UNSENT: Final = 64
 """A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
@@ -85,7 +92,8 @@ class StockTransport:
         limit = self._options.max_message_bytes
         handlers: dict[str, _Handler] = {}
         for name, unary in table.unary.items():
-            handlers[name] = grpc.unary_unary_rpc_method_handler(functools.partial(_run_unary, unary, name, limit))
+            # As a unary handler, grpc.aio would leave a call without a whole message open and never say so.
+            handlers[name] = grpc.stream_unary_rpc_method_handler(functools.partial(_run_unary, unary, name, limit))
         for name, stream in table.stream.items():
             handlers[name] = grpc.stream_stream_rpc_method_handler(functools.partial(self._run_stream, stream, name))
         return handlers
@@ -138,11 +146,12 @@ class _UnaryCall(_Call):
             self.outcome.set_result(error)
 
 
-async def _run_unary(method: UnaryMethod, name: str, limit: int, request: bytes, context: _Context) -> bytes:
+async def _run_unary(method: UnaryMethod, name: str, limit: int, _: object, context: _Context) -> bytes:
+    message = await context.read()
     call = _UnaryCall(name, context)
     with answering(call):
-        check_arrival(len(request), limit, call.remaining_s)
-        method(call, request)
+        is_missing = message is grpc.aio.EOF  # type: ignore[attr-defined]
+        method(call, check_request(None if is_missing else message, limit, call.remaining_s))
     try:
         outcome = await call.outcome
     except asyncio.CancelledError:

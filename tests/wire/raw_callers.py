@@ -37,7 +37,7 @@ class RawCaller:
         self.flush()
 
     def begin(self, **changes: str | None) -> int:
-        """Begins a call and gives its stream; a header whose name is in `changes` (`_` for `-`) is changed or left out."""
+        """Begins a call and gives its stream; the headers named in `changes` (`_` for `-`) are changed or left out."""
         named = {name.replace("_", "-"): value for name, value in changes.items()}
         headers = HEADERS | {name if name in HEADERS else f":{name}": value for name, value in named.items()}
         stream: int = self.http.get_next_available_stream_id()
