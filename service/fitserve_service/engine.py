@@ -249,8 +249,8 @@ class Engine:
 
     def _start(self, lane: _Lane, run: _Run) -> None:
         lane.is_running = True
-        if run.served.costs.expected_s(run.example_count, run.row_elements) <= INLINE_LIMIT_S:
-            _carry_out(run)
+        is_short = run.served.costs.expected_s(run.example_count, run.row_elements) <= INLINE_LIMIT_S
+        if is_short and _is_carried_out(run):
             self._complete(lane, run)
         else:
             future = self._runners.submit(_carry_out, run)
@@ -315,6 +315,17 @@ def _batcher_for(served: ServedVersion) -> Batcher[Job]:
         max_queue_delay_s=config.max_queue_delay_ms / 1e3,
         max_queued_examples=config.max_queued_examples,
     )
+
+
+def _is_carried_out(run: _Run) -> bool:
+    """Runs a batch once; False where culprits are to be found in it, which takes many runs. Never raises."""
+    try:
+        run.answers = list(_run_together(run, run.jobs))
+    except Exception as error:
+        if isinstance(error, OperatorError) and len(run.jobs) > 1:
+            return False
+        run.answers = [error] * len(run.jobs)
+    return True
 
 
 def _carry_out(run: _Run) -> None:

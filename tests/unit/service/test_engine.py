@@ -240,6 +240,20 @@ def test_culprits_are_isolated_and_the_innocent_get_what_they_would_have_got_alo
         assert it.is_free()
 
 
+def test_looking_for_culprits_does_not_stall_the_loop() -> None:
+    with world() as it:
+        it.serve("m", builders.gather())
+        it.serve("other", builders.scaled())
+        bad = [it.submit("m", indices(BAD)) for _ in range(8)]
+        other = it.submit("other", rows(1))
+        it.loop.turn()
+
+        assert it.answer(other).tolist() == [[2, -2]]
+        assert all(it.outcomes[number] == [] for number in bad)
+        it.settle()
+        assert {it.error(number).reason for number in bad} == {Reason.OPERATOR_FAILED}
+
+
 def test_a_batch_in_which_some_failed_counts_both_kinds() -> None:
     with world() as it:
         served = it.serve("m", builders.gather(), costs=Free())
