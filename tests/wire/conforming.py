@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+from google.rpc.status_pb2 import Status
 
-from fitserve_service.calls import MethodTable
+from fitserve_service.calls import MethodTable, StreamCall, StreamMethod, UnaryCall, UnaryMethod
+from fitserve_service.status import DETAILS_KEY
 from fitserve_service.transport import Transport, TransportOptions
 from fitserve_service.transport_fast import FastTransport
 from fitserve_service.transport_stock import StockTransport
@@ -18,7 +22,10 @@ TRANSPORTS: dict[str, Callable[[TransportOptions], Transport]] = {
     "fast": FastTransport,
     "stock": StockTransport,
 }
-"""Every transport, by name; each passes every test of test_transport_conformance."""
+"""Every transport, by name; each passes every test of test_transport_conformance, _streams and _lifetime."""
+
+WAIT_S = 20.0
+"""Longer than any of this takes; what runs into it has failed."""
 
 
 class Running:
@@ -75,3 +82,43 @@ def channel(port: int) -> Iterator[Any]:
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as opened:
         yield opened
+
+
+def unary(method: UnaryMethod) -> MethodTable:
+    return MethodTable({"/t.T/M": method}, {})
+
+
+def stream(method: StreamMethod) -> MethodTable:
+    return MethodTable({}, {"/t.T/S": method})
+
+
+def echo(call: UnaryCall, message: bytes) -> None:
+    call.reply(message)
+
+
+def details_of(error: Any) -> tuple[Status, ErrorInfo]:
+    trailing: dict[str, Any] = dict(error.trailing_metadata())
+    status = Status.FromString(trailing[DETAILS_KEY])
+    info = ErrorInfo()
+    assert len(status.details) == 1
+    assert status.details[0].Unpack(info)
+    return status, info
+
+
+def failure(opened: Any, message: bytes = b"", method: str = "/t.T/M", **kwargs: object) -> Any:
+    with pytest.raises(grpc.RpcError) as caught:
+        opened.unary_unary(method)(message, **{"timeout": WAIT_S, **kwargs})
+    return caught.value
+
+
+class Echo:
+    """Answers each message with itself, and the half-close with the end."""
+
+    def __init__(self, call: StreamCall) -> None:
+        self.call = call
+
+    def on_message(self, message: bytes) -> None:
+        self.call.send(message)
+
+    def on_half_close(self) -> None:
+        self.call.finish()

@@ -12,6 +12,10 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from fitserve.inference.v1 import inference_pb2_grpc
+from fitserve.types.v1 import tensor_pb2
+from fitserve_contract import tensor_bytes
+from fitserve_contract.datatypes import datatype_of
 from fitserve_service.server import Server, running_server
 from fitserve_service.settings import ServerSettings
 from fitserve_service.status import DETAILS_KEY
@@ -39,6 +43,20 @@ def connected(server: Server) -> Iterator[Any]:
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
     with grpc.insecure_channel(url(server), options=options) as channel:
         yield channel
+
+
+@contextmanager
+def served_stub(server: Server) -> Iterator[Any]:
+    """Opens the stub of Predict and Evaluate."""
+    with connected(server) as channel:
+        yield inference_pb2_grpc.InferenceServiceStub(channel)  # type: ignore[no-untyped-call]
+
+
+def tensor(name: str, array: Any, datatype: str | None = None) -> tensor_pb2.Tensor:
+    """Writes an array as a message; `datatype` where the array cannot tell."""
+    kind = datatype or datatype_of(array.dtype)
+    content = tensor_bytes.encode(array, kind)
+    return tensor_pb2.Tensor(name=name, datatype=kind, shape=array.shape, content=content)
 
 
 def refused(call: Any, *arguments: Any, **keywords: Any) -> tuple[str, str, str]:

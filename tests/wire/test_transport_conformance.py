@@ -1,72 +1,23 @@
-"""What every transport does, whatever carries it: one suite, parametrized by transport."""
+"""What every transport does with unary calls, whatever carries it: one suite, parametrized by transport."""
 
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import ErrorInfo
-from google.rpc.status_pb2 import Status
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.wire.conforming import TRANSPORTS, channel, running
+from tests.wire.conforming import TRANSPORTS, WAIT_S, channel, details_of, echo, failure, running, unary
 
-from fitserve_service.calls import MethodTable, StreamCall, StreamMethod, UnaryCall, UnaryMethod
+from fitserve_service.calls import UnaryCall
 from fitserve_service.errors import CODES, Reason, ServiceError
-from fitserve_service.status import DETAILS_KEY
-from fitserve_service.transport import ListenError, TransportOptions
 
 pytestmark = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
-
-WAIT_S = 20.0
-"""Longer than any of this takes; what runs into it has failed."""
-
-
-def unary(method: UnaryMethod) -> MethodTable:
-    return MethodTable({"/t.T/M": method}, {})
-
-
-def stream(method: StreamMethod) -> MethodTable:
-    return MethodTable({}, {"/t.T/S": method})
-
-
-def echo(call: UnaryCall, message: bytes) -> None:
-    call.reply(message)
-
-
-def details_of(error: Any) -> tuple[Status, ErrorInfo]:
-    trailing: dict[str, Any] = dict(error.trailing_metadata())
-    status = Status.FromString(trailing[DETAILS_KEY])
-    info = ErrorInfo()
-    assert len(status.details) == 1
-    assert status.details[0].Unpack(info)
-    return status, info
-
-
-def failure(opened: Any, message: bytes = b"", method: str = "/t.T/M", **kwargs: object) -> Any:
-    with pytest.raises(grpc.RpcError) as caught:
-        opened.unary_unary(method)(message, **{"timeout": WAIT_S, **kwargs})
-    return caught.value
-
-
-class Echo:
-    """Answers each message with itself, and the half-close with the end."""
-
-    def __init__(self, call: StreamCall) -> None:
-        self.call = call
-
-    def on_message(self, message: bytes) -> None:
-        self.call.send(message)
-
-    def on_half_close(self) -> None:
-        self.call.finish()
 
 
 @settings(max_examples=30, deadline=None)
@@ -273,173 +224,6 @@ def test_what_is_called_soon_runs_after_it_is_asked_for_and_later_after_the_dela
     assert order == ["now", "soon", "later"]
 
 
-def test_a_stream_is_answered_in_order(transport: str) -> None:
-    sent = [str(index).encode() for index in range(300)]
-    with running(transport, stream(Echo)) as world, channel(world.port) as opened:
-        assert list(opened.stream_stream("/t.T/S")(iter(sent), timeout=WAIT_S)) == sent
-        assert list(opened.stream_stream("/t.T/S")(iter([]), timeout=WAIT_S)) == []
-
-
-def test_a_stream_may_be_answered_long_after_the_half_close(transport: str) -> None:
-    class Late(Echo):
-        def on_message(self, message: bytes) -> None:
-            pass
-
-        def on_half_close(self) -> None:
-            def answer() -> None:
-                self.call.send(b"late")
-                self.call.finish()
-
-            threading.Thread(target=lambda: world.transport.post(answer)).start()
-
-    with running(transport, stream(Late)) as world, channel(world.port) as opened:
-        assert list(opened.stream_stream("/t.T/S")(iter([b"a"]), timeout=WAIT_S)) == [b"late"]
-
-
-def test_an_error_ends_a_stream_after_what_was_sent(transport: str) -> None:
-    class Failing(Echo):
-        def on_message(self, message: bytes) -> None:
-            self.call.send(message)
-            raise ServiceError(Reason.QUEUE_FULL, "queue: full")
-
-    with running(transport, stream(Failing)) as world, channel(world.port) as opened:
-        answers = opened.stream_stream("/t.T/S")(iter([b"a", b"b"]), timeout=WAIT_S)
-        assert next(answers) == b"a"
-        with pytest.raises(grpc.RpcError) as caught:
-            next(answers)
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert details_of(caught.value)[1].reason == "QUEUE_FULL"
-
-
-def test_a_stream_that_the_method_refuses_at_once_fails(transport: str) -> None:
-    def refuse(_: StreamCall) -> Echo:
-        raise ServiceError(Reason.DRAINING, "server: draining")
-
-    with running(transport, stream(refuse)) as world, channel(world.port) as opened:
-        with pytest.raises(grpc.RpcError) as caught:
-            list(opened.stream_stream("/t.T/S")(iter([b"a"]), timeout=WAIT_S))
-        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-
-
-def test_a_cancelled_stream_is_told(transport: str) -> None:
-    gone = threading.Event()
-
-    class Watching(Echo):
-        def __init__(self, call: StreamCall) -> None:
-            super().__init__(call)
-            call.on_cancel(gone.set)
-
-        def on_half_close(self) -> None:
-            """Has more to answer."""
-
-    with running(transport, stream(Watching)) as world, channel(world.port) as opened:
-        hold = threading.Event()
-
-        def requests() -> Iterator[bytes]:
-            yield b"a"
-            hold.wait(WAIT_S)
-
-        answers = opened.stream_stream("/t.T/S")(requests())
-        assert next(answers) == b"a"
-        answers.cancel()
-        hold.set()
-        assert gone.wait(WAIT_S)
-
-
-def test_a_caller_that_never_reads_stops_being_read_from(transport: str) -> None:
-    taken = 0
-
-    class Amplify(Echo):
-        def on_message(self, _: bytes) -> None:
-            nonlocal taken
-            taken += 1
-            self.call.send(b"x" * 1_000_000)
-
-    def flood(opened: Any) -> list[bytes]:
-        answers = opened.stream_stream("/t.T/S")(iter([b"a"] * 2_000), timeout=WAIT_S)
-        first = next(answers)
-        for _ in range(50):
-            opened.unary_unary("/t.T/M")(b"", timeout=WAIT_S)
-        answers.cancel()
-        return [first]
-
-    table = MethodTable({"/t.T/M": echo}, {"/t.T/S": Amplify})
-    with running(transport, table) as world, channel(world.port) as opened:
-        flood(opened)
-    assert 1 <= taken < 1_000
-
-
-def test_stopping_answers_what_is_in_flight_and_ends_idle_streams(transport: str) -> None:
-    waiting: list[UnaryCall] = []
-    arrived = threading.Event()
-    hold = threading.Event()
-
-    def keep(call: UnaryCall, _: bytes) -> None:
-        waiting.append(call)
-        arrived.set()
-
-    def requests() -> Iterator[bytes]:
-        yield b"a"
-        hold.wait(WAIT_S)
-
-    table = MethodTable({"/t.T/M": keep}, {"/t.T/S": Echo})
-    with running(transport, table) as world, channel(world.port) as opened:
-        future = opened.unary_unary("/t.T/M").future(b"", timeout=WAIT_S)
-        answers = opened.stream_stream("/t.T/S")(requests(), timeout=WAIT_S)
-        assert next(answers) == b"a"
-        assert arrived.wait(WAIT_S)
-        world.stop(WAIT_S)
-        assert list(answers) == []
-        hold.set()
-        assert world.thread.is_alive()
-        world.transport.post(lambda: waiting[0].reply(b"in time"))
-        assert future.result() == b"in time"
-        world.thread.join(WAIT_S)
-        assert not world.thread.is_alive()
-
-
-def test_stopping_cancels_what_outlives_the_grace_time(transport: str) -> None:
-    gone = threading.Event()
-    arrived = threading.Event()
-
-    def keep(call: UnaryCall, _: bytes) -> None:
-        call.on_cancel(gone.set)
-        arrived.set()
-
-    with running(transport, unary(keep)) as world, channel(world.port) as opened:
-        future = opened.unary_unary("/t.T/M").future(b"", timeout=WAIT_S)
-        assert arrived.wait(WAIT_S)
-        world.stop(0.05)
-        world.thread.join(WAIT_S)
-        assert gone.is_set()
-        assert future.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-
-
-def test_a_port_in_use_is_said_in_words(transport: str) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(ListenError, match=f"port {port} on 127.0.0.1 is in use"):
-            start_on("127.0.0.1", port, transport)
-
-
-def test_two_servers_do_not_share_a_port(transport: str) -> None:
-    with running(transport, unary(echo)) as world, pytest.raises(ListenError, match="is in use"):
-        start_on("127.0.0.1", world.port, transport)
-
-
-@pytest.mark.parametrize("host", ["no such host", "192.0.2.1", "\udc80"])
-def test_a_host_of_another_machine_is_said_in_words(transport: str, host: str) -> None:
-    with pytest.raises(ListenError, match="expected a"):
-        start_on(host, 0, transport)
-
-
-def start_on(host: str, port: int, transport: str) -> None:
-    server = TRANSPORTS[transport](TransportOptions(host=host, port=port))
-    server.run(unary(echo), lambda _: pytest.fail("it listens"))
-
-
 @pytest.mark.parametrize("compression", [grpc.Compression.Gzip, grpc.Compression.Deflate])
 def test_a_compressed_request_arrives_as_it_was(transport: str, compression: grpc.Compression) -> None:
     message = b"0123456789" * 10_000
@@ -495,39 +279,3 @@ def test_trailing_metadata_that_cannot_be_sent_is_the_servers_fault(transport: s
     with running(transport, unary(careless)) as world, channel(world.port) as opened:
         assert failure(opened, b"bad").code() is grpc.StatusCode.INTERNAL
         assert opened.unary_unary("/t.T/M")(b"good", timeout=WAIT_S) == b"good"
-
-
-def test_callbacks_posted_after_the_end_are_dropped(transport: str) -> None:
-    with running(transport, unary(echo)) as world:
-        world.stop(0)
-        world.thread.join(WAIT_S)
-    for _ in range(100):
-        world.transport.post(lambda: pytest.fail("the loop has ended"))
-
-
-def test_stopping_an_idle_server_with_open_connections_ends(transport: str) -> None:
-    with running(transport, unary(echo)) as world, channel(world.port) as opened:
-        opened.unary_unary("/t.T/M")(b"", timeout=WAIT_S)
-        with socket.create_connection(("127.0.0.1", world.port)):
-            world.stop(0.1)
-            world.stop(WAIT_S)
-            world.thread.join(WAIT_S)
-            assert not world.thread.is_alive()
-
-
-def test_a_draining_server_takes_no_new_calls(transport: str) -> None:
-    waiting: list[UnaryCall] = []
-    arrived = threading.Event()
-
-    def keep(call: UnaryCall, _: bytes) -> None:
-        waiting.append(call)
-        arrived.set()
-
-    with running(transport, unary(keep)) as world, channel(world.port) as held, channel(world.port) as other:
-        future = held.unary_unary("/t.T/M").future(b"", timeout=WAIT_S)
-        assert arrived.wait(WAIT_S)
-        world.stop(WAIT_S)
-        assert failure(other).code() is grpc.StatusCode.UNAVAILABLE
-        world.transport.post(lambda: waiting[0].reply(b""))
-        assert future.result() == b""
-    assert len(waiting) == 1
