@@ -1,9 +1,9 @@
-"""Writes a verified candidate into the repository: the model, its manifest and its certificate, atomically."""
+"""Writes a verified candidate into the repository: model, manifest, card and certificate, atomically."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -11,15 +11,17 @@ from typing import Any, Final
 from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExamples, Probe
 from fitserve_contract.files import write_durably
 from fitserve_contract.manifest import Manifest
-from fitserve_contract.repository import MANIFEST_FILE, MODEL_FILE, VersionPath, publish, publishing
+from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE, VersionPath, publish, publishing
 from fitserve_exporters.candidate import Candidate
+from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.judge import objections
+from fitserve_exporters.latency import measure_latency
 from fitserve_exporters.onnx_export import describe, export_onnx
 from fitserve_exporters.provenance import environment, utc_now
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.report import verification_text
-from fitserve_exporters.sessions import sessions_here
+from fitserve_exporters.sessions import OrtSession, sessions_here
 from fitserve_exporters.signature import output_specs
 from fitserve_exporters.verify import Verification, sampled_indices, verify
 
@@ -72,13 +74,15 @@ def publish_candidate(candidate: Candidate, repository: Path, name: str) -> Publ
         NotVerifiedError: the figures speak against it, or ONNX Runtime refuses it; nothing is published.
     """
     content = export_onnx(candidate)
-    verification = verify(candidate, sessions_here(content))
+    sessions = sessions_here(content)
+    verification = verify(candidate, sessions)
     reasons = objections(verification)
     if reasons:
         raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))
     files = certificate_files(candidate)
-    manifest = _manifest(candidate, name, content, verification, files)
-    path = write_version(repository, name, {MODEL_FILE: content, MANIFEST_FILE: manifest.to_bytes(), **files})
+    manifest = _manifest(candidate, name, content, _record(verification, candidate, sessions), files)
+    described = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: model_card(manifest)}
+    path = write_version(repository, name, {MODEL_FILE: content, **described, **files})
     return PublishedVersion(path.model, path.version, path.folder, manifest, verification)
 
 
@@ -122,8 +126,13 @@ def _affordable_count(candidate: Candidate) -> int:
     return max(1, min(MAX_HELD_OUT_EXAMPLES, MAX_HELD_OUT_BYTES // per_example_bytes))
 
 
+def _record(verification: Verification, candidate: Candidate, sessions: Sequence[OrtSession]) -> dict[str, Any]:
+    latency = {session.provider: measure_latency(candidate, session) for session in sessions}
+    return {**verification.to_json(), "latency": latency}
+
+
 def _manifest(
-    candidate: Candidate, name: str, content: bytes, verification: Verification, files: Mapping[str, bytes]
+    candidate: Candidate, name: str, content: bytes, verification: Mapping[str, Any], files: Mapping[str, bytes]
 ) -> Manifest:
     return Manifest(
         model=name,
@@ -132,7 +141,7 @@ def _manifest(
         outputs=output_specs(content),
         task=candidate.task,
         training=candidate.training,
-        verification=verification.to_json(),
+        verification=verification,
         environment=environment(),
         onnx=describe(content),
         files={file: _facts(file, data, candidate) for file, data in files.items()},

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec, Tolerance
+from fitserve_exporters.card_curves import read_curves
 from fitserve_exporters.errors import ExportError
 from fitserve_training.runs import TrainedRun, open_run
 
@@ -33,7 +34,7 @@ def run_candidate(run_dir: Path, *, data_dir: Path | None = None) -> tuple[str, 
         output_names=run.output_names,
         held_out=HeldOut(held_out.inputs, held_out.labels, held_out.source, held_out.sha256),
         task=run.task,
-        training=run.training_record,
+        training={**run.training_record, "curves": read_curves(run_dir)},
         tolerance=tolerance_of(run.tolerance),
         seed=_seed(run),
     )

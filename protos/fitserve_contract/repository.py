@@ -28,6 +28,7 @@ from fitserve_contract.files import (
 MODEL_FILE: Final = "model.onnx"
 MANIFEST_FILE: Final = "manifest.json"
 CHECKSUMS_FILE: Final = "SHA256SUMS"
+CARD_FILE: Final = "model_card.html"
 LABELS_FILE: Final = "labels.json"
 OVERRIDES_FILE: Final = "model.toml"
 

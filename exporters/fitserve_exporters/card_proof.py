@@ -1,0 +1,198 @@
+"""The parts of the model card that carry figures: accuracy with its interval, verification, latency."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from fitserve_contract.manifest import Manifest
+from fitserve_exporters.card_html import Child, Markup, facts, mapping, section, shown, table, tag
+
+_SHARES: Final = ("accuracy", "exact_match")
+"""Figures that are a share of the examples, and have a Wilson interval beside them."""
+
+_TORCH: Final = "torch, eager"
+
+
+def headline(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """Gives the few figures that belong at the top: name and value."""
+    providers = _providers(manifest)
+    for provider, figures in list(providers.items())[:1]:
+        metrics = mapping(mapping(figures).get("metrics"))
+        share = next((name for name in _SHARES if name in metrics), None)
+        if share:
+            between = _interval(metrics, share)
+            yield f"{share.replace('_', ' ')}{f', 95 %: {between}' if between else ''}", _percent(metrics[share])
+        elif metrics.get("r_squared") is not None:
+            yield "R² on held-out data", shown(metrics["r_squared"])
+        yield "verified on", provider.removesuffix("ExecutionProvider")
+    latency = _latency(manifest)
+    for rows in list(latency.values())[:1]:
+        for row in rows[:1]:
+            yield f"p50 at batch size {shown(row.get('batch_size'))}, in process", _milliseconds(row.get("p50_ms"))
+    if manifest.onnx.get("parameter_count") is not None:
+        yield "parameters", shown(manifest.onnx["parameter_count"])
+
+
+def accuracy_section(manifest: Manifest) -> Markup | None:
+    """Shows what torch and ONNX Runtime scored on the full held-out set; None where nothing was scored."""
+    verification = manifest.verification
+    sides = {_TORCH: mapping(verification.get("torch")), **_providers(manifest)}
+    metrics = {side: found for side, figures in sides.items() if (found := mapping(mapping(figures).get("metrics")))}
+    if not metrics:
+        return None
+    names = [name for name in next(iter(metrics.values())) if not name.endswith(("_count", "_interval_95"))]
+    rows = [
+        (name.replace("_", " "), side, _value(found, name), _counted(found, name), _interval(found, name) or "–")
+        for name in names
+        for side, found in metrics.items()
+    ]
+    data = mapping(verification.get("data"))
+    about = f"On the full held-out set: {shown(data.get('source'))}, {shown(data.get('example_count'))} examples."
+    head = ("", "by", "value", "count", "95 % interval (Wilson)")
+    return section("Accuracy", tag("p", about, class_="note"), table(head, rows))
+
+
+def verification_section(manifest: Manifest) -> Markup | None:
+    """Shows ONNX Runtime against torch for each output and batch size; None where there are no figures."""
+    providers = _providers(manifest)
+    if not providers:
+        return None
+    tolerance = mapping(manifest.verification.get("tolerance"))
+    rule = (
+        f"Allowed: max|onnxruntime − float64| ≤ max({shown(tolerance.get('factor'))} × max|torch − float64|, "
+        f"{shown(tolerance.get('atol'))}, {shown(tolerance.get('rtol'))} × max|float64|)."
+    )
+    parts: list[Child] = [
+        tag("p", "ONNX Runtime against eager torch, as trained and in float64, on the same held-out examples. ", rule),
+        tag("p", f"Why: {shown(tolerance.get('reason'))}.", class_="note"),
+    ]
+    if manifest.verification.get("float64_gap"):
+        parts.append(tag("p", f"No float64 reference: {shown(manifest.verification['float64_gap'])}", class_="note"))
+    for provider, figures in providers.items():
+        parts += [tag("h3", provider), _agreement(mapping(figures)), _differences(mapping(figures))]
+    return section("Verification", parts)
+
+
+def latency_section(manifest: Manifest) -> Markup | None:
+    """Shows how long a batch took where that was measured; None elsewhere."""
+    rows = [
+        (
+            provider,
+            shown(row.get("batch_size")),
+            _milliseconds(row.get("p50_ms")),
+            _milliseconds(row.get("p99_ms")),
+            shown(row.get("run_count")),
+        )
+        for provider, measured in _latency(manifest).items()
+        for row in measured
+    ]
+    if not rows:
+        return None
+    cpu, count = manifest.environment.get("cpu"), manifest.environment.get("cpu_count")
+    about = (
+        f"ONNX Runtime in process while it was exported ({shown(cpu)}, {shown(count)} cores; its default threads): "
+        "without gRPC, without other load. fitserve-bench measures the server."
+    )
+    head = ("provider", "batch size", "p50", "p99", "runs")
+    return section("Latency", tag("p", about, class_="note"), table(head, rows))
+
+
+def _providers(manifest: Manifest) -> Mapping[str, Any]:
+    return mapping(manifest.verification.get("providers"))
+
+
+def _latency(manifest: Manifest) -> dict[str, list[Mapping[str, Any]]]:
+    written = mapping(manifest.verification.get("latency"))
+    return {
+        str(provider): [mapping(row) for row in rows] for provider, rows in written.items() if isinstance(rows, list)
+    }
+
+
+def _agreement(figures: Mapping[str, Any]) -> Markup | None:
+    agreement = mapping(figures.get("agreement"))
+    if not agreement:
+        return None
+    pairs: list[tuple[str, Child]] = [
+        (
+            "answers the same as torch's",
+            f"{shown(agreement.get('same_count'))} of {shown(agreement.get('example_count'))}",
+        ),
+        ("ties within the tolerance", shown(agreement.get("tie_count"))),
+        ("of these answered differently", shown(agreement.get("tie_difference_count"))),
+        ("other differences", shown(agreement.get("difference_count"))),
+    ]
+    return facts(pairs)
+
+
+def _differences(figures: Mapping[str, Any]) -> Markup:
+    head = (
+        "output",
+        "batch size",
+        "examples",
+        "max |diff|",
+        "mean |diff|",
+        "max ULPs",
+        "onnxruntime − float64",
+        "torch − float64",
+        "allowed",
+        "",
+    )
+    batches = figures.get("batches")
+    rows = [
+        _difference_row(str(name), mapping(batch), mapping(output))
+        for batch in (batches if isinstance(batches, list) else [])
+        for name, output in mapping(mapping(batch).get("outputs")).items()
+    ]
+    return table(head, rows)
+
+
+def _difference_row(name: str, batch: Mapping[str, Any], output: Mapping[str, Any]) -> list[Child]:
+    return [
+        tag("code", name),
+        shown(batch.get("batch_size")),
+        shown(batch.get("example_count")),
+        _small(output.get("max_abs_diff")),
+        _small(output.get("mean_abs_diff")),
+        shown(output.get("max_ulps")),
+        _small(output.get("ort_max_error")),
+        _small(output.get("torch_max_error")),
+        _small(output.get("tolerance")),
+        _verdict(output),
+    ]
+
+
+def _verdict(output: Mapping[str, Any]) -> Markup:
+    error, allowed = output.get("ort_max_error"), output.get("tolerance")
+    is_within = isinstance(error, int | float) and isinstance(allowed, int | float) and error <= allowed
+    if is_within and not output.get("nonfinite_mismatch_count"):
+        return tag("span", "within", class_="chip good")
+    return tag("span", "beyond", class_="chip bad")
+
+
+def _value(metrics: Mapping[str, Any], name: str) -> str:
+    return _percent(metrics[name]) if name in _SHARES else shown(metrics.get(name))
+
+
+def _counted(metrics: Mapping[str, Any], name: str) -> str:
+    count = metrics.get("correct_count" if name == "accuracy" else f"{name}_count")
+    return "–" if count is None else f"{shown(count)} of {shown(metrics.get('example_count'))}"
+
+
+def _interval(metrics: Mapping[str, Any], name: str) -> str:
+    interval = metrics.get(f"{name}_interval_95")
+    if not isinstance(interval, list | tuple) or len(interval) != 2:
+        return ""
+    return f"{_percent(interval[0])} to {_percent(interval[1])}"
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.2%}".replace("%", " %") if isinstance(value, int | float) else shown(value)
+
+
+def _milliseconds(value: Any) -> str:
+    return f"{value:.3g} ms" if isinstance(value, int | float) else "–"
+
+
+def _small(value: Any) -> str:
+    return f"{value:.2e}" if isinstance(value, int | float) else shown(value)
