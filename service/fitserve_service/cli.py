@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SHOWN_MODELS = 5
+_CLOSING_S = 2.0
+"""How long the process may take to end once the grace time is over."""
 
 _EPILOG = f"""example:
   fitserve-serve --repository models
@@ -92,6 +94,10 @@ def _model_text(server: Server, name: str) -> str:
 def _watch_signals(server: Server) -> None:
     signal.sigwait(_STOP_SIGNALS)
     server.stop()
+    # A run or a load that never ends cannot be broken off, and its thread would keep the process.
+    last_resort = threading.Timer(server.settings.grace_s + _CLOSING_S, os._exit, (0,))
+    last_resort.daemon = True
+    last_resort.start()
     second = signal.sigwait(_STOP_SIGNALS)
     os._exit(128 + second)
 

@@ -130,7 +130,10 @@ class Server:
     def _open_metrics(self) -> None:
         if self.settings.metrics_port is not None:
             exposition = self._telemetry.exposition
-            self._metrics = MetricsPort(self.settings.host, self.settings.metrics_port, exposition)
+            try:
+                self._metrics = MetricsPort(self.settings.host, self.settings.metrics_port, exposition)
+            except ListenError as error:
+                raise ListenError(f"--metrics-port: {error}") from None
 
     def _methods(self) -> MethodTable:
         intake = Intake(self.registry, self._engine, self._telemetry)

@@ -18,6 +18,7 @@ from urllib.request import urlopen
 
 import grpc
 import numpy as np
+import onnx
 import pytest
 from tests import builders
 from tests.wire.serving import WAIT_S, connected, serving
@@ -25,6 +26,7 @@ from tests.wire.serving import WAIT_S, connected, serving
 from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
 from fitserve_oip import health_pb2
+from fitserve_service import session
 
 PREDICT = "/fitserve.inference.v1.InferenceService/Predict"
 COMMAND = (sys.executable, "-c", "from fitserve_service.cli import main; main()")
@@ -136,6 +138,42 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
         assert any(future.exception() for future in running)
 
 
+def counting_model() -> bytes:
+    """n INT64 () -> y FP32 (): counts to n, one step at a time."""
+    count, flag, number = (
+        builders.value(name, (), builders.ELEMENT_TYPES[datatype])
+        for name, datatype in (("i", "INT64"), ("go", "BOOL"), ("v", "FP32"))
+    )
+    body = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["go"], ["go_on"]), onnx.helper.make_node("Add", ["v", "one"], ["w"])],
+        "body",
+        [count, flag, number],
+        [builders.value("go_on", (), builders.ELEMENT_TYPES["BOOL"]), builders.value("w", ())],
+    )
+    loop = onnx.helper.make_node("Loop", ["n", "", "zero"], ["y"], body=body)
+    scalars = {"zero": np.array(0, np.float32), "one": np.array(1, np.float32)}
+    return builders.model(
+        [loop], [builders.value("n", (), builders.ELEMENT_TYPES["INT64"])], [builders.value("y", ())], scalars
+    )
+
+
+def test_a_run_that_never_ends_does_not_keep_the_process(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "count", 1, counting_model())
+    endless = tensor_pb2.Tensor(name="n", datatype="INT64", content=np.int64(2**60).tobytes())
+    request = pb.PredictRequest(model=tensor_pb2.ModelSpec(name="count"), inputs=[endless])
+    with (
+        started(tmp_path, "--grace-s", "0.1") as (process, line),
+        grpc.insecure_channel(f"127.0.0.1:{port_of(line)}") as channel,
+    ):
+        call: Any = channel.unary_unary(PREDICT)  # type: ignore[call-arg]
+        ready: Any = channel.unary_unary("/inference.GRPCInferenceService/ServerReady")  # type: ignore[call-arg]
+        running = call.future(request.SerializeToString(), timeout=WAIT_S)
+        ready(b"", timeout=WAIT_S)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+        assert running.code() is not grpc.StatusCode.OK
+
+
 def test_a_closed_stdout_does_not_stop_it(tmp_path: Path) -> None:
     builders.bare_version(tmp_path, "twice", 1, builders.scaled())
     reader, writer = os.pipe()
@@ -173,7 +211,12 @@ def test_it_refuses_to_start_in_one_sentence(tmp_path: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         assert f"port {port} on 127.0.0.1 is in use" in refusal(*repository, "--port", port, "--metrics-port", "off")
-        assert f"port {port} on 127.0.0.1 is in use" in refusal(*repository, "--port", "0", "--metrics-port", port)
+        assert f"--metrics-port: port {port} on 127.0.0.1 is in use" in refusal(
+            *repository, "--port", "0", "--metrics-port", port
+        )
+    problem = session.cuda_problem()
+    if problem is not None:
+        assert f"--device cuda: {problem}" in refusal(*repository, "--device", "cuda")
 
 
 def test_a_thousand_models_load_and_answer_and_a_broken_one_harms_nobody(tmp_path: Path) -> None:
