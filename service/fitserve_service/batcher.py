@@ -91,7 +91,10 @@ class Batcher(Generic[Item]):
             entry.key = None
         entry.arrived_s = now_s
         entry.is_queued = True
-        self._queues.setdefault((entry.priority, entry.key), deque()).append(entry)
+        queue = self._queues.get((entry.priority, entry.key))
+        if queue is None:
+            queue = self._queues[entry.priority, entry.key] = deque()
+        queue.append(entry)
         self.queued_examples += weight
         self.entry_count += 1
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -43,6 +43,7 @@ def requests(draw: st.DrawFn) -> list[dict[str, Tensor]]:
     return parts
 
 
+@settings(deadline=None)
 @given(requests(), st.integers(0, 5))
 def test_splitting_what_was_joined_gives_it_back_bit_for_bit(parts: list[dict[str, Tensor]], padded: int) -> None:
     counts = [len(part["words"].array) for part in parts]

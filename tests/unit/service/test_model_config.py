@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitserve_service.model_config import ModelConfig, ModelConfigError, read_overrides
@@ -80,6 +80,7 @@ def test_a_link_is_no_file_of_the_model(tmp_path: Path) -> None:
 sizes = st.lists(st.integers(1, 1000), max_size=4).map(lambda found: tuple(sorted(set(found))))
 
 
+@settings(deadline=None)
 @given(
     st.builds(
         ModelConfig,

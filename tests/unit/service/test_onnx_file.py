@@ -160,13 +160,13 @@ def _length(size: int) -> bytes:
 HOSTILE = [with_external_everywhere(), *MODELS.values()]
 
 
-@settings(deadline=2000, max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.sampled_from(HOSTILE), st.integers(0, 1 << 16))
 def test_a_file_cut_off_anywhere_is_refused_or_read(content: bytes, end: int) -> None:
     _read_or_refuse(content[: end % (len(content) + 1)])
 
 
-@settings(deadline=2000, max_examples=500)
+@settings(deadline=None, max_examples=500)
 @given(
     st.sampled_from(HOSTILE), st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 7)), min_size=1, max_size=8)
 )
@@ -177,7 +177,7 @@ def test_flipped_bits_are_refused_or_read(content: bytes, flips: list[tuple[int,
     _read_or_refuse(bytes(damaged))
 
 
-@settings(deadline=2000, max_examples=300)
+@settings(deadline=None, max_examples=300)
 @given(st.binary(max_size=200))
 @example(b"\x3a\x00")
 def test_any_bytes_are_refused_or_read(content: bytes) -> None:
