@@ -23,9 +23,19 @@ class Entry:
 
 ENTRIES = (
     Entry(
+        "linreg-scratch",
+        "y = Xw + b on 1,000 synthetic examples, by hand: half the squared error, plain descent",
+        "fitserve_training.recipes.linreg_scratch",
+    ),
+    Entry(
         "linreg",
         "y = Xw + b on 1,000 synthetic examples, minibatch SGD, mean squared loss",
         "fitserve_training.recipes.linreg",
+    ),
+    Entry(
+        "line",
+        "a line through three points, and how eight optimizers get there",
+        "fitserve_training.recipes.line",
     ),
     Entry(
         "thermometer",
@@ -33,9 +43,19 @@ ENTRIES = (
         "fitserve_training.recipes.thermometer",
     ),
     Entry(
+        "two-layer",
+        "1000 -> 100 -> 10 with ReLU on noise, with its gradients three ways",
+        "fitserve_training.recipes.two_layer",
+    ),
+    Entry(
         "softmax", "softmax regression on Fashion-MNIST (or scikit-learn's digits)", "fitserve_training.recipes.softmax"
     ),
     Entry("lenet", "LeNet on Fashion-MNIST (or scikit-learn's digits)", "fitserve_training.recipes.lenet"),
+    Entry(
+        "bert-multilabel",
+        "BERT for any of 28 emotions on GoEmotions (or 300 bundled sentences)",
+        "fitserve_training.recipes.bert_multilabel",
+    ),
 )
 
 

@@ -17,9 +17,8 @@ def evaluate(model: nn.Module, objective: Objective, split: Split) -> dict[str, 
     model.eval()
     sums = torch.zeros(objective.sum_count, dtype=torch.float64, device=split.targets.device)
     with torch.inference_mode():
-        for start in range(0, len(split), _CHUNK):
-            targets = split.targets[start : start + _CHUNK]
-            outputs = model(*(x[start : start + _CHUNK] for x in split.inputs))
+        for inputs, targets in split.chunks(_CHUNK):
+            outputs = model(*inputs)
             sums += objective.sums(outputs, targets, objective.loss(outputs, targets))
     model.train(was_training)
     return objective.metrics(sums.tolist(), len(split))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fitserve_training.compiling import compiled_graph_count
 from fitserve_training.config import RunConfig
+from fitserve_training.data.buckets import bucketed_batches
 from fitserve_training.data.dataset import Split
 from fitserve_training.device import now
 from fitserve_training.errors import RunStoppedError
@@ -73,7 +74,7 @@ def fit(job: Job, observer: Observer, first_epoch: int = 1) -> None:
     for epoch in range(first_epoch, config.epochs + 1):
         seed_global(config.seed, "epoch", epoch)
         parameters_before = _flat_parameters(job.model) if config.stop_when_still else None
-        batches = list(epoch_indices(config.seed, epoch, len(job.train), config.batch_size, device))
+        batches = list(epoch_indices(config.seed, epoch, len(job.train), config.batch_size, device, job.train.lengths))
         marks = curve_marks(len(batches))
         snapshots: dict[int, Tensor] = {}
         job.model.train()
@@ -117,14 +118,24 @@ class EpochClock:
 
 
 def epoch_indices(
-    seed: int, epoch: int, example_count: int, batch_size: int, device: torch.device
+    seed: int,
+    epoch: int,
+    example_count: int,
+    batch_size: int,
+    device: torch.device,
+    lengths: Tensor | None = None,
 ) -> Iterator[Tensor | None]:
     """Gives an epoch's batches as int64 indices on `device`, shuffled anew every epoch; the last may be shorter.
 
-    With `batch_size` 0 there is one batch of all examples in order: None stands for it.
+    With `batch_size` 0 there is one batch of all examples in order: None stands for it. With `lengths` (N,) a batch
+    holds examples of like length.
     """
     if batch_size == 0:
         yield None
+        return
+    if lengths is not None:
+        batches = bucketed_batches(lengths, batch_size, generator(seed, "shuffle", epoch))
+        yield from (indices.to(device) for indices in batches)
         return
     stream = generator(seed, "shuffle", epoch, device=device)
     yield from torch.split(torch.randperm(example_count, generator=stream, device=device), batch_size)

@@ -22,11 +22,12 @@ from fitserve_training.device import cpu_threads, device_title, resolve_device
 from fitserve_training.environment import describe
 from fitserve_training.errors import UsageError
 from fitserve_training.fit import EpochReport, Job, fit
+from fitserve_training.form import Form
 from fitserve_training.optim import check_optimizer, make_optimizer
 from fitserve_training.outcome import check_required, closing_lines, summarise
 from fitserve_training.plots import draw_curves
 from fitserve_training.progress import Display, open_display
-from fitserve_training.recipe import Recipe
+from fitserve_training.recipe import Finish, Recipe
 from fitserve_training.rundir import RunWriter
 from fitserve_training.seeding import make_deterministic, seed_global
 from fitserve_training.settings import config_text, read_config, resolve_config
@@ -110,8 +111,11 @@ def _build(recipe: Recipe, config: RunConfig, places: Places) -> Built:
     device = resolve_device(config.device)
     make_deterministic(device)
     data = recipe.load_data(config, places)
+    recipe = recipe.for_form(Form.of(data)) if recipe.for_form else recipe
     seed_global(config.seed, "init")
     model = recipe.build_model(config).to(device)
+    if recipe.start:
+        recipe.start(config, model)
     record = choose_compile(config.compile, device, places.cache_dir)
     return Built(recipe, config, data, model, make_optimizer(model.parameters(), config), device, record)
 
@@ -133,6 +137,8 @@ def _run(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str],
     first_epoch = _first_epoch(built, writer) if is_resumed else 1
     writer.write_text(rundir.CONFIG, config_text(built.recipe, built.config))
     writer.write_json(rundir.ENVIRONMENT, describe(built.device))
+    if built.recipe.for_form:
+        Form.of(built.data).write(writer.path)
     display = open_display(built.config.epochs, say)
     try:
         fit(_job(built, say), Recorder(built, writer, display), first_epoch)
@@ -192,13 +198,15 @@ class Recorder:
 
 def _finish(built: Built, writer: RunWriter, say: Callable[[str], None]) -> Path:
     rows, points = (rundir.read_lines(writer.path / name) for name in (rundir.METRICS, rundir.CURVE))
-    summary = summarise(built.recipe, built.config, built.data, built.model, rows, built.compile_record)
+    finish = Finish(built.config, built.model.cpu().eval(), built.data, rows)
+    measured = built.recipe.measure(finish) if built.recipe.measure else {}
+    summary = summarise(built.recipe, built.config, built.data, built.model, rows, built.compile_record, measured)
     for line in closing_lines(summary):
         say(line)
     save_weights(writer.path / rundir.WEIGHTS, built.model)
     draw_curves(rows, points, writer.path)
     if built.recipe.draw:
-        built.recipe.draw(built.model.cpu().eval(), built.data, writer.path / "fit.svg")
+        built.recipe.draw(finish, writer.path)
     check_required(summary)
     writer.write_json(rundir.SUMMARY, summary)
     return writer.finish()

@@ -58,24 +58,79 @@ class Classification:
 
 
 class Regression:
-    """Real values: mean squared error of outputs (B, D) against targets (B, D)."""
+    """Real values: squared error of outputs (B, D) against targets (B, D).
+
+    Args:
+        factor: What the squared error is multiplied by; ½ for a loss whose slope is the error itself.
+        is_summed: The loss of a batch, and of a split, is the sum over its values instead of their mean.
+    """
 
     kind = TaskKind.REGRESSION
-    sum_count = 4
+    sum_count = 5
+
+    def __init__(self, factor: float = 1.0, is_summed: bool = False) -> None:
+        self._factor = factor
+        self._is_summed = is_summed
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Gives the mean squared error over all B * D values."""
-        return functional.mse_loss(outputs, targets)
+        """Gives the squared error over all B * D values, their mean or their sum."""
+        loss = functional.mse_loss(outputs, targets, reduction="sum" if self._is_summed else "mean")
+        return loss if self._factor == 1 else loss * self._factor
 
     def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
-        """Sums the loss, the absolute error, and the targets and their squares that R² needs."""
+        """Sums the loss, the squared and absolute errors, and the targets and their squares that R² needs."""
         count, wide = len(targets), targets.double()
-        absolute = (outputs.double() - wide).abs().sum() / targets[0].numel()
-        return torch.stack((loss.double() * count, absolute, wide.mean() * count, wide.square().mean() * count))
+        error = outputs.double() - wide
+        means = (error.square().mean(), error.abs().mean(), wide.mean(), wide.square().mean())
+        return torch.stack((loss.double() * (1 if self._is_summed else count), *(mean * count for mean in means)))
 
     def metrics(self, sums: Sequence[float], example_count: int) -> dict[str, float]:
-        """Gives the mean squared error as `loss`, the mean absolute error, and R² where the targets vary."""
-        squared, absolute, total, total_squares = sums
-        metrics = {"loss": squared / example_count, "mae": absolute / example_count}
+        """Gives the loss, the mean absolute error, and R² where the targets vary."""
+        loss, squared, absolute, total, total_squares = sums
+        metrics = {"loss": loss if self._is_summed else loss / example_count, "mae": absolute / example_count}
         variation = total_squares - total * total / example_count
         return metrics | ({"r2": 1 - squared / variation} if variation > 0 else {})
+
+
+class MultiLabel:
+    """Any of C classes: mean binary cross-entropy in nats on logits (B, C) against bool labels (B, C).
+
+    A label is predicted where its probability is at least ½, that is its logit at least 0.
+    """
+
+    kind = TaskKind.MULTI_LABEL
+
+    def __init__(self, class_count: int) -> None:
+        self._class_count = class_count
+
+    @property
+    def sum_count(self) -> int:
+        """Loss, exact matches, and three counts per class."""
+        return 2 + 3 * self._class_count
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Gives the mean binary cross-entropy over all B * C labels."""
+        return functional.binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))
+
+    def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
+        """Sums the loss and counts exact matches and, per class, the labels that are right, predicted and true."""
+        predicted, true = outputs >= 0, targets.bool()
+        exact = (predicted == true).all(dim=1).sum()
+        counts = torch.cat([each.sum(dim=0) for each in (predicted & true, predicted, true)])
+        return torch.cat((torch.stack((loss.double() * len(targets), exact.double())), counts.double()))
+
+    def metrics(self, sums: Sequence[float], example_count: int) -> dict[str, float]:
+        """Gives the mean loss, micro and macro F1 (0 for a class never predicted nor true), and exact match, 0..1."""
+        count = self._class_count
+        right, predicted, true = (sums[2 + k * count : 2 + (k + 1) * count] for k in range(3))
+        per_class = [_f1(*counts) for counts in zip(right, predicted, true, strict=True)]
+        return {
+            "loss": sums[0] / example_count,
+            "micro_f1": _f1(sum(right), sum(predicted), sum(true)),
+            "macro_f1": sum(per_class) / count,
+            "exact_match": sums[1] / example_count,
+        }
+
+
+def _f1(right: float, predicted: float, true: float) -> float:
+    return 2 * right / (predicted + true) if predicted + true else 0.0

@@ -20,6 +20,7 @@ _SETTINGS: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[str, ...]
     "asgd": (torch.optim.ASGD, ("weight_decay",)),
     "rmsprop": (torch.optim.RMSprop, ("momentum", "weight_decay")),
     "rprop": (torch.optim.Rprop, ()),
+    "lbfgs": (torch.optim.LBFGS, ()),
 }
 """Constructor, and the settings of RunConfig that it takes beside `lr`."""
 

@@ -23,12 +23,14 @@ def summarise(
     model: nn.Module,
     rows: Sequence[dict[str, Any]],
     compile_record: CompileRecord,
+    measured: dict[str, float],
 ) -> dict[str, Any]:
-    """Gives summary.json: the last metrics, median speed, learned parameters, data, device, compile mode, task."""
+    """Gives summary.json: the last metrics, the recipe's own figures, median speed, learned parameters, data, device, compile mode, task."""
     speeds = [row["examples_per_s"] for row in rows if row.get("examples_per_s")]
     return {
         "recipe": recipe.name,
         **rows[-1],
+        **measured,
         "examples_per_s": median(speeds) if speeds else None,
         "seed": config.seed,
         "device": str(next(model.parameters()).device),
@@ -44,7 +46,7 @@ def summarise(
             "held_out_sha256": split_sha256(data.held_out),
         },
         "task": recipe.task(data).to_json(),
-        "published": [_judge(band, rows[-1]) for band in published_bands(recipe, config)],
+        "published": [_judge(band, {**rows[-1], **measured}) for band in published_bands(recipe, config)],
     }
 
 
@@ -76,6 +78,7 @@ def check_required(summary: dict[str, Any]) -> None:
 def closing_lines(summary: dict[str, Any]) -> list[str]:
     """Puts a summary into a few lines for people."""
     told = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_mae", "test_r2")
+    told += ("test_micro_f1", "test_macro_f1", "test_exact_match")
     metrics = ", ".join(f"{key.replace('_', ' ')} {summary[key]:.7g}" for key in told if summary.get(key) is not None)
     speed = f", {summary['examples_per_s']:,.0f} examples/s on {summary['device']}" if summary["examples_per_s"] else ""
     lines = [f"{summary['recipe']}: {metrics}{speed}"]

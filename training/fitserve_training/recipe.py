@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_training.config import RunConfig, Scalar
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.places import Places
+from fitserve_training.form import Form
 from fitserve_training.objectives import Objective
 
 
@@ -46,6 +48,23 @@ class Band:
         return self.low <= value <= self.high
 
 
+@dataclass(frozen=True)
+class Finish:
+    """The end of a run, from which a recipe makes its own figures and pictures.
+
+    Args:
+        config: Settings of the run.
+        model: Trained, on the CPU, in evaluation mode.
+        data: What it was trained on.
+        rows: The lines of metrics.jsonl.
+    """
+
+    config: RunConfig
+    model: nn.Module
+    data: DataSet
+    rows: Sequence[Mapping[str, Any]]
+
+
 def _same_module(module: nn.Module) -> nn.Module:
     return module
 
@@ -70,7 +89,13 @@ class Recipe:
             are means over the epoch while it trains.
         parameters: The learned parameters of a model small enough to print.
         served: Turns the trained model into the one that is served, preprocessing and link function inside.
-        draw: Draws the recipe's own picture, SVG, into a path.
+        draw: Draws the recipe's own pictures, SVG, into a folder.
+        measure: The recipe's own figures of a finished run, which its bands may name.
+        for_form: Gives the recipe its final form where inputs, outputs or files depend on the data; without it the
+            recipe is the same for all its data.
+        start: Puts the weights into a new model that training starts from, where they are not the random ones
+            of `build_model`.
+        own_data: Kinds of the user's own data that it takes: `images`, `table`, `arrays`, `text`.
         cure: What to change when the loss is not finite.
         tolerance: Overrides the exporter's tolerance, by `atol` and `rtol`.
     """
@@ -89,7 +114,11 @@ class Recipe:
     is_loss_after_epoch: bool = False
     parameters: Callable[[nn.Module], dict[str, float]] | None = None
     served: Callable[[nn.Module], nn.Module] = _same_module
-    draw: Callable[[nn.Module, DataSet, Path], None] | None = None
+    draw: Callable[[Finish, Path], None] | None = None
+    measure: Callable[[Finish], dict[str, float]] | None = None
+    for_form: Callable[[Form], Recipe] | None = None
+    start: Callable[[RunConfig, nn.Module], None] | None = None
+    own_data: tuple[str, ...] = ()
     cure: str = "lower the learning rate (--set lr=…)"
     tolerance: Mapping[str, float] | None = None
 

@@ -139,3 +139,81 @@ def line_descent(x_N: Tensor, y_N: Tensor, lr: float, epochs: int) -> tuple[list
         losses.append(line_loss(parameters[0], parameters[1], x_N, y_N).item())
         parameters = parameters - lr * line_gradient_by_chain_rule(parameters[0], parameters[1], x_N, y_N)
     return losses, parameters
+
+
+def line_gradients(w: Tensor, b: Tensor, x_N: Tensor, y_N: Tensor) -> list[Tensor]:
+    """The line's gradient three ways: central differences, chain rule, autograd."""
+    ways = (line_gradient_by_differences, line_gradient_by_chain_rule, line_gradient_by_autograd)
+    return [way(w, b, x_N, y_N) for way in ways]
+
+
+def largest_gap(gradients: Sequence[Tensor]) -> float:
+    """How far gradients of one point differ from the first, relative to its largest component."""
+    first = gradients[0]
+    return max(((other - first).abs().max() / first.abs().max()).item() for other in gradients[1:])
+
+
+def half_squared_regression(model: LinearModel, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> list[float]:
+    """Linear regression with its own gradient descent; gives each step's mean loss before its update.
+
+    Source: Zhang et al., Dive into Deep Learning, section "Linear Regression Implementation from Scratch": the loss
+    (ŷ - y)² / 2 is summed, and the update divides by the batch size.
+    """
+    losses = []
+    for x_BD, y_B1 in batches:
+        error_B1 = model(x_BD) - y_B1
+        losses.append((error_B1 * error_B1 / 2).mean().item())
+        model.descend(x_BD, error_B1, lr / len(x_BD))
+    return losses
+
+
+def summed_line(model: LinearModel, x_N1: Tensor, y_N1: Tensor, lr: float, epochs: int) -> list[float]:
+    """Fits a line on the sum of squared errors of all examples; gives each epoch's loss before its update."""
+    losses = []
+    for _ in range(epochs):
+        error_N1 = model(x_N1) - y_N1
+        losses.append((error_N1 * error_N1).sum().item())
+        model.descend(x_N1, 2 * error_N1, lr)
+    return losses
+
+
+def line_closed_form(start: Tensor, goal: Tensor, x_N: Tensor, lr: float, epochs: int) -> Tensor:
+    """Where `epochs` steps on the sum of squared errors of noiseless data lead, in one formula.
+
+    The error of (w, b) is multiplied by I - 2 lr [[Σx², Σx], [Σx, N]] each step.
+
+    Args:
+        start: (w, b) before the first step.
+        goal: (w, b) of the data.
+        x_N: Inputs, float64.
+        lr: Learning rate.
+        epochs: Steps.
+    """
+    moments = torch.stack((torch.stack((x_N @ x_N, x_N.sum())), torch.stack((x_N.sum(), x_N.new_tensor(len(x_N))))))
+    factor = torch.eye(2, dtype=x_N.dtype) - 2 * lr * moments
+    return goal + torch.linalg.matrix_power(factor, epochs) @ (start - goal)
+
+
+def two_layer_gradient(w1: Tensor, w2: Tensor, x_ND: Tensor, y_NK: Tensor) -> tuple[float, Tensor, Tensor]:
+    """Sum of squares of max(x w1, 0) w2 - y and its gradients, derived by hand.
+
+    Source: with h = x w1 and a = max(h, 0), the slope at the output is 2 (a w2 - y); w2 gets aᵀ times that, and w1 xᵀ
+    times the slope at a, which passes only where h > 0.
+    """
+    hidden_NH = x_ND @ w1
+    active_NH = hidden_NH * (hidden_NH > 0)
+    error_NK = active_NH @ w2 - y_NK
+    slope_NK = 2 * error_NK
+    slope_NH = (slope_NK @ w2.T) * (hidden_NH > 0)
+    return (error_NK * error_NK).sum().item(), x_ND.T @ slope_NH, active_NH.T @ slope_NK
+
+
+def two_layer_descent(w1: Tensor, w2: Tensor, x_ND: Tensor, y_NK: Tensor, lr: float, epochs: int) -> list[float]:
+    """Trains by the hand-derived gradient, `w1` and `w2` in place; gives each epoch's loss before its update."""
+    losses = []
+    for _ in range(epochs):
+        loss, gradient_1, gradient_2 = two_layer_gradient(w1, w2, x_ND, y_NK)
+        losses.append(loss)
+        w1 -= lr * gradient_1
+        w2 -= lr * gradient_2
+    return losses

@@ -19,6 +19,7 @@ from fitserve_training.config import RunConfig, read_toml
 from fitserve_training.data.dataset import DataSet, split_sha256
 from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError
+from fitserve_training.form import Form
 from fitserve_training.recipe import Recipe, ServedInput
 from fitserve_training.settings import read_config, resolve_config
 
@@ -53,6 +54,7 @@ class TrainedRun:
         task: What the output means.
         training_record: How the module came to be, JSON-able, for the manifest.
         tolerance: The recipe's own export tolerance; None means the exporter's.
+        extra_files: What the model is of no use without, by file name, for example its tokenizer.
     """
 
     recipe: str
@@ -62,6 +64,7 @@ class TrainedRun:
     task: Task
     training_record: dict[str, Any]
     tolerance: Mapping[str, float] | None = None
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
     _load_data: Callable[[], DataSet] = field(kw_only=True, repr=False)
 
     def held_out(self) -> HeldOut:
@@ -93,6 +96,8 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
     places = Places.default(data_dir)
     recipe, config = _read_recipe(run_dir / rundir.CONFIG, places)
     summary = _read_json(run_dir / rundir.SUMMARY)
+    form = Form.read(run_dir) if recipe.for_form else None
+    recipe = recipe.for_form(form) if recipe.for_form and form else recipe
     model = recipe.build_model(config)
     load_weights(run_dir / rundir.WEIGHTS, model)
     return TrainedRun(
@@ -103,6 +108,7 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
         task=Task.from_json(summary["task"]),
         training_record=_record(config, summary, _read_json(run_dir / rundir.ENVIRONMENT)),
         tolerance=recipe.tolerance,
+        extra_files=form.files if form else {},
         _load_data=lambda: recipe.load_data(config, places),
     )
 

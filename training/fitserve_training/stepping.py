@@ -28,6 +28,21 @@ def make_step(
 ) -> Step:
     """Makes the function that trains on one batch: forward, loss, backward, update, sums; nothing is read back."""
 
+    is_searching = isinstance(optimizer, torch.optim.LBFGS)
+
+    def again(batch: Batch) -> Callable[[], float]:
+        """Gives what LBFGS evaluates along its search: loss and fresh gradients at the parameters of the moment."""
+
+        def closure() -> float:
+            optimizer.zero_grad(set_to_none=True)
+            with torch.enable_grad(), autocast:
+                outputs = forward(*batch.inputs)
+            loss = objective.loss(outputs.float() if outputs.dtype == torch.bfloat16 else outputs, batch.targets)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss.item()
+
+        return closure
+
     def step(batch: Batch, sums: Tensor) -> None:
         with autocast:
             outputs = forward(*batch.inputs)
@@ -35,7 +50,7 @@ def make_step(
             outputs = outputs.float()
         loss = objective.loss(outputs, batch.targets)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        optimizer.step(again(batch) if is_searching else None)
         optimizer.zero_grad(set_to_none=True)
         sums.add_(objective.sums(outputs.detach(), batch.targets, loss.detach()))
 

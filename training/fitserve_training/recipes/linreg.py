@@ -5,15 +5,17 @@ Source: Zhang et al., Dive into Deep Learning, section "Concise Implementation o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fitserve_training.config import RunConfig
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.places import Places
 from fitserve_training.data.synthetic import load_linear
 from fitserve_training.objectives import Regression
-from fitserve_training.recipe import Band, Recipe, ServedInput
+from fitserve_training.recipe import Band, Finish, Recipe, ServedInput
 
 TRUE_WEIGHTS = (2.0, -3.4)
 TRUE_BIAS = 4.2
@@ -41,10 +43,25 @@ def build_model(_config: RunConfig) -> nn.Module:
 def parameters(module: nn.Module) -> dict[str, float]:
     """Gives weights and bias, and how far each is from the law."""
     assert isinstance(module, nn.Linear)
-    w_1, w_2 = module.weight.detach().double().flatten().tolist()
-    b = module.bias.detach().double().item()
+    return distances(module.weight, module.bias)
+
+
+def distances(weight: Tensor, bias: Tensor) -> dict[str, float]:
+    """Gives two weights and a bias, and how far each is from the law."""
+    w_1, w_2 = weight.detach().double().flatten().tolist()
+    b = bias.detach().double().item()
     errors = {"w1_error": w_1 - TRUE_WEIGHTS[0], "w2_error": w_2 - TRUE_WEIGHTS[1], "b_error": b - TRUE_BIAS}
     return {"w1": w_1, "w2": w_2, "b": b} | errors
+
+
+def largest_error(learned: Mapping[str, float]) -> dict[str, float]:
+    """Gives the largest distance from the law."""
+    return {"parameter_error": max(abs(value) for key, value in learned.items() if key.endswith("_error"))}
+
+
+def measure(finish: Finish) -> dict[str, float]:
+    """Gives the largest distance of weights and bias from the law."""
+    return largest_error(parameters(finish.model))
 
 
 RECIPE = Recipe(
@@ -66,7 +83,8 @@ RECIPE = Recipe(
     objective=Regression(),
     inputs=(ServedInput("x", torch.float32, ("batch", 2)),),
     output_name="y",
-    bands={"synthetic": (Band("train_loss", 9.2e-5, 1.16e-4),)},
+    bands={"synthetic": (Band("train_loss", 9.2e-5, 1.16e-4), Band("parameter_error", 0.0, 2e-3))},
     is_loss_after_epoch=True,
     parameters=parameters,
+    measure=measure,
 )

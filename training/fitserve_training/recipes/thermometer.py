@@ -15,7 +15,8 @@ from fitserve_training.config import RunConfig
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.places import Places
 from fitserve_training.objectives import Regression
-from fitserve_training.recipe import Band, Recipe, ServedInput
+from fitserve_training.recipe import Band, Finish, Recipe, ServedInput
+from fitserve_training.reference import largest_gap, line_gradients
 
 CELSIUS = (0.5, 14.0, 15.0, 28.0, 11.0, 8.0, 3.0, -4.0, 6.0, 13.0, 21.0)
 READINGS = (35.7, 55.9, 58.2, 81.9, 56.3, 48.9, 33.9, 21.8, 48.4, 60.4, 68.4)
@@ -65,15 +66,22 @@ def parameters(module: nn.Module) -> dict[str, float]:
     return {name: value.detach().double().item() for name, value in module.named_parameters()}
 
 
-def draw(module: nn.Module, data: DataSet, path: Path) -> None:
+def measure(finish: Finish) -> dict[str, float]:
+    """Gives w and b, and how far the three ways to the gradient at w = 1, b = 0 differ on the raw readings."""
+    x_N, y_N = (torch.tensor(values, dtype=torch.float64) for values in (READINGS, CELSIUS))
+    w, b = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    return parameters(finish.model) | {"gradient_gap": largest_gap(line_gradients(w, b, x_N, y_N))}
+
+
+def draw(finish: Finish, folder: Path) -> None:
     """Draws the fitted line over the raw readings."""
     from fitserve_training.plots import save_figure
 
-    x_N1, y_N1 = data.held_out.inputs[0], data.held_out.targets
+    x_N1, y_N1 = finish.data.held_out.inputs[0], finish.data.held_out.targets
     line_x = torch.linspace(x_N1.min().item(), x_N1.max().item(), 50).unsqueeze(1)
     with torch.no_grad():
-        line_y = module(line_x)
-    with save_figure(path) as axes:
+        line_y = finish.model(line_x)
+    with save_figure(folder / "fit.svg") as axes:
         axes.plot(line_x.flatten().tolist(), line_y.flatten().tolist(), label="fitted line")
         axes.plot(x_N1.flatten().tolist(), y_N1.flatten().tolist(), "o", label="readings")
         axes.set_xlabel("reading (Fahrenheit)")
@@ -99,8 +107,16 @@ RECIPE = Recipe(
     objective=Regression(),
     inputs=(ServedInput("x", torch.float32, ("batch", 1)),),
     output_name="y",
-    bands={"readings": (Band("train_loss", 2.927646, 2.927650),)},
+    bands={
+        "readings": (
+            Band("train_loss", 2.927646, 2.927650),
+            Band("w", 5.3670, 5.3672),
+            Band("b", -17.3013, -17.3011),
+            Band("gradient_gap", 0.0, 1e-4),
+        )
+    },
     parameters=parameters,
+    measure=measure,
     draw=draw,
     cure="scale the inputs (--set model.input_scale=0.1) or lower the learning rate (--set lr=1e-4)",
 )
