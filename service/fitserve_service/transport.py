@@ -15,6 +15,8 @@ from fitserve_service.errors import Reason, ServiceError
 CHOICES: Final = ("auto", "fast", "stock")
 """What `transport_choice.choose` takes."""
 
+_MAX_PENDING: Final = 1_000_000
+
 _LEAST_REMAINING_S: Final = 0.001
 """grpcio rounds a deadline up to whole milliseconds: one that has passed already arrives as 1 ms. Measured on 1.85."""
 
@@ -79,6 +81,10 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", hard_limit),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
+        # Past 1,000 calls that it has not handed over, grpcio cancels arrivals at random: 2,000 stalled bodies at once
+        # cost innocents theirs. Connections times streams bound them, as they bound calls that were handed over.
+        ("grpc.server.max_pending_requests", _MAX_PENDING),
+        ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
         ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * 1000)),
         # Two servers on one port would share its connections in silence.
         ("grpc.so_reuseport", 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
@@ -33,6 +34,8 @@ class RawCaller:
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
         self.http = H2Connection()
+        self._found: dict[int, dict[str, str]] = defaultdict(dict)
+        self._over: set[int] = set()
         self.http.initiate_connection()
         self.flush()
 
@@ -53,15 +56,14 @@ class RawCaller:
 
     def answer(self, stream: int) -> dict[str, str]:
         """Waits until a stream is over and gives the headers and trailers that came; `reset` where it was reset."""
-        found: dict[str, str] = {}
-        while data := self._receive():
+        while stream not in self._over and (data := self._receive()):
             for event in self.http.receive_data(data):
-                if getattr(event, "stream_id", None) == stream:
-                    found |= _headers(event)
-                    if isinstance(event, _OVER):
-                        return found
+                number = getattr(event, "stream_id", None) or 0
+                self._found[number] |= _headers(event)
+                if isinstance(event, _OVER):
+                    self._over.add(number)
             self.flush()
-        return found
+        return self._found[stream]
 
     def close(self) -> None:
         self.socket.close()

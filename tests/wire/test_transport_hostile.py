@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from contextlib import ExitStack
 
 import pytest
@@ -60,6 +61,29 @@ def test_stalled_bodies_cost_innocents_nothing(transport: str) -> None:
             caller.flush()
         with channel(world.port) as late:
             assert late.unary_unary("/t.T/M")(b"late", timeout=WAIT_S) == b"late"
+
+
+def test_calls_that_arrive_while_the_loop_is_busy_are_all_answered(transport: str) -> None:
+    is_busy, go = threading.Event(), threading.Event()
+
+    def block(call: UnaryCall, message: bytes) -> None:
+        is_busy.set()
+        go.wait(WAIT_S)
+        call.reply(message)
+
+    table = MethodTable({"/t.T/M": echo, "/t.T/Block": block}, {})
+    with running(transport, table) as world, channel(world.port) as opened, ExitStack() as busy:
+        blocked = opened.unary_unary("/t.T/Block").future(b"block", timeout=WAIT_S)
+        assert is_busy.wait(WAIT_S)
+        callers = [busy.enter_context(raw_caller(world.port)) for _ in range(50)]
+        streams = [(caller, caller.begin()) for caller in callers for _ in range(63)]
+        for caller, stream in streams:
+            caller.http.send_data(stream, grpc_frame(b"abc"), end_stream=True)
+        for caller in callers:
+            caller.flush()
+        go.set()
+        assert {caller.answer(stream).get("grpc-status") for caller, stream in streams} == {"0"}
+        assert blocked.result() == b"block"
 
 
 def test_a_stalled_body_ends_at_its_deadline(transport: str) -> None:
