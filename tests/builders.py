@@ -200,6 +200,22 @@ def slow(rounds: int = 200, width: int = 512) -> bytes:
     return model(nodes, [value("x", ("B", width))], [value("y", ("B", width))], {"w": np.eye(width, dtype=np.float32)})
 
 
+def endless() -> bytes:
+    """x FP32 (B, 2) -> y: a loop without an end."""
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["again"]), helper.make_node("Add", ["state", "one"], ["next"])],
+        "body",
+        [value("round", (), TensorProto.INT64), value("go_on", (), TensorProto.BOOL), value("state", ("B", 2))],
+        [value("again", (), TensorProto.BOOL), value("next", ("B", 2))],
+    )
+    return model(
+        [helper.make_node("Loop", ["", "yes", "x"], ["y"], body=body)],
+        [value("x")],
+        [value("y")],
+        {"yes": np.array(True), "one": np.array(1, np.float32)},
+    )
+
+
 def external(location: str, rows: int = 2) -> bytes:
     """x FP32 (B, rows) -> y = x + w, with w FP32 (rows) in the file `location`: `external_content(rows)`."""
     tensor = TensorProto(name="w", data_type=FLOAT, dims=[rows], data_location=TensorProto.EXTERNAL)

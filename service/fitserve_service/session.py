@@ -11,6 +11,7 @@ import ctypes
 import functools
 import io
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,6 +122,22 @@ def _missing_library(library: str) -> str:
     return ""
 
 
+class RunLimit:
+    """A time after which runs are ended from outside: a model may loop for ever. A context manager around the runs."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.options = onnxruntime.RunOptions()
+        self._timer = threading.Timer(limit_s, setattr, (self.options, "terminate", True))
+        self._timer.daemon = True
+
+    def __enter__(self) -> RunLimit:
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
 class Session:
     """A loaded model. Owns the runtime's session; safe to run from several threads.
 
@@ -166,23 +183,25 @@ class Session:
             raise SessionError("inputs: expected no BYTES beside BF16: onnxruntime for Python cannot take both at once")
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
 
-    def run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> dict[str, Tensor]:
+    def run(
+        self, inputs: Mapping[str, Tensor], output_names: Sequence[str], limit: RunLimit | None = None
+    ) -> dict[str, Tensor]:
         """Runs the model once.
 
         Args:
             inputs: Input name to tensor, fitting the signature; BYTES elements are UTF-8 bytes.
             output_names: Outputs wanted.
+            limit: Ends the run when its time is over.
 
         Returns:
             Output name to tensor, in the order asked for.
 
         Raises:
-            OperatorError: an operator refused the values.
+            OperatorError: an operator refused the values, or the limit ended the run.
         """
+        options = limit.options if limit else None
         try:
-            arrays = (
-                self._run_ort_values(inputs, output_names) if self._has_bfloat16 else self._run(inputs, output_names)
-            )
+            arrays = (self._run_ort_values if self._has_bfloat16 else self._run)(inputs, output_names, options)
         except Exception as error:
             if type(error).__module__ != _RUNTIME_ERRORS:
                 raise
@@ -190,12 +209,13 @@ class Session:
         pairs = zip(output_names, arrays, strict=True)
         return {name: Tensor(self._datatypes[name], _taken(name, array)) for name, array in pairs}
 
-    def _run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> Sequence[Any]:
-        return self._session.run(output_names, {name: _fed(name, tensor) for name, tensor in inputs.items()})  # type: ignore[no-any-return]
+    def _run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str], options: Any) -> Sequence[Any]:
+        feed = {name: _fed(name, tensor) for name, tensor in inputs.items()}
+        return self._session.run(output_names, feed, options)  # type: ignore[no-any-return]
 
-    def _run_ort_values(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> Sequence[Any]:
+    def _run_ort_values(self, inputs: Mapping[str, Tensor], output_names: Sequence[str], options: Any) -> Sequence[Any]:
         feed = {name: _ort_value(tensor) for name, tensor in inputs.items()}
-        return [_from_ort_value(value) for value in self._session.run_with_ort_values(output_names, feed)]
+        return [_from_ort_value(value) for value in self._session.run_with_ort_values(output_names, feed, options)]
 
 
 def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) -> Any:

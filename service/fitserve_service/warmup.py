@@ -17,7 +17,7 @@ from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array, shape_text
 from fitserve_service.costs import CostTable, row_elements
-from fitserve_service.session import OperatorError, Session
+from fitserve_service.session import OperatorError, RunLimit, Session
 from fitserve_service.signature import Tensor
 
 _FREE_AXIS_SIZES: Final = (8, 32, 224)
@@ -29,6 +29,9 @@ _SEED: Final = 20_240_229
 _MAX_ELEMENTS: Final = 1 << 26
 """A tensor larger than this is not made up: it would cost more memory than the knowledge is worth."""
 _REPEATS: Final = 3
+
+_RUN_LIMIT_S: Final = 60.0
+"""Trying a model out ends here, so that one that loops for ever does not hold a loader for ever."""
 
 _ROW_TOLERANCES: Final = {"FP16": 2e-2, "FP32": 1e-3, "FP64": 1e-6}
 """Largest difference, relative to the largest value, between a row alone and among others: rounding, not mixing."""
@@ -45,14 +48,15 @@ def batching_problem(session: Session) -> str:
     if not looks_batched(session.inputs, session.outputs):
         return "not every input and output has a free first axis"
     names = [spec.name for spec in session.outputs]
-    for size in _FREE_AXIS_SIZES:
-        try:
-            joined = made_up_inputs(session.inputs, _ROWS, size)
-            whole = session.run(joined, names)
-            alone = [session.run(_row(joined, index), names) for index in range(_ROWS)]
-        except OperatorError:
-            continue
-        return _difference(whole, alone)
+    with RunLimit(_RUN_LIMIT_S) as limit:
+        for size in _FREE_AXIS_SIZES:
+            try:
+                joined = made_up_inputs(session.inputs, _ROWS, size)
+                whole = session.run(joined, names, limit)
+                alone = [session.run(_row(joined, index), names, limit) for index in range(_ROWS)]
+            except OperatorError:
+                continue
+            return _difference(whole, alone)
     return "the model did not run on made-up inputs, so that its rows are not known to be independent"
 
 
@@ -67,21 +71,21 @@ def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) ->
     Returns:
         The fastest run of the first size, seconds, and all of them; 0 and nothing where made-up inputs do not run.
     """
-    names = [spec.name for spec in session.outputs]
-    size = next(_free_axis_sizes(session), None)
     costs, first_s = CostTable(), 0.0
     begin_s = time.monotonic()
-    for batch_size in batch_sizes if size is not None else ():
-        try:
-            inputs = made_up_inputs(session.inputs, batch_size, size or 1)
-            fastest_s = min(_timed_run(session, inputs, names) for _ in range(_REPEATS))
-        except OperatorError:
-            # A model that refuses made-up values may well serve real ones.
-            break
-        costs.record(batch_size, row_elements(inputs, batch_size), fastest_s)
-        first_s = first_s or fastest_s
-        if time.monotonic() - begin_s > budget_s:
-            break
+    with RunLimit(_RUN_LIMIT_S) as limit:
+        size = next(_free_axis_sizes(session, limit), None)
+        for batch_size in batch_sizes if size is not None else ():
+            try:
+                inputs = made_up_inputs(session.inputs, batch_size, size or 1)
+                fastest_s = min(_timed_run(session, inputs, limit) for _ in range(_REPEATS))
+            except OperatorError:
+                # A model that refuses made-up values may well serve real ones.
+                break
+            costs.record(batch_size, row_elements(inputs, batch_size), fastest_s)
+            first_s = first_s or fastest_s
+            if time.monotonic() - begin_s > budget_s:
+                break
     return first_s, costs
 
 
@@ -110,11 +114,11 @@ def made_up_inputs(specs: Sequence[TensorSpec], batch_size: int, free_axis_size:
     return inputs
 
 
-def _free_axis_sizes(session: Session) -> Iterator[int]:
+def _free_axis_sizes(session: Session, limit: RunLimit) -> Iterator[int]:
     names = [spec.name for spec in session.outputs]
     for size in _FREE_AXIS_SIZES:
         try:
-            session.run(made_up_inputs(session.inputs, 1, size), names)
+            session.run(made_up_inputs(session.inputs, 1, size), names, limit)
         except OperatorError:
             continue
         yield size
@@ -137,9 +141,10 @@ def _values(random: np.random.Generator, datatype: str, shape: tuple[int, ...]) 
     return words.reshape(shape)
 
 
-def _timed_run(session: Session, inputs: Mapping[str, Tensor], names: Sequence[str]) -> float:
+def _timed_run(session: Session, inputs: Mapping[str, Tensor], limit: RunLimit) -> float:
+    names = [spec.name for spec in session.outputs]
     begin_s = time.perf_counter()
-    session.run(inputs, names)
+    session.run(inputs, names, limit)
     return time.perf_counter() - begin_s
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from fitserve_contract.repository import VersionPath, checksum_text, checksums, version_path
+from fitserve_contract.repository import VersionPath, checksum_text, checksums, verify_checksums, version_path
 from fitserve_service import loader as loader_module
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
@@ -133,7 +133,7 @@ def test_a_file_swapped_between_the_check_and_the_reading_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = builders.publish_version(tmp_path, "m", builders.scaled())
-    check = loader_module.verify_checksums
+    check = verify_checksums
 
     def check_then_swap(folder: Path) -> None:
         check(folder)

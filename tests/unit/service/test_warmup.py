@@ -11,6 +11,7 @@ from onnx import TensorProto, helper
 
 from fitserve_contract.datatypes import NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
+from fitserve_service import warmup
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.session import OperatorError, Session, SessionOptions
 from fitserve_service.signature import Signature
@@ -174,6 +175,15 @@ def test_made_up_inputs_fit_the_signature_that_they_are_made_for(found: list[Ten
     assert Signature(tuple(found), (), False).check(inputs) == 1
     again = made_up_inputs(found, rows, 5)
     assert all(again[name].array.tolist() == tensor.array.tolist() for name, tensor in inputs.items())
+
+
+def test_a_model_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warmup, "_RUN_LIMIT_S", 0.05)
+    session = opened(builders.endless())
+
+    assert "did not run on made-up inputs" in batching_problem(session)
+    first_s, costs = measure(session, [1, 2], budget_s=9)
+    assert (first_s, costs.expected_s(1, 2)) == (0, float("inf"))
 
 
 def test_optional_inputs_are_left_out() -> None:
