@@ -122,7 +122,7 @@ def _named(example: Examples, module: nn.Module, input_names: Sequence[str] | No
     values = [example] if isinstance(example, torch.Tensor | np.ndarray) else list(example)
     names = list(input_names) if input_names else _forward_names(module)[: len(values)]
     if len(names) != len(values):
-        raise ExportError(f"inputs: expected {len(names)} ({', '.join(names)}), got {len(values)}")
+        raise ExportError(f"inputs: expected one per parameter of forward ({', '.join(names)}), got {len(values)}")
     return {name: _array(name, value) for name, value in zip(names, values, strict=True)}
 
 

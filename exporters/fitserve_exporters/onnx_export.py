@@ -144,7 +144,8 @@ def _check_signature(model: onnx.ModelProto, candidate: Candidate) -> None:
     outputs = [value.name for value in model.graph.output]
     if inputs != expected or outputs != list(candidate.output_names):
         raise ExportError(
-            f"export: expected inputs {expected} and outputs {list(candidate.output_names)}, got {inputs} and {outputs}"
+            f"export: expected inputs {expected} and outputs {list(candidate.output_names)}, "
+            f"got {inputs} and {outputs}; a forward that gives an input back, or one tensor twice, has to clone() it"
         )
 
 

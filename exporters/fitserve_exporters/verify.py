@@ -116,12 +116,13 @@ def verify(candidate: Candidate, sessions: list[OrtSession]) -> Verification:
         sessions: The exported model on each execution provider.
 
     Raises:
-        ExportError: the module's outputs or the labels are not what the candidate says.
+        ExportError: the module's outputs or the labels are not what the candidate says, or it answers at random.
         NotVerifiedError: ONNX Runtime cannot run the model on this data, or answers with another shape.
     """
     started_s = time.monotonic()
     names = tuple(spec.name for spec in candidate.inputs)
     reference = TorchReference(candidate.module, names, candidate.output_names)
+    _check_repeatable(candidate, reference)
     batches = _all_batches(candidate, reference, sessions)
     tolerances = {
         name: max(batch.outputs[name].tolerance for figures in batches for batch in figures)
@@ -154,6 +155,19 @@ def sampled_indices(candidate: Candidate, count: int) -> Array:
     total = candidate.held_out.example_count
     drawn = np.random.default_rng(candidate.seed).choice(total, min(count, total), replace=False)
     return np.sort(drawn)
+
+
+def _check_repeatable(candidate: Candidate, reference: TorchReference) -> None:
+    """Refuses a module that draws numbers: its float64 answers are others, so that its noise would be the tolerance."""
+    inputs = candidate.held_out.rows(sampled_indices(candidate, LARGEST_BATCH))
+    first, second = reference.fp32(inputs), reference.fp32(inputs)
+    for name in candidate.output_names:
+        apart = differences(second[name], first[name], first[name].astype(np.float64), Tolerance())
+        if not apart.is_within:
+            raise ExportError(
+                f"output '{name}': expected the same answer to the same inputs, got {apart.max_abs_diff:.3g} apart: "
+                "the module draws random numbers or keeps state"
+            )
 
 
 def _all_batches(

@@ -1,6 +1,7 @@
 """The files that let anybody check a version again: the probe with torch's own answers, and held-out examples.
 
 Both are safetensors: numbers only, no code. B is the number of examples of the file.
+A replay holds max|answer - fp64| of each output against `verification.tolerance.per_output` of the manifest.
 """
 
 from __future__ import annotations

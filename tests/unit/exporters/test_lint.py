@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
 from fitserve_exporters.cli import main
-from fitserve_exporters.lint import Level, LintReport, lint
+from fitserve_exporters.lint import Level, LintReport, lint, trial
 from fitserve_exporters.lint.cuda import placements
 from fitserve_exporters.lint.graphs import OnnxFile
 
@@ -279,3 +279,19 @@ def test_placements_name_the_provider_of_each_operator(tmp_path: Path) -> None:
     path = saved(tmp_path, GOOD)
     file = OnnxFile(onnx.ModelProto.FromString(path.read_bytes()), path)
     assert placements(file, "CPUExecutionProvider") == {("MatMul", "CPUExecutionProvider")}
+
+
+def test_endless_model_is_stopped_and_not_vouched_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "_LIMIT_S", 0.2)
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (float[batch] x) => (float[batch] y) <int64 most = {9223372036854775807}, bool yes = {1}> {
+        y = Loop (most, yes, x) <body = b (int64 i, bool c, float[batch] v) => (bool c_out, float[batch] v_out) {
+            c_out = Identity (c)
+            v_out = Relu (v)
+        }>
+    }
+    """
+    [(level, message)] = found(lint(saved(tmp_path, text)), "batch")
+    assert level is Level.WARNING
+    assert "could not be tried" in message

@@ -158,3 +158,8 @@ def test_branch_on_the_number_of_examples_is_refused() -> None:
 
     with pytest.raises(ExportError, match="cannot trace Few: UserError: Not all values of batch"):
         export_onnx(candidate(Few(), {"x": rows(5, 3)}))
+
+
+def test_module_that_gives_its_input_back_is_told_what_to_do() -> None:
+    with pytest.raises(ExportError, match=r"has to clone\(\) it"):
+        export_onnx(candidate(nn.Identity(), {"x": rows(5, 3)}))

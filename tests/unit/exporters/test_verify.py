@@ -227,3 +227,13 @@ def test_sample_is_the_seeds_own() -> None:
 def test_model_that_the_runtime_refuses_is_not_verified() -> None:
     with pytest.raises(NotVerifiedError, match="CPUExecutionProvider refuses the model"):
         sessions_here(b"no model")
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-3])
+def test_module_that_draws_numbers_is_refused(noise: float) -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :3] + noise * torch.rand_like(x[:, :3])
+
+    with pytest.raises(ExportError, match="expected the same answer to the same inputs"):
+        verified(classifier(module=Noisy()))
