@@ -15,6 +15,9 @@ from fitserve_service.engine import Engine
 from fitserve_service.intake import Intake
 from fitserve_service.loader import Loader
 from fitserve_service.metrics_port import MetricsPort
+from fitserve_service.pages import Pages
+from fitserve_service.pages_activity import Activity
+from fitserve_service.pages_status import StatusReport
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler
 from fitserve_service.registry import Registry, ServedVersion
@@ -128,12 +131,27 @@ class Server:
         self._transport.stop(self.settings.grace_s)
 
     def _open_metrics(self) -> None:
-        if self.settings.metrics_port is not None:
-            exposition = self._telemetry.exposition
-            try:
-                self._metrics = MetricsPort(self.settings.host, self.settings.metrics_port, exposition)
-            except ListenError as error:
-                raise ListenError(f"--metrics-port: {error}") from None
+        if self.settings.metrics_port is None:
+            return
+        activity = Activity(self._telemetry.counts)
+        answer = self._pages(activity).answer
+        try:
+            self._metrics = MetricsPort(self.settings.host, self.settings.metrics_port, answer, tick=activity.sample)
+        except ListenError as error:
+            raise ListenError(f"--metrics-port: {error}") from None
+
+    def _pages(self, activity: Activity) -> Pages:
+        repository, host = self.settings.repository, self.settings.host
+        status = StatusReport(
+            repository,
+            self.registry,
+            activity,
+            self._queued_examples,
+            lambda: self._readiness.is_ready,
+            _build_facts(self.settings),
+        )
+        own_host = host if is_loopback(host) else None
+        return Pages(repository, self.registry, self._telemetry.exposition, status, own_host)
 
     def _methods(self) -> MethodTable:
         intake = Intake(self.registry, self._engine, self._telemetry)

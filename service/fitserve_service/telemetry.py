@@ -5,7 +5,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import accumulate
+from typing import Final, TypeAlias
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -15,23 +16,41 @@ from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
 from fitserve_service.registry import Registry, ServedVersion
 
-SECONDS_BOUNDS: Final = (
+EXPOSED_SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),
     *(0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
+"""Bounds that Prometheus is told."""
+
+SECONDS_BOUNDS: Final = tuple(
+    sorted({*EXPOSED_SECONDS, *(bound for step in range(145) if (bound := 1e-5 * 1.1**step) < EXPOSED_SECONDS[-1])})
+)
+"""Bounds that are counted by, from 10 us to 10 s, each at most a tenth above the one before."""
+
 EXAMPLES_BOUNDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0)
 
-_VersionKey = tuple[str, str]
+VersionKey: TypeAlias = tuple[str, str]
+"""Model and version as labels say them; two empty strings for requests that found none."""
+
+_APART: Final = frozenset({"Evaluate"})
+"""Methods whose latency says nothing about an answer's: whole data sets, at lower priority."""
+
 _LABELS: Final = ("model", "version")
 
 
 class Histogram:
-    """Counts of values by upper bound. Written on one thread."""
+    """Counts of values by upper bound. Written on one thread.
 
-    __slots__ = ("bounds", "counts", "total")
+    Args:
+        bounds: Upper bounds, ascending.
+        exposed: Those of them that `cumulative` gives; all where it is None.
+    """
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
+    __slots__ = ("bounds", "counts", "exposed", "total")
+
+    def __init__(self, bounds: tuple[float, ...], exposed: tuple[float, ...] | None = None) -> None:
         self.bounds = bounds
+        self.exposed = exposed or bounds
         self.counts = [0] * (len(bounds) + 1)
         self.total = 0.0
 
@@ -41,16 +60,14 @@ class Histogram:
         self.total += value
 
     def cumulative(self) -> list[tuple[str, float]]:
-        """Gives each upper bound with the number of values up to it, as Prometheus writes them."""
-        running, buckets = 0, []
-        for bound, count in zip((*map(str, self.bounds), "+Inf"), list(self.counts), strict=True):
-            running += count
-            buckets.append((bound, float(running)))
-        return buckets
+        """Gives each exposed bound with the number of values up to it, as Prometheus writes them."""
+        totals = list(accumulate(list(self.counts)))
+        buckets = [(str(bound), float(totals[bisect_left(self.bounds, bound)])) for bound in self.exposed]
+        return [*buckets, ("+Inf", float(totals[-1]))]
 
 
 def _seconds() -> Histogram:
-    return Histogram(SECONDS_BOUNDS)
+    return Histogram(SECONDS_BOUNDS, EXPOSED_SECONDS)
 
 
 @dataclass(slots=True)
@@ -64,10 +81,25 @@ class _Meters:
     examples: Histogram = field(default_factory=lambda: Histogram(EXAMPLES_BOUNDS))
 
 
+@dataclass(frozen=True, slots=True)
+class VersionCounts:
+    """What a version's requests came to so far, Evaluate's left out.
+
+    Args:
+        request_count: Requests that ended.
+        error_count: Of these, those that failed.
+        latency: Requests by SECONDS_BOUNDS, and those above the last of them.
+    """
+
+    request_count: int = 0
+    error_count: int = 0
+    latency: tuple[int, ...] = ()
+
+
 class Telemetry(Collector):
     """The server's metrics.
 
-    `on_request` and `on_batch` belong to the loop thread, `exposition` to any other.
+    `on_request` and `on_batch` belong to the loop thread, `exposition` and `counts` to any other.
 
     Args:
         registry: Versions and their states, read at each scrape.
@@ -81,8 +113,8 @@ class Telemetry(Collector):
         self._registry = registry
         self._queued_examples = queued_examples
         self._build = build
-        self._meters: dict[_VersionKey, _Meters] = {}
-        self._gone: set[_VersionKey] = set()
+        self._meters: dict[VersionKey, _Meters] = {}
+        self._gone: set[VersionKey] = set()
         self._exposed = CollectorRegistry(auto_describe=False)
         self._exposed.register(self)
         ProcessCollector(registry=self._exposed)
@@ -104,6 +136,10 @@ class Telemetry(Collector):
         meters.examples.observe(batch.example_count)
         for waited_s in batch.queue_s:
             meters.queue_s.observe(waited_s)
+
+    def counts(self) -> dict[VersionKey, VersionCounts]:
+        """Gives the counters of every version, from any thread."""
+        return {key: _counts(meters) for key, meters in dict(self._meters).items() if key[0]}
 
     def exposition(self) -> bytes:
         """Writes every metric in Prometheus's text format."""
@@ -164,7 +200,17 @@ class Telemetry(Collector):
         self._gone = gone
 
 
-def _request_metrics(meters: list[tuple[_VersionKey, _Meters]]) -> Iterator[Metric]:
+def _counts(meters: _Meters) -> VersionCounts:
+    requests = [(code, count) for (method, code), count in list(meters.requests.items()) if method not in _APART]
+    latencies = [list(found.counts) for method, found in list(meters.request_s.items()) if method not in _APART]
+    return VersionCounts(
+        request_count=sum(count for _, count in requests),
+        error_count=sum(count for code, count in requests if code != Code.OK.name),
+        latency=tuple(map(sum, zip(*latencies, strict=True))),
+    )
+
+
+def _request_metrics(meters: list[tuple[VersionKey, _Meters]]) -> Iterator[Metric]:
     requests = CounterMetricFamily(
         "fitserve_requests", "Requests that ended; no model where none was found.", labels=(*_LABELS, "method", "code")
     )
@@ -179,7 +225,7 @@ def _request_metrics(meters: list[tuple[_VersionKey, _Meters]]) -> Iterator[Metr
     yield from (requests, seconds)
 
 
-def _run_metrics(meters: list[tuple[_VersionKey, _Meters]]) -> Iterator[Metric]:
+def _run_metrics(meters: list[tuple[VersionKey, _Meters]]) -> Iterator[Metric]:
     queue = HistogramMetricFamily("fitserve_queue_seconds", "Time that a request waited for its run.", labels=_LABELS)
     run = HistogramMetricFamily("fitserve_run_seconds", "Time of one run of the model.", labels=_LABELS)
     examples = HistogramMetricFamily("fitserve_batch_examples", "Examples in one run, without padding.", labels=_LABELS)
