@@ -1,11 +1,15 @@
-"""A latency result as a plot: median time per example against batch size, one panel for each thread count."""
+"""A latency result as a plot: median time of a call against batch size, one panel for each thread count."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fitserve_benchmarks.rows import LatencyResult, Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LINES = {"torch eager": "tab:gray", "torch.compile": "tab:orange", "ONNX Runtime": "tab:blue"}
 _MARKERS = {"cpu": "o", "cuda": "s"}
@@ -32,10 +36,7 @@ def plot_latency(result: LatencyResult, path: Path) -> None:
     figure.savefig(path, format="svg")
 
 
-def _draw(panel: object, rows: Sequence[Row]) -> None:
-    from matplotlib.axes import Axes
-
-    assert isinstance(panel, Axes)
+def _draw(panel: Axes, rows: Sequence[Row]) -> None:
     for label in dict.fromkeys(row.label for row in rows):
         line = [row for row in rows if row.label == label]
         medians = [row.median_s for row in line]
