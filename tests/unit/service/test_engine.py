@@ -432,6 +432,7 @@ def test_a_long_run_leaves_the_loop_free_and_what_arrives_meanwhile_forms_the_ne
 
         assert it.answer(fast).tolist() == [[2, -2]]
         assert it.outcomes[slow] == []
+        assert list(it.engine.queued_examples().values()) == [3]
         it.engine.cancel(it.jobs[slow])
         it.settle()
         assert it.answer(slow).tolist() == [[1.0] * 512]
@@ -447,6 +448,18 @@ def test_a_run_moves_to_the_loop_once_it_is_known_to_be_short() -> None:
         number = it.submit("m", rows(1))
         it.loop.turn()
 
+        assert it.answer(number).tolist() == [[2, -2]]
+
+
+def test_a_run_that_is_known_to_be_long_leaves_the_loop() -> None:
+    with world() as it:
+        served = it.serve("m", builders.scaled(), CostTable())
+        served.costs.record(1, 2, 0.002)
+        number = it.submit("m", rows(1))
+        it.loop.turn()
+
+        assert it.outcomes[number] == []
+        it.settle()
         assert it.answer(number).tolist() == [[2, -2]]
 
 
