@@ -16,10 +16,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 import grpc
-from grpc._cython import cygrpc
+import grpc._cython.cygrpc as cygrpc
 
 from fitserve_service.calls import Metadata
 
@@ -96,7 +96,7 @@ def send_reply(call: CoreCall, message: bytes, trailing: Metadata, tag: Tag) -> 
     """Sends a unary call's whole answer at once.
 
     Raises:
-        CoreError: the metadata cannot be sent; the call is still open.
+        CoreError: the metadata cannot be sent; the call is still open, for `abort` alone.
     """
     operations = (
         cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
@@ -115,6 +115,11 @@ def send_status(call: CoreCall, code: int, text: str, trailing: Metadata, is_fir
     """Ends a call; `is_first` where nothing was sent before."""
     status = cygrpc.SendStatusFromServerOperation(trailing, code, text.encode(), _NO_FLAGS)
     _start(call, (*_opening(is_first), status), tag)
+
+
+def abort(call: CoreCall, code: int, text: str) -> None:
+    """Ends a call at once, whatever was sent of it, without details."""
+    call.cancel(code, text)
 
 
 def _opening(is_first: bool) -> Operations:
@@ -139,7 +144,7 @@ class CoreServer:
 
     def __init__(self, options: Iterable[tuple[str, int]]) -> None:
         # grpc.server asks for a pool; without its own serving thread nothing is ever submitted to it.
-        self._public: Any = grpc.server(ThreadPoolExecutor(1), options=list(options))
+        self._public = cast(Any, grpc.server(ThreadPoolExecutor(1), options=list(options)))
         self._core = self._public._cy_server
         self._queue = self._public._state.completion_queue
         self._poll = self._queue.poll

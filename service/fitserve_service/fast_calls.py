@@ -74,7 +74,9 @@ class UnaryCall(_Call):
         try:
             core.send_reply(held, message, trailing, core.ignore)
         except core.CoreError as error:
-            _send_error(held, incident(self.method, error), True, core.ignore)
+            # Some releases have taken half of what they refuse: nothing more can be sent but the end.
+            failure = incident(self.method, error)
+            core.abort(held, failure.code, failure.message)
 
     def fail(self, error: ServiceError) -> None:
         """Ends the call with an error. A call that is already over ignores it."""
