@@ -5,13 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from fitserve_service.batcher import Priority
-from fitserve_service.engine import Engine, Job, Outcome
+from fitserve_service.calls import UnaryCall
+from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Code, ServiceError
 from fitserve_service.registry import Lease, Registry, ServedVersion
 from fitserve_service.signature import Tensor
+from fitserve_service.status import incident
+
+Answer: TypeAlias = bytes | ServiceError
+Encode: TypeAlias = "Callable[[ServedVersion, Completed], bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +71,14 @@ class Intake:
         self._observer = observer
         self._clock = clock
 
-    def run(self, order: Order, on_done: Callable[[ServedVersion, Outcome], None]) -> Callable[[], None]:
+    def run(self, order: Order, encode: Encode, on_done: Callable[[Answer], None]) -> Callable[[], None]:
         """Runs an order.
 
         Args:
             order: The request.
-            on_done: Takes the outcome, once, on the loop thread; perhaps before this returns.
+            encode: Writes the answer.
+            on_done: Takes the answer or the error, once, on the loop thread, when it is counted; perhaps before this
+                returns.
 
         Returns:
             A function that takes the order back where it has not run yet.
@@ -90,7 +97,15 @@ class Intake:
             code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
             self._observer.on_request(order.method, served, code, self._clock() - begin_s)
             raise
-        job.on_done = lambda outcome: self._finish(order.method, lease.served, begin_s, outcome, on_done)
+
+        def finish(outcome: Outcome) -> None:
+            answer = _answer(order.method, lease.served, outcome, encode)
+            code = answer.code if isinstance(answer, ServiceError) else Code.OK
+            # Before the answer: whoever has it finds it counted.
+            self._observer.on_request(order.method, lease.served, code, self._clock() - begin_s)
+            on_done(answer)
+
+        job.on_done = finish
         self._engine.submit(job)
         return lambda: self._engine.cancel(job)
 
@@ -106,19 +121,28 @@ class Intake:
             raise
         return Job(lease, inputs, outputs, example_count, order.deadline_s, order.priority, _unanswered)
 
-    def _finish(
-        self,
-        method: str,
-        served: ServedVersion,
-        begin_s: float,
-        outcome: Outcome,
-        on_done: Callable[[ServedVersion, Outcome], None],
-    ) -> None:
-        code = outcome.code if isinstance(outcome, ServiceError) else Code.OK
-        try:
-            on_done(served, outcome)
-        finally:
-            self._observer.on_request(method, served, code, self._clock() - begin_s)
+
+def answer_call(call: UnaryCall) -> Callable[[Answer], None]:
+    """Makes what answers a unary call."""
+
+    def answer(result: Answer) -> None:
+        if isinstance(result, ServiceError):
+            call.fail(result)
+        else:
+            call.reply(result)
+
+    return answer
+
+
+def _answer(method: str, served: ServedVersion, outcome: Outcome, encode: Encode) -> Answer:
+    if isinstance(outcome, ServiceError):
+        return outcome
+    try:
+        return encode(served, outcome)
+    except ServiceError as error:
+        return error
+    except Exception as error:
+        return incident(method, error)
 
 
 def _unanswered(_: Outcome) -> None:

@@ -15,12 +15,11 @@ from fitserve_contract.tensor_bytes import Array
 from fitserve_service import codec
 from fitserve_service.batcher import Priority
 from fitserve_service.calls import UnaryCall, UnaryMethod
-from fitserve_service.engine import Completed, Outcome
+from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import Intake, Order, Target
+from fitserve_service.intake import Intake, Order, Target, answer_call
 from fitserve_service.registry import ServedVersion
 from fitserve_service.signature import Tensor
-from fitserve_service.status import answering
 
 SERVICE = "fitserve.inference.v1.InferenceService"
 
@@ -42,12 +41,8 @@ class InferenceServicer:
         def prepare(_: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
             return codec.decode_inputs(request.inputs), request.outputs
 
-        def on_done(served: ServedVersion, outcome: Outcome) -> None:
-            with answering(call):
-                call.reply(_predict_response(served, _completed(outcome)).SerializeToString())
-
         order = Order("Predict", target_of(request.model), prepare, call.deadline_s)
-        call.on_cancel(self._intake.run(order, on_done))
+        call.on_cancel(self._intake.run(order, _encode_prediction, answer_call(call)))
 
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""
@@ -60,12 +55,11 @@ class InferenceServicer:
             _check_labels_early(served, task, labels, served.signature.check(inputs))
             return inputs, (task.output,)
 
-        def on_done(served: ServedVersion, outcome: Outcome) -> None:
-            with answering(call):
-                call.reply(_evaluate_response(served, labels, _completed(outcome)).SerializeToString())
+        def encode(served: ServedVersion, completed: Completed) -> bytes:
+            return _evaluate_response(served, labels, completed).SerializeToString()
 
         order = Order("Evaluate", target_of(request.model), prepare, call.deadline_s, Priority.EVALUATE)
-        call.on_cancel(self._intake.run(order, on_done))
+        call.on_cancel(self._intake.run(order, encode, answer_call(call)))
 
 
 def target_of(spec: tensor_pb2.ModelSpec) -> Target:
@@ -86,15 +80,10 @@ def target_of(spec: tensor_pb2.ModelSpec) -> Target:
     )
 
 
-def _completed(outcome: Outcome) -> Completed:
-    if isinstance(outcome, ServiceError):
-        raise outcome
-    return outcome
-
-
-def _predict_response(served: ServedVersion, completed: Completed) -> pb.PredictResponse:
+def _encode_prediction(served: ServedVersion, completed: Completed) -> bytes:
     outputs = [codec.encode_tensor(name, tensor) for name, tensor in completed.outputs.items()]
-    return pb.PredictResponse(model_name=served.model, model_version=served.version, outputs=outputs)
+    response = pb.PredictResponse(model_name=served.model, model_version=served.version, outputs=outputs)
+    return response.SerializeToString()
 
 
 def _task_of(served: ServedVersion) -> Task:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from fitserve_oip import inference_pb2 as pb
 from fitserve_service import codec, codec_oip
 from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, UnaryMethod
-from fitserve_service.engine import Outcome
+from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import Intake, Order, Target
+from fitserve_service.intake import Answer, Intake, Order, Target, answer_call
 from fitserve_service.registry import ServedVersion
 from fitserve_service.signature import Tensor
-from fitserve_service.status import answering, incident
+from fitserve_service.status import incident
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -37,11 +38,10 @@ class OipInferServicer:
         """Runs one version on one batch."""
         request = codec.parse(pb.ModelInferRequest, message)
 
-        def on_done(served: ServedVersion, outcome: Outcome) -> None:
-            with answering(call):
-                call.reply(_response(served, request, outcome).SerializeToString())
+        def encode(served: ServedVersion, completed: Completed) -> bytes:
+            return codec_oip.encode_response(served, request.id, completed).SerializeToString()
 
-        call.on_cancel(self._intake.run(_order("ModelInfer", request, call), on_done))
+        call.on_cancel(self._intake.run(_order("ModelInfer", request, call), encode, answer_call(call)))
 
     def model_stream_infer(self, call: StreamCall) -> _InferStream:
         """Runs each request of a stream; answers in their order, errors within the stream."""
@@ -66,31 +66,20 @@ class _InferStream:
         try:
             request = codec.parse(pb.ModelInferRequest, message)
             order = _order("ModelStreamInfer", request, self._call)
-            slot.cancel = self._intake.run(order, lambda *done: self._on_done(slot, request, *done))
+            encode = partial(_encode_streamed, request)
+            slot.cancel = self._intake.run(order, encode, lambda answer: self._fill(slot, request, answer))
         except ServiceError as error:
-            self._fill(slot, _stream_error(request, error))
+            self._fill(slot, request, error)
         except Exception as error:
-            self._fill(slot, _stream_error(request, incident(self._call.method, error)))
+            self._fill(slot, request, incident(self._call.method, error))
 
     def on_half_close(self) -> None:
         """Ends the stream once everything is answered."""
         self._is_half_closed = True
         self._send()
 
-    def _on_done(self, slot: _Slot, request: pb.ModelInferRequest, served: ServedVersion, outcome: Outcome) -> None:
-        try:
-            response = _response(served, request, outcome)
-            if _asks_for_final(request):
-                response.parameters["triton_final_response"].bool_param = True
-            answer = pb.ModelStreamInferResponse(infer_response=response)
-        except ServiceError as error:
-            answer = _stream_error(request, error)
-        except Exception as error:
-            answer = _stream_error(request, incident(self._call.method, error))
-        self._fill(slot, answer)
-
-    def _fill(self, slot: _Slot, answer: pb.ModelStreamInferResponse) -> None:
-        slot.answer = answer.SerializeToString()
+    def _fill(self, slot: _Slot, request: pb.ModelInferRequest, answer: Answer) -> None:
+        slot.answer = _encode_error(request, answer) if isinstance(answer, ServiceError) else answer
         self._send()
 
     def _send(self) -> None:
@@ -150,19 +139,20 @@ def _deadline_s(request: pb.ModelInferRequest, deadline_s: float | None) -> floa
     return queue_deadline_s if deadline_s is None else min(deadline_s, queue_deadline_s)
 
 
-def _response(served: ServedVersion, request: pb.ModelInferRequest, outcome: Outcome) -> pb.ModelInferResponse:
-    if isinstance(outcome, ServiceError):
-        raise outcome
-    return codec_oip.encode_response(served, request.id, outcome)
+def _encode_streamed(request: pb.ModelInferRequest, served: ServedVersion, completed: Completed) -> bytes:
+    response = codec_oip.encode_response(served, request.id, completed)
+    if _asks_for_final(request):
+        response.parameters["triton_final_response"].bool_param = True
+    return pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
 
 
-def _stream_error(request: pb.ModelInferRequest, error: ServiceError) -> pb.ModelStreamInferResponse:
+def _encode_error(request: pb.ModelInferRequest, error: ServiceError) -> bytes:
     response = pb.ModelStreamInferResponse(error_message=error.message)
     response.infer_response.model_name = request.model_name
     response.infer_response.id = request.id
     if _asks_for_final(request):
         response.infer_response.parameters["triton_final_response"].bool_param = True
-    return response
+    return response.SerializeToString()
 
 
 def _asks_for_final(request: pb.ModelInferRequest) -> bool:
