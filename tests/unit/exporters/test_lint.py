@@ -295,3 +295,16 @@ def test_endless_model_is_stopped_and_not_vouched_for(tmp_path: Path, monkeypatc
     [(level, message)] = found(lint(saved(tmp_path, text)), "batch")
     assert level is Level.WARNING
     assert "could not be tried" in message
+
+
+def test_node_that_only_reads_a_shape_is_not_blamed_for_the_batch(tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["" : 18]>
+    g (float[batch, 3] x) => (float[1, 3] y) <int64[1] axes = {0}> {
+        [culprit] a = ReduceMean <keepdims = 1> (x, axes)
+        b = Relu (a)
+        [reader] s = Shape <start = 1> (x)
+        y = Expand (b, s)
+    }
+    """
+    assert "'culprit' (ReduceMean)" in found(lint(saved(tmp_path, text)), "batch")[0][1]

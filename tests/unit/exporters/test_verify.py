@@ -237,3 +237,12 @@ def test_module_that_draws_numbers_is_refused(noise: float) -> None:
 
     with pytest.raises(ExportError, match="expected the same answer to the same inputs"):
         verified(classifier(module=Noisy()))
+
+
+def test_float64_reference_computes_with_weights_in_float64() -> None:
+    module = nn.Linear(3, 1)
+    x = np.random.default_rng(0).random((4, 3), np.float32)
+    reference = TorchReference(module, ("x",), ("y",))
+    weights, bias = (parameter.detach().numpy().astype(np.float64) for parameter in module.parameters())
+    np.testing.assert_allclose(reference.fp64({"x": x})["y"], x.astype(np.float64) @ weights.T + bias, rtol=1e-14)
+    assert reference.fp64_gap == ""
