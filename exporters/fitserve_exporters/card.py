@@ -32,7 +32,11 @@ def model_card(manifest: Manifest) -> bytes:
 
     Args:
         manifest: What the version says of itself. Any of its strings may hold anything: all are escaped.
+
+    Raises:
+        ValueError: a figure is NaN or infinite, which no manifest can hold.
     """
+    manifest = Manifest.from_bytes(manifest.to_bytes())
     sections = [
         _call_section(manifest),
         _signature_section(manifest),

@@ -92,7 +92,7 @@ def latency_section(manifest: Manifest) -> Markup | None:
     cpu, count = manifest.environment.get("cpu"), manifest.environment.get("cpu_count")
     about = (
         f"ONNX Runtime in process while it was exported ({shown(cpu)}, {shown(count)} cores; its default threads): "
-        "without gRPC, without other load. fitserve-bench measures the server."
+        "without gRPC. fitserve-bench measures the server."
     )
     head = ("provider", "batch size", "p50", "p99", "runs")
     return section("Latency", tag("p", about, class_="note"), table(head, rows))

@@ -119,8 +119,8 @@ class MetricsPort:
         self._open.add(task)
         try:
             await self._exchange(task, reader, writer)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError):
-            pass  # A caller that goes away, or never comes to the point, is no news.
+        except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # A caller that goes away, never comes to the point, or had to make room is no news.
         finally:
             self._open.discard(task)
             self._waiting.pop(task, None)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from urllib.error import HTTPError
-from urllib.request import urlopen
 
 import pytest
 from hypothesis import given
@@ -17,11 +14,9 @@ from fitserve_contract.repository import version_path
 from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
 from fitserve_service.loader import Loader
-from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry, ServedVersion
 from fitserve_service.telemetry import Histogram, Telemetry
-from fitserve_service.transport import ListenError
 from fitserve_service.version_policy import State
 
 
@@ -95,21 +90,3 @@ def test_a_version_that_is_gone_is_scraped_once_more_and_then_forgotten(tmp_path
     assert name in samples(telemetry)
     assert name in samples(telemetry)
     assert name not in samples(telemetry)
-
-
-def test_the_metrics_port_answers_its_path_alone() -> None:
-    port = MetricsPort("127.0.0.1", 0, lambda: b"metric 1\n")
-    try:
-        address = f"http://127.0.0.1:{port.port}"
-        with urlopen(f"{address}/metrics?x=1", timeout=20) as answer:
-            assert answer.read() == b"metric 1\n"
-            assert answer.headers["Content-Type"].startswith("text/plain")
-        with pytest.raises(HTTPError, match="404") as caught:
-            urlopen(f"{address}/other", timeout=20)
-        caught.value.close()
-        with pytest.raises(ListenError, match="is in use"):
-            MetricsPort("127.0.0.1", port.port, lambda: b"")
-    finally:
-        port.close()
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", port.port)) != 0
