@@ -123,10 +123,10 @@ def _build(recipe: Recipe, config: RunConfig, places: Places) -> Built:
 def _announce(built: Built, say: Callable[[str], None]) -> None:
     config = built.config
     say(f"{built.recipe.name} on {built.data.source}" + (f"; {built.data.note}" if built.data.note else ""))
-    preset = built.recipe.presets.get(built.data.name, {})
-    if preset:
+    name = built.recipe.preset_for(built.data.name, config.to_flat())
+    if preset := built.recipe.presets.get(name, {}):
         values = ", ".join(f"{key} {config.to_flat()[key]}" for key in preset)
-        say(f"settings for {built.data.name}: {values}")
+        say(f"settings for {name}: {values}")
     record = built.compile_record
     say(f"device {device_title(built.device)}, compile {record.used}, seed {config.seed}")
     if record.reason:

@@ -65,6 +65,10 @@ class Finish:
     rows: Sequence[Mapping[str, Any]]
 
 
+def _data_name(data_name: str, _values: Mapping[str, Scalar]) -> str:
+    return data_name
+
+
 def _same_module(module: nn.Module) -> nn.Module:
     return module
 
@@ -83,7 +87,8 @@ class Recipe:
         objective: The loss and the metrics.
         inputs: Inputs of the served model, in the order of its forward.
         output_name: The served model's output.
-        presets: Changes to the defaults by data name.
+        presets: Changes to the defaults, by what `preset_for` says: the data's name unless the recipe knows better.
+        preset_for: Names the preset, given the data's name and the settings that were asked for.
         bands: Published figures by data name; they hold for the recipe's own settings.
         is_loss_after_epoch: Whether train metrics are those of the parameters that the epoch ends with; otherwise they
             are means over the epoch while it trains.
@@ -110,6 +115,7 @@ class Recipe:
     inputs: tuple[ServedInput, ...]
     output_name: str
     presets: Mapping[str, Mapping[str, Scalar]] = field(default_factory=dict)
+    preset_for: Callable[[str, Mapping[str, Scalar]], str] = _data_name
     bands: Mapping[str, tuple[Band, ...]] = field(default_factory=dict)
     is_loss_after_epoch: bool = False
     parameters: Callable[[nn.Module], dict[str, float]] | None = None

@@ -9,7 +9,7 @@ from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError, unknown_name
 from fitserve_training.recipe import Recipe
 
-_NOT_THE_MATHEMATICS = ("seed", "device", "threads", "compile", "log_every", "checkpoint_every_s")
+_NOT_THE_MATHEMATICS = ("seed", "device", "threads", "compile", "log_every", "checkpoint_every_s", "tensorboard")
 
 
 def resolve_config(recipe: Recipe, config_file: Path | None, changes: Values, places: Places) -> RunConfig:
@@ -23,21 +23,22 @@ def resolve_config(recipe: Recipe, config_file: Path | None, changes: Values, pl
     if name != "auto" and name not in recipe.data_names:
         raise unknown_name(f"data for recipe {recipe.name}", name, recipe.data_names)
     chosen = recipe.choose_data(name, places)
-    flat = own_settings(recipe, chosen)
+    flat = own_settings(recipe, chosen, recipe.preset_for(chosen, file_values | changes))
     flat = merge(flat, file_values, str(config_file))
     flat = merge(flat, changes, "--set")
     return RunConfig.from_flat({**flat, "data.name": chosen})
 
 
-def own_settings(recipe: Recipe, data_name: str) -> Values:
-    """Gives the recipe's settings for this data before anybody changes them."""
+def own_settings(recipe: Recipe, data_name: str, preset: str) -> Values:
+    """Gives the recipe's settings for this data and preset before anybody changes them."""
     flat: Values = {**RunConfig().to_flat(), **recipe.defaults}
-    return merge(flat, {**recipe.presets.get(data_name, {}), "data.name": data_name}, "preset")
+    return merge(flat, {**recipe.presets.get(preset, {}), "data.name": data_name}, "preset")
 
 
 def is_own_mathematics(recipe: Recipe, config: RunConfig) -> bool:
     """Says whether nothing was changed that decides what is computed, so that published figures apply."""
-    flat, own = config.to_flat(), own_settings(recipe, str(config.data["name"]))
+    flat, data_name = config.to_flat(), str(config.data["name"])
+    own = own_settings(recipe, data_name, recipe.preset_for(data_name, flat))
     return all(flat[key] == own[key] for key in flat if key not in _NOT_THE_MATHEMATICS)
 
 

@@ -140,9 +140,9 @@ RECIPE = Recipe(
     output_name="y",
     bands={
         "noise": (
-            # 95 % of draws have their first loss in this range; its mean is K N (1 + H D / 2) = 50,001,000.
+            # 95 % of draws lie in each of the first two; the mean first loss is K N (1 + H D / 2) = 50,001,000.
             Band("first_loss", 3.7e7, 6.8e7),
-            Band("last_to_first_loss", 0.008, 0.030),
+            Band("last_to_first_loss", 0.009, 0.034),
             Band("gradient_gap", 0.0, 1e-4),
         )
     },

@@ -1,0 +1,92 @@
+"""From sentences to token ids, with the tokenizer of a checkpoint or one made from the sentences themselves.
+
+Shapes: N sentences, S tokens of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from fitserve_training.data.dataset import DataSet, Split
+from fitserve_training.data.sentences import Corpus, Sentences
+from fitserve_training.errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE = "tokenizer.json"
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_MISSING = "reading text needs tokenizers and transformers: pip install 'fitserve[bert]'"
+
+
+def checkpoint_tokenizer(weights: str, max_length: int) -> Tokenizer:
+    """Loads the tokenizer of a checkpoint, a directory or a hub id, cutting at `max_length` tokens.
+
+    Raises:
+        UsageError: there is none, or it has no token for padding.
+    """
+    try:
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer
+    except ImportError:
+        raise UsageError(_MISSING) from None
+    try:
+        if (Path(weights) / FILE).is_file():
+            return _prepared(Tokenizer.from_file(str(Path(weights) / FILE)), max_length, weights)
+        return _prepared(AutoTokenizer.from_pretrained(weights).backend_tokenizer, max_length, weights)
+    except UsageError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception; the hub's errors share no base class
+        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise UsageError(f"model.weights {weights}: no tokenizer can be loaded from it: {line[:200]}") from None
+
+
+def own_tokenizer(texts: Sequence[str], vocabulary_size: int, max_length: int) -> Tokenizer:
+    """Makes a WordPiece tokenizer from texts: lower case, [CLS] and [SEP] around, padded with [PAD]."""
+    try:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    except ImportError:
+        raise UsageError(_MISSING) from None
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=list(_SPECIAL), show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    around = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
+    return _prepared(tokenizer, max_length, "own")
+
+
+def _prepared(tokenizer: Tokenizer, max_length: int, origin: str) -> Tokenizer:
+    """Sets truncation and padding, which travel in tokenizer.json: whoever loads it encodes as training did."""
+    pad_id = tokenizer.token_to_id("[PAD]")
+    if pad_id is None:
+        raise UsageError(f"model.weights {origin}: expected a BERT tokenizer with the token [PAD], found none")
+    tokenizer.enable_truncation(max_length=max_length)
+    tokenizer.enable_padding(pad_id=pad_id, pad_token="[PAD]")
+    return tokenizer
+
+
+def tokenized(corpus: Corpus, tokenizer: Tokenizer, bert_config: bytes) -> DataSet:
+    """Encodes a corpus: inputs are token ids and attention mask, int64 (N, S) each; targets the labels, bool (N, C)."""
+    return DataSet(
+        name=corpus.name,
+        source=corpus.source,
+        train=_encoded(corpus.train, tokenizer),
+        held_out=_encoded(corpus.held_out, tokenizer),
+        class_names=corpus.class_names,
+        checksums=corpus.checksums,
+        note=corpus.note,
+        files={FILE: tokenizer.to_str().encode(), "bert_config.json": bert_config},
+    )
+
+
+def _encoded(sentences: Sentences, tokenizer: Tokenizer) -> Split:
+    encodings = tokenizer.encode_batch(list(sentences.texts))
+    ids_NS = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
+    mask_NS = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
+    return Split((ids_NS, mask_NS), sentences.labels_NC, mask_NS.sum(dim=1))
