@@ -17,8 +17,9 @@ from fitserve_service.errors import DOMAIN, Reason, ServiceError
 DETAILS_KEY: Final = "grpc-status-details-bin"
 """Trailing metadata that holds the serialized Status. Source: grpc/doc, "richer error model"."""
 
-MAX_MESSAGE_CHARS: Final = 1024
-"""Longer texts are cut: message and details together stay within the 8 KiB of metadata that clients take."""
+MAX_MESSAGE_BYTES: Final = 1024
+"""Longer texts are cut. A byte of text is three in the header (percent-encoding) and one more in the details, and above
+8 KiB of metadata a client refuses answers, at random and the more often the longer they are."""
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ class answering:
         return True
 
 
-def _cut(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
+def _cut(text: str, limit_bytes: int = MAX_MESSAGE_BYTES) -> str:
     # Lone surrogates cannot be sent as UTF-8.
-    clean = text.encode(errors="replace").decode()
-    return clean if len(clean) <= limit else f"{clean[: limit - 1]}…"
+    clean = text.encode(errors="replace")
+    if len(clean) <= limit_bytes:
+        return clean.decode()
+    return f"{clean[: limit_bytes - len('…'.encode())].decode(errors='ignore')}…"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.wire.conforming import channel, running
 from tests.wire.raw_callers import raw_caller
 
-from fitserve_service import completion_queue, transport_choice
+from fitserve_service import completion_queue, transport_choice, transport_fast
 from fitserve_service.calls import MethodTable, StreamCall, UnaryCall
 from fitserve_service.transport import TransportOptions
 from fitserve_service.transport_choice import choose, why_not_fast
@@ -199,3 +199,38 @@ class Token:
 
     def touch(self, call: UnaryCall) -> None:
         call.reply(b"")
+
+
+def test_what_is_posted_wakes_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_fast, "_MAX_WAIT_S", 3_600.0)
+    with running("fast", MethodTable({"/t.T/M": echo}, {})) as world:
+        for _ in range(200):
+            ran = threading.Event()
+            world.transport.post(ran.set)
+            assert ran.wait(WAIT_S)
+
+
+def test_a_caller_that_never_reads_is_read_from_only_so_far() -> None:
+    taken = 0
+
+    class Amplify:
+        def __init__(self, call: StreamCall) -> None:
+            self.call = call
+
+        def on_message(self, _: bytes) -> None:
+            nonlocal taken
+            taken += 1
+            self.call.send(b"x" * 100_000)
+
+        def on_half_close(self) -> None:
+            self.call.finish()
+
+    table = MethodTable({"/t.T/M": echo}, {"/t.T/S": Amplify})
+    with running("fast", table) as world, raw_caller(world.port) as caller, channel(world.port) as opened:
+        stream = caller.begin(path="/t.T/S")
+        for _ in range(500):
+            caller.http.send_data(stream, b"\0\0\0\0\1x")
+        caller.flush()
+        for _ in range(1_000):
+            opened.unary_unary("/t.T/M")(b"", timeout=WAIT_S)
+        assert 64 <= taken < 100
