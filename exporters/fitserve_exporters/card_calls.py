@@ -43,11 +43,14 @@ for name, array in prediction.outputs.items():
 def triton_code(manifest: Manifest) -> str:
     """Writes an inference with NVIDIA's tritonclient, Python."""
     inputs = "\n".join(
-        f"    ({_quoted(spec.name)}, {_quoted(spec.datatype)}, {_zeros(spec)})," for spec in _required(manifest)
+        f"    ({_quoted(spec.name)}, {_quoted(spec.datatype)}, {_zeros(spec, 'bfloat16')}),"
+        for spec in _required(manifest)
     )
     outputs = ", ".join(_quoted(spec.name) for spec in manifest.outputs)
+    has_bf16 = any(spec.datatype == BF16 for spec in manifest.inputs)
+    extra = "import ml_dtypes  # gives numpy bfloat16\n" if has_bf16 else ""
     return f"""\
-import numpy as np
+{extra}import numpy as np
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 inputs = []
@@ -89,11 +92,11 @@ def _shape(spec: TensorSpec) -> tuple[int, ...]:
     )
 
 
-def _zeros(spec: TensorSpec) -> str:
+def _zeros(spec: TensorSpec, bf16: str = "float32") -> str:
+    """Writes an array of zeros; numpy has no bfloat16, and the clients differ in what they take in its place."""
     if spec.datatype == BYTES:
         return f'np.full({_shape(spec)}, b"", object)'
-    # numpy has no bfloat16: both clients take float32 in its place.
-    dtype = "float32" if spec.datatype == BF16 else NUMPY_DTYPES[spec.datatype].name
+    dtype = bf16 if spec.datatype == BF16 else NUMPY_DTYPES[spec.datatype].name
     return f"np.zeros({_shape(spec)}, {_quoted(dtype)})"
 
 
