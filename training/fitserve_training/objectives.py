@@ -27,8 +27,12 @@ class Objective(Protocol):
     def sum_count(self) -> int:
         """Length of the vector of sums."""
 
+    @property
+    def is_summed(self) -> bool:
+        """Whether the loss of a batch is a sum over its examples; otherwise it is their mean."""
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Gives the scalar to minimise: a mean over the batch's examples."""
+        """Gives the scalar to minimise."""
 
     def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
         """Gives the batch's addends, float64 of shape (sum_count,)."""
@@ -41,6 +45,7 @@ class Classification:
     """One of C classes: mean cross-entropy in nats on logits (B, C) against int64 class indices (B,)."""
 
     kind = TaskKind.CLASSIFICATION
+    is_summed = False
     sum_count = 2
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -70,11 +75,11 @@ class Regression:
 
     def __init__(self, factor: float = 1.0, is_summed: bool = False) -> None:
         self._factor = factor
-        self._is_summed = is_summed
+        self.is_summed = is_summed
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gives the squared error over all B * D values, their mean or their sum."""
-        loss = functional.mse_loss(outputs, targets, reduction="sum" if self._is_summed else "mean")
+        loss = functional.mse_loss(outputs, targets, reduction="sum" if self.is_summed else "mean")
         return loss if self._factor == 1 else loss * self._factor
 
     def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
@@ -82,12 +87,12 @@ class Regression:
         count, wide = len(targets), targets.double()
         error = outputs.double() - wide
         means = (error.square().mean(), error.abs().mean(), wide.mean(), wide.square().mean())
-        return torch.stack((loss.double() * (1 if self._is_summed else count), *(mean * count for mean in means)))
+        return torch.stack((loss.double() * (1 if self.is_summed else count), *(mean * count for mean in means)))
 
     def metrics(self, sums: Sequence[float], example_count: int) -> dict[str, float]:
         """Gives the loss, the mean absolute error, and R² where the targets vary."""
         loss, squared, absolute, total, total_squares = sums
-        metrics = {"loss": loss if self._is_summed else loss / example_count, "mae": absolute / example_count}
+        metrics = {"loss": loss if self.is_summed else loss / example_count, "mae": absolute / example_count}
         variation = total_squares - total * total / example_count
         return metrics | ({"r2": 1 - squared / variation} if variation > 0 else {})
 
@@ -99,6 +104,7 @@ class MultiLabel:
     """
 
     kind = TaskKind.MULTI_LABEL
+    is_summed = False
 
     def __init__(self, class_count: int) -> None:
         self._class_count = class_count

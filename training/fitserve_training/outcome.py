@@ -25,7 +25,7 @@ def summarise(
     compile_record: CompileRecord,
     measured: dict[str, float],
 ) -> dict[str, Any]:
-    """Gives summary.json: the last metrics, the recipe's own figures, median speed, learned parameters, data, device, compile mode, task."""
+    """Gives summary.json: the last metrics, the recipe's own figures, speed, parameters, data, device, compile."""
     speeds = [row["examples_per_s"] for row in rows if row.get("examples_per_s")]
     return {
         "recipe": recipe.name,

@@ -5,6 +5,7 @@ Shapes: N sentences, S tokens of the longest.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,19 +47,30 @@ def checkpoint_tokenizer(weights: str, max_length: int) -> Tokenizer:
 
 
 def own_tokenizer(texts: Sequence[str], vocabulary_size: int, max_length: int) -> Tokenizer:
-    """Makes a WordPiece tokenizer from texts: lower case, [CLS] and [SEP] around, padded with [PAD]."""
+    """Makes a WordPiece tokenizer from texts: lower case, [CLS] and [SEP] around, padded with [PAD].
+
+    The library's own trainer breaks ties by chance, so the vocabulary is counted here: every character, then the most
+    frequent words, equal ones by name; other words are spelt in characters.
+    """
     try:
-        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     except ImportError:
         raise UsageError(_MISSING) from None
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary_size, special_tokens=list(_SPECIAL), show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    around = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    vocabulary = {piece: i for i, piece in enumerate(_pieces(words, vocabulary_size))}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    around = [(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=around)
     return _prepared(tokenizer, max_length, "own")
+
+
+def _pieces(words: Counter[str], size: int) -> list[str]:
+    characters = sorted({character for word in words for character in word})
+    frequent = sorted(words, key=lambda word: (-words[word], word))
+    every = [*_SPECIAL, *characters, *(f"##{character}" for character in characters), *frequent]
+    return list(dict.fromkeys(every))[: max(size, len(_SPECIAL))]
 
 
 def _prepared(tokenizer: Tokenizer, max_length: int, origin: str) -> Tokenizer:

@@ -1,8 +1,8 @@
 """A line through (1, 2), (2, 4), (3, 6) by gradient descent on the sum of squares, and under eight optimizers.
 
-Source: the classic first example of PyTorch courses (Kim, PyTorch Zero To All, lecture 5). With x and y fixed, the error
-of (w, b) is multiplied by one matrix per epoch, with eigenvalues 0.99278821 and 0.66721179 at lr 0.01, so that every
-run can be held against a closed form.
+Source: the classic first example of PyTorch courses (Kim, PyTorch Zero To All, lecture 5). With x and y fixed, the
+error of (w, b) is multiplied by one matrix per epoch, with eigenvalues 0.99278821 and 0.66721179 at lr 0.01, so that
+every run can be held against a closed form.
 """
 
 from __future__ import annotations
