@@ -98,6 +98,35 @@ def test_many_calls_one_after_another_keep_the_windows_open() -> None:
             assert answer.message == message
 
 
+def test_a_message_waits_for_the_windows_that_the_server_opens() -> None:
+    initial_window = frame(4, 0, 0, (4).to_bytes(2) + (10).to_bytes(4))
+    with socket.create_server(("127.0.0.1", 0)) as listener, connected(listener.getsockname()[1]) as connection:
+        peer, _ = listener.accept()
+        peer.settimeout(30)
+        with peer, selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_READ)
+
+            def hear(data: bytes) -> bytes:
+                """Gives what the connection writes after it has read these bytes from the server."""
+                peer.sendall(data)
+                selector.select(30)
+                connection.receive()
+                connection.flush()
+                return peer.recv(1 << 16)
+
+            hear(initial_window)
+            stream = connection.send(frame_message(b"m" * 25))
+            connection.flush()
+            assert data_frames(peer.recv(1 << 16)) == [(0, 10)]
+            assert data_frames(hear(frame(8, 0, stream, (7).to_bytes(4)))) == [(0, 7)]
+            assert data_frames(hear(frame(8, 0, stream, (100).to_bytes(4)))) == [(1, 13)]
+
+
+def data_frames(data: bytes) -> list[tuple[int, int]]:
+    """Flags and length of the DATA frames."""
+    return [(flags, end - start) for kind, flags, _, start, end in frames(data) if kind == 0]
+
+
 def test_a_failed_call_has_no_message_and_the_next_one_is_answered() -> None:
     def picky(request: bytes, context: grpc.ServicerContext) -> bytes:
         if request == b"bad":

@@ -70,4 +70,4 @@ def test_level_scores_are_listed_and_clear_ones_refused() -> None:
 
 def test_scores_that_are_no_numbers_are_no_tie() -> None:
     with pytest.raises(StepFailedError, match="example 0"):
-        find_ties(np.array([[1.0, 0.0]]), np.array([[0.0, np.nan]]), tolerance=1.0e-3)
+        find_ties(np.array([[np.nan, 0.0]]), np.array([[0.0, 1.0]]), tolerance=1.0e-3)
