@@ -26,7 +26,7 @@ from fitserve.types.v1 import tensor_pb2 as fitserve_dot_types_dot_v1_dot_tensor
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fitserve/control/v1/control.proto\x12\x13\x66itserve.control.v1\x1a\x1e\x66itserve/types/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xa2\x01\n\nTensorSpec\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x64\x61tatype\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shape\x18\x03 \x03(\x03\x42\x04\xe2\x41\x01\x01\x12\x18\n\naxis_names\x18\x04 \x03(\tB\x04\xe2\x41\x01\x01\x12\x1e\n\x10has_dynamic_rank\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bis_optional\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\x88\x02\n\x0cModelVersion\x12\x15\n\x07version\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12/\n\x05state\x18\x02 \x01(\x0e\x32\x1a.fitserve.control.v1.StateB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bis_verified\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12 \n\x12\x65xecution_provider\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06labels\x18\x06 \x03(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04task\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x0emax_batch_size\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07load_ms\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x01\"V\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x08versions\x18\x02 \x03(\x0b\x32!.fitserve.control.v1.ModelVersionB\x04\xe2\x41\x01\x01\"\x13\n\x11ListModelsRequest\"F\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32\x1a.fitserve.control.v1.ModelB\x04\xe2\x41\x01\x01\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"C\n\x10GetModelResponse\x12/\n\x05model\x18\x01 \x01(\x0b\x32\x1a.fitserve.control.v1.ModelB\x04\xe2\x41\x01\x02\"K\n\x16GetModelVersionRequest\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\"\xb9\x02\n\x17GetModelVersionResponse\x12\x18\n\nmodel_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x38\n\x07version\x18\x02 \x01(\x0b\x32!.fitserve.control.v1.ModelVersionB\x04\xe2\x41\x01\x02\x12\x35\n\x06inputs\x18\x03 \x03(\x0b\x32\x1f.fitserve.control.v1.TensorSpecB\x04\xe2\x41\x01\x01\x12\x36\n\x07outputs\x18\x04 \x03(\x0b\x32\x1f.fitserve.control.v1.TensorSpecB\x04\xe2\x41\x01\x01\x12\x1b\n\rmanifest_json\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x63lass_names\x18\x06 \x03(\tB\x04\xe2\x41\x01\x01\x12#\n\x15\x65\x66\x66\x65\x63tive_config_toml\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\"&\n\x10LoadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x11LoadModelResponse\x12/\n\x05model\x18\x01 \x01(\x0b\x32\x1a.fitserve.control.v1.ModelB\x04\xe2\x41\x01\x02\"(\n\x12UnloadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x15\n\x13UnloadModelResponse*\x90\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_LOADING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x13\n\x0fSTATE_UNLOADING\x10\x04\x12\x12\n\x0eSTATE_UNLOADED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\x32\xf9\x03\n\x13ModelControlService\x12]\n\nListModels\x12&.fitserve.control.v1.ListModelsRequest\x1a\'.fitserve.control.v1.ListModelsResponse\x12W\n\x08GetModel\x12$.fitserve.control.v1.GetModelRequest\x1a%.fitserve.control.v1.GetModelResponse\x12l\n\x0fGetModelVersion\x12+.fitserve.control.v1.GetModelVersionRequest\x1a,.fitserve.control.v1.GetModelVersionResponse\x12Z\n\tLoadModel\x12%.fitserve.control.v1.LoadModelRequest\x1a&.fitserve.control.v1.LoadModelResponse\x12`\n\x0bUnloadModel\x12\'.fitserve.control.v1.UnloadModelRequest\x1a(.fitserve.control.v1.UnloadModelResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!fitserve/control/v1/control.proto\x12\x13\x66itserve.control.v1\x1a\x1e\x66itserve/types/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\xa2\x01\n\nTensorSpec\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x16\n\x08\x64\x61tatype\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x13\n\x05shape\x18\x03 \x03(\x03\x42\x04\xe2\x41\x01\x01\x12\x18\n\naxis_names\x18\x04 \x03(\tB\x04\xe2\x41\x01\x01\x12\x1e\n\x10has_dynamic_rank\x18\x05 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12\x19\n\x0bis_optional\x18\x06 \x01(\x08\x42\x04\xe2\x41\x01\x01\"\xa1\x02\n\x0cModelVersion\x12\x15\n\x07version\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12/\n\x05state\x18\x02 \x01(\x0e\x32\x1a.fitserve.control.v1.StateB\x04\xe2\x41\x01\x02\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0bis_verified\x18\x04 \x01(\x08\x42\x04\xe2\x41\x01\x01\x12 \n\x12\x65xecution_provider\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06labels\x18\x06 \x03(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04task\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\x12\x1c\n\x0emax_batch_size\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x15\n\x07load_ms\x18\t \x01(\x01\x42\x04\xe2\x41\x01\x01\x12\x17\n\treplay_ms\x18\n \x01(\x01\x42\x04\xe2\x41\x01\x01\"V\n\x05Model\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x39\n\x08versions\x18\x02 \x03(\x0b\x32!.fitserve.control.v1.ModelVersionB\x04\xe2\x41\x01\x01\"\x13\n\x11ListModelsRequest\"F\n\x12ListModelsResponse\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32\x1a.fitserve.control.v1.ModelB\x04\xe2\x41\x01\x01\"%\n\x0fGetModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"C\n\x10GetModelResponse\x12/\n\x05model\x18\x01 \x01(\x0b\x32\x1a.fitserve.control.v1.ModelB\x04\xe2\x41\x01\x02\"K\n\x16GetModelVersionRequest\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\"\xb9\x02\n\x17GetModelVersionResponse\x12\x18\n\nmodel_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x38\n\x07version\x18\x02 \x01(\x0b\x32!.fitserve.control.v1.ModelVersionB\x04\xe2\x41\x01\x02\x12\x35\n\x06inputs\x18\x03 \x03(\x0b\x32\x1f.fitserve.control.v1.TensorSpecB\x04\xe2\x41\x01\x01\x12\x36\n\x07outputs\x18\x04 \x03(\x0b\x32\x1f.fitserve.control.v1.TensorSpecB\x04\xe2\x41\x01\x01\x12\x1b\n\rmanifest_json\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x12\x19\n\x0b\x63lass_names\x18\x06 \x03(\tB\x04\xe2\x41\x01\x01\x12#\n\x15\x65\x66\x66\x65\x63tive_config_toml\x18\x07 \x01(\tB\x04\xe2\x41\x01\x01\"&\n\x10LoadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"D\n\x11LoadModelResponse\x12/\n\x05model\x18\x01 \x01(\x0b\x32\x1a.fitserve.control.v1.ModelB\x04\xe2\x41\x01\x02\"(\n\x12UnloadModelRequest\x12\x12\n\x04name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x15\n\x13UnloadModelResponse*\x90\x01\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x11\n\rSTATE_LOADING\x10\x02\x12\x0f\n\x0bSTATE_READY\x10\x03\x12\x13\n\x0fSTATE_UNLOADING\x10\x04\x12\x12\n\x0eSTATE_UNLOADED\x10\x05\x12\x10\n\x0cSTATE_FAILED\x10\x06\x32\xf9\x03\n\x13ModelControlService\x12]\n\nListModels\x12&.fitserve.control.v1.ListModelsRequest\x1a\'.fitserve.control.v1.ListModelsResponse\x12W\n\x08GetModel\x12$.fitserve.control.v1.GetModelRequest\x1a%.fitserve.control.v1.GetModelResponse\x12l\n\x0fGetModelVersion\x12+.fitserve.control.v1.GetModelVersionRequest\x1a,.fitserve.control.v1.GetModelVersionResponse\x12Z\n\tLoadModel\x12%.fitserve.control.v1.LoadModelRequest\x1a&.fitserve.control.v1.LoadModelResponse\x12`\n\x0bUnloadModel\x12\'.fitserve.control.v1.UnloadModelRequest\x1a(.fitserve.control.v1.UnloadModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,6 +63,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELVERSION'].fields_by_name['max_batch_size']._serialized_options = b'\342A\001\001'
   _globals['_MODELVERSION'].fields_by_name['load_ms']._loaded_options = None
   _globals['_MODELVERSION'].fields_by_name['load_ms']._serialized_options = b'\342A\001\001'
+  _globals['_MODELVERSION'].fields_by_name['replay_ms']._loaded_options = None
+  _globals['_MODELVERSION'].fields_by_name['replay_ms']._serialized_options = b'\342A\001\001'
   _globals['_MODEL'].fields_by_name['name']._loaded_options = None
   _globals['_MODEL'].fields_by_name['name']._serialized_options = b'\342A\001\002'
   _globals['_MODEL'].fields_by_name['versions']._loaded_options = None
@@ -95,34 +97,34 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOADMODELRESPONSE'].fields_by_name['model']._serialized_options = b'\342A\001\002'
   _globals['_UNLOADMODELREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_UNLOADMODELREQUEST'].fields_by_name['name']._serialized_options = b'\342A\001\002'
-  _globals['_STATE']._serialized_start=1413
-  _globals['_STATE']._serialized_end=1557
+  _globals['_STATE']._serialized_start=1438
+  _globals['_STATE']._serialized_end=1582
   _globals['_TENSORSPEC']._serialized_start=124
   _globals['_TENSORSPEC']._serialized_end=286
   _globals['_MODELVERSION']._serialized_start=289
-  _globals['_MODELVERSION']._serialized_end=553
-  _globals['_MODEL']._serialized_start=555
-  _globals['_MODEL']._serialized_end=641
-  _globals['_LISTMODELSREQUEST']._serialized_start=643
-  _globals['_LISTMODELSREQUEST']._serialized_end=662
-  _globals['_LISTMODELSRESPONSE']._serialized_start=664
-  _globals['_LISTMODELSRESPONSE']._serialized_end=734
-  _globals['_GETMODELREQUEST']._serialized_start=736
-  _globals['_GETMODELREQUEST']._serialized_end=773
-  _globals['_GETMODELRESPONSE']._serialized_start=775
-  _globals['_GETMODELRESPONSE']._serialized_end=842
-  _globals['_GETMODELVERSIONREQUEST']._serialized_start=844
-  _globals['_GETMODELVERSIONREQUEST']._serialized_end=919
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=922
-  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=1235
-  _globals['_LOADMODELREQUEST']._serialized_start=1237
-  _globals['_LOADMODELREQUEST']._serialized_end=1275
-  _globals['_LOADMODELRESPONSE']._serialized_start=1277
-  _globals['_LOADMODELRESPONSE']._serialized_end=1345
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1347
-  _globals['_UNLOADMODELREQUEST']._serialized_end=1387
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=1389
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=1410
-  _globals['_MODELCONTROLSERVICE']._serialized_start=1560
-  _globals['_MODELCONTROLSERVICE']._serialized_end=2065
+  _globals['_MODELVERSION']._serialized_end=578
+  _globals['_MODEL']._serialized_start=580
+  _globals['_MODEL']._serialized_end=666
+  _globals['_LISTMODELSREQUEST']._serialized_start=668
+  _globals['_LISTMODELSREQUEST']._serialized_end=687
+  _globals['_LISTMODELSRESPONSE']._serialized_start=689
+  _globals['_LISTMODELSRESPONSE']._serialized_end=759
+  _globals['_GETMODELREQUEST']._serialized_start=761
+  _globals['_GETMODELREQUEST']._serialized_end=798
+  _globals['_GETMODELRESPONSE']._serialized_start=800
+  _globals['_GETMODELRESPONSE']._serialized_end=867
+  _globals['_GETMODELVERSIONREQUEST']._serialized_start=869
+  _globals['_GETMODELVERSIONREQUEST']._serialized_end=944
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_start=947
+  _globals['_GETMODELVERSIONRESPONSE']._serialized_end=1260
+  _globals['_LOADMODELREQUEST']._serialized_start=1262
+  _globals['_LOADMODELREQUEST']._serialized_end=1300
+  _globals['_LOADMODELRESPONSE']._serialized_start=1302
+  _globals['_LOADMODELRESPONSE']._serialized_end=1370
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1372
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1412
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1414
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1435
+  _globals['_MODELCONTROLSERVICE']._serialized_start=1585
+  _globals['_MODELCONTROLSERVICE']._serialized_end=2090
 # @@protoc_insertion_point(module_scope)

@@ -43,7 +43,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., axis_names: _Optional[_Iterable[str]] = ..., has_dynamic_rank: bool = ..., is_optional: bool = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "state", "reason", "is_verified", "execution_provider", "labels", "task", "max_batch_size", "load_ms")
+    __slots__ = ("version", "state", "reason", "is_verified", "execution_provider", "labels", "task", "max_batch_size", "load_ms", "replay_ms")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class ModelVersion(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LOAD_MS_FIELD_NUMBER: _ClassVar[int]
+    REPLAY_MS_FIELD_NUMBER: _ClassVar[int]
     version: int
     state: State
     reason: str
@@ -62,7 +63,8 @@ class ModelVersion(_message.Message):
     task: str
     max_batch_size: int
     load_ms: float
-    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., is_verified: bool = ..., execution_provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., load_ms: _Optional[float] = ...) -> None: ...
+    replay_ms: float
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., is_verified: bool = ..., execution_provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., load_ms: _Optional[float] = ..., replay_ms: _Optional[float] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "versions")

@@ -26,7 +26,7 @@ from fitserve.types.v1 import tensor_pb2 as fitserve_dot_types_dot_v1_dot_tensor
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fitserve/inference/v1/inference.proto\x12\x15\x66itserve.inference.v1\x1a\x1e\x66itserve/types/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x8b\x01\n\x0ePredictRequest\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\x12/\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x02\x12\x15\n\x07outputs\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\"z\n\x0fPredictResponse\x12\x18\n\nmodel_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rmodel_version\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x30\n\x07outputs\x18\x03 \x03(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x02\"\xa6\x01\n\x0f\x45valuateRequest\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\x12/\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x02\x12/\n\x06labels\x18\x03 \x01(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x02\"\x91\x02\n\x10\x45valuateResponse\x12\x18\n\nmodel_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rmodel_version\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x43\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32).fitserve.inference.v1.ClassificationSumsH\x00\x12<\n\x0bmulti_label\x18\x04 \x01(\x0b\x32%.fitserve.inference.v1.MultiLabelSumsH\x00\x12;\n\nregression\x18\x05 \x01(\x0b\x32%.fitserve.inference.v1.RegressionSumsH\x00\x42\x06\n\x04sums\"\xb1\x01\n\x12\x43lassificationSums\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rcorrect_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12/\n\x04loss\x18\x03 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x17\n\ttie_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x17\n\tnan_count\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\x86\x02\n\x0eMultiLabelSums\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1f\n\x11\x65xact_match_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\"\n\x14true_positive_counts\x18\x03 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12#\n\x15\x66\x61lse_positive_counts\x18\x04 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12#\n\x15\x66\x61lse_negative_counts\x18\x05 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12/\n\x04loss\x18\x06 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x17\n\tnan_count\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xc2\x02\n\x0eRegressionSums\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bvalue_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x38\n\rsquared_error\x18\x03 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x39\n\x0e\x61\x62solute_error\x18\x04 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x30\n\x05label\x18\x05 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x38\n\rlabel_squared\x18\x06 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x17\n\tnan_count\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\x32\xc9\x01\n\x10InferenceService\x12X\n\x07Predict\x12%.fitserve.inference.v1.PredictRequest\x1a&.fitserve.inference.v1.PredictResponse\x12[\n\x08\x45valuate\x12&.fitserve.inference.v1.EvaluateRequest\x1a\'.fitserve.inference.v1.EvaluateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%fitserve/inference/v1/inference.proto\x12\x15\x66itserve.inference.v1\x1a\x1e\x66itserve/types/v1/tensor.proto\x1a\x1fgoogle/api/field_behavior.proto\"\x8b\x01\n\x0ePredictRequest\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\x12/\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x02\x12\x15\n\x07outputs\x18\x03 \x03(\tB\x04\xe2\x41\x01\x01\"z\n\x0fPredictResponse\x12\x18\n\nmodel_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rmodel_version\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x30\n\x07outputs\x18\x03 \x03(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x02\"\xdd\x01\n\x0f\x45valuateRequest\x12\x31\n\x05model\x18\x01 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\x12/\n\x06inputs\x18\x02 \x03(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x01\x12/\n\x06labels\x18\x03 \x01(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x01\x12\x35\n\x07\x64\x61taset\x18\x04 \x01(\x0e\x32\x1e.fitserve.inference.v1.DatasetB\x04\xe2\x41\x01\x01\"\x91\x02\n\x10\x45valuateResponse\x12\x18\n\nmodel_name\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x1b\n\rmodel_version\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x43\n\x0e\x63lassification\x18\x03 \x01(\x0b\x32).fitserve.inference.v1.ClassificationSumsH\x00\x12<\n\x0bmulti_label\x18\x04 \x01(\x0b\x32%.fitserve.inference.v1.MultiLabelSumsH\x00\x12;\n\nregression\x18\x05 \x01(\x0b\x32%.fitserve.inference.v1.RegressionSumsH\x00\x42\x06\n\x04sums\"\xb2\x02\n\x12\x43lassificationSums\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rcorrect_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12/\n\x04loss\x18\x03 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x17\n\ttie_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x17\n\tnan_count\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12\x1e\n\x10\x63onfusion_counts\x18\x06 \x03(\x03\x42\x04\xe2\x41\x01\x01\x12\x18\n\ntop_counts\x18\x07 \x03(\x03\x42\x04\xe2\x41\x01\x01\x12\x45\n\x10\x63\x61libration_bins\x18\x08 \x03(\x0b\x32%.fitserve.inference.v1.CalibrationBinB\x04\xe2\x41\x01\x01\"\x81\x01\n\x0e\x43\x61librationBin\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rcorrect_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x35\n\nconfidence\x18\x03 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\"\x86\x02\n\x0eMultiLabelSums\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1f\n\x11\x65xact_match_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\"\n\x14true_positive_counts\x18\x03 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12#\n\x15\x66\x61lse_positive_counts\x18\x04 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12#\n\x15\x66\x61lse_negative_counts\x18\x05 \x03(\x03\x42\x04\xe2\x41\x01\x02\x12/\n\x04loss\x18\x06 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x17\n\tnan_count\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\xc2\x02\n\x0eRegressionSums\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x19\n\x0bvalue_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x38\n\rsquared_error\x18\x03 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x39\n\x0e\x61\x62solute_error\x18\x04 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x30\n\x05label\x18\x05 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x38\n\rlabel_squared\x18\x06 \x01(\x0b\x32\x1b.fitserve.types.v1.ExactSumB\x04\xe2\x41\x01\x02\x12\x17\n\tnan_count\x18\x07 \x01(\x03\x42\x04\xe2\x41\x01\x01\"\x98\x02\n\x16\x43ompareVersionsRequest\x12\x31\n\x05\x66irst\x18\x01 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\x12\x32\n\x06second\x18\x02 \x01(\x0b\x32\x1c.fitserve.types.v1.ModelSpecB\x04\xe2\x41\x01\x02\x12/\n\x06inputs\x18\x03 \x03(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x01\x12/\n\x06labels\x18\x04 \x01(\x0b\x32\x19.fitserve.types.v1.TensorB\x04\xe2\x41\x01\x01\x12\x35\n\x07\x64\x61taset\x18\x05 \x01(\x0e\x32\x1e.fitserve.inference.v1.DatasetB\x04\xe2\x41\x01\x01\"\xcf\x01\n\x17\x43ompareVersionsResponse\x12<\n\x05\x66irst\x18\x01 \x01(\x0b\x32\'.fitserve.inference.v1.EvaluateResponseB\x04\xe2\x41\x01\x02\x12=\n\x06second\x18\x02 \x01(\x0b\x32\'.fitserve.inference.v1.EvaluateResponseB\x04\xe2\x41\x01\x02\x12\x37\n\x06paired\x18\x03 \x01(\x0b\x32!.fitserve.inference.v1.PairedSumsB\x04\xe2\x41\x01\x02\"\x9c\x02\n\nPairedSums\x12\x1b\n\rexample_count\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x18\n\nboth_count\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x66irst_only_count\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1f\n\x11second_only_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1b\n\rneither_count\x18\x05 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x1e\n\x10\x64ifference_count\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x01\x12 \n\x12\x64ifference_indices\x18\x07 \x03(\x03\x42\x04\xe2\x41\x01\x01\x12\x1a\n\x0c\x66irst_losses\x18\x08 \x03(\x01\x42\x04\xe2\x41\x01\x01\x12\x1b\n\rsecond_losses\x18\t \x03(\x01\x42\x04\xe2\x41\x01\x01*8\n\x07\x44\x61taset\x12\x17\n\x13\x44\x41TASET_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x41TASET_HELD_OUT\x10\x01\x32\xbb\x02\n\x10InferenceService\x12X\n\x07Predict\x12%.fitserve.inference.v1.PredictRequest\x1a&.fitserve.inference.v1.PredictResponse\x12[\n\x08\x45valuate\x12&.fitserve.inference.v1.EvaluateRequest\x1a\'.fitserve.inference.v1.EvaluateResponse\x12p\n\x0f\x43ompareVersions\x12-.fitserve.inference.v1.CompareVersionsRequest\x1a..fitserve.inference.v1.CompareVersionsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,9 +48,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVALUATEREQUEST'].fields_by_name['model']._loaded_options = None
   _globals['_EVALUATEREQUEST'].fields_by_name['model']._serialized_options = b'\342A\001\002'
   _globals['_EVALUATEREQUEST'].fields_by_name['inputs']._loaded_options = None
-  _globals['_EVALUATEREQUEST'].fields_by_name['inputs']._serialized_options = b'\342A\001\002'
+  _globals['_EVALUATEREQUEST'].fields_by_name['inputs']._serialized_options = b'\342A\001\001'
   _globals['_EVALUATEREQUEST'].fields_by_name['labels']._loaded_options = None
-  _globals['_EVALUATEREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\002'
+  _globals['_EVALUATEREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\001'
+  _globals['_EVALUATEREQUEST'].fields_by_name['dataset']._loaded_options = None
+  _globals['_EVALUATEREQUEST'].fields_by_name['dataset']._serialized_options = b'\342A\001\001'
   _globals['_EVALUATERESPONSE'].fields_by_name['model_name']._loaded_options = None
   _globals['_EVALUATERESPONSE'].fields_by_name['model_name']._serialized_options = b'\342A\001\002'
   _globals['_EVALUATERESPONSE'].fields_by_name['model_version']._loaded_options = None
@@ -65,6 +67,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CLASSIFICATIONSUMS'].fields_by_name['tie_count']._serialized_options = b'\342A\001\001'
   _globals['_CLASSIFICATIONSUMS'].fields_by_name['nan_count']._loaded_options = None
   _globals['_CLASSIFICATIONSUMS'].fields_by_name['nan_count']._serialized_options = b'\342A\001\001'
+  _globals['_CLASSIFICATIONSUMS'].fields_by_name['confusion_counts']._loaded_options = None
+  _globals['_CLASSIFICATIONSUMS'].fields_by_name['confusion_counts']._serialized_options = b'\342A\001\001'
+  _globals['_CLASSIFICATIONSUMS'].fields_by_name['top_counts']._loaded_options = None
+  _globals['_CLASSIFICATIONSUMS'].fields_by_name['top_counts']._serialized_options = b'\342A\001\001'
+  _globals['_CLASSIFICATIONSUMS'].fields_by_name['calibration_bins']._loaded_options = None
+  _globals['_CLASSIFICATIONSUMS'].fields_by_name['calibration_bins']._serialized_options = b'\342A\001\001'
+  _globals['_CALIBRATIONBIN'].fields_by_name['example_count']._loaded_options = None
+  _globals['_CALIBRATIONBIN'].fields_by_name['example_count']._serialized_options = b'\342A\001\002'
+  _globals['_CALIBRATIONBIN'].fields_by_name['correct_count']._loaded_options = None
+  _globals['_CALIBRATIONBIN'].fields_by_name['correct_count']._serialized_options = b'\342A\001\002'
+  _globals['_CALIBRATIONBIN'].fields_by_name['confidence']._loaded_options = None
+  _globals['_CALIBRATIONBIN'].fields_by_name['confidence']._serialized_options = b'\342A\001\002'
   _globals['_MULTILABELSUMS'].fields_by_name['example_count']._loaded_options = None
   _globals['_MULTILABELSUMS'].fields_by_name['example_count']._serialized_options = b'\342A\001\002'
   _globals['_MULTILABELSUMS'].fields_by_name['exact_match_count']._loaded_options = None
@@ -93,20 +107,64 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REGRESSIONSUMS'].fields_by_name['label_squared']._serialized_options = b'\342A\001\002'
   _globals['_REGRESSIONSUMS'].fields_by_name['nan_count']._loaded_options = None
   _globals['_REGRESSIONSUMS'].fields_by_name['nan_count']._serialized_options = b'\342A\001\001'
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['first']._loaded_options = None
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['first']._serialized_options = b'\342A\001\002'
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['second']._loaded_options = None
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['second']._serialized_options = b'\342A\001\002'
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['inputs']._loaded_options = None
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['inputs']._serialized_options = b'\342A\001\001'
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['labels']._loaded_options = None
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['labels']._serialized_options = b'\342A\001\001'
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['dataset']._loaded_options = None
+  _globals['_COMPAREVERSIONSREQUEST'].fields_by_name['dataset']._serialized_options = b'\342A\001\001'
+  _globals['_COMPAREVERSIONSRESPONSE'].fields_by_name['first']._loaded_options = None
+  _globals['_COMPAREVERSIONSRESPONSE'].fields_by_name['first']._serialized_options = b'\342A\001\002'
+  _globals['_COMPAREVERSIONSRESPONSE'].fields_by_name['second']._loaded_options = None
+  _globals['_COMPAREVERSIONSRESPONSE'].fields_by_name['second']._serialized_options = b'\342A\001\002'
+  _globals['_COMPAREVERSIONSRESPONSE'].fields_by_name['paired']._loaded_options = None
+  _globals['_COMPAREVERSIONSRESPONSE'].fields_by_name['paired']._serialized_options = b'\342A\001\002'
+  _globals['_PAIREDSUMS'].fields_by_name['example_count']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['example_count']._serialized_options = b'\342A\001\002'
+  _globals['_PAIREDSUMS'].fields_by_name['both_count']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['both_count']._serialized_options = b'\342A\001\002'
+  _globals['_PAIREDSUMS'].fields_by_name['first_only_count']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['first_only_count']._serialized_options = b'\342A\001\002'
+  _globals['_PAIREDSUMS'].fields_by_name['second_only_count']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['second_only_count']._serialized_options = b'\342A\001\002'
+  _globals['_PAIREDSUMS'].fields_by_name['neither_count']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['neither_count']._serialized_options = b'\342A\001\002'
+  _globals['_PAIREDSUMS'].fields_by_name['difference_count']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['difference_count']._serialized_options = b'\342A\001\001'
+  _globals['_PAIREDSUMS'].fields_by_name['difference_indices']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['difference_indices']._serialized_options = b'\342A\001\001'
+  _globals['_PAIREDSUMS'].fields_by_name['first_losses']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['first_losses']._serialized_options = b'\342A\001\001'
+  _globals['_PAIREDSUMS'].fields_by_name['second_losses']._loaded_options = None
+  _globals['_PAIREDSUMS'].fields_by_name['second_losses']._serialized_options = b'\342A\001\001'
+  _globals['_DATASET']._serialized_start=2706
+  _globals['_DATASET']._serialized_end=2762
   _globals['_PREDICTREQUEST']._serialized_start=130
   _globals['_PREDICTREQUEST']._serialized_end=269
   _globals['_PREDICTRESPONSE']._serialized_start=271
   _globals['_PREDICTRESPONSE']._serialized_end=393
   _globals['_EVALUATEREQUEST']._serialized_start=396
-  _globals['_EVALUATEREQUEST']._serialized_end=562
-  _globals['_EVALUATERESPONSE']._serialized_start=565
-  _globals['_EVALUATERESPONSE']._serialized_end=838
-  _globals['_CLASSIFICATIONSUMS']._serialized_start=841
-  _globals['_CLASSIFICATIONSUMS']._serialized_end=1018
-  _globals['_MULTILABELSUMS']._serialized_start=1021
-  _globals['_MULTILABELSUMS']._serialized_end=1283
-  _globals['_REGRESSIONSUMS']._serialized_start=1286
-  _globals['_REGRESSIONSUMS']._serialized_end=1608
-  _globals['_INFERENCESERVICE']._serialized_start=1611
-  _globals['_INFERENCESERVICE']._serialized_end=1812
+  _globals['_EVALUATEREQUEST']._serialized_end=617
+  _globals['_EVALUATERESPONSE']._serialized_start=620
+  _globals['_EVALUATERESPONSE']._serialized_end=893
+  _globals['_CLASSIFICATIONSUMS']._serialized_start=896
+  _globals['_CLASSIFICATIONSUMS']._serialized_end=1202
+  _globals['_CALIBRATIONBIN']._serialized_start=1205
+  _globals['_CALIBRATIONBIN']._serialized_end=1334
+  _globals['_MULTILABELSUMS']._serialized_start=1337
+  _globals['_MULTILABELSUMS']._serialized_end=1599
+  _globals['_REGRESSIONSUMS']._serialized_start=1602
+  _globals['_REGRESSIONSUMS']._serialized_end=1924
+  _globals['_COMPAREVERSIONSREQUEST']._serialized_start=1927
+  _globals['_COMPAREVERSIONSREQUEST']._serialized_end=2207
+  _globals['_COMPAREVERSIONSRESPONSE']._serialized_start=2210
+  _globals['_COMPAREVERSIONSRESPONSE']._serialized_end=2417
+  _globals['_PAIREDSUMS']._serialized_start=2420
+  _globals['_PAIREDSUMS']._serialized_end=2704
+  _globals['_INFERENCESERVICE']._serialized_start=2765
+  _globals['_INFERENCESERVICE']._serialized_end=3080
 # @@protoc_insertion_point(module_scope)

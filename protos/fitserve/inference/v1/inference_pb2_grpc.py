@@ -28,7 +28,7 @@ if _version_not_supported:
 class InferenceServiceStub(object):
     """Runs models.
 
-    Errors of both methods (google.rpc.Status with one google.rpc.ErrorInfo of domain "fitserve"):
+    Errors of all methods (google.rpc.Status with one google.rpc.ErrorInfo of domain "fitserve"):
     INVALID_ARGUMENT    an input is missing, unknown, given twice or does not fit the signature; a malformed message
     NOT_FOUND           no such model, version or label
     FAILED_PRECONDITION the version is in state FAILED
@@ -54,12 +54,17 @@ class InferenceServiceStub(object):
                 request_serializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.EvaluateRequest.SerializeToString,
                 response_deserializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.EvaluateResponse.FromString,
                 _registered_method=True)
+        self.CompareVersions = channel.unary_unary(
+                '/fitserve.inference.v1.InferenceService/CompareVersions',
+                request_serializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.CompareVersionsRequest.SerializeToString,
+                response_deserializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.CompareVersionsResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer(object):
     """Runs models.
 
-    Errors of both methods (google.rpc.Status with one google.rpc.ErrorInfo of domain "fitserve"):
+    Errors of all methods (google.rpc.Status with one google.rpc.ErrorInfo of domain "fitserve"):
     INVALID_ARGUMENT    an input is missing, unknown, given twice or does not fit the signature; a malformed message
     NOT_FOUND           no such model, version or label
     FAILED_PRECONDITION the version is in state FAILED
@@ -78,8 +83,19 @@ class InferenceServiceServicer(object):
 
     def Evaluate(self, request, context):
         """Runs one version on labelled examples, by Predict's path, and returns exact sums for the version's task, which
-        merge over calls, servers and time by addition. Has no effect on the server's state; safe to retry (count the
-        answer once). FAILED_PRECONDITION also where the version declares no task.
+        merge over calls, servers and time by addition. The examples come with the request, or are a set that the version
+        carries; both run at lower priority than Predict. Has no effect on the server's state; safe to retry (count the
+        answer once). FAILED_PRECONDITION also where the version declares no task (NO_TASK) or carries no such set
+        (NO_HELD_OUT).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareVersions(self, request, context):
+        """Runs two versions on the same labelled examples in one pass, by Evaluate's path, and returns the sums of each with
+        what they did example by example, paired. Has no effect on the server's state; safe to retry (count the answer
+        once). FAILED_PRECONDITION as for Evaluate, and where the two have different tasks (TASK_MISMATCH).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +114,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.EvaluateRequest.FromString,
                     response_serializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.EvaluateResponse.SerializeToString,
             ),
+            'CompareVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareVersions,
+                    request_deserializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.CompareVersionsRequest.FromString,
+                    response_serializer=fitserve_dot_inference_dot_v1_dot_inference__pb2.CompareVersionsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fitserve.inference.v1.InferenceService', rpc_method_handlers)
@@ -109,7 +130,7 @@ def add_InferenceServiceServicer_to_server(servicer, server):
 class InferenceService(object):
     """Runs models.
 
-    Errors of both methods (google.rpc.Status with one google.rpc.ErrorInfo of domain "fitserve"):
+    Errors of all methods (google.rpc.Status with one google.rpc.ErrorInfo of domain "fitserve"):
     INVALID_ARGUMENT    an input is missing, unknown, given twice or does not fit the signature; a malformed message
     NOT_FOUND           no such model, version or label
     FAILED_PRECONDITION the version is in state FAILED
@@ -163,6 +184,33 @@ class InferenceService(object):
             '/fitserve.inference.v1.InferenceService/Evaluate',
             fitserve_dot_inference_dot_v1_dot_inference__pb2.EvaluateRequest.SerializeToString,
             fitserve_dot_inference_dot_v1_dot_inference__pb2.EvaluateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.inference.v1.InferenceService/CompareVersions',
+            fitserve_dot_inference_dot_v1_dot_inference__pb2.CompareVersionsRequest.SerializeToString,
+            fitserve_dot_inference_dot_v1_dot_inference__pb2.CompareVersionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
