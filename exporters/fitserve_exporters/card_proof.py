@@ -11,6 +11,16 @@ from fitserve_exporters.card_html import Child, Markup, facts, mapping, section,
 _SHARES: Final = ("accuracy", "exact_match")
 """Figures that are a share of the examples, and have a Wilson interval beside them."""
 
+_WRITTEN: Final = {
+    "exact_match": "exact match",
+    "mean_loss": "mean loss",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "mse": "mean squared error",
+    "mae": "mean absolute error",
+    "r_squared": "R²",
+}
+
 _TORCH: Final = "torch, eager"
 
 
@@ -22,7 +32,7 @@ def headline(manifest: Manifest) -> Iterator[tuple[str, str]]:
         share = next((name for name in _SHARES if name in metrics), None)
         if share:
             between = _interval(metrics, share)
-            yield f"{share.replace('_', ' ')}{f', 95 %: {between}' if between else ''}", _percent(metrics[share])
+            yield f"{_WRITTEN.get(share, share)}{f', 95 %: {between}' if between else ''}", _percent(metrics[share])
         elif metrics.get("r_squared") is not None:
             yield "R² on held-out data", shown(metrics["r_squared"])
         yield "verified on", provider.removesuffix("ExecutionProvider")
@@ -43,12 +53,11 @@ def accuracy_section(manifest: Manifest) -> Markup | None:
         return None
     names = [name for name in next(iter(metrics.values())) if not name.endswith(("_count", "_interval_95"))]
     rows = [
-        (name.replace("_", " "), side, _value(found, name), _counted(found, name), _interval(found, name) or "–")
+        (_WRITTEN.get(name, name), side, _value(found, name), _counted(found, name), _interval(found, name) or "–")
         for name in names
         for side, found in metrics.items()
     ]
-    data = mapping(verification.get("data"))
-    about = f"On the full held-out set: {shown(data.get('source'))}, {shown(data.get('example_count'))} examples."
+    about = f"On the full held-out set: {_data(manifest)}."
     head = ("", "by", "value", "count", "95 % interval (Wilson)")
     return section("Accuracy", tag("p", about, class_="note"), table(head, rows))
 
@@ -66,6 +75,7 @@ def verification_section(manifest: Manifest) -> Markup | None:
     parts: list[Child] = [
         tag("p", "ONNX Runtime against eager torch, as trained and in float64, on the same held-out examples. ", rule),
         tag("p", f"Why: {shown(tolerance.get('reason'))}.", class_="note"),
+        tag("p", f"Data: {_data(manifest)}.", class_="note"),
     ]
     if manifest.verification.get("float64_gap"):
         parts.append(tag("p", f"No float64 reference: {shown(manifest.verification['float64_gap'])}", class_="note"))
@@ -107,6 +117,11 @@ def _latency(manifest: Manifest) -> dict[str, list[Mapping[str, Any]]]:
     return {
         str(provider): [mapping(row) for row in rows] for provider, rows in written.items() if isinstance(rows, list)
     }
+
+
+def _data(manifest: Manifest) -> str:
+    data = mapping(manifest.verification.get("data"))
+    return f"{shown(data.get('source'))}, {shown(data.get('example_count'))} examples"
 
 
 def _agreement(figures: Mapping[str, Any]) -> Markup | None:
@@ -191,7 +206,9 @@ def _percent(value: Any) -> str:
 
 
 def _milliseconds(value: Any) -> str:
-    return f"{value:.3g} ms" if isinstance(value, int | float) else "–"
+    if not isinstance(value, int | float):
+        return "–"
+    return f"{value:.3g} ms" if value >= 0.1 else f"{value * 1e3:.3g} µs"
 
 
 def _small(value: Any) -> str:

@@ -69,7 +69,8 @@ def ready_text(server: Server) -> str:
     settings = server.settings
     place = f"fitserve is ready on {settings.host}:{server.port}"
     if server.metrics_port is not None:
-        place += f", metrics on http://{settings.host}:{server.metrics_port}/metrics"
+        page = f"http://{settings.host}:{server.metrics_port}/"
+        place += f", status page on {page}, metrics on {page}metrics"
     models = server.registry.snapshot()
     if not models:
         return (

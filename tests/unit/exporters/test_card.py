@@ -83,6 +83,7 @@ def manifest(**changes: Any) -> Manifest:
         verification={
             "providers": {"CPUExecutionProvider": figures(2e-6)},
             "torch": {"metrics": figures(0)["metrics"]},
+            "data": {"source": "digits", "example_count": 359},
             "tolerance": {"factor": 2.0, "atol": 1e-5, "rtol": 1e-5, "reason": "as reasons go"},
             "latency": {"CPUExecutionProvider": [{"batch_size": 1, "run_count": 200, "p50_ms": 0.061, "p99_ms": None}]},
         },
@@ -101,7 +102,7 @@ def test_card_says_what_the_manifest_says() -> None:
     page = read(model_card(manifest()))
     for part in [
         "lenet", "classification · 10 classes", "(batch, 1, 28, 28)", "98.05 %", "352 of 359", "96.03 % to 99.05 %",
-        "1.90e-06", "9.40e-05", "within", "358 of 359", "as reasons go", "0.061 ms", "200", "loss", "0.003",
+        "1.90e-06", "9.40e-05", "within", "358 of 359", "as reasons go", "digits, 359 examples", "61 µs", "200", "loss", "0.003",
         "2× Conv", "ai.onnx 18", "ab" * 32, "a CPU", "grpcurl", "tritonclient", "fitserve_client", "class 9",
     ]:  # fmt: skip
         assert part in page.text, part
