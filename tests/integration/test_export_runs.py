@@ -12,10 +12,11 @@ import pytest
 
 from fitserve_contract.certificate import read_held_out, read_probe
 from fitserve_contract.manifest import read_manifest
-from fitserve_contract.repository import MODEL_FILE, verify_checksums, versions
+from fitserve_contract.repository import CARD_FILE, MODEL_FILE, verify_checksums, versions
 from fitserve_contract.sums import ClassificationSums, score
 from fitserve_contract.tasks import TaskKind
 from fitserve_exporters import cli
+from fitserve_exporters.card import model_card
 from fitserve_exporters.lint import lint
 from fitserve_training.cli import main as train
 
@@ -63,6 +64,11 @@ def test_image_recipe_carries_its_accuracy_and_its_proof(tmp_path: Path, capsys:
     assert [spec.shape for spec in (*manifest.inputs, *manifest.outputs)] == [("batch", 1, 28, 28), ("batch", 10)]
     assert lint(folder / MODEL_FILE).can_be_served
     figures = manifest.verification
+    assert [row["batch_size"] for row in figures["latency"]["CPUExecutionProvider"]] == [1, 2, 7, 256]
+    assert [epoch for epoch, _ in manifest.training["curves"]["accuracy"]["test"]] == [1, 2]
+    card = (folder / CARD_FILE).read_bytes()
+    assert card == model_card(manifest)
+    assert card.count(b"</svg>") == 2
     served = figures["providers"]["CPUExecutionProvider"]
     sizes = [batch["batch_size"] for batch in served["batches"]]
     assert sizes == [1, 2, 7, 256]

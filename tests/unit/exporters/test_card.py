@@ -102,7 +102,8 @@ def test_card_says_what_the_manifest_says() -> None:
     page = read(model_card(manifest()))
     for part in [
         "lenet", "classification · 10 classes", "(batch, 1, 28, 28)", "98.05 %", "352 of 359", "96.03 % to 99.05 %",
-        "1.90e-06", "9.40e-05", "within", "358 of 359", "as reasons go", "digits, 359 examples", "61 µs", "200", "loss", "0.003",
+        "1.90e-06", "9.40e-05", "within", "358 of 359", "as reasons go", "digits, 359 examples",
+        "61 µs", "200", "loss", "0.003",
         "2× Conv", "ai.onnx 18", "ab" * 32, "a CPU", "grpcurl", "tritonclient", "fitserve_client", "class 9",
     ]:  # fmt: skip
         assert part in page.text, part
