@@ -103,7 +103,7 @@ def test_pages_follow_the_browser_into_the_dark(tmp_path: Path, page: str) -> No
 
 def test_card_runs_no_script_from_its_manifest_or_its_own(tmp_path: Path) -> None:
     root = repository(tmp_path)
-    builders.publish_version(root, "evil", builders.scaled(), **{CARD_FILE: EVIL_CARD})
+    builders.publish_version(root, "evil", builders.scaled(), task=None, **{CARD_FILE: EVIL_CARD})
     with running_server(settings(root)) as server:
         pages = [
             dom(tmp_path, f"http://localhost:{server.metrics_port}/models/{name}/1/card") for name in ("m", "evil")

@@ -66,7 +66,7 @@ def test_page_lets_run_its_own_script_and_style_alone(tmp_path: Path) -> None:
 
 def test_status_tells_every_version(tmp_path: Path) -> None:
     pages, registry = world(tmp_path)
-    path = builders.publish_version(tmp_path, "m", builders.scaled(), **{CARD_FILE: CARD})
+    path = builders.publish_version(tmp_path, "m", builders.scaled(), task=None, **{CARD_FILE: CARD})
     registry.set_present("m", [1, 2], {"stable": 1})
     registry.set_ready(Loader("cpu").load(path, Overrides({})))
     registry.set_state("m", 2, State.FAILED, reason="</script><b>broken")
@@ -84,7 +84,7 @@ def test_status_tells_every_version(tmp_path: Path) -> None:
 
 def test_card_is_answered_as_it_was_published_and_may_run_nothing(tmp_path: Path) -> None:
     pages, registry = world(tmp_path)
-    builders.publish_version(tmp_path, "m", builders.scaled(), **{CARD_FILE: CARD})
+    builders.publish_version(tmp_path, "m", builders.scaled(), task=None, **{CARD_FILE: CARD})
     registry.set_present("m", [1], {})
     answer = ask(pages, "/models/m/1/card")
     assert (answer.content, answer.content_type) == (CARD, "text/html; charset=utf-8")
@@ -95,7 +95,7 @@ def test_card_is_answered_as_it_was_published_and_may_run_nothing(tmp_path: Path
 
 def test_changed_card_is_not_shown(tmp_path: Path) -> None:
     pages, registry = world(tmp_path)
-    folder = builders.publish_version(tmp_path, "m", builders.scaled(), **{CARD_FILE: CARD}).folder
+    folder = builders.publish_version(tmp_path, "m", builders.scaled(), task=None, **{CARD_FILE: CARD}).folder
     registry.set_present("m", [1], {})
     (folder / CARD_FILE).write_bytes(CARD + b"<p>bought")
     assert refused(pages, "/models/m/1/card") == 500
@@ -108,7 +108,7 @@ def test_changed_card_is_not_shown(tmp_path: Path) -> None:
 def test_card_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     pages, registry = world(root)
-    folder = builders.publish_version(root, "m", builders.scaled(), **{CARD_FILE: CARD}).folder
+    folder = builders.publish_version(root, "m", builders.scaled(), task=None, **{CARD_FILE: CARD}).folder
     registry.set_present("m", [1], {})
     secret = tmp_path / "secret"
     secret.write_bytes(CARD)
@@ -129,7 +129,7 @@ def test_card_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_every_other_path_is_not_found(tmp_path: Path, path: str) -> None:
     pages, registry = world(tmp_path)
-    builders.publish_version(tmp_path, "m", builders.scaled(), **{CARD_FILE: CARD})
+    builders.publish_version(tmp_path, "m", builders.scaled(), task=None, **{CARD_FILE: CARD})
     registry.set_present("m", [1], {})
     assert refused(pages, path) == 404
 
