@@ -5,7 +5,6 @@ A version appears atomically (written aside, flushed, renamed) and never changes
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -92,26 +91,6 @@ def versions(root: Path, model: str) -> list[int]:
 def version_path(root: Path, model: str, version: int) -> VersionPath:
     """Names a version's folder, whether it is there or not."""
     return VersionPath(check_model_name(model), version, root / model / str(version))
-
-
-def read_labels(root: Path, model: str) -> dict[str, int]:
-    """Reads a model's labels; none where it has no label file.
-
-    Raises:
-        ValueError: the file is not an object of label to positive integer.
-    """
-    try:
-        labels = json.loads(read_beneath(root / check_model_name(model), LABELS_FILE, max_bytes=MAX_TEXT_BYTES))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{model}/{LABELS_FILE}: expected JSON, got {error}") from None
-    is_version = (
-        all(type(version) is int and version > 0 for version in labels.values()) if _is_object(labels) else False
-    )
-    if not is_version:
-        raise ValueError(f"{model}/{LABELS_FILE}: expected an object of label to positive integer")
-    return dict(labels)
 
 
 @contextmanager
@@ -233,10 +212,6 @@ def verify_checksums(folder: Path) -> None:
                 f"file '{name}': expected sha256 {expected.get(name, 'none: it is not in ' + CHECKSUMS_FILE)}, "
                 f"got {found.get(name, 'none: it is missing')}"
             )
-
-
-def _is_object(value: object) -> bool:
-    return isinstance(value, dict)
 
 
 def _flush(path: Path) -> None:

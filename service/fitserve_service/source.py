@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fitserve_contract import repository
+from fitserve_contract.labels import read_labels
 from fitserve_service.model_config import Overrides, read_overrides
 
 _SETTLED_NS = 2_000_000_000
@@ -74,7 +75,7 @@ class RepositorySource:
     def _read(self, model: str, last: ModelSource) -> ModelSource:
         try:
             last = replace(last, versions=tuple(repository.versions(self.root, model)))
-            labels = repository.read_labels(self.root, model)
+            labels = read_labels(self.root, model)
             return ModelSource(last.versions, labels, read_overrides(self.root / model))
         except (ValueError, RecursionError) as error:
             return replace(last, problem=str(error))

@@ -1,6 +1,5 @@
 """The repository: names, versions, atomic publishing, checksums."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from fitserve_contract.repository import (
     CHECKSUMS_FILE,
-    LABELS_FILE,
     MODEL_FILE,
     ChecksumError,
     VersionPath,
@@ -23,7 +21,6 @@ from fitserve_contract.repository import (
     publish,
     publishing,
     read_checksums,
-    read_labels,
     remove_leftovers,
     verify_checksums,
     version_path,
@@ -260,19 +257,3 @@ def test_version_without_checksums_is_told_apart(tmp_path: Path) -> None:
     (folder / CHECKSUMS_FILE).unlink()
     with pytest.raises(FileNotFoundError):
         verify_checksums(folder)
-
-
-def test_labels_are_read(tmp_path: Path) -> None:
-    assert read_labels(tmp_path, "m") == {}
-    (tmp_path / "m").mkdir()
-    assert read_labels(tmp_path, "m") == {}
-    (tmp_path / "m" / LABELS_FILE).write_text(json.dumps({"stable": 3, "canary": 4}))
-    assert read_labels(tmp_path, "m") == {"stable": 3, "canary": 4}
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"stable": 0}', '{"stable": "1"}', '{"stable": true}', '{"a": 1.0}'])
-def test_labels_that_are_none_are_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "m").mkdir()
-    (tmp_path / "m" / LABELS_FILE).write_text(text)
-    with pytest.raises(ValueError, match=r"m/labels\.json: expected"):
-        read_labels(tmp_path, "m")
