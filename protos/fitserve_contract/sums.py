@@ -7,12 +7,14 @@ Shapes: B examples, C classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from functools import reduce
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 
+from fitserve_contract.example_scores import binary_cross_entropies, confidences, cross_entropies, ranks
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array, shape_text
 
@@ -22,9 +24,14 @@ FRACTION_BITS = 40
 MULTI_LABEL_THRESHOLD = 0.5
 """A label is predicted where its probability is at least this."""
 
-_LOWEST_LOG = -100.0
-"""Bound of each logarithm in the binary cross-entropy. Source: torch.nn.BCELoss."""
+MAX_CONFUSION_CLASSES = 128
+"""A confusion matrix of more classes would make the answer to every batch larger than the batch."""
 
+TOP_COUNT = 5
+"""Top-k is counted for k = 1 to this."""
+
+CALIBRATION_BINS = 15
+"""Intervals of confidence. Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 4."""
 
 _LARGEST_LABEL = 2.0**480
 """The square of a larger label leaves float64 once it is scaled to the unit."""
@@ -72,24 +79,38 @@ class _Sums:
         return type(self)(**merged)
 
 
-def _add(left: int | ExactSum | tuple[int, ...], right: int | ExactSum | tuple[int, ...]) -> object:
+def _add(left: int | ExactSum | tuple[Any, ...], right: int | ExactSum | tuple[Any, ...]) -> object:
     if isinstance(left, tuple) and isinstance(right, tuple):
         if not left or not right:
             return left or right
         if len(left) != len(right):
-            raise ValueError(f"sums: expected {len(left)} labels, got {len(right)}")
+            raise ValueError(f"sums: expected {len(left)} counts, got {len(right)}")
         return tuple(a + b for a, b in zip(left, right, strict=True))
     return left + right  # type: ignore[operator]
 
 
 @dataclass(frozen=True, slots=True)
 class ClassificationSums(_Sums):
-    """One-of-n: the predicted class is the lowest index of the largest score."""
+    """One-of-n: the predicted class is the lowest index of the largest score.
+
+    Args:
+        confusion_counts: At [true * C + predicted]; empty for more than MAX_CONFUSION_CLASSES, and from older servers.
+        top_counts: Examples whose label is among the k best classes, at k - 1.
+        bin_counts: Examples by confidence, the probability of the predicted class; bin i of n holds
+            i/n < confidence <= (i + 1)/n.
+        bin_correct_counts: Those answered right.
+        bin_confidences: Sums of their confidences.
+    """
 
     correct_count: int = 0
     loss: ExactSum = field(default_factory=ExactSum)
     tie_count: int = 0
     nan_count: int = 0
+    confusion_counts: tuple[int, ...] = ()
+    top_counts: tuple[int, ...] = ()
+    bin_counts: tuple[int, ...] = ()
+    bin_correct_counts: tuple[int, ...] = ()
+    bin_confidences: tuple[ExactSum, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -100,6 +121,28 @@ class ClassificationSums(_Sums):
     def mean_loss(self) -> float:
         """Mean cross-entropy in nats over the examples without NaN."""
         return _ratio(float(self.loss), self.example_count - self.nan_count)
+
+    @property
+    def confusion(self) -> tuple[tuple[int, ...], ...]:
+        """Counts by true class (rows) and predicted class (columns); empty where they were not counted."""
+        size = math.isqrt(len(self.confusion_counts))
+        return tuple(self.confusion_counts[row * size : (row + 1) * size] for row in range(size))
+
+    @property
+    def top_accuracies(self) -> tuple[float, ...]:
+        """Share of examples whose label is among the k best, at k - 1."""
+        return tuple(_ratio(count, self.example_count) for count in self.top_counts)
+
+    @property
+    def calibration_error(self) -> float:
+        """Expected calibration error, 0..1: mean |accuracy - confidence| of the bins, weighted by their examples.
+
+        Source: Guo et al., On Calibration of Modern Neural Networks (2017), equation 3.
+        """
+        pairs = zip(self.bin_correct_counts, self.bin_confidences, strict=True)
+        gaps = [abs((correct << total.fraction_bits) - total.units) for correct, total in pairs]
+        unit = 1 << (self.bin_confidences[0].fraction_bits if gaps else 0)
+        return _ratio(sum(gaps) / unit, sum(self.bin_counts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,48 +290,54 @@ def check_labels(task: Task, labels: Array, output_shape: tuple[int, ...]) -> No
 
 def _score_classes(scores: Array, labels: Array, kind: Scores) -> ClassificationSums:
     is_nan = np.isnan(scores).any(axis=1)
-    kept, kept_labels = scores[~is_nan], labels[~is_nan]
-    is_correct = kept.argmax(axis=1) == kept_labels if len(kept) else np.zeros(0, bool)
+    kept, truth = scores[~is_nan], labels[~is_nan].astype(np.int64)
+    predicted = kept.argmax(axis=1) if len(kept) else np.zeros(0, np.int64)
+    is_correct = predicted == truth
     is_tie = (kept == kept.max(axis=1, keepdims=True)).sum(axis=1) > 1 if len(kept) else np.zeros(0, bool)
     return ClassificationSums(
         example_count=len(scores),
         correct_count=int(is_correct.sum()),
-        loss=ExactSum.of(_cross_entropies(kept, kept_labels, kind)),
+        loss=ExactSum.of(cross_entropies(kept, truth, kind)),
         tie_count=int(is_tie.sum()),
         nan_count=int(is_nan.sum()),
+        confusion_counts=_confusion(truth, predicted, scores.shape[1]),
+        top_counts=_top_counts(kept, truth),
+        **_calibration(confidences(kept, kind), is_correct),
     )
 
 
-def _cross_entropies(scores: Array, labels: Array, kind: Scores) -> Array:
-    """(B, C) scores without NaN to (B) finite cross-entropies."""
-    if not len(scores):
-        return np.zeros(0)
-    picked = np.take_along_axis(scores, labels.astype(np.int64)[:, None], axis=1)[:, 0]
-    with np.errstate(all="ignore"):
-        if kind is Scores.PROBABILITIES:
-            nats: Array = -np.log(np.maximum(picked, 0))
-            return nats.clip(0, -_LOWEST_LOG)
-        top = scores.max(axis=1)
-        losses = np.log(np.exp(scores - top[:, None]).sum(axis=1)) - (picked - top)
-    # Infinite logits make the difference undefined: right beyond doubt costs nothing, wrong beyond doubt the bound.
-    beyond = np.where(picked == top, 0.0, np.finfo(np.float32).max)
-    finite: Array = np.where(np.isfinite(losses), losses, beyond)
-    return finite
+def _confusion(truth: Array, predicted: Array, class_count: int) -> tuple[int, ...]:
+    if class_count > MAX_CONFUSION_CLASSES:
+        return ()
+    return tuple(np.bincount(truth * class_count + predicted, minlength=class_count**2).tolist())
+
+
+def _top_counts(scores: Array, truth: Array) -> tuple[int, ...]:
+    found = ranks(scores, truth)
+    return tuple(int((found < k).sum()) for k in range(1, TOP_COUNT + 1))
+
+
+def _calibration(shares: Array, is_correct: Array) -> dict[str, Any]:
+    bins = np.ceil(shares * CALIBRATION_BINS).astype(np.int64).clip(1, CALIBRATION_BINS) - 1
+    members = [bins == index for index in range(CALIBRATION_BINS)]
+    return {
+        "bin_counts": tuple(int(member.sum()) for member in members),
+        "bin_correct_counts": tuple(int((member & is_correct).sum()) for member in members),
+        "bin_confidences": tuple(ExactSum.of(shares[member]) for member in members),
+    }
 
 
 def _score_labels(probabilities: Array, truth: Array) -> MultiLabelSums:
     is_nan: Array = np.any(np.isnan(probabilities), axis=1)
     predicted = (probabilities >= MULTI_LABEL_THRESHOLD) & ~is_nan[:, None]
     kept, kept_truth = probabilities[~is_nan], truth[~is_nan]
-    with np.errstate(divide="ignore"):
-        logs = np.log(np.where(kept_truth, kept, 1 - kept).clip(min=0)).clip(min=_LOWEST_LOG)
     return MultiLabelSums(
         example_count=len(truth),
         exact_match_count=int(((predicted == truth).all(axis=1) & ~is_nan).sum()),
         true_positive_counts=_per_label(predicted & truth),
         false_positive_counts=_per_label(predicted & ~truth),
         false_negative_counts=_per_label(~predicted & truth),
-        loss=ExactSum.of(-logs.mean(axis=1) if logs.size else np.zeros(0)),
+        loss=ExactSum.of(binary_cross_entropies(kept, kept_truth)),
         nan_count=int(is_nan.sum()),
     )
 

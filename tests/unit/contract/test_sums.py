@@ -100,11 +100,47 @@ def test_equal_scores_take_the_lowest_class_and_are_counted_as_ties() -> None:
     assert (sums.correct_count, sums.tie_count, sums.example_count) == (1, 2, 2)
 
 
+def test_classes_have_the_confusion_and_the_top_k_of_scikit_learn() -> None:
+    task = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, tuple("abcdefgh"))
+    generator = np.random.default_rng(7)
+    scores, labels = generator.standard_normal((400, 8)), generator.integers(0, 8, 400)
+    sums = score(task, scores, labels)
+    assert isinstance(sums, ClassificationSums)
+    assert np.array_equal(sums.confusion, metrics.confusion_matrix(labels, scores.argmax(1), labels=range(8)))
+    assert sums.top_counts == tuple(
+        metrics.top_k_accuracy_score(labels, scores, k=k, normalize=False, labels=range(8)) for k in range(1, 6)
+    )
+    assert sums.top_counts[0] == sums.correct_count == sum(sums.bin_correct_counts)
+    assert sum(sums.bin_counts) == 400
+
+
+def test_confidence_is_binned_and_its_gap_to_the_accuracy_is_the_calibration_error() -> None:
+    shares = np.array([[0.9, 0.1, 0.0], [0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.2, 0.8, 0.0]])
+    sums = score(SHARES, shares, np.array([0, 1, 0, 1]))
+    assert isinstance(sums, ClassificationSums)
+    # 0.9 is in (13/15, 14/15], 0.6 is exactly 9/15 and belongs below it, 0.8 is 12/15.
+    assert {index: count for index, count in enumerate(sums.bin_counts) if count} == {8: 1, 11: 1, 13: 2}
+    assert sums.calibration_error == pytest.approx((abs(1 - 0.6) + abs(1 - 0.8) + abs(1 - 1.8)) / 4)
+    logits_sums = score(CLASSES, np.log(shares + 1e-300), np.array([0, 1, 0, 1]))
+    assert isinstance(logits_sums, ClassificationSums)
+    assert logits_sums.calibration_error == pytest.approx(sums.calibration_error)
+
+
+def test_equal_scores_rank_by_index_and_many_classes_have_no_confusion_matrix() -> None:
+    task = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, tuple(str(index) for index in range(129)))
+    sums = score(task, np.zeros((6, 129)), np.arange(6))
+    assert isinstance(sums, ClassificationSums)
+    assert sums.top_counts == (1, 2, 3, 4, 5)
+    assert (sums.confusion_counts, sums.confusion) == ((), ())
+
+
 def test_nan_is_wrong_and_counted_and_infinite_logits_have_a_finite_loss() -> None:
     scores = np.array([[np.nan, 0, 0], [np.inf, 0, 0], [np.inf, 0, 0], [0, -np.inf, 0]])
     sums = score(CLASSES, scores, np.array([0, 0, 1, 1]))
     assert isinstance(sums, ClassificationSums)
     assert (sums.example_count, sums.correct_count, sums.nan_count) == (4, 1, 1)
+    assert sum(sums.confusion_counts) == sum(sums.bin_counts) == 3
+    assert np.isfinite(sums.calibration_error)
     assert np.isfinite(sums.mean_loss)
 
 
@@ -152,7 +188,7 @@ def test_sums_of_different_tasks_do_not_merge() -> None:
         merge([ClassificationSums(), RegressionSums()])
     with pytest.raises(ValueError, match="expected at least one part"):
         merge([])
-    with pytest.raises(ValueError, match="expected 1 labels, got 2"):
+    with pytest.raises(ValueError, match="expected 1 counts, got 2"):
         merge([MultiLabelSums(1, 0, (1,), (0,), (0,)), MultiLabelSums(1, 0, (1, 1), (0, 0), (0, 0))])
 
 
