@@ -107,6 +107,7 @@ class Candidate:
         training: How it was trained, for the manifest.
         tolerance: Of every output.
         seed: Of all sampling.
+        extra_files: What the model is of no use without, by file name, such as its tokenizer; in the version.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -120,6 +121,7 @@ class Candidate:
     training: Mapping[str, Any] = field(default_factory=dict)
     tolerance: Tolerance = field(default_factory=Tolerance)
     seed: int = 0
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.output_names:

@@ -79,7 +79,7 @@ def publish_candidate(candidate: Candidate, repository: Path, name: str) -> Publ
     reasons = objections(verification)
     if reasons:
         raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))
-    files = certificate_files(candidate)
+    files = {**candidate.extra_files, **certificate_files(candidate)}
     manifest = _manifest(candidate, name, content, _record(verification, candidate, sessions), files)
     described = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: model_card(manifest)}
     path = write_version(repository, name, {MODEL_FILE: content, **described, **files})
@@ -149,11 +149,12 @@ def _manifest(
 
 
 def _facts(file: str, content: bytes, candidate: Candidate) -> dict[str, Any]:
+    facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    if file not in (PROBE_FILE, HELD_OUT_FILE):
+        return facts
     held_out = candidate.held_out
     most = MAX_PROBE_EXAMPLES if file == PROBE_FILE else _affordable_count(candidate)
-    return {
-        "bytes": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
+    return facts | {
         "example_count": min(most, held_out.example_count),
         "sampled_from": held_out.example_count,
         "sampling_seed": candidate.seed,

@@ -37,6 +37,7 @@ def run_candidate(run_dir: Path, *, data_dir: Path | None = None) -> tuple[str, 
         training={**run.training_record, "curves": read_curves(run_dir)},
         tolerance=tolerance_of(run.tolerance),
         seed=_seed(run),
+        extra_files=run.extra_files,
     )
 
 

@@ -184,6 +184,7 @@ def _one_size(
 ) -> list[BatchFigures]:
     chunk_count = min(len(indices) // size, _BATCHES_PER_SIZE)
     chunks = [candidate.held_out.rows(indices[start * size :][:size]) for start in range(chunk_count)]
+    chunks = [chunks[0], *(_cut(candidate, reference, chunk, place) for place, chunk in enumerate(chunks[1:]))]
     fp32 = [reference.fp32(chunk) for chunk in chunks]
     fp64 = [reference.fp64(chunk) for chunk in chunks]
     figures = []
@@ -195,6 +196,26 @@ def _one_size(
         }
         figures.append(BatchFigures(size, size * chunk_count, outputs))
     return figures
+
+
+def _cut(candidate: Candidate, reference: TorchReference, chunk: Arrays, place: int) -> Arrays:
+    """Cuts the free axes beside the batch, each chunk elsewhere: a model that took their size for a constant shows.
+
+    A size that the module itself does not take, as under a kernel of a convolution, proves nothing: it stays whole.
+    """
+    cut = {}
+    for spec in candidate.inputs:
+        array = chunk[spec.name]
+        for axis, name in enumerate(spec.shape[1:], start=1):
+            if isinstance(name, str):
+                whole = array.shape[axis]
+                array = np.take(array, np.arange(max(1, whole - whole * (place + 1) // _BATCHES_PER_SIZE)), axis)
+        cut[spec.name] = array
+    try:
+        reference.fp32(cut)
+    except Exception:  # a user's forward may raise anything
+        return chunk
+    return cut
 
 
 def _run(session: OrtSession, inputs: Arrays, size: int, like: Arrays) -> Arrays:
