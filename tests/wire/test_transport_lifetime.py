@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from tests.wire.conforming import TRANSPORTS, WAIT_S, Echo, channel, echo, failure, running, unary
+from tests.wire.conforming import TRANSPORTS, WAIT_S, Echo, channel, echo, running, unary
 
 from fitserve_service.calls import MethodTable, UnaryCall
 from fitserve_service.transport import ListenError, TransportOptions
@@ -109,15 +109,21 @@ def test_a_draining_server_takes_no_new_calls(transport: str) -> None:
     waiting: list[UnaryCall] = []
     arrived = threading.Event()
 
-    def keep(call: UnaryCall, _: bytes) -> None:
-        waiting.append(call)
-        arrived.set()
+    def keep(call: UnaryCall, message: bytes) -> None:
+        if message == b"held":
+            waiting.append(call)
+            arrived.set()
+        else:
+            call.reply(message)
 
     with running(transport, unary(keep)) as world, channel(world.port) as held, channel(world.port) as other:
-        future = held.unary_unary("/t.T/M").future(b"", timeout=WAIT_S)
+        future = held.unary_unary("/t.T/M").future(b"held", timeout=WAIT_S)
         assert arrived.wait(WAIT_S)
         world.stop(WAIT_S)
-        assert failure(other).code() is grpc.StatusCode.UNAVAILABLE
+        # It was asked to stop, and may still take a call until it does.
+        new = (other.unary_unary("/t.T/M")(b"new", timeout=WAIT_S) for _ in range(10_000))
+        with pytest.raises(grpc.RpcError) as refused:
+            list(new)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         world.transport.post(lambda: waiting[0].reply(b""))
         assert future.result() == b""
-    assert len(waiting) == 1
