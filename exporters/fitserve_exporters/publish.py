@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExamples, Probe
 from fitserve_contract.files import write_durably
-from fitserve_contract.manifest import Manifest
+from fitserve_contract.manifest import FOR_CALLERS, Manifest
 from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE, VersionPath, publish, publishing
 from fitserve_exporters.candidate import Candidate
 from fitserve_exporters.card import model_card
@@ -151,7 +151,7 @@ def _manifest(
 def _facts(file: str, content: bytes, candidate: Candidate) -> dict[str, Any]:
     facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if file not in (PROBE_FILE, HELD_OUT_FILE):
-        return facts
+        return facts | {FOR_CALLERS: True}
     held_out = candidate.held_out
     most = MAX_PROBE_EXAMPLES if file == PROBE_FILE else _affordable_count(candidate)
     return facts | {

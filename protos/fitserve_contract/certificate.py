@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from fitserve_contract.files import UnsafeFileError, read_beneath
+from fitserve_contract.files import read_beneath
 from fitserve_contract.tensor_bytes import Array
 
 PROBE_FILE: Final = "probe.safetensors"
@@ -53,6 +53,21 @@ class Probe:
         """Writes the probe as safetensors; the same probe gives the same bytes."""
         return _write({_INPUT: self.inputs, _FP32: self.fp32, _FP64: self.fp64}, {})
 
+    @staticmethod
+    def from_bytes(content: bytes) -> Probe:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            CertificateError: it is no safetensors file, or lacks inputs or outputs.
+        """
+        tensors = _tensors(PROBE_FILE, content)
+        probe = Probe(_under(tensors, _INPUT), _under(tensors, _FP32), _under(tensors, _FP64))
+        if not probe.inputs or not probe.fp32 or probe.fp32.keys() != probe.fp64.keys():
+            text = f"{PROBE_FILE}: expected inputs and outputs in fp32 and float64, got {sorted(tensors)}"
+            raise CertificateError(text)
+        _check_lengths(PROBE_FILE, tensors)
+        return probe
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOutExamples:
@@ -72,6 +87,23 @@ class HeldOutExamples:
         """Writes the examples as safetensors; the same examples give the same bytes."""
         return _write({_INPUT: self.inputs}, {_LABELS: self.labels, _INDICES: self.indices})
 
+    @staticmethod
+    def from_bytes(content: bytes) -> HeldOutExamples:
+        """Reads what `to_bytes` wrote.
+
+        Raises:
+            CertificateError: it is no safetensors file, or lacks inputs or labels.
+        """
+        tensors = _tensors(HELD_OUT_FILE, content)
+        inputs = _under(tensors, _INPUT)
+        if not inputs or _LABELS not in tensors or _INDICES not in tensors:
+            raise CertificateError(f"{HELD_OUT_FILE}: expected inputs, labels and indices, got {sorted(tensors)}")
+        _check_lengths(HELD_OUT_FILE, tensors)
+        if tensors[_INDICES].ndim != 1 or tensors[_INDICES].dtype.kind != "i":
+            shown = f"{tensors[_INDICES].dtype} {tensors[_INDICES].shape}"
+            raise CertificateError(f"{HELD_OUT_FILE}: expected one integer index per example, got {shown}")
+        return HeldOutExamples(inputs, tensors[_LABELS], tensors[_INDICES])
+
 
 def read_probe(folder: Path) -> Probe | None:
     """Reads the probe of the version in a folder; None where it has none.
@@ -80,14 +112,8 @@ def read_probe(folder: Path) -> Probe | None:
         CertificateError: it is no safetensors file, or lacks inputs or outputs.
         UnsafeFileError: it is no regular file of this folder, or too large.
     """
-    tensors = _read(folder, PROBE_FILE)
-    if tensors is None:
-        return None
-    probe = Probe(_under(tensors, _INPUT), _under(tensors, _FP32), _under(tensors, _FP64))
-    if not probe.inputs or not probe.fp32 or probe.fp32.keys() != probe.fp64.keys():
-        raise CertificateError(f"{PROBE_FILE}: expected inputs and outputs in fp32 and float64, got {sorted(tensors)}")
-    _check_lengths(PROBE_FILE, tensors)
-    return probe
+    content = _read(folder, PROBE_FILE)
+    return None if content is None else Probe.from_bytes(content)
 
 
 def read_held_out(folder: Path) -> HeldOutExamples | None:
@@ -97,14 +123,8 @@ def read_held_out(folder: Path) -> HeldOutExamples | None:
         CertificateError: it is no safetensors file, or lacks inputs or labels.
         UnsafeFileError: it is no regular file of this folder, or too large.
     """
-    tensors = _read(folder, HELD_OUT_FILE)
-    if tensors is None:
-        return None
-    inputs = _under(tensors, _INPUT)
-    if not inputs or _LABELS not in tensors or _INDICES not in tensors:
-        raise CertificateError(f"{HELD_OUT_FILE}: expected inputs, labels and indices, got {sorted(tensors)}")
-    _check_lengths(HELD_OUT_FILE, tensors)
-    return HeldOutExamples(inputs, tensors[_LABELS], tensors[_INDICES])
+    content = _read(folder, HELD_OUT_FILE)
+    return None if content is None else HeldOutExamples.from_bytes(content)
 
 
 def _write(groups: Mapping[str, Mapping[str, Array]], single: Mapping[str, Array]) -> bytes:
@@ -112,13 +132,16 @@ def _write(groups: Mapping[str, Mapping[str, Array]], single: Mapping[str, Array
     return bytes(save({name: np.ascontiguousarray(array) for name, array in sorted(tensors.items())}))
 
 
-def _read(folder: Path, name: str) -> dict[str, Array] | None:
+def _read(folder: Path, name: str) -> bytes | None:
     try:
-        return dict(load(read_beneath(folder, name, max_bytes=MAX_CERTIFICATE_BYTES)))
+        return read_beneath(folder, name, max_bytes=MAX_CERTIFICATE_BYTES)
     except FileNotFoundError:
         return None
-    except UnsafeFileError:
-        raise
+
+
+def _tensors(name: str, content: bytes) -> dict[str, Array]:
+    try:
+        return dict(load(content))
     except (SafetensorError, KeyError, ValueError) as error:
         raise CertificateError(f"{name}: expected safetensors, got {str(error)[:120]}") from None
 

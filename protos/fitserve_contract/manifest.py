@@ -18,6 +18,9 @@ from fitserve_contract.tasks import Task
 
 SCHEMA_VERSION: Final = 1
 
+FOR_CALLERS: Final = "is_for_callers"
+"""Fact of a file that is meant for whoever calls the model, such as the tokenizer of a model of text."""
+
 
 class ManifestError(ValueError):
     """A manifest that cannot be read; the message names the key, what was expected and what was found."""
@@ -78,7 +81,8 @@ class Manifest:
         verification: Export verification figures, per batch size and output.
         environment: Versions of the packages and the hardware that made it.
         onnx: Opset, IR version, operators.
-        files: What further files of the version are: file name to facts.
+        files: What further files of the version are: file name to facts. Those whose fact FOR_CALLERS is true are given
+            to callers that ask.
     """
 
     model: str
@@ -91,6 +95,11 @@ class Manifest:
     environment: Mapping[str, Any] = field(default_factory=dict)
     onnx: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files_for_callers(self) -> tuple[str, ...]:
+        """Names of the files that callers may ask for, sorted."""
+        return tuple(sorted(name for name, facts in self.files.items() if _is_for_callers(facts)))
 
     def to_bytes(self) -> bytes:
         """Writes the manifest as UTF-8 JSON with sorted keys.
@@ -137,6 +146,10 @@ class Manifest:
             task=_task(document.get("task")),
             **{key: _object(document.get(key, {}), f"manifest.{key}") for key in _SECTIONS},
         )
+
+
+def _is_for_callers(facts: Any) -> bool:
+    return isinstance(facts, Mapping) and facts.get(FOR_CALLERS) is True
 
 
 _SECTIONS = ("training", "verification", "environment", "onnx", "files")

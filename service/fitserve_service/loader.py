@@ -38,6 +38,9 @@ from fitserve_service.warmup import batching_problem, has_free_first_axis, measu
 MAX_MODEL_BYTES: Final = 8 << 30
 """Largest model or external file that is loaded."""
 
+MAX_CALLERS_FILE_BYTES: Final = 8 << 20
+"""Largest file that callers may ask for: it is held in memory, and one message carries it."""
+
 _SINGLE_THREAD_S: Final = 0.002
 """A model that answers one example within this time gets one thread: more would cost more than they give."""
 
@@ -117,6 +120,7 @@ class Loader:
             manifest=manifest,
             manifest_json=content.manifest_json,
             is_verified=content.is_verified,
+            files=_files_for_callers(path.folder, manifest, content),
             costs=costs,
         )
 
@@ -144,6 +148,15 @@ def _read_checked(folder: Path, name: str, sums: Mapping[str, str] | None, max_b
         found = hashlib.sha256(content).hexdigest()
         raise ChecksumError(f"file '{name}': expected sha256 {expected}, got {found}")
     return content
+
+
+def _files_for_callers(folder: Path, manifest: Manifest | None, content: _Content) -> dict[str, bytes]:
+    """Reads what callers may ask for; without checksums a manifest could name any file of the folder, so none."""
+    if manifest is None or not content.is_verified:
+        return {}
+    return {
+        name: _read_checked(folder, name, content.sums, MAX_CALLERS_FILE_BYTES) for name in manifest.files_for_callers
+    }
 
 
 def _settle_batching(session: Session, config: ModelConfig, overrides: Overrides) -> tuple[ModelConfig, dict[str, str]]:

@@ -10,7 +10,7 @@ from fitserve_contract.manifest import TensorSpec
 from fitserve_service import codec
 from fitserve_service.calls import Loop, UnaryCall, UnaryMethod
 from fitserve_service.codec_oip import axis_sizes
-from fitserve_service.errors import ServiceError
+from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Target
 from fitserve_service.registry import ModelSnapshot, Registry, ServedVersion, VersionSnapshot
 from fitserve_service.servicers.inference import target_of
@@ -45,6 +45,7 @@ class ControlServicer:
             f"/{SERVICE}/ListModels": self.list_models,
             f"/{SERVICE}/GetModel": self.get_model,
             f"/{SERVICE}/GetModelVersion": self.get_model_version,
+            f"/{SERVICE}/GetModelVersionFile": self.get_model_version_file,
             f"/{SERVICE}/LoadModel": self.load_model,
             f"/{SERVICE}/UnloadModel": self.unload_model,
         }
@@ -71,6 +72,23 @@ class ControlServicer:
         if version.served is not None:
             _describe(response, version.served)
         call.reply(response.SerializeToString())
+
+    def get_model_version_file(self, call: UnaryCall, message: bytes) -> None:
+        """Gives a file that travels with a version for its callers."""
+        request = codec.parse(pb.GetModelVersionFileRequest, message)
+        target = target_of(request.model)
+        lease = self._registry.lease(target.model, version=target.version, label=target.label)
+        try:
+            served = lease.served
+            content = served.files.get(request.file_name)
+        finally:
+            lease.release()
+        if content is None:
+            known = ", ".join(sorted(served.files)) or "none"
+            text = f"model '{served.model}' version {served.version}: expected a file of {known}"
+            raise ServiceError(Reason.FILE_NOT_FOUND, f"{text}, got '{request.file_name[:128]}'")
+        answer = pb.GetModelVersionFileResponse(model_name=served.model, version=served.version, content=content)
+        call.reply(answer.SerializeToString())
 
     def load_model(self, call: UnaryCall, message: bytes) -> None:
         """Loads a model; answers once that is settled."""

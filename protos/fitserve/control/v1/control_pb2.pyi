@@ -18,6 +18,13 @@ class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATE_UNLOADING: _ClassVar[State]
     STATE_UNLOADED: _ClassVar[State]
     STATE_FAILED: _ClassVar[State]
+
+class LabelAction(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LABEL_ACTION_UNSPECIFIED: _ClassVar[LabelAction]
+    LABEL_ACTION_MOVE: _ClassVar[LabelAction]
+    LABEL_ACTION_ROLLBACK: _ClassVar[LabelAction]
+    LABEL_ACTION_CORRECTION: _ClassVar[LabelAction]
 STATE_UNSPECIFIED: State
 STATE_PENDING: State
 STATE_LOADING: State
@@ -25,6 +32,10 @@ STATE_READY: State
 STATE_UNLOADING: State
 STATE_UNLOADED: State
 STATE_FAILED: State
+LABEL_ACTION_UNSPECIFIED: LabelAction
+LABEL_ACTION_MOVE: LabelAction
+LABEL_ACTION_ROLLBACK: LabelAction
+LABEL_ACTION_CORRECTION: LabelAction
 
 class TensorSpec(_message.Message):
     __slots__ = ("name", "datatype", "shape", "axis_names", "has_dynamic_rank", "is_optional")
@@ -120,6 +131,24 @@ class GetModelVersionResponse(_message.Message):
     effective_config_toml: str
     def __init__(self, model_name: _Optional[str] = ..., version: _Optional[_Union[ModelVersion, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., outputs: _Optional[_Iterable[_Union[TensorSpec, _Mapping]]] = ..., manifest_json: _Optional[str] = ..., class_names: _Optional[_Iterable[str]] = ..., effective_config_toml: _Optional[str] = ...) -> None: ...
 
+class GetModelVersionFileRequest(_message.Message):
+    __slots__ = ("model", "file_name")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    FILE_NAME_FIELD_NUMBER: _ClassVar[int]
+    model: _tensor_pb2.ModelSpec
+    file_name: str
+    def __init__(self, model: _Optional[_Union[_tensor_pb2.ModelSpec, _Mapping]] = ..., file_name: _Optional[str] = ...) -> None: ...
+
+class GetModelVersionFileResponse(_message.Message):
+    __slots__ = ("model_name", "version", "content")
+    MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    model_name: str
+    version: int
+    content: bytes
+    def __init__(self, model_name: _Optional[str] = ..., version: _Optional[int] = ..., content: _Optional[bytes] = ...) -> None: ...
+
 class LoadModelRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]
@@ -141,3 +170,166 @@ class UnloadModelRequest(_message.Message):
 class UnloadModelResponse(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class LabelMove(_message.Message):
+    __slots__ = ("label", "from_version", "to_version", "time", "who", "why", "action", "figures_json")
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    FROM_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TO_VERSION_FIELD_NUMBER: _ClassVar[int]
+    TIME_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_JSON_FIELD_NUMBER: _ClassVar[int]
+    label: str
+    from_version: int
+    to_version: int
+    time: str
+    who: str
+    why: str
+    action: LabelAction
+    figures_json: str
+    def __init__(self, label: _Optional[str] = ..., from_version: _Optional[int] = ..., to_version: _Optional[int] = ..., time: _Optional[str] = ..., who: _Optional[str] = ..., why: _Optional[str] = ..., action: _Optional[_Union[LabelAction, str]] = ..., figures_json: _Optional[str] = ...) -> None: ...
+
+class SetLabelRequest(_message.Message):
+    __slots__ = ("model", "label", "version", "expected_version", "who", "why", "action", "figures_json")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    FIGURES_JSON_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    label: str
+    version: int
+    expected_version: int
+    who: str
+    why: str
+    action: LabelAction
+    figures_json: str
+    def __init__(self, model: _Optional[str] = ..., label: _Optional[str] = ..., version: _Optional[int] = ..., expected_version: _Optional[int] = ..., who: _Optional[str] = ..., why: _Optional[str] = ..., action: _Optional[_Union[LabelAction, str]] = ..., figures_json: _Optional[str] = ...) -> None: ...
+
+class SetLabelResponse(_message.Message):
+    __slots__ = ("move",)
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    move: LabelMove
+    def __init__(self, move: _Optional[_Union[LabelMove, _Mapping]] = ...) -> None: ...
+
+class DeleteLabelRequest(_message.Message):
+    __slots__ = ("model", "label", "expected_version", "who", "why")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSION_FIELD_NUMBER: _ClassVar[int]
+    WHO_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    label: str
+    expected_version: int
+    who: str
+    why: str
+    def __init__(self, model: _Optional[str] = ..., label: _Optional[str] = ..., expected_version: _Optional[int] = ..., who: _Optional[str] = ..., why: _Optional[str] = ...) -> None: ...
+
+class DeleteLabelResponse(_message.Message):
+    __slots__ = ("move",)
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    move: LabelMove
+    def __init__(self, move: _Optional[_Union[LabelMove, _Mapping]] = ...) -> None: ...
+
+class ListLabelMovesRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class ListLabelMovesResponse(_message.Message):
+    __slots__ = ("labels", "moves")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    MOVES_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.ScalarMap[str, int]
+    moves: _containers.RepeatedCompositeFieldContainer[LabelMove]
+    def __init__(self, labels: _Optional[_Mapping[str, int]] = ..., moves: _Optional[_Iterable[_Union[LabelMove, _Mapping]]] = ...) -> None: ...
+
+class Traffic(_message.Message):
+    __slots__ = ("canary_share", "shadow_share")
+    CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_SHARE_FIELD_NUMBER: _ClassVar[int]
+    canary_share: float
+    shadow_share: float
+    def __init__(self, canary_share: _Optional[float] = ..., shadow_share: _Optional[float] = ...) -> None: ...
+
+class SetTrafficRequest(_message.Message):
+    __slots__ = ("model", "traffic")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    traffic: Traffic
+    def __init__(self, model: _Optional[str] = ..., traffic: _Optional[_Union[Traffic, _Mapping]] = ...) -> None: ...
+
+class SetTrafficResponse(_message.Message):
+    __slots__ = ("traffic",)
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    traffic: Traffic
+    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ...) -> None: ...
+
+class GetTrafficRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class GetTrafficResponse(_message.Message):
+    __slots__ = ("traffic",)
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    traffic: Traffic
+    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ...) -> None: ...
+
+class GetShadowReportRequest(_message.Message):
+    __slots__ = ("model",)
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    model: str
+    def __init__(self, model: _Optional[str] = ...) -> None: ...
+
+class GetShadowReportResponse(_message.Message):
+    __slots__ = ("reports",)
+    REPORTS_FIELD_NUMBER: _ClassVar[int]
+    reports: _containers.RepeatedCompositeFieldContainer[ShadowReport]
+    def __init__(self, reports: _Optional[_Iterable[_Union[ShadowReport, _Mapping]]] = ...) -> None: ...
+
+class ShadowReport(_message.Message):
+    __slots__ = ("live_version", "shadow_version", "sampled_count", "compared_count", "failed_count", "dropped_count", "pending_count", "example_count", "agreed_count", "has_agreement", "max_abs_diff", "live_run_ns", "shadow_run_ns")
+    LIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_VERSION_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    PENDING_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    AGREED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    HAS_AGREEMENT_FIELD_NUMBER: _ClassVar[int]
+    MAX_ABS_DIFF_FIELD_NUMBER: _ClassVar[int]
+    LIVE_RUN_NS_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_RUN_NS_FIELD_NUMBER: _ClassVar[int]
+    live_version: int
+    shadow_version: int
+    sampled_count: int
+    compared_count: int
+    failed_count: int
+    dropped_count: int
+    pending_count: int
+    example_count: int
+    agreed_count: int
+    has_agreement: bool
+    max_abs_diff: float
+    live_run_ns: int
+    shadow_run_ns: int
+    def __init__(self, live_version: _Optional[int] = ..., shadow_version: _Optional[int] = ..., sampled_count: _Optional[int] = ..., compared_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., dropped_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., example_count: _Optional[int] = ..., agreed_count: _Optional[int] = ..., has_agreement: bool = ..., max_abs_diff: _Optional[float] = ..., live_run_ns: _Optional[int] = ..., shadow_run_ns: _Optional[int] = ...) -> None: ...

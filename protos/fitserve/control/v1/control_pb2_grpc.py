@@ -50,6 +50,11 @@ class ModelControlServiceStub(object):
                 request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionRequest.SerializeToString,
                 response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionResponse.FromString,
                 _registered_method=True)
+        self.GetModelVersionFile = channel.unary_unary(
+                '/fitserve.control.v1.ModelControlService/GetModelVersionFile',
+                request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionFileRequest.SerializeToString,
+                response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionFileResponse.FromString,
+                _registered_method=True)
         self.LoadModel = channel.unary_unary(
                 '/fitserve.control.v1.ModelControlService/LoadModel',
                 request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.LoadModelRequest.SerializeToString,
@@ -59,6 +64,36 @@ class ModelControlServiceStub(object):
                 '/fitserve.control.v1.ModelControlService/UnloadModel',
                 request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.UnloadModelRequest.SerializeToString,
                 response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.UnloadModelResponse.FromString,
+                _registered_method=True)
+        self.SetLabel = channel.unary_unary(
+                '/fitserve.control.v1.ModelControlService/SetLabel',
+                request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetLabelRequest.SerializeToString,
+                response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetLabelResponse.FromString,
+                _registered_method=True)
+        self.DeleteLabel = channel.unary_unary(
+                '/fitserve.control.v1.ModelControlService/DeleteLabel',
+                request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.DeleteLabelRequest.SerializeToString,
+                response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.DeleteLabelResponse.FromString,
+                _registered_method=True)
+        self.ListLabelMoves = channel.unary_unary(
+                '/fitserve.control.v1.ModelControlService/ListLabelMoves',
+                request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.ListLabelMovesRequest.SerializeToString,
+                response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.ListLabelMovesResponse.FromString,
+                _registered_method=True)
+        self.SetTraffic = channel.unary_unary(
+                '/fitserve.control.v1.ModelControlService/SetTraffic',
+                request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetTrafficRequest.SerializeToString,
+                response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetTrafficResponse.FromString,
+                _registered_method=True)
+        self.GetTraffic = channel.unary_unary(
+                '/fitserve.control.v1.ModelControlService/GetTraffic',
+                request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetTrafficRequest.SerializeToString,
+                response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetTrafficResponse.FromString,
+                _registered_method=True)
+        self.GetShadowReport = channel.unary_unary(
+                '/fitserve.control.v1.ModelControlService/GetShadowReport',
+                request_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetShadowReportRequest.SerializeToString,
+                response_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetShadowReportResponse.FromString,
                 _registered_method=True)
 
 
@@ -87,6 +122,15 @@ class ModelControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModelVersionFile(self, request, context):
+        """Gives a file that travels with a READY version for its callers, such as the tokenizer of a model of text. No effect;
+        safe to retry. NOT_FOUND: no such model, version, label or file; the message names the files there are.
+        FAILED_PRECONDITION: the version has FAILED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def LoadModel(self, request, context):
         """Makes the server hold a model's versions again after UnloadModel, or retries failed ones; returns when each
         aspired version is READY or FAILED. Idempotent; safe to retry. NOT_FOUND: the repository has no such model.
@@ -99,6 +143,57 @@ class ModelControlServiceServicer(object):
     def UnloadModel(self, request, context):
         """Unloads every version of a model once the requests that hold them are answered, and keeps it unloaded until
         LoadModel. Idempotent; safe to retry. An unknown model is OK.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetLabel(self, request, context):
+        """Points a label at a version, by compare-and-swap. The version is made READY first, so that no request meets a
+        label whose version is not there; what the label pointed at goes on serving until then. Not to be retried blindly:
+        whether a lost answer moved the label, ListLabelMoves tells. The move is in the model's labels.log.
+        NOT_FOUND: no such model or version. ABORTED (LABEL_CONFLICT): the label is not where `expected_version` says:
+        another writer was first. FAILED_PRECONDITION: the version FAILED to load (MODEL_FAILED), or the repository cannot
+        be written (REPOSITORY_READ_ONLY). INVALID_ARGUMENT: a label or figures that cannot be taken. Nothing is changed
+        where an error is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteLabel(self, request, context):
+        """Deletes a label, by compare-and-swap. Errors as SetLabel; NOT_FOUND also where there is no such label.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListLabelMoves(self, request, context):
+        """Gives a model's labels with every move of them, the oldest first. No effect; safe to retry. NOT_FOUND: no such
+        model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTraffic(self, request, context):
+        """Sets which shares of a model's requests go where; kept in the repository. Idempotent; safe to retry. NOT_FOUND: no
+        such model. INVALID_ARGUMENT: a share outside 0..1. FAILED_PRECONDITION: the repository cannot be written.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTraffic(self, request, context):
+        """Gives a model's traffic. No effect; safe to retry. NOT_FOUND: no such model.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetShadowReport(self, request, context):
+        """Gives what the runs of the version labelled `shadow` came to beside the versions that answered, since the server
+        started. No effect; safe to retry. NOT_FOUND: no such model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -122,6 +217,11 @@ def add_ModelControlServiceServicer_to_server(servicer, server):
                     request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionRequest.FromString,
                     response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionResponse.SerializeToString,
             ),
+            'GetModelVersionFile': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelVersionFile,
+                    request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionFileRequest.FromString,
+                    response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionFileResponse.SerializeToString,
+            ),
             'LoadModel': grpc.unary_unary_rpc_method_handler(
                     servicer.LoadModel,
                     request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.LoadModelRequest.FromString,
@@ -131,6 +231,36 @@ def add_ModelControlServiceServicer_to_server(servicer, server):
                     servicer.UnloadModel,
                     request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.UnloadModelRequest.FromString,
                     response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.UnloadModelResponse.SerializeToString,
+            ),
+            'SetLabel': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetLabel,
+                    request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetLabelRequest.FromString,
+                    response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetLabelResponse.SerializeToString,
+            ),
+            'DeleteLabel': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteLabel,
+                    request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.DeleteLabelRequest.FromString,
+                    response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.DeleteLabelResponse.SerializeToString,
+            ),
+            'ListLabelMoves': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListLabelMoves,
+                    request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.ListLabelMovesRequest.FromString,
+                    response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.ListLabelMovesResponse.SerializeToString,
+            ),
+            'SetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTraffic,
+                    request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetTrafficRequest.FromString,
+                    response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.SetTrafficResponse.SerializeToString,
+            ),
+            'GetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTraffic,
+                    request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetTrafficRequest.FromString,
+                    response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetTrafficResponse.SerializeToString,
+            ),
+            'GetShadowReport': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetShadowReport,
+                    request_deserializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetShadowReportRequest.FromString,
+                    response_serializer=fitserve_dot_control_dot_v1_dot_control__pb2.GetShadowReportResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -226,6 +356,33 @@ class ModelControlService(object):
             _registered_method=True)
 
     @staticmethod
+    def GetModelVersionFile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.control.v1.ModelControlService/GetModelVersionFile',
+            fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionFileRequest.SerializeToString,
+            fitserve_dot_control_dot_v1_dot_control__pb2.GetModelVersionFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def LoadModel(request,
             target,
             options=(),
@@ -269,6 +426,168 @@ class ModelControlService(object):
             '/fitserve.control.v1.ModelControlService/UnloadModel',
             fitserve_dot_control_dot_v1_dot_control__pb2.UnloadModelRequest.SerializeToString,
             fitserve_dot_control_dot_v1_dot_control__pb2.UnloadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetLabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.control.v1.ModelControlService/SetLabel',
+            fitserve_dot_control_dot_v1_dot_control__pb2.SetLabelRequest.SerializeToString,
+            fitserve_dot_control_dot_v1_dot_control__pb2.SetLabelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteLabel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.control.v1.ModelControlService/DeleteLabel',
+            fitserve_dot_control_dot_v1_dot_control__pb2.DeleteLabelRequest.SerializeToString,
+            fitserve_dot_control_dot_v1_dot_control__pb2.DeleteLabelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListLabelMoves(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.control.v1.ModelControlService/ListLabelMoves',
+            fitserve_dot_control_dot_v1_dot_control__pb2.ListLabelMovesRequest.SerializeToString,
+            fitserve_dot_control_dot_v1_dot_control__pb2.ListLabelMovesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.control.v1.ModelControlService/SetTraffic',
+            fitserve_dot_control_dot_v1_dot_control__pb2.SetTrafficRequest.SerializeToString,
+            fitserve_dot_control_dot_v1_dot_control__pb2.SetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.control.v1.ModelControlService/GetTraffic',
+            fitserve_dot_control_dot_v1_dot_control__pb2.GetTrafficRequest.SerializeToString,
+            fitserve_dot_control_dot_v1_dot_control__pb2.GetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetShadowReport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fitserve.control.v1.ModelControlService/GetShadowReport',
+            fitserve_dot_control_dot_v1_dot_control__pb2.GetShadowReportRequest.SerializeToString,
+            fitserve_dot_control_dot_v1_dot_control__pb2.GetShadowReportResponse.FromString,
             options,
             channel_credentials,
             insecure,
