@@ -65,12 +65,12 @@ def pooled_sigmoid_convolution(blocks: Tensor, weight_OIKK: Tensor, bias_O: Tens
         (B, T / 4, H', W'), channels last, H' = H - R + 1: again blocks, of half the side. Where that side is one,
         the channels are the O channels of the pooled picture.
     """
-    kernel: Tensor = _Widen.apply(weight_OIKK, index)
+    kernel: Tensor = _Widen.apply(weight_OIKK, index)  # type: ignore[no-untyped-call]
     bias = bias_O.repeat(index.shape[0] // len(bias_O))
     sums = functional.conv2d(blocks, kernel.contiguous(memory_format=torch.channels_last), bias)
     count, channels, height, width = sums.shape
     windows = sums.permute(0, 2, 3, 1).reshape(-1, 4, channels // 4)
-    pooled: Tensor = _SigmoidMean.apply(windows)
+    pooled: Tensor = _SigmoidMean.apply(windows)  # type: ignore[no-untyped-call]
     return pooled.reshape(count, height, width, channels // 4).permute(0, 3, 1, 2)
 
 
@@ -85,7 +85,7 @@ class _Widen(torch.autograd.Function):
         return padded.index_select(0, index.reshape(-1)).reshape(index.shape)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (index,) = ctx.saved_tensors
         sums = gradient.new_zeros(ctx.shape.numel() + 1)
         sums.index_add_(0, index.reshape(-1), gradient.reshape(-1))
@@ -102,7 +102,7 @@ class _SigmoidMean(torch.autograd.Function):
         return (kept[:, 0] + kept[:, 1]).add_(kept[:, 2]).add_(kept[:, 3]).mul_(0.25)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (kept,) = ctx.saved_tensors
         slope: Tensor = torch.ops.aten.sigmoid_backward((gradient * 0.25).unsqueeze(1).expand_as(kept), kept)
         return slope

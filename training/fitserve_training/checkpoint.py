@@ -5,6 +5,7 @@ One file, written aside and renamed, so a checkpoint is there whole or not at al
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -79,7 +80,10 @@ def _load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     part = path.with_name(f".{path.name}.part")
-    save_file(tensors, part, metadata=metadata)
+    try:
+        save_file(tensors, part, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
     with part.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)

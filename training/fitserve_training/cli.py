@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,9 @@ _EXAMPLE = """\
 example:
   fitserve-train lenet --data digits --run-dir runs/lenet
   fitserve-train thermometer --set lr=1e-4 --set model.input_scale=1 --set epochs=100
+  fitserve-train softmax --seeds 10
+  torchrun --nproc-per-node 2 -m fitserve_training.cli lenet
+  fitserve-train --index runs
 
 Settings come from the defaults, then --config, then --set and the flags. A finished run in the run directory is
 replaced when the new one is finished; until then the new one is in RUN_DIR.unfinished, where --resume goes on after
@@ -31,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{entry.name:<16} {entry.summary}")
         return 0
     try:
-        return _train(options)
+        return _train(options) if options.index is None else _index(options.index)
     except UsageError as error:
         return _fail(str(error), 2)
     except RunStoppedError as error:
@@ -57,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("recipe", nargs="?", metavar="RECIPE", help=f"one of {', '.join(names())}")
     add("--list", action="store_true", help="list the recipes and exit")
+    add("--index", type=Path, metavar="RUNS", help="write RUNS/index.html, which links the report of every run; exit")
+    add("--seeds", type=_count, metavar="N", help="train with N seeds, the root seed onwards; ends with mean ± sd")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting; may be repeated")
     add("--config", type=Path, metavar="FILE.toml", help="settings, for example the config.toml of another run")
     add("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N (default auto)")
@@ -70,6 +76,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected a number of seeds of at least 1, got {text!r}")
+    return int(text)
+
+
+def _index(runs: Path) -> int:
+    if not runs.is_dir():
+        raise UsageError(f"folder of runs {runs}: expected a folder, found none")
+    from fitserve_training.report import write_index
+
+    print(f"index: {write_index(runs)}")
+    return 0
+
+
+def _say(line: str) -> None:
+    # Under torchrun one process of several speaks.
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
+
+
 def _train(options: argparse.Namespace) -> int:
     if options.recipe is None:
         raise UsageError(f"expected a recipe (known: {', '.join(names())})")
@@ -80,8 +107,12 @@ def _train(options: argparse.Namespace) -> int:
 
     run_dir = options.run_dir or Path("runs") / options.recipe
     request = Request(options.recipe, run_dir, options.config, changes, options.data_dir, options.resume)
-    finished = train(request, lambda line: print(line, flush=True))
-    print(f"run: {finished}")
+    if options.seeds:
+        from fitserve_training.seeds import train_seeds
+
+        _say(f"runs: {train_seeds(request, options.seeds, _say)}")
+    else:
+        _say(f"run: {train(request, _say)}")
     return 0
 
 

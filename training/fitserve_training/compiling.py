@@ -17,8 +17,8 @@ import torch
 
 from fitserve_training.data.dataset import Batch
 
-Step = Callable[[Batch, torch.Tensor], None]
-"""Trains on one batch and adds its sums to the vector given."""
+Gradient = Callable[[Batch, torch.Tensor, float], torch.Tensor]
+"""Adds a batch's gradients, weighted by its share of the whole, and its sums to the vector given; gives the loss."""
 
 _AUTO = {"cpu": "off", "cuda": "step"}
 """What `auto` means. On 2 CPU cores LeNet's convolutions cost the same compiled or not, a linear model is one
@@ -80,17 +80,16 @@ def compile_forward(module: torch.nn.Module, record: CompileRecord) -> Callable[
     return forward
 
 
-def compile_step(step: Step, record: CompileRecord) -> Step:
-    """Gives the step, compiled as a whole in mode `step`.
+def compile_step(step: Gradient) -> Gradient:
+    """Gives the step, update included, compiled as a whole.
 
     It becomes two graphs, forward with backward and the update, for torch's optimizers put a break before theirs.
     """
-    if record.used != "step":
-        return step
     # The optimizer's profiler marks are left out of the graph; dynamo warns of each.
     logging.getLogger("torch._dynamo").setLevel(logging.ERROR)
-    torch._dynamo.config.trace_autograd_ops = True
-    compiled: Step = torch.compile(step, dynamic=False)
+    if hasattr(torch._dynamo.config, "trace_autograd_ops"):
+        torch._dynamo.config.trace_autograd_ops = True
+    compiled: Gradient = torch.compile(step, dynamic=False)
     return compiled
 
 
@@ -98,7 +97,11 @@ def compile_step(step: Step, record: CompileRecord) -> Step:
 def quiet_compilation() -> Iterator[None]:
     """Silences what torch warns about its own code while it compiles: nobody here can act on it."""
     with warnings.catch_warnings():
-        for message in (r"`torch\.jit\.script", r"The \.grad attribute of a Tensor that is not a leaf"):
+        for message in (
+            r"`torch\.jit\.script",
+            r"The \.grad attribute of a Tensor that is not a leaf",
+            r"<class 'torch\.autograd\.function\.Function'> should not be instantiated",
+        ):
             warnings.filterwarnings("ignore", message)
         yield
 

@@ -23,6 +23,8 @@ _SECTIONS = ("data", "model")
 _CHOICES: dict[str, tuple[str, ...]] = {
     "compile": ("auto", "off", "module", "step"),
     "precision": ("float32", "bfloat16"),
+    "lr_schedule": ("constant", "linear", "cosine"),
+    "keep_weights": ("last", "best"),
 }
 _AT_LEAST: dict[str, float] = {
     "seed": 0,
@@ -31,6 +33,11 @@ _AT_LEAST: dict[str, float] = {
     "batch_size": 0,
     "momentum": 0,
     "weight_decay": 0,
+    "lr_warmup_steps": 0,
+    "clip_norm": 0,
+    "micro_batch_size": 0,
+    "label_smoothing": 0,
+    "patience": 0,
     "log_every": 0,
     "checkpoint_every_s": 0,
     "stop_when_still": 0,
@@ -51,6 +58,14 @@ class RunConfig:
         dampening: For sgd.
         nesterov: For sgd.
         weight_decay: L2 penalty as the optimizer applies it.
+        lr_schedule: `constant`, or `linear` or `cosine` from `lr` down to 0 over all steps after the warm-up.
+        lr_warmup_steps: Steps over which the learning rate rises linearly to `lr`.
+        clip_norm: Largest L2 norm of all gradients together; 0 means no bound.
+        micro_batch_size: Examples that go through the model at once; the gradients of a batch add up over its
+            micro-batches. 0 means the whole batch.
+        label_smoothing: Share of a class label that is spread over all classes, 0..1, for classification.
+        patience: Stop after so many epochs in a row without a lower held-out loss; 0 means never.
+        keep_weights: Which weights the run ends with: the `last`, or the `best` by held-out loss.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of one operation; 0 means as many as torch finds. A run records the number it took, for
             sums in another order end in other last bits.
@@ -60,6 +75,7 @@ class RunConfig:
             then a hundred spread evenly.
         checkpoint_every_s: Seconds between checkpoints at least; they are taken where an epoch ends.
         stop_when_still: Stop once no parameter moved by more than this in an epoch; 0 means never.
+        tensorboard: Write TensorBoard events into the run's folder `tensorboard`.
         data: The recipe's settings of its data; `name` says which data.
         model: The recipe's settings of its model.
     """
@@ -73,6 +89,13 @@ class RunConfig:
     dampening: float = 0.0
     nesterov: bool = False
     weight_decay: float = 0.0
+    lr_schedule: str = "constant"
+    lr_warmup_steps: int = 0
+    clip_norm: float = 0.0
+    micro_batch_size: int = 0
+    label_smoothing: float = 0.0
+    patience: int = 0
+    keep_weights: str = "last"
     device: str = "auto"
     threads: int = 0
     compile: str = "auto"
@@ -80,6 +103,7 @@ class RunConfig:
     log_every: int = 0
     checkpoint_every_s: float = 1.0
     stop_when_still: float = 0.0
+    tensorboard: bool = False
     data: Mapping[str, Scalar] = field(default_factory=lambda: {"name": "auto"})
     model: Mapping[str, Scalar] = field(default_factory=dict)
 
@@ -116,6 +140,8 @@ def check_ranges(flat: Mapping[str, Scalar]) -> None:
             raise UsageError(f"setting {key!r}: expected at least {least:g}, got {flat[key]}")
     if float(flat["lr"]) <= 0:
         raise UsageError(f"setting 'lr': expected a number above 0, got {flat['lr']}")
+    if float(flat["label_smoothing"]) >= 1:
+        raise UsageError(f"setting 'label_smoothing': expected below 1, got {flat['label_smoothing']}")
     for key, choices in _CHOICES.items():
         if flat[key] not in choices:
             raise UsageError(f"setting {key!r}: expected one of {', '.join(choices)}, got {flat[key]!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from fitserve_training.compiling import compiled_graph_count
 from fitserve_training.config import RunConfig
 from fitserve_training.data.buckets import bucketed_batches
-from fitserve_training.data.dataset import Split
+from fitserve_training.data.dataset import Batch, Split
 from fitserve_training.device import now
 from fitserve_training.errors import RunStoppedError
 from fitserve_training.evaluating import evaluate
 from fitserve_training.objectives import Objective
+from fitserve_training.optim import is_lr_scheduled, learning_rate, set_learning_rate
 from fitserve_training.seeding import generator, seed_global
 from fitserve_training.stepping import Stepper
 
@@ -28,7 +29,19 @@ _FIRST_EPOCHS = 10
 
 @dataclass(frozen=True)
 class Job:
-    """All that the loop needs; model and splits are on one device."""
+    """All that the loop needs; model and splits are on one device.
+
+    Args:
+        config: Settings of the run.
+        model: Trained in place.
+        objective: What is minimised.
+        stepper: Takes the steps.
+        train: What is trained on.
+        held_out: What every logged epoch is tested on.
+        scoring: What `held_out` is scored by where that is not the objective.
+        is_loss_after_epoch: Train metrics are those of the parameters that an epoch ends with.
+        cure: What to change when the loss is not finite.
+    """
 
     config: RunConfig
     model: nn.Module
@@ -36,8 +49,32 @@ class Job:
     stepper: Stepper
     train: Split
     held_out: Split
+    scoring: Objective | None = None
     is_loss_after_epoch: bool = False
     cure: str = "lower the learning rate (--set lr=…)"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: all that the loop knows beside parameters and the optimizer's state.
+
+    Args:
+        epoch: Epochs done.
+        is_last: Whether training is over.
+        best_loss: Lowest held-out loss of the logged epochs; None before there is one.
+        best_epoch: The epoch it belongs to; 0 before there is one.
+    """
+
+    epoch: int = 0
+    is_last: bool = False
+    best_loss: float | None = None
+    best_epoch: int = 0
+
+    def after(self, epoch: int, held_out_loss: float | None) -> Progress:
+        """Gives the progress after an epoch; the loss is None where the epoch was not tested."""
+        if held_out_loss is not None and (self.best_loss is None or held_out_loss < self.best_loss):
+            return replace(self, epoch=epoch, best_loss=held_out_loss, best_epoch=epoch)
+        return replace(self, epoch=epoch)
 
 
 @dataclass(frozen=True)
@@ -47,10 +84,24 @@ class EpochReport:
     `metrics` is empty where the epoch is not logged; `points` are pairs of epochs done and the metrics so far.
     """
 
-    epoch: int
-    is_last: bool
+    progress: Progress
     metrics: dict[str, Any] = field(default_factory=dict)
     points: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 1."""
+        return self.progress.epoch
+
+    @property
+    def is_last(self) -> bool:
+        """Whether training ends with it."""
+        return self.progress.is_last
+
+    @property
+    def is_best(self) -> bool:
+        """Whether no epoch before it had so low a held-out loss."""
+        return self.progress.best_epoch == self.epoch
 
 
 class Observer(Protocol):
@@ -63,43 +114,67 @@ class Observer(Protocol):
         """An epoch is over and the parameters are those it ends with."""
 
 
-def fit(job: Job, observer: Observer, first_epoch: int = 1) -> None:
-    """Trains from `first_epoch` to the last, or until the parameters stand still.
+def fit(job: Job, observer: Observer, progress: Progress | None = None) -> Progress:
+    """Trains from where `progress` says to the last epoch, or until it is time to stop; gives the progress then.
 
     Raises:
         RunStoppedError: the loss of an epoch is not finite.
     """
-    config, device = job.config, job.train.targets.device
-    sums = torch.zeros(job.objective.sum_count, dtype=torch.float64, device=device)
-    for epoch in range(first_epoch, config.epochs + 1):
-        seed_global(config.seed, "epoch", epoch)
-        parameters_before = _flat_parameters(job.model) if config.stop_when_still else None
-        batches = list(epoch_indices(config.seed, epoch, len(job.train), config.batch_size, device, job.train.lengths))
-        marks = curve_marks(len(batches))
-        snapshots: dict[int, Tensor] = {}
-        job.model.train()
-        sums.zero_()
-        clock = EpochClock(job.stepper, device)
-        for number, indices in enumerate(batches, start=1):
-            job.stepper(job.train.whole() if indices is None else job.train.take(indices), sums)
-            if number in marks:
-                snapshots[number] = sums.clone()
-                observer.on_progress(epoch, number / len(batches))
+    progress = progress or Progress()
+    while not progress.is_last:
+        epoch = progress.epoch + 1
+        parameters_before = _flat_parameters(job.model) if job.config.stop_when_still else None
+        clock = EpochClock(job.stepper, job.train.targets.device)
+        snapshots = _train_epoch(job, epoch, observer)
         speed = clock.examples_per_s(len(job.train))
-        metrics = job.objective.metrics(sums.tolist(), len(job.train))
+        metrics = job.objective.metrics(snapshots[max(snapshots)], len(job.train))
         _check_finite("loss", metrics["loss"], epoch, job)
-        is_still = parameters_before is not None and _is_still(job.model, parameters_before, config.stop_when_still)
-        is_last = is_still or epoch == config.epochs
-        report = EpochReport(epoch, is_last)
-        if is_last or is_logged(epoch, config):
+        is_still = parameters_before is not None and _is_still(job.model, parameters_before, job.config.stop_when_still)
+        is_last = is_still or epoch >= job.config.epochs
+        report = EpochReport(progress.after(epoch, None))
+        if is_last or is_logged(epoch, job.config):
             logged = _epoch_metrics(job, epoch, metrics) | speed
-            report = EpochReport(epoch, is_last, logged, _points(job, epoch, snapshots))
+            report = EpochReport(progress.after(epoch, logged["test_loss"]), logged, _points(job, epoch, snapshots))
+        is_last = is_last or 0 < job.config.patience <= epoch - report.progress.best_epoch
         if is_last:
             _check_finite("test loss", report.metrics["test_loss"], epoch, job)
+        progress = replace(report.progress, is_last=is_last)
         job.stepper.record.graph_count = compiled_graph_count() if job.stepper.record.used != "off" else 0
-        observer.on_epoch(report)
-        if is_last:
-            break
+        observer.on_epoch(replace(report, progress=progress))
+    return progress
+
+
+def _train_epoch(job: Job, epoch: int, observer: Observer) -> dict[int, list[float]]:
+    """Trains one epoch; gives the sums so far after each step that is a curve point, the last step among them."""
+    config, device, workers = job.config, job.train.targets.device, job.stepper.plan.workers
+    seed_global(config.seed, "epoch", epoch, *([workers.rank] if workers.rank else []))
+    batches = list(epoch_indices(config.seed, epoch, len(job.train), config.batch_size, device, job.train.lengths))
+    marks, snapshots = curve_marks(len(batches)), []
+    sums = torch.zeros(job.objective.sum_count, dtype=torch.float64, device=device)
+    is_scheduled = is_lr_scheduled(config)
+    job.model.train()
+    for number, indices in enumerate(batches, start=1):
+        if is_scheduled:
+            step = (epoch - 1) * len(batches) + number - 1
+            set_learning_rate(job.stepper.optimizer, learning_rate(config, step, config.epochs * len(batches)))
+        batch, share = _own_part(job, indices)
+        job.stepper(batch, sums, share)
+        if number in marks:
+            snapshots.append(sums.clone())
+            observer.on_progress(epoch, number / len(batches))
+    stacked = torch.stack(snapshots)
+    workers.add_up(stacked)
+    return dict(zip(sorted(marks), stacked.tolist(), strict=True))
+
+
+def _own_part(job: Job, indices: Tensor | None) -> tuple[Batch, float]:
+    workers = job.stepper.plan.workers
+    if workers.count == 1:
+        return (job.train.whole() if indices is None else job.train.take(indices)), 1.0
+    if indices is None:
+        indices = torch.arange(len(job.train), device=job.train.targets.device)
+    own = workers.part(indices)
+    return job.train.take(own), len(own) / len(indices)
 
 
 class EpochClock:
@@ -149,6 +224,8 @@ def curve_marks(batch_count: int) -> set[int]:
 
 def is_logged(epoch: int, config: RunConfig) -> bool:
     """Says whether the epoch gets a line of metrics; the last one always does, whatever this says."""
+    if config.patience:
+        return True
     if config.log_every:
         return epoch % config.log_every == 0
     return epoch <= _FIRST_EPOCHS or epoch % max(1, config.epochs // _EVERY_EPOCH_UP_TO) == 0
@@ -169,7 +246,7 @@ def _check_finite(name: str, loss: float, epoch: int, job: Job) -> None:
 
 def _epoch_metrics(job: Job, epoch: int, running: dict[str, float]) -> dict[str, Any]:
     train = evaluate(job.model, job.objective, job.train) if job.is_loss_after_epoch else running
-    test = evaluate(job.model, job.objective, job.held_out)
+    test = evaluate(job.model, job.scoring or job.objective, job.held_out)
     return {
         "epoch": epoch,
         **{f"train_{name}": value for name, value in train.items()},
@@ -177,10 +254,10 @@ def _epoch_metrics(job: Job, epoch: int, running: dict[str, float]) -> dict[str,
     }
 
 
-def _points(job: Job, epoch: int, snapshots: dict[int, Tensor]) -> list[tuple[float, dict[str, float]]]:
+def _points(job: Job, epoch: int, snapshots: dict[int, list[float]]) -> list[tuple[float, dict[str, float]]]:
     step_count, size = max(snapshots), job.config.batch_size or len(job.train)
     points = []
-    for (number, _), sums in zip(snapshots.items(), torch.stack(list(snapshots.values())).tolist(), strict=True):
+    for number, sums in snapshots.items():
         metrics = job.objective.metrics(sums, min(number * size, len(job.train)))
         points.append((epoch - 1 + number / step_count, {f"train_{name}": value for name, value in metrics.items()}))
     return points

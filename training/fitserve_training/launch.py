@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -11,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from fitserve_contract.tasks import TaskKind
 from fitserve_training import rundir
 from fitserve_training.catalogue import load_recipe
-from fitserve_training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from fitserve_training.checkpoint import load_checkpoint, load_weights, save_weights
 from fitserve_training.compiling import CompileRecord, choose_compile
 from fitserve_training.config import RunConfig, Values
 from fitserve_training.data.dataset import DataSet
@@ -21,17 +21,21 @@ from fitserve_training.data.places import Places
 from fitserve_training.device import cpu_threads, device_title, resolve_device
 from fitserve_training.environment import describe
 from fitserve_training.errors import UsageError
-from fitserve_training.fit import EpochReport, Job, fit
+from fitserve_training.fit import Job, Progress, fit
 from fitserve_training.form import Form
-from fitserve_training.optim import check_optimizer, make_optimizer
+from fitserve_training.objectives import Classification
+from fitserve_training.optim import check_optimizer, is_lr_scheduled, make_optimizer
 from fitserve_training.outcome import check_required, closing_lines, summarise
+from fitserve_training.parallel import Workers, joined_workers, local_device
 from fitserve_training.plots import draw_curves
-from fitserve_training.progress import Display, open_display
+from fitserve_training.progress import open_display
 from fitserve_training.recipe import Finish, Recipe
+from fitserve_training.recording import Follower, Recorder, check_tensorboard
+from fitserve_training.report import write_report
 from fitserve_training.rundir import RunWriter
 from fitserve_training.seeding import make_deterministic, seed_global
 from fitserve_training.settings import config_text, read_config, resolve_config
-from fitserve_training.stepping import Stepper
+from fitserve_training.stepping import Stepper, StepPlan
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,14 @@ class Built:
     optimizer: torch.optim.Optimizer
     device: torch.device
     compile_record: CompileRecord
+    workers: Workers
 
 
 def train(request: Request, say: Callable[[str], None]) -> Path:
     """Trains what is asked for and gives the directory of the finished run.
 
     Raises:
-        UsageError: the request cannot be carried out; nothing was written.
+        UsageError: the request cannot be carried out, or the run cannot be written; nothing half-written is left.
         RunStoppedError: the loss is not finite, or the recipe's required figures were missed.
     """
     recipe = load_recipe(request.recipe)
@@ -82,11 +87,29 @@ def train(request: Request, say: Callable[[str], None]) -> Path:
         return request.run_dir
     config = _resumed_config(request, recipe, places) if request.is_resumed else _fresh_config(request, recipe, places)
     config = replace(config, threads=config.threads or torch.get_num_threads())
-    with cpu_threads(config.threads):
-        built = _build(recipe, config, places)
+    device = resolve_device(local_device(config.device))
+    with cpu_threads(config.threads), joined_workers(device) as workers:
+        built = _build(recipe, config, places, device, workers)
+        if not workers.is_leader:
+            return _follow(built, request)
         _announce(built, say)
         with closing(RunWriter(request.run_dir, request.is_resumed)) as writer:
-            return _run(built, writer, request.is_resumed, say)
+            return _lead(built, writer, request.is_resumed, say)
+
+
+def _lead(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str], None]) -> Path:
+    try:
+        return _run(built, writer, is_resumed, say)
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise UsageError(f"run directory {writer.path}: cannot be written: {what}; {writer.give_up()}") from None
+
+
+def _follow(built: Built, request: Request) -> Path:
+    built.workers.wait()
+    folder = rundir.unfinished_path(request.run_dir)
+    fit(_job(built, print), Follower(), _load_progress(built, folder) if request.is_resumed else Progress())
+    return request.run_dir
 
 
 def _has_unfinished(run_dir: Path) -> bool:
@@ -106,9 +129,8 @@ def _resumed_config(request: Request, recipe: Recipe, places: Places) -> RunConf
     return resolve_config(recipe, None, read_config(path, recipe.name), places)
 
 
-def _build(recipe: Recipe, config: RunConfig, places: Places) -> Built:
-    check_optimizer(config)
-    device = resolve_device(config.device)
+def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.device, workers: Workers) -> Built:
+    _check_settings(recipe, config, workers)
     make_deterministic(device)
     data = recipe.load_data(config, places)
     recipe = recipe.for_form(Form.of(data)) if recipe.for_form else recipe
@@ -117,7 +139,22 @@ def _build(recipe: Recipe, config: RunConfig, places: Places) -> Built:
     if recipe.start:
         recipe.start(config, model)
     record = choose_compile(config.compile, device, places.cache_dir)
-    return Built(recipe, config, data, model, make_optimizer(model.parameters(), config), device, record)
+    # A compiled step reads a scheduled rate from a tensor: a number would be compiled in, and again each time it moves.
+    is_lr_read = record.used == "step" and is_lr_scheduled(config)
+    optimizer = make_optimizer(
+        model.parameters(), config, torch.tensor(config.lr, device=device) if is_lr_read else None
+    )
+    return Built(recipe, config, data, model, optimizer, device, record, workers)
+
+
+def _check_settings(recipe: Recipe, config: RunConfig, workers: Workers) -> None:
+    check_optimizer(config)
+    if config.optimizer == "lbfgs" and (config.micro_batch_size or config.clip_norm or workers.count > 1):
+        raise UsageError("optimizer lbfgs: expected no micro_batch_size, no clip_norm and one worker with it")
+    if config.label_smoothing and recipe.objective.kind is not TaskKind.CLASSIFICATION:
+        raise UsageError(f"setting 'label_smoothing': recipe {recipe.name} does not classify; leave it at 0")
+    if config.tensorboard:
+        check_tensorboard()
 
 
 def _announce(built: Built, say: Callable[[str], None]) -> None:
@@ -128,79 +165,61 @@ def _announce(built: Built, say: Callable[[str], None]) -> None:
         values = ", ".join(f"{key} {config.to_flat()[key]}" for key in preset)
         say(f"settings for {name}: {values}")
     record = built.compile_record
-    say(f"device {device_title(built.device)}, compile {record.used}, seed {config.seed}")
+    count = f", {built.workers.count} workers" if built.workers.count > 1 else ""
+    say(f"device {device_title(built.device)}, compile {record.used}, seed {config.seed}{count}")
     if record.reason:
         say(f"cannot compile here, going on eagerly: {record.reason}")
 
 
 def _run(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str], None]) -> Path:
-    first_epoch = _first_epoch(built, writer) if is_resumed else 1
     writer.write_text(rundir.CONFIG, config_text(built.recipe, built.config))
     writer.write_json(rundir.ENVIRONMENT, describe(built.device))
     if built.recipe.for_form:
         Form.of(built.data).write(writer.path)
+    built.workers.wait()
+    progress = _load_progress(built, writer.path) if is_resumed else Progress()
+    if is_resumed:
+        writer.keep_until(progress.epoch)
     display = open_display(built.config.epochs, say)
-    try:
-        fit(_job(built, say), Recorder(built, writer, display), first_epoch)
-    finally:
-        display.close()
-    return _finish(built, writer, say)
+    with closing(Recorder(built.config, built.model, built.optimizer, writer, display)) as recorder:
+        progress = fit(_job(built, say), recorder, progress)
+    return _finish(built, writer, progress, say)
 
 
-def _first_epoch(built: Built, writer: RunWriter) -> int:
-    path = writer.path / rundir.CHECKPOINT
-    progress = load_checkpoint(path, built.model, built.optimizer) if path.is_file() else {"epoch": 0, "is_last": False}
-    writer.keep_until(progress["epoch"])
-    return built.config.epochs + 1 if progress["is_last"] else int(progress["epoch"]) + 1
+def _load_progress(built: Built, folder: Path) -> Progress:
+    path = folder / rundir.CHECKPOINT
+    return Progress(**load_checkpoint(path, built.model, built.optimizer)) if path.is_file() else Progress()
 
 
 def _job(built: Built, say: Callable[[str], None]) -> Job:
-    autocast = torch.autocast(built.device.type, torch.bfloat16, enabled=built.config.precision == "bfloat16")
-    objective = built.recipe.objective
-    stepper = Stepper(built.model, objective, built.optimizer, built.compile_record, autocast, say)
+    config, scoring = built.config, built.recipe.objective
+    objective = Classification(config.label_smoothing) if config.label_smoothing else scoring
+    autocast = torch.autocast(built.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    plan = StepPlan(config.micro_batch_size, config.clip_norm, built.workers)
     return Job(
-        config=built.config,
+        config=config,
         model=built.model,
         objective=objective,
-        stepper=stepper,
+        stepper=Stepper(built.model, objective, built.optimizer, built.compile_record, autocast, say, plan),
         train=built.data.train.to(built.device),
         held_out=built.data.held_out.to(built.device),
+        scoring=scoring,
         is_loss_after_epoch=built.recipe.is_loss_after_epoch,
         cure=built.recipe.cure,
     )
 
 
-class Recorder:
-    """Writes what the loop reports: metrics, curve points, and a checkpoint where enough time has passed."""
-
-    def __init__(
-        self, built: Built, writer: RunWriter, display: Display, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._built, self._writer, self._display, self._clock = built, writer, display, clock
-        self._saved_at = clock()
-
-    def on_progress(self, epoch: int, share: float) -> None:
-        """Moves the display on."""
-        self._display.progress(epoch, share)
-
-    def on_epoch(self, report: EpochReport) -> None:
-        """Writes the epoch's lines first and its checkpoint after them, so no checkpoint is ahead of its metrics."""
-        if report.metrics:
-            self._writer.append(rundir.METRICS, [report.metrics])
-            self._writer.append(rundir.CURVE, [{"epoch": at, **metrics} for at, metrics in report.points])
-        if report.is_last or self._clock() - self._saved_at >= self._built.config.checkpoint_every_s:
-            progress = {"epoch": report.epoch, "is_last": report.is_last}
-            path = self._writer.path / rundir.CHECKPOINT
-            save_checkpoint(path, self._built.model, self._built.optimizer, progress)
-            self._saved_at = self._clock()
-        self._display.epoch(report)
-
-
-def _finish(built: Built, writer: RunWriter, say: Callable[[str], None]) -> Path:
+def _finish(built: Built, writer: RunWriter, progress: Progress, say: Callable[[str], None]) -> Path:
     rows, points = (rundir.read_lines(writer.path / name) for name in (rundir.METRICS, rundir.CURVE))
-    finish = Finish(built.config, built.model.cpu().eval(), built.data, rows)
+    if progress.epoch < built.config.epochs:
+        say(f"stopped after epoch {progress.epoch} of {built.config.epochs}; best epoch {progress.best_epoch}")
+    kept = rows
+    if built.config.keep_weights == "best":
+        load_weights(writer.path / rundir.BEST, built.model)
+        kept = [row for row in rows if row["epoch"] <= progress.best_epoch]
+    finish = Finish(built.config, built.model.cpu().eval(), built.data, kept)
     measured = built.recipe.measure(finish) if built.recipe.measure else {}
-    summary = summarise(built.recipe, built.config, built.data, built.model, rows, built.compile_record, measured)
+    summary = summarise(built.recipe, finish, built.compile_record, built.device, progress, measured)
     for line in closing_lines(summary):
         say(line)
     save_weights(writer.path / rundir.WEIGHTS, built.model)
@@ -209,4 +228,5 @@ def _finish(built: Built, writer: RunWriter, say: Callable[[str], None]) -> Path
         built.recipe.draw(finish, writer.path)
     check_required(summary)
     writer.write_json(rundir.SUMMARY, summary)
+    write_report(built.recipe, finish, writer.path)
     return writer.finish()

@@ -42,15 +42,22 @@ class Objective(Protocol):
 
 
 class Classification:
-    """One of C classes: mean cross-entropy in nats on logits (B, C) against int64 class indices (B,)."""
+    """One of C classes: mean cross-entropy in nats on logits (B, C) against int64 class indices (B,).
+
+    Args:
+        label_smoothing: Share of each label that is spread over all classes, 0..1.
+    """
 
     kind = TaskKind.CLASSIFICATION
     is_summed = False
     sum_count = 2
 
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        self._label_smoothing = label_smoothing
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gives the mean cross-entropy."""
-        return functional.cross_entropy(outputs, targets)
+        return functional.cross_entropy(outputs, targets, label_smoothing=self._label_smoothing)
 
     def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
         """Sums the loss and counts the right answers."""

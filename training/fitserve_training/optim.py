@@ -1,7 +1,8 @@
-"""Optimizers by name."""
+"""Optimizers by name, and the learning rate of each step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -44,8 +45,46 @@ def check_optimizer(config: RunConfig) -> None:
         raise UsageError("setting 'nesterov': expected momentum above 0 and dampening 0 with it")
 
 
-def make_optimizer(parameters: Iterable[Parameter], config: RunConfig) -> torch.optim.Optimizer:
+def learning_rate(config: RunConfig, step: int, step_count: int) -> float:
+    """Gives the learning rate of a step: a pure function, so that a resumed run needs no state of it.
+
+    Args:
+        config: Says `lr`, `lr_warmup_steps` and `lr_schedule`.
+        step: From 0.
+        step_count: Steps of the whole run.
+    """
+    if step < config.lr_warmup_steps:
+        return config.lr * (step + 1) / config.lr_warmup_steps
+    if config.lr_schedule == "constant":
+        return config.lr
+    done = (step - config.lr_warmup_steps) / max(1, step_count - config.lr_warmup_steps)
+    left = 1 - done if config.lr_schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.lr * left
+
+
+def is_lr_scheduled(config: RunConfig) -> bool:
+    """Says whether the learning rate ever differs from `lr`."""
+    return config.lr_warmup_steps > 0 or config.lr_schedule != "constant"
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the rate of every parameter group, in place where it is a tensor that a compiled step reads."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def make_optimizer(
+    parameters: Iterable[Parameter], config: RunConfig, lr: float | torch.Tensor | None = None
+) -> torch.optim.Optimizer:
     """Builds the optimizer that the configuration names, fused where torch has such a kernel.
+
+    Args:
+        parameters: What it updates.
+        config: Names it and its settings.
+        lr: A tensor on the device where a compiled step is to follow a schedule: a number would be compiled in.
 
     Raises:
         UsageError: as `check_optimizer`.
@@ -55,4 +94,4 @@ def make_optimizer(parameters: Iterable[Parameter], config: RunConfig) -> torch.
     settings: dict[str, Any] = {key: getattr(config, key) for key in takes}
     if kind in _FUSED:
         settings["fused"] = True
-    return kind(parameters, lr=config.lr, **settings)
+    return kind(parameters, lr=config.lr if lr is None else lr, **settings)

@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from torch import nn
+import torch
 
 from fitserve_training.compiling import CompileRecord
 from fitserve_training.config import RunConfig
-from fitserve_training.data.dataset import DataSet, split_sha256
+from fitserve_training.data.dataset import split_sha256
 from fitserve_training.errors import RunStoppedError
-from fitserve_training.recipe import Band, Recipe
+from fitserve_training.fit import Progress
+from fitserve_training.recipe import Band, Finish, Recipe
 from fitserve_training.settings import is_own_mathematics
 
 
 def summarise(
     recipe: Recipe,
-    config: RunConfig,
-    data: DataSet,
-    model: nn.Module,
-    rows: Sequence[dict[str, Any]],
+    finish: Finish,
     compile_record: CompileRecord,
+    device: torch.device,
+    progress: Progress,
     measured: dict[str, float],
 ) -> dict[str, Any]:
     """Gives summary.json: the last metrics, the recipe's own figures, speed, parameters, data, device, compile."""
+    config, data, model, rows = finish.config, finish.data, finish.model, finish.rows
     speeds = [row["examples_per_s"] for row in rows if row.get("examples_per_s")]
     return {
         "recipe": recipe.name,
@@ -33,7 +33,9 @@ def summarise(
         **measured,
         "examples_per_s": median(speeds) if speeds else None,
         "seed": config.seed,
-        "device": str(next(model.parameters()).device),
+        "epochs_done": progress.epoch,
+        "best": {"epoch": progress.best_epoch, "test_loss": progress.best_loss},
+        "device": str(device),
         "compile": vars(compile_record),
         "parameter_count": sum(p.numel() for p in model.parameters()),
         "parameters": recipe.parameters(model) if recipe.parameters else None,
@@ -77,7 +79,7 @@ def check_required(summary: dict[str, Any]) -> None:
 
 def closing_lines(summary: dict[str, Any]) -> list[str]:
     """Puts a summary into a few lines for people."""
-    told = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_mae", "test_r2")
+    told: tuple[str, ...] = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_mae", "test_r2")
     told += ("test_micro_f1", "test_macro_f1", "test_exact_match")
     metrics = ", ".join(f"{key.replace('_', ' ')} {summary[key]:.7g}" for key in told if summary.get(key) is not None)
     speed = f", {summary['examples_per_s']:,.0f} examples/s on {summary['device']}" if summary["examples_per_s"] else ""

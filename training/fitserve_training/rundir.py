@@ -6,8 +6,10 @@
     curve.jsonl         five points per logged epoch while it trains
     summary.json        last values, learned parameters, data, device, compile mode
     weights.safetensors final weights
-    checkpoints/        last.safetensors: resumable state
+    checkpoints/        last.safetensors: resumable state; best.safetensors: weights of the lowest held-out loss
     loss.svg …          curves
+    report.html         all of it on one page
+    tensorboard/        events, where asked for
 
 A finished run is replaced only by a finished one. An unfinished one goes on with --resume and is otherwise started
 anew.
@@ -33,6 +35,9 @@ CURVE = "curve.jsonl"
 SUMMARY = "summary.json"
 WEIGHTS = "weights.safetensors"
 CHECKPOINT = Path("checkpoints") / "last.safetensors"
+BEST = Path("checkpoints") / "best.safetensors"
+EVENTS = "tensorboard"
+REPORT = "report.html"
 _SUFFIX = ".unfinished"
 
 
@@ -79,6 +84,15 @@ class RunWriter:
     def close(self) -> None:
         """Gives the lock back. What is unfinished stays for --resume."""
         os.close(self._lock)
+
+    def give_up(self) -> str:
+        """Leaves what can be resumed and removes what cannot; says which, for the error text."""
+        for part in self.path.rglob(".*.part"):
+            part.unlink()
+        if (self.path / CHECKPOINT).is_file():
+            return f"{self.path} is as at its last checkpoint, and --resume goes on there"
+        shutil.rmtree(self.path)
+        return "nothing was kept"
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole: aside, flushed, renamed."""

@@ -53,7 +53,7 @@ def test_a_backend_that_fails_leaves_the_eager_result(mode: str, monkeypatch: py
 
     def trained(record: CompileRecord, said: list[str]) -> torch.Tensor:
         torch.manual_seed(0)
-        model, sums = nn.Linear(2, 1), torch.zeros(4, dtype=torch.float64)
+        model, sums = nn.Linear(2, 1), torch.zeros(Regression.sum_count, dtype=torch.float64)
         autocast = torch.autocast("cpu", torch.bfloat16, enabled=False)
         optimizer = make_optimizer(model.parameters(), RunConfig(lr=0.1))
         stepper = Stepper(model, Regression(), optimizer, record, autocast, said.append)

@@ -13,7 +13,7 @@ from fitserve_training.config import RunConfig
 from fitserve_training.data.dataset import Split
 from fitserve_training.data.places import Places
 from fitserve_training.errors import RunStoppedError
-from fitserve_training.fit import EpochReport, Job, fit, is_logged
+from fitserve_training.fit import EpochReport, Job, Progress, fit, is_logged
 from fitserve_training.objectives import Classification, Regression
 from fitserve_training.optim import make_optimizer
 from fitserve_training.recipes import thermometer
@@ -103,7 +103,7 @@ def test_later_epochs_need_nothing_but_the_state_of_the_earlier() -> None:
     halves = classifier_job(config)
     fit(replace(halves, config=replace(config, epochs=2)), Reports())
     torch.manual_seed(12345)
-    fit(halves, Reports(), first_epoch=3)
+    fit(halves, Reports(), Progress(epoch=2))
 
     assert torch.equal(weights(straight.model), weights(halves.model))
 

@@ -27,16 +27,16 @@ SMALL: Values = {"data.example_count": 60, "epochs": 4, "momentum": 0.9, "checkp
 DIES_BEFORE_CHECKPOINT_3 = """
 import os, signal, sys
 from pathlib import Path
-from fitserve_training import launch
+from fitserve_training import launch, recording
 
-save = launch.save_checkpoint
+save = recording.save_checkpoint
 
 def save_or_die(path, model, optimizer, progress):
     if progress["epoch"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     save(path, model, optimizer, progress)
 
-launch.save_checkpoint = save_or_die
+recording.save_checkpoint = save_or_die
 changes = {"data.example_count": 60, "epochs": 4, "momentum": 0.9, "checkpoint_every_s": 0}
 launch.train(launch.Request("linreg", Path(sys.argv[1]), changes=changes), print)
 """
@@ -63,6 +63,8 @@ def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
         "summary.json",
         "weights.safetensors",
         "checkpoints/last.safetensors",
+        "checkpoints/best.safetensors",
+        "report.html",
         "loss.svg",
         "fit.svg",
     }

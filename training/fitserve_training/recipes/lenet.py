@@ -32,7 +32,7 @@ class LeNet(nn.Sequential):
     def forward(self, images_B1HW: Tensor) -> Tensor:
         """Gives logits (B, 10)."""
         if not self.training or images_B1HW.device.type != "cpu":
-            hidden: Tensor = super().forward(images_B1HW)
+            hidden: Tensor = super().forward(images_B1HW)  # type: ignore[no-untyped-call]
             return hidden
         hidden = self.features_by_blocks(images_B1HW)
         for layer in list(self)[6:]:
@@ -43,7 +43,8 @@ class LeNet(nn.Sequential):
         """Gives what the first six layers give, (B, 16, 5, 5)."""
         blocks = space_to_depth(functional.pad(images_B1HW, (2, 2, 2, 2)), 4)
         for layer, index in zip((self[0], self[3]), self._indices, strict=True):
-            blocks = pooled_sigmoid_convolution(blocks, layer.weight, layer.bias, index)
+            weight, bias = layer.parameters()
+            blocks = pooled_sigmoid_convolution(blocks, weight, bias, index)
         return blocks
 
 
