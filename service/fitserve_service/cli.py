@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import Final, NoReturn
 
 from fitserve_service import logs
 from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
+from fitserve_service.stopping import block_stop_signals, watch_stop_signals
 
-if TYPE_CHECKING:
-    from fitserve_service.server import Server
-
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_SHOWN_MODELS = 5
-_CLOSING_S = 2.0
+_CLOSING_S: Final = 2.0
 """How long the process may take to end once the grace time is over."""
 
 _EPILOG = f"""example:
@@ -51,56 +45,35 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _serve(settings: ServerSettings) -> int:
-    # Blocked before the first thread starts, so that the one that waits for signals alone gets them.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    # Before the first thread starts, so that the one that waits for signals alone gets them.
+    block_stop_signals()
+    return _serve_alone(settings) if settings.workers == 1 else _serve_with_workers(settings)
+
+
+def _serve_alone(settings: ServerSettings) -> int:
+    from fitserve_service.announcement import ready_text
     from fitserve_service.server import Server, StartError
 
     try:
         server = Server(settings)
-        threading.Thread(target=_watch_signals, args=(server,), name="signals", daemon=True).start()
-        server.run(lambda: _say(ready_text(server)))
+        watch_stop_signals(server.stop, settings.grace_s + _CLOSING_S)
+        server.run(lambda: _say(ready_text(settings, server.port, server.metrics_port, server.registry)))
     except StartError as error:
         return _refuse(str(error))
     return 0
 
 
-def ready_text(server: Server) -> str:
-    """Says in a line where the server listens and what it serves; or what to do where there is nothing to serve."""
-    settings = server.settings
-    place = f"fitserve is ready on {settings.host}:{server.port}"
-    if server.metrics_port is not None:
-        page = f"http://{settings.host}:{server.metrics_port}/"
-        place += f", status page on {page}, metrics on {page}metrics"
-    models = server.registry.snapshot()
-    if not models:
-        return (
-            f"{place}. The repository '{settings.repository}' holds no model yet: export one into it with "
-            f"`fitserve-export RUN_DIR --repository {settings.repository}`, or copy a file to "
-            f"{settings.repository}/NAME/1/model.onnx; it is served as soon as it is there."
-        )
-    shown = [_model_text(server, model.name) for model in models[:_SHOWN_MODELS]]
-    more = f" and {len(models) - _SHOWN_MODELS} more models" if len(models) > _SHOWN_MODELS else ""
-    return f"{place}: {'; '.join(shown)}{more}"
+def _serve_with_workers(settings: ServerSettings) -> int:
+    # The parent never imports grpc or ONNX Runtime: it must spawn processes for as long as it lives.
+    from fitserve_service.workers import Workers, WorkersError
 
-
-def _model_text(server: Server, name: str) -> str:
-    versions = server.registry.model(name).versions
-    served = [version.served for version in versions if version.served is not None]
-    if not served:
-        return f"{name} (not loaded: {next((version.reason for version in versions if version.reason), 'no version')})"
-    numbers = ", ".join(str(version.version) for version in served)
-    return f"{name} version {numbers} on {served[-1].provider}"
-
-
-def _watch_signals(server: Server) -> None:
-    signal.sigwait(_STOP_SIGNALS)
-    server.stop()
-    # A run or a load that never ends cannot be broken off, and its thread would keep the process.
-    last_resort = threading.Timer(server.settings.grace_s + _CLOSING_S, os._exit, (0,))
-    last_resort.daemon = True
-    last_resort.start()
-    second = signal.sigwait(_STOP_SIGNALS)
-    os._exit(128 + second)
+    try:
+        workers = Workers(settings)
+        watch_stop_signals(workers.stop, settings.grace_s + 2 * _CLOSING_S)
+        workers.run(_say)
+    except WorkersError as error:
+        return _refuse(str(error))
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:

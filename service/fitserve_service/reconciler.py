@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -34,6 +34,7 @@ class Reconciler:
         registry: Where they are kept.
         poll_interval_s: How often the repository is looked at.
         loader_count: How many versions load at once.
+        unloaded: Models not to be loaded until a call of `load`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Reconciler:
         *,
         poll_interval_s: float = 1.0,
         loader_count: int = 2,
+        unloaded: Iterable[str] = (),
     ) -> None:
         self._source = source
         self._loader = loader
@@ -55,7 +57,7 @@ class Reconciler:
         self._lock = threading.Lock()
         self._commands: list[Callable[[], None]] = []
         self._waiting: list[tuple[str, OnDone]] = []
-        self._unloaded: set[str] = set()
+        self._unloaded: set[str] = set(unloaded)
         self._sources: Mapping[str, ModelSource] = {}
         self._attempts: dict[tuple[str, int], tuple[object, ...]] = {}
         self._is_readable = True

@@ -145,6 +145,7 @@ class Registry:
 
         Args:
             model: Model name.
+        self._agreed: frozenset[tuple[str, int]] | None = None
             version: Its number; None: by label, or the default (label `stable` where there is one, else the highest
                 READY version).
             label: A label of the model.
@@ -184,7 +185,10 @@ class Registry:
             return _snapshot(name, self._known(name))
 
     def is_ready(self, model: str, version: int | None = None) -> bool:
-        """Tells whether a version answers; None asks for the default one. An unknown model is not ready."""
+        """Tells whether a version answers, in every worker where there are several; None asks for the default one.
+
+        An unknown model is not ready.
+        """
         with self._lock:
             known = self._models.get(model)
             number = known.default if known and version is None else version
@@ -193,11 +197,29 @@ class Registry:
 
     def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
         """Calls back with a model's name after each change of its states, on the thread that changes them.
+            if self._agreed is not None and (model, version or 0) not in self._agreed:
+                return False
 
         Returns:
             A function that ends the subscription.
         """
         with self._lock:
+    def agree(self, ready: frozenset[tuple[str, int]]) -> None:
+        """Tells what every worker can answer, pairs of model and version, version 0 for the default; see `is_ready`."""
+        with self._lock:
+            before, self._agreed = self._agreed or frozenset(), ready
+        for model in {name for name, _ in before ^ ready}:
+            self._notify(model)
+
+    def ready_names(self) -> frozenset[tuple[str, int]]:
+        """Gives what this process can answer, as `agree` takes it."""
+        with self._lock:
+            names = set()
+            for model, known in self._models.items():
+                ready = {number for number, entry in known.versions.items() if entry.state is State.READY}
+                names |= {(model, number) for number in ready | ({0} if known.default in ready else set())}
+            return frozenset(names)
+
             self._subscribers = [*self._subscribers, callback]
 
         def unsubscribe() -> None:

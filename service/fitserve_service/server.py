@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import version as package_version
+from typing import Final, Protocol
 
 from fitserve_service import session
 from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
@@ -17,11 +18,12 @@ from fitserve_service.loader import Loader
 from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.pages import Pages
 from fitserve_service.pages_activity import Activity
+from fitserve_service.pages_http import Request, Response
 from fitserve_service.pages_status import StatusReport
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler
 from fitserve_service.registry import Registry, ServedVersion
-from fitserve_service.servicers.control import ControlServicer
+from fitserve_service.servicers.control import ControlServicer, ModelLoader
 from fitserve_service.servicers.health import HealthServicer
 from fitserve_service.servicers.inference import InferenceServicer
 from fitserve_service.servicers.oip import OipInferServicer
@@ -33,7 +35,10 @@ from fitserve_service.telemetry import Telemetry
 from fitserve_service.transport import ListenError, TransportOptions, is_loopback
 from fitserve_service.transport_choice import choose
 
-_SETTLE_POLL_S = 0.01
+_SETTLE_POLL_S: Final = 0.01
+_SAMPLE_S: Final = 2.0
+"""How often a worker samples its activity; where there is a metrics port of its own, that does."""
+
 _LOOP_ANSWER_S = 1.0
 """How long a scrape waits for the loop; a loop that is slower than this has other news to tell."""
 
@@ -42,6 +47,17 @@ _log = logging.getLogger(__name__)
 
 class StartError(Exception):
     """The server cannot start; the message says why and what to do."""
+
+
+class Peers(Protocol):
+    """The other workers of a server of several processes."""
+
+    unloaded: Sequence[str]
+    """Models that a call has unloaded."""
+
+    def share(self, own: ModelLoader) -> ModelLoader:
+        """Takes this worker's loader, and gives one that loads in all workers."""
+        ...
 
 
 class Server:
@@ -54,8 +70,13 @@ class Server:
         metrics_port: Prometheus port; None where there are no metrics.
     """
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, peers: Peers | None = None) -> None:
         """Makes a server that does not run yet.
+
+        Args:
+            settings: What it is told.
+            peers: Where it is one of several workers, the others: it shares its port, has no metrics port of its own,
+                loads before it listens, and is ready once `agree` says so.
 
         Raises:
             StartError: the settings cannot be served here.
@@ -65,8 +86,8 @@ class Server:
         self.registry = Registry()
         self.port = 0
         self._readiness = Readiness()
-        options = TransportOptions(settings.host, settings.port, settings.max_message_bytes)
-        self._transport = choose(settings.transport, options)
+        self._peers = peers
+        self._transport = choose(settings.transport, _transport_options(settings, peers is not None))
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
         self._engine = Engine(self._transport, self._telemetry, runner_count=settings.runner_count)
         self._reconciler = Reconciler(
@@ -75,8 +96,15 @@ class Server:
             self.registry,
             poll_interval_s=settings.poll_interval_s,
             loader_count=settings.loader_count,
+            unloaded=peers.unloaded if peers else (),
         )
+        self._loader: ModelLoader = peers.share(self._reconciler) if peers else self._reconciler
+        if peers is not None:
+            self.registry.agree(frozenset())
+        self._activity = Activity(self._telemetry.counts)
+        self._pages = self._new_pages()
         self._metrics: MetricsPort | None = None
+        self._is_stopping = False
         self._on_ready: Callable[[], None] = lambda: None
 
     @property
@@ -95,7 +123,10 @@ class Server:
         """
         self._on_ready = on_ready
         try:
-            self._open_metrics()
+            if self._peers is None:
+                self._open_metrics()
+            else:
+                self._load_first()
             self._transport.run(self._methods(), self._begin)
         except ListenError as error:
             raise StartError(str(error)) from None
@@ -107,17 +138,47 @@ class Server:
 
     def stop(self) -> None:
         """Refuses new requests, answers those in flight within the grace time, then ends `run`."""
+        self._is_stopping = True
         self._transport.post(self._drain)
+
+    def agree(self, ready: frozenset[tuple[str, int]], *, is_settled: bool) -> None:
+        """Tells, from any thread, what all workers can answer, and whether all have listened."""
+        self.registry.agree(ready)
+        if is_settled and not self._readiness.is_ready:
+            self._transport.post(self._readiness.settle)
+
+    def answer_page(self, request: Request) -> Response:
+        """Answers a request to the metrics port, from any thread.
+
+        Raises:
+            RequestError: there is no such page, or it is not for this caller.
+        """
+        return self._pages.answer(request)
 
     def _begin(self, port: int) -> None:
         self.port = port
         _log.info("listening on %s:%d", self.settings.host, port)
-        self._reconciler.start()
+        if self._peers is None:
+            self._reconciler.start()
+        else:
+            self._sample()
         self._await_settled()
+
+    def _load_first(self) -> None:
+        """Holds the port back until there is something to answer with: the other workers answer meanwhile."""
+        self._reconciler.start()
+        while not self._reconciler.wait_until_settled(_SETTLE_POLL_S):
+            if self._is_stopping:
+                return
+
+    def _sample(self) -> None:
+        self._activity.sample()
+        self._transport.call_later(_SAMPLE_S, self._sample)
 
     def _await_settled(self) -> None:
         if self._reconciler.wait_until_settled(0):
-            self._readiness.settle()
+            if self._peers is None:
+                self._readiness.settle()
             self._on_ready()
         elif not self._readiness.is_draining:
             self._transport.call_later(_SETTLE_POLL_S, self._await_settled)
@@ -133,19 +194,18 @@ class Server:
     def _open_metrics(self) -> None:
         if self.settings.metrics_port is None:
             return
-        activity = Activity(self._telemetry.counts)
-        answer = self._pages(activity).answer
+        host, port = self.settings.host, self.settings.metrics_port
         try:
-            self._metrics = MetricsPort(self.settings.host, self.settings.metrics_port, answer, tick=activity.sample)
+            self._metrics = MetricsPort(host, port, self._pages.answer, tick=self._activity.sample)
         except ListenError as error:
             raise ListenError(f"--metrics-port: {error}") from None
 
-    def _pages(self, activity: Activity) -> Pages:
+    def _new_pages(self) -> Pages:
         repository, host = self.settings.repository, self.settings.host
         status = StatusReport(
             repository,
             self.registry,
-            activity,
+            self._activity,
             self._queued_examples,
             lambda: self._readiness.is_ready,
             _build_facts(self.settings),
@@ -158,9 +218,9 @@ class Server:
         health = HealthServicer(self.registry, self._readiness, self._transport)
         infer = OipInferServicer(intake)
         models = OipModelsServicer(
-            self.registry, self._readiness, self._reconciler, self._transport, package_version("fitserve")
+            self.registry, self._readiness, self._loader, self._transport, package_version("fitserve")
         )
-        control = ControlServicer(self.registry, self._reconciler, self._transport)
+        control = ControlServicer(self.registry, self._loader, self._transport)
         unary: dict[str, UnaryMethod] = {}
         for servicer in (InferenceServicer(intake), control, infer, models, health):
             unary |= servicer.unary()
@@ -228,6 +288,16 @@ def running_server(settings: ServerSettings) -> Iterator[Server]:
     finally:
         server.stop()
         thread.join()
+
+
+def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOptions:
+    return TransportOptions(
+        settings.host,
+        settings.port,
+        settings.max_message_bytes,
+        is_shared=is_shared,
+        connection_age_s=settings.connection_age_s if is_shared else 0.0,
+    )
 
 
 def _build_facts(settings: ServerSettings) -> dict[str, str]:

@@ -39,6 +39,8 @@ class ServerSettings:
         loader_count: Versions that load at once.
         runner_count: Threads for long runs.
         log_format: "auto", "json" or "text".
+        workers: Processes on the one port; several share the cores, each with all models.
+        connection_age_s: With several workers: how long a connection stays with one; 0: for good.
         log_level: "debug", "info", "warning" or "error".
     """
 
@@ -56,6 +58,8 @@ class ServerSettings:
     runner_count: int = 2
     log_format: str = "auto"
     log_level: str = "info"
+    workers: int = 1
+    connection_age_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +161,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
 }
 """Every setting, in the order of the help."""
 
+    "workers": Option("N", "processes on the one port, each with all models (1)", "1..256", _number(1, 256)),
+    "connection_age_s": Option(
+        "S",
+        "with several workers, seconds that a connection stays with one, 0: for good (60)",
+        "0..86400",
+        _number(0, 86400, float),
+    ),
 
 def resolve(flags: Mapping[str, str], environment: Mapping[str, str], config_file: Path | None) -> ServerSettings:
     """Puts the settings together: a flag wins over the environment, that over the file, that over the default.

@@ -36,6 +36,8 @@ class TransportOptions:
         max_concurrent_streams: Calls at once on one connection. 64 keeps innocents alive under a rapid reset, which
             grpcio's default does not.
         handshake_timeout_s: A connection that does not speak HTTP/2 by then is closed.
+        is_shared: Other processes of this user listen on the same port; the kernel deals connections out.
+        connection_age_s: A connection is asked to end after about this long, so that it is dealt anew; 0: never.
     """
 
     host: str = "127.0.0.1"
@@ -43,6 +45,8 @@ class TransportOptions:
     max_message_bytes: int = 64 << 20
     max_concurrent_streams: int = 64
     handshake_timeout_s: float = 5.0
+    is_shared: bool = False
+    connection_age_s: float = 0.0
 
     @property
     def address(self) -> str:
@@ -77,7 +81,9 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
     """Gives the options of grpcio's server that make it hold under hostile callers, the same for every transport."""
     # grpcio drops a larger message without saying ours is the limit: it gets twice the room, to bound the memory alone.
     hard_limit = min(2 * options.max_message_bytes, 2**31 - 1)
+    age = [("grpc.max_connection_age_ms", int(options.connection_age_s * 1000))] if options.connection_age_s else []
     return [
+        *age,
         ("grpc.max_receive_message_length", hard_limit),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
@@ -86,8 +92,8 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
         ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * 1000)),
-        # Two servers on one port would share its connections in silence.
-        ("grpc.so_reuseport", 0),
+        # Two servers on one port would share its connections in silence; workers of one server are to.
+        ("grpc.so_reuseport", int(options.is_shared)),
     ]
 
 
@@ -128,19 +134,40 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def check_listenable(host: str, port: int) -> None:
+def check_listenable(host: str, port: int, *, is_shared: bool = False) -> None:
     """Finds out early, and in words, whether a port can be had: grpcio's own failure does not say why.
+
+    Args:
+        host: Name or address.
+        port: TCP port; 0: any.
+        is_shared: Others of this user may have it too, where they share it.
 
     Raises:
         ListenError: the port is taken or not allowed, or the host is not of this machine.
     """
+    _bound(host, port, socket.SO_REUSEPORT if is_shared else socket.SO_REUSEADDR).close()
+
+
+def reserve_port(host: str, port: int) -> socket.socket:
+    """Takes a port for several processes to share; it is kept until the socket is closed, which gets no connections.
+
+    Raises:
+        ListenError: as `check_listenable`, also where others share the port already.
+    """
+    check_listenable(host, port)
+    return _bound(host, port, socket.SO_REUSEPORT)
+
+
+def _bound(host: str, port: int, reuse: int) -> socket.socket:
     family, kind, protocol, _, address = _resolve(host, port)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            raise ListenError(_why(host, port, error)) from None
+    bound = socket.socket(family, kind, protocol)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, reuse, 1)
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        raise ListenError(_why(host, port, error)) from None
+    return bound
 
 
 def _why(host: str, port: int, error: OSError) -> str:

@@ -69,7 +69,7 @@ class FastTransport:
 
     def run(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
         """Serves until `stop` has ended; see `transport.Transport`."""
-        check_listenable(self._options.host, self._options.port)
+        check_listenable(self._options.host, self._options.port, is_shared=self._options.is_shared)
         self._unary = {name.encode(): (name, method) for name, method in table.unary.items()}
         self._streaming = {name.encode(): (name, method) for name, method in table.stream.items()}
         server = core.CoreServer(channel_options(self._options))

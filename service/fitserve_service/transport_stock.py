@@ -258,7 +258,7 @@ async def _abort(context: _Context, error: ServiceError) -> None:
 
 
 async def _listen(server: grpc.aio.Server, options: TransportOptions) -> int:
-    check_listenable(options.host, options.port)
+    check_listenable(options.host, options.port, is_shared=options.is_shared)
     try:
         port: int = server.add_insecure_port(options.address)
     except RuntimeError as error:

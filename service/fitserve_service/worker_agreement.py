@@ -1,0 +1,136 @@
+"""What several workers come to together: what all can answer, their metrics and their status as one. Pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+ReadyName: TypeAlias = tuple[str, int]
+"""A model and a version of it; version 0: whichever answers a request that names none."""
+
+_SUMMED: Final = frozenset(
+    {
+        *("fitserve_version_state", "fitserve_queued_examples"),
+        *("process_virtual_memory_bytes", "process_resident_memory_bytes", "process_open_fds"),
+    }
+)
+"""Gauges that add up; of any other the highest says it."""
+
+_LOWEST: Final = frozenset({"process_start_time_seconds"})
+
+_SAMPLE: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})? (\S+)")
+_GROWING: Final = ("counter", "histogram")
+
+
+@dataclass(slots=True)
+class Family:
+    """One metric: its comment lines, its type, and its samples by name with labels, in order."""
+
+    kind: str = "untyped"
+    comments: list[str] = field(default_factory=list)
+    samples: dict[str, float] = field(default_factory=dict)
+
+
+Exposition: TypeAlias = dict[str, Family]
+"""Metrics by name, in order."""
+
+
+def common(ready: Iterable[frozenset[ReadyName]]) -> frozenset[ReadyName]:
+    """Gives what every worker can answer; nothing where there is none."""
+    sets = list(ready)
+    return frozenset.intersection(*sets) if sets else frozenset()
+
+
+def read_exposition(text: str) -> Exposition:
+    """Reads Prometheus's text format as prometheus_client writes it."""
+    families: Exposition = {}
+    family = Family()
+    for line in text.splitlines():
+        if line.startswith("# "):
+            _, word, name, *rest = line.split(" ", 3)
+            family = families.setdefault(name, Family())
+            family.comments.append(line)
+            if word == "TYPE":
+                family.kind = rest[0]
+        elif match := _SAMPLE.fullmatch(line):
+            family.samples[match[1] + (match[2] or "")] = float(match[3])
+    return families
+
+
+def write_exposition(families: Exposition) -> str:
+    """Writes what `read_exposition` reads."""
+    lines: list[str] = []
+    for family in families.values():
+        lines += family.comments
+        lines += [f"{name} {value!r}" for name, value in family.samples.items()]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def merge_expositions(expositions: Sequence[Exposition]) -> Exposition:
+    """Adds counters, histograms and gauges of amounts up; of other gauges the highest stays."""
+    merged: Exposition = {}
+    for families in expositions:
+        for name, family in families.items():
+            into = merged.setdefault(name, Family(family.kind, list(family.comments)))
+            for sample, value in family.samples.items():
+                is_sum = family.kind in _GROWING or name in _SUMMED
+                into.samples[sample] = _joined(name, is_sum, into.samples.get(sample), value)
+    return merged
+
+
+def grown(families: Exposition) -> Exposition:
+    """Gives what must not fall when a worker ends: its counters and histograms, without those of the process itself."""
+    return {
+        name: family for name, family in families.items() if family.kind in _GROWING and not name.startswith("process_")
+    }
+
+
+def merge_statuses(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Joins status documents: READY is what all are, rates add up, latencies are those of the slowest worker."""
+    first = documents[0]
+    models: dict[str, list[Mapping[str, Any]]] = {}
+    for document in documents:
+        for model in document["models"]:
+            models.setdefault(model["name"], []).append(model)
+    return {
+        **first,
+        "is_ready": all(document["is_ready"] for document in documents),
+        "window_s": min(document["window_s"] for document in documents),
+        "models": [_merge_models(found) for _, found in sorted(models.items())],
+    }
+
+
+def _joined(family: str, is_sum: bool, before: float | None, value: float) -> float:
+    if before is None:
+        return value
+    if is_sum:
+        return before + value
+    return min(before, value) if family in _LOWEST else max(before, value)
+
+
+def _merge_models(models: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    versions: dict[int, list[Mapping[str, Any]]] = {}
+    for model in models:
+        for version in model["versions"]:
+            versions.setdefault(version["version"], []).append(version)
+    return {**models[0], "versions": [_merge_versions(versions[number]) for number in sorted(versions, reverse=True)]}
+
+
+def _merge_versions(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    told = next((version for version in versions if version["state"] != "READY"), versions[0])
+    return {
+        **told,
+        "queued_examples": sum(version["queued_examples"] for version in versions),
+        "activity": _merge_activities([version["activity"] for version in versions]),
+    }
+
+
+def _merge_activities(activities: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    sums = {name: sum(a[name] for a in activities) for name in ("request_count", "requests_per_s", "errors_per_s")}
+    return {**sums, "p50_ms": _slowest(activities, "p50_ms"), "p99_ms": _slowest(activities, "p99_ms")}
+
+
+def _slowest(activities: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    return max((a[name] for a in activities if a[name] is not None), default=None)

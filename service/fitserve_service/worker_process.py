@@ -1,0 +1,81 @@
+"""One worker as its parent sees it: a process, the link to it, and what it has said; and when to start the next."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from fitserve_service.worker_agreement import Exposition, ReadyName
+from fitserve_service.worker_link import Link, Message
+
+
+@dataclass(slots=True, eq=False)
+class WorkerProcess:
+    """A process that was started; used on the parent's main thread, but for `link`.
+
+    Args:
+        number: Its place among the workers; the one that follows it has the same.
+        process: The process.
+        link: The parent's end.
+        began_s: Monotonic time of its start.
+        is_listening: It takes calls.
+        ready: What it can answer.
+        refusal: Why it cannot start; empty where it has not said so.
+        exposition: Its metrics, when they were last asked for.
+        pages: Pages that it was asked for, by number.
+    """
+
+    number: int
+    process: subprocess.Popen[bytes]
+    link: Link
+    began_s: float
+    is_listening: bool = False
+    ready: frozenset[ReadyName] = frozenset()
+    refusal: str = ""
+    exposition: Exposition = field(default_factory=dict)
+    pages: dict[int, Future[Message]] = field(default_factory=dict)
+
+    def terminate(self) -> None:
+        """Asks it to drain and end."""
+        self.process.send_signal(signal.SIGTERM)
+
+
+def start_worker(number: int, began_s: float) -> WorkerProcess:
+    """Starts a process that waits for `begin`: a fresh interpreter, never a fork of what this process has."""
+    own, other = socket.socketpair()
+    with other:
+        # -P: no module of the directory that the server was started in takes the place of its own.
+        command = (sys.executable, "-P", "-m", "fitserve_service.worker", str(other.fileno()), str(os.getpid()))
+        # Out of the terminal's group: Ctrl-C is for the parent, which tells the workers.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()], process_group=0, close_fds=True
+        )
+    return WorkerProcess(number, process, Link(own), began_s)
+
+
+@dataclass(slots=True)
+class BackOff:
+    """How long to wait before a worker is started again; doubles while they die young.
+
+    Args:
+        first_s: The shortest wait.
+        most_s: The longest.
+        calm_s: One that lived so long has the next start at once, after `first_s`.
+    """
+
+    first_s: float = 0.1
+    most_s: float = 10.0
+    calm_s: float = 30.0
+    _next_s: float = 0.0
+
+    def after(self, lived_s: float) -> float:
+        """Gives the wait after one that lived so long, seconds."""
+        if lived_s >= self.calm_s or not self._next_s:
+            self._next_s = self.first_s
+        wait_s, self._next_s = self._next_s, min(self._next_s * 2, self.most_s)
+        return wait_s

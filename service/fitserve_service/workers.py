@@ -1,0 +1,248 @@
+"""The parent of several workers: one port, one metrics port, one word on what is ready, and nobody stays dead.
+
+It holds neither grpc nor ONNX Runtime, so it may start processes at any time and takes little memory. All decisions are
+made on the thread that calls `run`; links, signals and the metrics port hand it callbacks.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Final
+
+from fitserve_service.metrics_port import MetricsPort
+from fitserve_service.pages_http import Request
+from fitserve_service.settings import ServerSettings
+from fitserve_service.transport import ListenError, reserve_port
+from fitserve_service.worker_agreement import Exposition, common, grown, merge_expositions, read_exposition
+from fitserve_service.worker_link import Message
+from fitserve_service.worker_pages import WorkerPages, read_content
+from fitserve_service.worker_process import BackOff, WorkerProcess, start_worker
+
+_METRICS: Final = Request("/metrics")
+
+_log = logging.getLogger(__name__)
+
+
+class WorkersError(Exception):
+    """The workers cannot start; the message says why."""
+
+
+@dataclass(slots=True, eq=False)
+class _Errand:
+    """A load or unload that all workers carry out for a caller of one."""
+
+    origin: WorkerProcess
+    ask: int
+    waiting: set[WorkerProcess]
+    error: dict[str, Any] | None = None
+
+
+class Workers:
+    """Starts workers, restarts them, and ends them. `run` once; `stop` and `pages` from any thread."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
+        self._live: set[WorkerProcess] = set()
+        self._back_offs = [BackOff() for _ in range(settings.workers)]
+        self._errands: dict[int, _Errand] = {}
+        self._unloaded: set[str] = set()
+        self._lost: Exposition = {}
+        self._is_settled = False
+        self._is_stopping = False
+        self._refusal = ""
+        self._say: Callable[[str], None] = lambda _: None
+
+    def run(self, say: Callable[[str], None]) -> None:
+        """Serves until `stop`, or until the first workers refuse to start.
+
+        Args:
+            say: Takes the line that tells that all is ready.
+
+        Raises:
+            WorkersError: a port cannot be had, or the first workers cannot start.
+        """
+        self._say = say
+        port, metrics = self._take_ports()
+        self._settings = replace(self._settings, port=port.getsockname()[1], metrics_port=metrics and metrics.port)
+        try:
+            for number in range(self._settings.workers):
+                self._start(number)
+            while self._live or not self._is_stopping:
+                self._turn()
+        finally:
+            port.close()
+            if metrics is not None:
+                metrics.close()
+        if self._refusal:
+            raise WorkersError(self._refusal)
+
+    def stop(self) -> None:
+        """Has all workers drain and end."""
+        self._events.put(self._stop)
+
+    def ask_pages(self, request: Request, *, is_for_all: bool) -> Future[list[Future[Message]]]:
+        """Asks workers that listen for a page, all of them or one; from any thread."""
+        asked: Future[list[Future[Message]]] = Future()
+        self._events.put(lambda: asked.set_result(self._ask_pages(request, is_for_all=is_for_all)))
+        return asked
+
+    def is_ready(self) -> bool:
+        """Tells, from any thread, whether calls are taken."""
+        return self._is_settled and not self._is_stopping and any(worker.is_listening for worker in tuple(self._live))
+
+    def metrics(self) -> Exposition:
+        """Gives, from any thread, the metrics of all workers as last asked for, those that ended included."""
+        return merge_expositions([*(worker.exposition for worker in tuple(self._live)), self._lost])
+
+    def _take_ports(self) -> tuple[socket.socket, MetricsPort | None]:
+        settings = self._settings
+        try:
+            port = reserve_port(settings.host, settings.port)
+        except ListenError as error:
+            raise WorkersError(str(error)) from None
+        if settings.metrics_port is None:
+            return port, None
+        pages = WorkerPages(self)
+        try:
+            return port, MetricsPort(settings.host, settings.metrics_port, pages.answer, tick=self._refresh)
+        except ListenError as error:
+            port.close()
+            raise WorkersError(f"--metrics-port: {error}") from None
+
+    def _refresh(self) -> None:
+        """Keeps the metrics that outlive a worker from being older than a tick."""
+        self._events.put(lambda: self._ask_pages(_METRICS, is_for_all=True) and None)
+
+    def _turn(self) -> None:
+        now_s = time.monotonic()
+        if self._timers and self._timers[0][0] <= now_s:
+            heapq.heappop(self._timers)[2]()
+            return
+        try:
+            event = self._events.get(timeout=self._timers[0][0] - now_s if self._timers else None)
+        except queue.Empty:
+            return
+        try:
+            event()
+        except Exception:
+            # One message's trouble must not end the workers.
+            _log.exception("workers: an event failed")
+
+    def _start(self, number: int) -> None:
+        if self._is_stopping:
+            return
+        worker = start_worker(number, time.monotonic())
+        self._live.add(worker)
+        fields = asdict(self._settings) | {"repository": str(self._settings.repository)}
+        worker.link.send("begin", settings=fields, unloaded=sorted(self._unloaded))
+        threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
+
+    def _listen(self, worker: WorkerProcess) -> None:
+        while (message := worker.link.receive()) is not None:
+            self._events.put(partial(getattr(self, f"_on_{message['kind']}"), worker, message))
+        worker.process.wait()
+        self._events.put(partial(self._ended, worker))
+
+    def _ended(self, worker: WorkerProcess) -> None:
+        self._live.discard(worker)
+        worker.link.close()
+        for page in worker.pages.values():
+            page.cancel()
+        self._lost = merge_expositions([self._lost, grown(worker.exposition)])
+        for number in list(self._errands):
+            self._carried_out(number, worker, None)
+        if worker.refusal and not self._is_settled:
+            self._refusal = worker.refusal
+            self._stop()
+        if self._is_stopping:
+            return
+        self._agree()
+        wait_s = self._back_offs[worker.number].after(time.monotonic() - worker.began_s)
+        why = worker.refusal or f"exit code {worker.process.returncode}"
+        _log.error("worker %d ended (%s); starting another in %g s", worker.number, why, wait_s)
+        heapq.heappush(
+            self._timers, (time.monotonic() + wait_s, next(self._numbers), partial(self._start, worker.number))
+        )
+
+    def _stop(self) -> None:
+        if not self._is_stopping:
+            self._is_stopping = True
+            _log.info("stopping %d workers", len(self._live))
+            for worker in self._live:
+                worker.terminate()
+
+    def _agree(self) -> None:
+        listening = [worker for worker in self._live if worker.is_listening]
+        names = sorted(common(worker.ready for worker in listening))
+        for worker in listening:
+            worker.link.send("agreed", names=names, is_settled=self._is_settled)
+
+    def _ask_pages(self, request: Request, *, is_for_all: bool) -> list[Future[Message]]:
+        listening = [worker for worker in self._live if worker.is_listening]
+        asked = []
+        for worker in listening if is_for_all else listening[:1]:
+            number, page = next(self._numbers), Future[Message]()
+            if request.path == _METRICS.path:
+                page.add_done_callback(partial(_keep_exposition, worker))
+            worker.pages[number] = page
+            worker.link.send("page", id=number, **asdict(request))
+            asked.append(page)
+        return asked
+
+    def _on_listening(self, worker: WorkerProcess, message: Message) -> None:
+        worker.is_listening = True
+        _log.info("worker %d takes calls", worker.number)
+        is_first = not self._is_settled
+        if is_first and sum(other.is_listening for other in self._live) == self._settings.workers:
+            self._is_settled = True
+            self._say(message["text"])
+        self._agree()
+
+    def _on_refused(self, worker: WorkerProcess, message: Message) -> None:
+        worker.refusal = message["text"]
+
+    def _on_ready(self, worker: WorkerProcess, message: Message) -> None:
+        worker.ready = frozenset((str(model), int(version)) for model, version in message["names"])
+        self._agree()
+
+    def _on_ask(self, worker: WorkerProcess, message: Message) -> None:
+        number, action, model = next(self._numbers), message["action"], message["model"]
+        if action == "load":
+            self._unloaded.discard(model)
+        elif message["is_known"]:
+            self._unloaded.add(model)
+        self._errands[number] = _Errand(worker, message["id"], set(self._live))
+        for other in self._live:
+            other.link.send("carry_out", id=number, action=action, model=model)
+
+    def _on_carried_out(self, worker: WorkerProcess, message: Message) -> None:
+        self._carried_out(message["id"], worker, message["error"])
+
+    def _carried_out(self, number: int, worker: WorkerProcess, error: dict[str, Any] | None) -> None:
+        errand = self._errands[number]
+        errand.waiting.discard(worker)
+        errand.error = errand.error or error
+        if not errand.waiting:
+            del self._errands[number]
+            errand.origin.link.send("answered", id=errand.ask, error=errand.error)
+
+    def _on_page(self, worker: WorkerProcess, message: Message) -> None:
+        worker.pages.pop(message["id"]).set_result(message)
+
+
+def _keep_exposition(worker: WorkerProcess, page: Future[Message]) -> None:
+    if not page.cancelled():
+        worker.exposition = read_exposition(read_content(page.result()).decode())
