@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+from fitserve_contract.certificate import MAX_CERTIFICATE_BYTES, CertificateError
 from fitserve_contract.files import UnsafeFileError, read_beneath
 from fitserve_contract.manifest import Manifest, ManifestError
 from fitserve_contract.repository import (
@@ -30,6 +31,7 @@ from fitserve_contract.tensor_bytes import shape_text
 from fitserve_service.costs import CostTable
 from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides
 from fitserve_service.onnx_file import OnnxFileError, read_facts
+from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
 from fitserve_service.session import Session, SessionError, SessionOptions
 from fitserve_service.signature import Signature
@@ -47,6 +49,12 @@ _SINGLE_THREAD_S: Final = 0.002
 _WARM_UP_BUDGET_S: Final = 0.2
 
 
+_REFUSALS: Final = (
+    *(UnsafeFileError, ManifestError, ChecksumError, CertificateError),
+    *(OnnxFileError, SessionError, ProofError),
+)
+
+
 class LoadError(Exception):
     """A version that cannot be served; the text says why and is fit for a caller."""
 
@@ -55,7 +63,6 @@ class LoadError(Exception):
 class _Content:
     model: bytes
     manifest_json: bytes
-    is_verified: bool
     sums: Mapping[str, str] | None
 
 
@@ -64,16 +71,19 @@ class Loader:
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N", where the model's overrides name none.
+        is_proof_required: Refuses versions without manifest, checksums and probe, which are else served unverified.
     """
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, *, is_proof_required: bool = False) -> None:
         self._device = device
+        self._is_proof_required = is_proof_required
 
     def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
         """Loads one version and warms it up.
 
         Raises:
-            LoadError: a file is missing, unsafe, not what was published, or not what the runtime takes.
+            LoadError: a file is missing, unsafe, not what was published, or not what the runtime takes; or the
+                version does not answer here as its certificate says.
         """
         begin_s = time.monotonic()
         try:
@@ -86,7 +96,7 @@ class Loader:
             ) from None
         except OSError as error:
             raise LoadError(f"file '{Path(error.filename or '').name}': cannot be read: {error.strerror}") from None
-        except (UnsafeFileError, ManifestError, ChecksumError, OnnxFileError, SessionError) as error:
+        except _REFUSALS as error:
             raise LoadError(str(error)) from error
         served.load_ms = (time.monotonic() - begin_s) * 1e3
         return served
@@ -110,19 +120,40 @@ class Loader:
         session, config, costs = _settle_threads(session, config, open_session)
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
+        signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
+        replayed, held_out = self._prove(path.folder, content, manifest, session, signature)
         return ServedVersion(
             model=path.model,
             version=path.version,
             session=session,
-            signature=Signature(session.inputs, session.outputs, config.max_batch_size > 0),
+            signature=signature,
             config=config,
             effective_toml=config.to_toml(comments | dict.fromkeys(overrides.values, "model.toml")),
             manifest=manifest,
             manifest_json=content.manifest_json,
-            is_verified=content.is_verified,
+            is_verified=replayed is not None and content.sums is not None,
             files=_files_for_callers(path.folder, manifest, content),
             costs=costs,
+            replay=replayed,
+            held_out=held_out,
         )
+
+    def _prove(
+        self, folder: Path, content: _Content, manifest: Manifest | None, session: Session, signature: Signature
+    ) -> tuple[Replay | None, HeldOut | None]:
+        """Replays the version's probe on the session that is to serve, and reads its held-out examples."""
+
+        def read(name: str) -> bytes:
+            return _read_checked(folder, name, content.sums, MAX_CERTIFICATE_BYTES)
+
+        certificate = read_certificate(read, manifest) if manifest is not None else None
+        if self._is_proof_required and (certificate is None or content.sums is None):
+            parts = (("manifest", manifest), ("checksums", content.sums), ("probe", certificate))
+            missing = " and no ".join(name for name, part in parts if part is None)
+            text = f"expected manifest, checksums and probe (--require-proof), found no {missing}"
+            raise LoadError(f"certificate: {text}")
+        replayed = replay(session, certificate) if certificate is not None else None
+        return replayed, read_held_out(read, manifest, signature) if manifest is not None else None
 
 
 def _read(folder: Path) -> _Content:
@@ -137,7 +168,7 @@ def _read(folder: Path) -> _Content:
         manifest_json = _read_checked(folder, MANIFEST_FILE, sums, MAX_TEXT_BYTES)
     except FileNotFoundError:
         manifest_json = b""
-    return _Content(model, manifest_json, sums is not None and bool(manifest_json), sums)
+    return _Content(model, manifest_json, sums)
 
 
 def _read_checked(folder: Path, name: str, sums: Mapping[str, str] | None, max_bytes: int) -> bytes:
@@ -152,7 +183,7 @@ def _read_checked(folder: Path, name: str, sums: Mapping[str, str] | None, max_b
 
 def _files_for_callers(folder: Path, manifest: Manifest | None, content: _Content) -> dict[str, bytes]:
     """Reads what callers may ask for; without checksums a manifest could name any file of the folder, so none."""
-    if manifest is None or not content.is_verified:
+    if manifest is None or content.sums is None:
         return {}
     return {
         name: _read_checked(folder, name, content.sums, MAX_CALLERS_FILE_BYTES) for name in manifest.files_for_callers

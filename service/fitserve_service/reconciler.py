@@ -252,4 +252,7 @@ class Reconciler:
 
 
 def _proof_text(served: ServedVersion) -> str:
-    return "checksums hold" if served.is_verified else "unverified: no manifest with checksums beside it"
+    if served.replay is None:
+        return "unverified: no manifest with checksums and a probe beside it"
+    text = f"its probe gave torch's answers within the tolerance, replayed in {served.replay.replay_ms:.1f} ms"
+    return f"verified: checksums hold, {text}" if served.is_verified else f"unverified: no checksums, but {text}"

@@ -18,6 +18,7 @@ from fitserve_contract.tasks import Task
 from fitserve_service.costs import CostTable
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.model_config import ModelConfig
+from fitserve_service.proof import HeldOut, Replay
 from fitserve_service.session import Session
 from fitserve_service.signature import Signature
 from fitserve_service.statistics import VersionStatistics
@@ -58,6 +59,8 @@ class ServedVersion:
     load_ms: float = 0.0
     costs: CostTable = field(default_factory=CostTable)
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
+    replay: Replay | None = None
+    held_out: HeldOut | None = None
 
     @property
     def task(self) -> Task | None:

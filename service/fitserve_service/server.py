@@ -92,7 +92,7 @@ class Server:
         self._engine = Engine(self._transport, self._telemetry, runner_count=settings.runner_count)
         self._reconciler = Reconciler(
             RepositorySource(settings.repository),
-            Loader(settings.device),
+            Loader(settings.device, is_proof_required=settings.require_proof),
             self.registry,
             poll_interval_s=settings.poll_interval_s,
             loader_count=settings.loader_count,

@@ -31,6 +31,9 @@ LOWEST_VERSION: Final = (1, 30, 1)
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 
+_CUDA_OPTIONS: Final = {"use_tf32": "0"}
+"""TF32 rounds the factors of a product to 10 bits: its answers are not the fp32 ones that were verified."""
+
 _BFLOAT16_ONNX: Final = 16
 """TensorProto.DataType.BFLOAT16. Source: onnx/onnx.proto."""
 
@@ -244,7 +247,7 @@ def _providers(device: str) -> list[Any]:
     problem = cuda_problem()
     if problem is None:
         _, _, index = device.partition(":")
-        return [(CUDA_PROVIDER, {"device_id": int(index or 0)}), CPU_PROVIDER]
+        return [(CUDA_PROVIDER, {"device_id": int(index or 0), **_CUDA_OPTIONS}), CPU_PROVIDER]
     if device == "auto":
         return [CPU_PROVIDER]
     raise SessionError(f"device '{device}': {problem}")

@@ -33,6 +33,7 @@ class ServerSettings:
         device: "auto", "cpu", "cuda" or "cuda:N", for models that do not say.
         transport: "auto", "fast" or "stock"; see `transport_choice`.
         insecure: May listen where other machines reach it, in cleartext and for everybody.
+        require_proof: Refuses versions without a certificate, which are else served unverified.
         poll_interval_s: How often the repository is looked at.
         grace_s: How long requests in flight have to end when the server stops.
         max_message_bytes: Larger requests are refused.
@@ -51,6 +52,7 @@ class ServerSettings:
     device: str = "auto"
     transport: str = "auto"
     insecure: bool = False
+    require_proof: bool = False
     poll_interval_s: float = 1.0
     grace_s: float = 10.0
     max_message_bytes: int = 64 << 20
@@ -147,6 +149,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _one_of(*CHOICES),
     ),
     "insecure": Option("", _INSECURE_HELP, "true or false", _switch),
+    "require_proof": Option(
+        "", "refuse versions without a certificate, else served unverified", "true or false", _switch
+    ),
     "poll_interval_s": Option(
         "S", "seconds between looks at the repository (1)", "0.05..3600", _number(0.05, 3600, float)
     ),

@@ -32,7 +32,7 @@ EXAMPLES_BOUNDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 51
 VersionKey: TypeAlias = tuple[str, str]
 """Model and version as labels say them; two empty strings for requests that found none."""
 
-_APART: Final = frozenset({"Evaluate"})
+_APART: Final = frozenset({"Evaluate", "CompareVersions"})
 """Methods whose latency says nothing about an answer's: whole data sets, at lower priority."""
 
 _LABELS: Final = ("model", "version")
@@ -170,6 +170,9 @@ class Telemetry(Collector):
             "1 for each loaded version, with the execution provider that really runs it.",
             labels=(*_LABELS, "provider", "verified"),
         )
+        replays = GaugeMetricFamily(
+            "fitserve_replay_seconds", "Time that replaying a version's probe took before it was READY.", labels=_LABELS
+        )
         queued = GaugeMetricFamily("fitserve_queued_examples", "Examples that wait for a run.", labels=_LABELS)
         waiting = self._queued_examples()
         for model in self._registry.snapshot():
@@ -179,7 +182,9 @@ class Telemetry(Collector):
                 if version.served is not None:
                     facts.add_metric([*name, version.served.provider, str(version.served.is_verified).lower()], 1)
                     queued.add_metric(name, waiting.get(version.served, 0))
-        yield from (states, facts, queued)
+                    if version.served.replay is not None:
+                        replays.add_metric(name, version.served.replay.replay_ms / 1e3)
+        yield from (states, facts, replays, queued)
 
     def _build_metric(self) -> Metric:
         build = GaugeMetricFamily("fitserve_build_info", "1, with what this server is.", labels=tuple(self._build))

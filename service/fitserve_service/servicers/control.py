@@ -146,6 +146,7 @@ def _version(snapshot: VersionSnapshot) -> pb.ModelVersion:
     )
     if snapshot.served is not None:
         message.is_verified = snapshot.served.is_verified
+        message.replay_ms = snapshot.served.replay.replay_ms if snapshot.served.replay else 0.0
         message.execution_provider = snapshot.served.provider
         message.task = snapshot.served.task.kind.value if snapshot.served.task else ""
         message.max_batch_size = snapshot.served.config.max_batch_size

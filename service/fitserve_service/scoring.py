@@ -1,0 +1,53 @@
+"""Labels against a task and a signature: what can be refused before a model runs, and numbers as the sums take them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+import numpy as np
+
+from fitserve_contract import sums
+from fitserve_contract.datatypes import BF16
+from fitserve_contract.tasks import Task, TaskKind
+from fitserve_contract.tensor_bytes import Array
+from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.signature import Signature, Tensor
+
+
+def check_labels(signature: Signature, task: Task, labels: Tensor, example_count: int) -> None:
+    """Refuses labels before the model runs, as far as the signature tells the output's shape.
+
+    Raises:
+        ServiceError: INVALID_LABELS; they do not fit the task.
+    """
+    spec = next(spec for spec in signature.outputs if spec.name == task.output)
+    if task.kind is TaskKind.REGRESSION and labels.datatype != spec.datatype:
+        raise ServiceError(Reason.INVALID_LABELS, f"labels: expected datatype {spec.datatype}, got {labels.datatype}")
+    if not spec.shape:
+        return
+    first = example_count if signature.has_batch_axis else spec.shape[0]
+    rest = (len(task.class_names),) if task.class_names else spec.shape[1:]
+    shape = tuple(axis for axis in (first, *rest) if isinstance(axis, int))
+    if len(shape) == len(spec.shape):
+        with refused_labels():
+            sums.check_labels(task, reals(labels), shape)
+
+
+class refused_labels:
+    """Turns the contract's ValueError into INVALID_LABELS."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, ValueError):
+            raise ServiceError(Reason.INVALID_LABELS, str(error)) from None
+
+
+def reals(tensor: Tensor) -> Array:
+    """Gives a tensor's numbers; BF16 bit patterns widened, since they are the upper half of an FP32."""
+    if tensor.datatype != BF16:
+        return tensor.array
+    return (tensor.array.astype(np.uint32) << 16).view(np.float32)
