@@ -104,6 +104,18 @@ class AsyncClient:
         """Gives one version with its signature, task and manifest."""
         return await self._run(self._operations.details(Selector(model, version, label)), timeout_s)
 
+    async def version_file(
+        self,
+        model: str,
+        file_name: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Gives a file that travels with a version; see `Client.version_file`."""
+        return await self._run(self._operations.version_file(Selector(model, version, label), file_name), timeout_s)
+
     async def load(self, name: str, *, timeout_s: float | None = None) -> Model:
         """Has the server load a model. FailedPreconditionError: no version of it could be loaded."""
         return await self._run(self._operations.load(name), timeout_s)

@@ -125,12 +125,14 @@ def _add_predict(commands: Any) -> None:
     parser = _add(
         commands,
         "predict",
-        "runs a model on the examples of a file",
+        "runs a model on the examples of a file, or on texts",
         "predict lenet boot.png --invert",
         f"{_FILES}\n{_PICTURES}",
     )
     _add_model(parser)
-    parser.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png")
+    examples = parser.add_mutually_exclusive_group(required=True)
+    examples.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png", nargs="?")
+    examples.add_argument("--text", metavar="TEXT", action="append", help="a text for a model of text; may be repeated")
     parser.add_argument("--invert", action="store_true", help="exchange light and dark in a .png file")
     parser.add_argument(
         "--rows", metavar="N", type=_positive, default=_DEFAULT_ROWS, help="rows shown at most (default %(default)s)"

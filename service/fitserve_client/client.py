@@ -145,6 +145,18 @@ class Client:
         """Gives one version with its signature, task and manifest."""
         return self._run(self._operations.details(Selector(model, version, label)), timeout_s)
 
+    def version_file(
+        self,
+        model: str,
+        file_name: str,
+        *,
+        version: int | None = None,
+        label: str | None = None,
+        timeout_s: float | None = None,
+    ) -> bytes:
+        """Gives a file that travels with a READY version, such as `tokenizer.json`. NotFoundError: it has none such."""
+        return self._run(self._operations.version_file(Selector(model, version, label), file_name), timeout_s)
+
     def load(self, name: str, *, timeout_s: float | None = None) -> Model:
         """Has the server load a model. FailedPreconditionError: no version of it could be loaded."""
         return self._run(self._operations.load(name), timeout_s)

@@ -24,6 +24,7 @@ from fitserve_client.reports import (
     prediction_report,
 )
 from fitserve_client.tensors import Subject, as_array
+from fitserve_client.texts import TOKENIZER_FILE, encoded_texts, texts_report
 
 
 def list_models(client: Client, arguments: argparse.Namespace) -> Report:
@@ -38,8 +39,13 @@ def show(client: Client, arguments: argparse.Namespace) -> Report:
 
 
 def predict(client: Client, arguments: argparse.Namespace) -> Report:
-    """Runs a model on the examples of a file."""
+    """Runs a model on the examples of a file, or on texts."""
     details = _details(client, arguments)
+    if arguments.text:
+        version = details.version.version
+        tokenizer = client.version_file(details.model, TOKENIZER_FILE, version=version)
+        inputs = encoded_texts(arguments.text, tokenizer, details)
+        return texts_report(arguments.text, _predict_all(client, details, inputs), details)
     examples = read_examples(Path(arguments.file), details, is_inverted=arguments.invert)
     prediction = _predict_all(client, details, named_inputs(details, examples.inputs))
     return prediction_report(prediction, details, row_limit=arguments.rows, notes=examples.notes)

@@ -98,6 +98,12 @@ def get_version_call(selector: Selector) -> Call[control_pb2.GetModelVersionResp
     return Call(_path(_CONTROL["GetModelVersion"]), request, control_pb2.GetModelVersionResponse)
 
 
+def get_version_file_call(selector: Selector, file_name: str) -> Call[control_pb2.GetModelVersionFileResponse]:
+    """Makes a GetModelVersionFile call."""
+    request = control_pb2.GetModelVersionFileRequest(model=selector.to_proto(), file_name=file_name)
+    return Call(_path(_CONTROL["GetModelVersionFile"]), request, control_pb2.GetModelVersionFileResponse)
+
+
 def load_call(model: str) -> Call[control_pb2.LoadModelResponse]:
     """Makes a LoadModel call."""
     request = control_pb2.LoadModelRequest(name=model)

@@ -117,6 +117,11 @@ class Operations:
             self._remember(selector, details)
         return details
 
+    def version_file(self, selector: Selector, file_name: str) -> Operation[bytes]:
+        """Gives a file that travels with a version."""
+        response: control_pb2.GetModelVersionFileResponse = yield messages.get_version_file_call(selector, file_name)
+        return response.content
+
     def predict(self, selector: Selector, inputs: messages.Inputs, outputs: Sequence[str]) -> Operation[Prediction]:
         """Predicts with the signature that is known; asks for it anew where that no longer fits the server's."""
         known = self._known.get(selector)
