@@ -141,6 +141,7 @@ class Registry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: dict[str, _Model] = {}
+        self._agreed: frozenset[tuple[str, int]] | None = None
         self._subscribers: list[Callable[[str], None]] = []
 
     def lease(self, model: str, *, version: int | None = None, label: str | None = None) -> Lease:
@@ -148,7 +149,6 @@ class Registry:
 
         Args:
             model: Model name.
-        self._agreed: frozenset[tuple[str, int]] | None = None
             version: Its number; None: by label, or the default (label `stable` where there is one, else the highest
                 READY version).
             label: A label of the model.
@@ -193,20 +193,13 @@ class Registry:
         An unknown model is not ready.
         """
         with self._lock:
+            if self._agreed is not None and (model, version or 0) not in self._agreed:
+                return False
             known = self._models.get(model)
             number = known.default if known and version is None else version
             entry = known.versions.get(number) if known and number is not None else None
             return entry is not None and entry.state is State.READY
 
-    def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
-        """Calls back with a model's name after each change of its states, on the thread that changes them.
-            if self._agreed is not None and (model, version or 0) not in self._agreed:
-                return False
-
-        Returns:
-            A function that ends the subscription.
-        """
-        with self._lock:
     def agree(self, ready: frozenset[tuple[str, int]]) -> None:
         """Tells what every worker can answer, pairs of model and version, version 0 for the default; see `is_ready`."""
         with self._lock:
@@ -223,6 +216,13 @@ class Registry:
                 names |= {(model, number) for number in ready | ({0} if known.default in ready else set())}
             return frozenset(names)
 
+    def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
+        """Calls back with a model's name after each change of its states, on the thread that changes them.
+
+        Returns:
+            A function that ends the subscription.
+        """
+        with self._lock:
             self._subscribers = [*self._subscribers, callback]
 
         def unsubscribe() -> None:

@@ -39,9 +39,9 @@ class ServerSettings:
         max_message_bytes: Larger requests are refused.
         loader_count: Versions that load at once.
         runner_count: Threads for long runs.
-        log_format: "auto", "json" or "text".
         workers: Processes on the one port; several share the cores, each with all models.
         connection_age_s: With several workers: how long a connection stays with one; 0: for good.
+        log_format: "auto", "json" or "text".
         log_level: "debug", "info", "warning" or "error".
     """
 
@@ -58,10 +58,10 @@ class ServerSettings:
     max_message_bytes: int = 64 << 20
     loader_count: int = 2
     runner_count: int = 2
-    log_format: str = "auto"
-    log_level: str = "info"
     workers: int = 1
     connection_age_s: float = 60.0
+    log_format: str = "auto"
+    log_level: str = "info"
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,11 +161,6 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "loader_count": Option("N", "versions that load at once (2)", "1..64", _number(1, 64)),
     "runner_count": Option("N", "threads for long runs (2)", "1..256", _number(1, 256)),
-    "log_format": Option("FORMAT", f"{_LOG_FORMATS} (auto: text on a terminal)", _LOG_FORMATS, _one_of(*logs.FORMATS)),
-    "log_level": Option("LEVEL", f"{_LOG_LEVELS} (info)", _LOG_LEVELS, _one_of(*logs.LEVELS)),
-}
-"""Every setting, in the order of the help."""
-
     "workers": Option("N", "processes on the one port, each with all models (1)", "1..256", _number(1, 256)),
     "connection_age_s": Option(
         "S",
@@ -173,6 +168,11 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "0..86400",
         _number(0, 86400, float),
     ),
+    "log_format": Option("FORMAT", f"{_LOG_FORMATS} (auto: text on a terminal)", _LOG_FORMATS, _one_of(*logs.FORMATS)),
+    "log_level": Option("LEVEL", f"{_LOG_LEVELS} (info)", _LOG_LEVELS, _one_of(*logs.LEVELS)),
+}
+"""Every setting, in the order of the help."""
+
 
 def resolve(flags: Mapping[str, str], environment: Mapping[str, str], config_file: Path | None) -> ServerSettings:
     """Puts the settings together: a flag wins over the environment, that over the file, that over the default.
