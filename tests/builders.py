@@ -5,7 +5,9 @@ Each model is a serialized ModelProto of a few nodes. Shapes: B is a free first 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,21 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
+from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExamples, Probe
 from fitserve_contract.manifest import Manifest, TensorSpec
-from fitserve_contract.repository import MANIFEST_FILE, MODEL_FILE, VersionPath, publish, publishing, version_path
+from fitserve_contract.repository import (
+    CHECKSUMS_FILE,
+    MANIFEST_FILE,
+    MODEL_FILE,
+    VersionPath,
+    checksum_text,
+    checksums,
+    publish,
+    publishing,
+    version_path,
+)
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
 OPSET = 20
@@ -255,6 +269,38 @@ def publish_version(root: Path, name: str, content: bytes, *, task: Task | None 
         for file, data in files.items():
             (aside / file).write_bytes(data)
         return publish(root, name, aside)
+
+
+def certified_version(
+    root: Path,
+    name: str,
+    content: bytes,
+    inputs: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    task: Task | None = None,
+    tolerance: float = 1e-5,
+    held_out: HeldOutExamples | None = None,
+) -> VersionPath:
+    """Publishes a model of FP32 with a certificate: what onnx's own evaluator answers to `inputs` in FP32 and FP64."""
+    evaluator = ReferenceEvaluator(onnx.load_model_from_string(content))
+    names = evaluator.output_names
+    fp32 = dict(zip(names, map(np.asarray, evaluator.run(None, dict(inputs))), strict=True))
+    exact = {output: array.astype(np.float64) for output, array in fp32.items()}
+    probe = Probe(inputs, fp32, exact).to_bytes()
+    files = {PROBE_FILE: probe} | ({HELD_OUT_FILE: held_out.to_bytes()} if held_out is not None else {})
+    bounds = {"tolerance": {"per_output": dict.fromkeys(names, tolerance)}}
+    facts = {file: {"sha256": hashlib.sha256(data).hexdigest()} for file, data in files.items()}
+    described = replace(manifest(name, task), verification=bounds, files=facts)
+    with publishing(root, name) as aside:
+        for file, data in {MODEL_FILE: content, MANIFEST_FILE: described.to_bytes(), **files}.items():
+            (aside / file).write_bytes(data)
+        return publish(root, name, aside)
+
+
+def rewrite(path: VersionPath, file: str, content: bytes) -> None:
+    """Changes a file of a published version and makes the checksums fit again, as who tampers with it does."""
+    (path.folder / file).write_bytes(content)
+    (path.folder / CHECKSUMS_FILE).write_text(checksum_text(checksums(path.folder)))
 
 
 def bare_version(root: Path, name: str, version: int, content: bytes) -> VersionPath:

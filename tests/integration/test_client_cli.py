@@ -77,12 +77,15 @@ def test_models_and_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert cli.main(["models"]) == cli.DONE
         header, row = _said(capsys)
         assert header.split()[:3] == ["model", "version", "state"]
-        assert row.split() == ["quadrants", "1", "READY", "classification", "CPU", "yes"]
+        assert row.split() == ["quadrants", "1", "READY", "classification", "CPU", "no"]
         assert cli.main(["models", "--json"]) == cli.DONE
         assert json.loads(capsys.readouterr().out)["models"][0]["versions"][0]["state"] == "READY"
         assert cli.main(["show", "quadrants"]) == cli.DONE
         shown = _said(capsys)
-        assert shown[0] == "quadrants version 1 is READY: CPUExecutionProvider, verified"
+        assert (
+            shown[0]
+            == "quadrants version 1 is READY: CPUExecutionProvider, unverified: it has not proved itself by checksums and a probe"
+        )
         assert "input   image   FP32      (B, 1, 4, 4)" in shown
         assert any(line.startswith("max_batch_size") for line in shown)
         assert cli.main(["show", "quadrants", "--json"]) == cli.DONE

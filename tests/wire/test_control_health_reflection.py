@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -40,7 +41,8 @@ def version_request(name: str, **selector: Any) -> pb.GetModelVersionRequest:
 
 def test_models_are_listed_with_their_versions_states_and_labels(tmp_path: Path) -> None:
     for _ in range(2):
-        builders.publish_version(tmp_path, "b", builders.scaled(), task=builders.classes_task())
+        rows = {"x": np.ones((3, 2), np.float32)}
+        builders.certified_version(tmp_path, "b", builders.scaled(), rows, task=builders.classes_task())
     (tmp_path / "b" / "labels.json").write_text('{"canary": 2}')
     builders.bare_version(tmp_path, "a", 4, b"broken")
     with serving(tmp_path) as server, control_of(server) as stub:
@@ -52,6 +54,7 @@ def test_models_are_listed_with_their_versions_states_and_labels(tmp_path: Path)
     first, second = b.versions
     assert (first.version, first.state, first.execution_provider) == (1, pb.STATE_UNLOADED, "")
     assert (second.state, list(second.labels), second.is_verified) == (pb.STATE_READY, ["canary"], True)
+    assert 0 < second.replay_ms < second.load_ms
     assert (second.execution_provider, second.task) == ("CPUExecutionProvider", "classification")
     assert second.max_batch_size == 256
     assert second.load_ms > 0

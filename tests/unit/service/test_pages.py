@@ -77,7 +77,7 @@ def test_status_tells_every_version(tmp_path: Path) -> None:
     newer, older = document["models"][0]["versions"]
     assert (newer["version"], newer["state"], newer["reason"]) == (2, "FAILED", "</script><b>broken")
     assert (older["version"], older["state"], older["labels"]) == (1, "READY", ["stable"])
-    assert (older["provider"], older["is_verified"]) == ("CPUExecutionProvider", True)
+    assert (older["provider"], older["is_verified"]) == ("CPUExecutionProvider", False)
     assert (older["has_card"], newer["has_card"]) == (True, False)
     assert older["activity"]["p99_ms"] is None
 
