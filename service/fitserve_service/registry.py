@@ -43,8 +43,11 @@ class ServedVersion:
         effective_toml: `config` as TOML with where each value comes from.
         manifest: What it says of itself; None for a foreign file.
         manifest_json: The manifest's bytes; empty for a foreign file.
-        is_verified: Its checksums were there and hold.
+        is_verified: Its checksums were there and hold, and the replay of its probe held.
+        files: What callers may ask for, file name to content.
         load_ms: From LOADING to READY.
+        replay: How near its answers came to its certificate's; None where it has none.
+        held_out: Labelled examples that it carries; None where it has none.
     """
 
     model: str
@@ -56,6 +59,7 @@ class ServedVersion:
     manifest: Manifest | None
     manifest_json: bytes
     is_verified: bool
+    files: Mapping[str, bytes] = field(default_factory=dict)
     load_ms: float = 0.0
     costs: CostTable = field(default_factory=CostTable)
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
