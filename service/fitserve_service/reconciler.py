@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from fitserve_contract.repository import VersionPath, version_path
@@ -16,6 +17,7 @@ from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.registry import Registry, ServedVersion
 from fitserve_service.source import ModelSource, RepositorySource
+from fitserve_service.status import incident
 from fitserve_service.version_policy import Action, State, Step, aspired_versions, next_steps
 
 OnDone: TypeAlias = Callable[[ServiceError | None], None]
@@ -23,6 +25,14 @@ OnDone: TypeAlias = Callable[[ServiceError | None], None]
 _log = logging.getLogger(__name__)
 
 _UNSETTLED = (State.PENDING, State.LOADING, State.UNLOADING)
+
+
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    model: str
+    apply: Callable[[], None]
+    on_done: OnDone
+    version: int
 
 
 class Reconciler:
@@ -57,6 +67,7 @@ class Reconciler:
         self._lock = threading.Lock()
         self._commands: list[Callable[[], None]] = []
         self._waiting: list[tuple[str, OnDone]] = []
+        self._edits: list[_Edit] = []
         self._unloaded: set[str] = set(unloaded)
         self._sources: Mapping[str, ModelSource] = {}
         self._attempts: dict[tuple[str, int], tuple[object, ...]] = {}
@@ -94,19 +105,32 @@ class Reconciler:
         """Unloads all versions of a model, until `load`; `on_done` is called once the last is gone."""
         self._command(lambda: self._begin_unload(model, on_done))
 
+    def edit(self, model: str, apply: Callable[[], None], on_done: OnDone, *, version: int = 0) -> None:
+        """Changes something in a model's folder, on the reconciler's thread, and shows it before `on_done` is called.
+
+        Args:
+            model: Model name.
+            apply: Makes the change; raises ServiceError where it cannot, and then has changed nothing.
+            on_done: Called on the reconciler's thread: None, or what `apply` raised, or MODEL_NOT_FOUND.
+            version: A version that must be READY before, and is loaded for it; 0: none. Or VERSION_NOT_FOUND, or
+                MODEL_FAILED. For a model that was unloaded by `unload` nothing is loaded.
+        """
+        self._command(lambda: self._edits.append(_Edit(model, apply, on_done, version)))
+
     def reconcile_once(self) -> None:
         """Looks at the repository and starts all that is to be done now."""
         self._run_commands()
         self._scan()
         for model in sorted(self._models()):
             source = self._sources.get(model, ModelSource())
-            self._registry.set_present(model, list(source.versions), source.labels)
+            self._show(model, source)
             self._retry_changed(model, source)
             aspired = self._aspired(model)
             self._rest(model, aspired)
             for step in next_steps(self._registry.states(model), aspired):
                 self._take(model, step, source)
         self._answer_waiting()
+        self._try_edits()
         if not self._is_settled.is_set() and not any(map(self._is_unsettled, self._sources)):
             self._is_settled.set()
 
@@ -145,7 +169,11 @@ class Reconciler:
             source.versions,
             keep=values.get("keep_versions", 1),
             exactly=values.get("versions", ()),
-            labelled=list(source.labels.values()),
+            labelled=[
+                *source.labels.values(),
+                *self._registry.labels(model).values(),
+                *(edit.version for edit in self._edits if edit.model == model),
+            ],
         )
 
     def _retry_changed(self, model: str, source: ModelSource) -> None:
@@ -213,8 +241,7 @@ class Reconciler:
             if state is State.FAILED:
                 self._registry.set_state(model, version, State.PENDING)
         if model not in self._sources:
-            text = f"model '{model[:128]}': not in the repository"
-            on_done(ServiceError(Reason.MODEL_NOT_FOUND, text, model=model[:128]))
+            on_done(_unknown_model(model))
         else:
             self._waiting.append((model, on_done))
 
@@ -224,6 +251,49 @@ class Reconciler:
             self._waiting.append((model, on_done))
         else:
             on_done(None)
+
+    def _show(self, model: str, source: ModelSource) -> None:
+        self._registry.set_present(model, list(source.versions), source.labels, source.traffic)
+
+    def _try_edits(self) -> None:
+        edits, self._edits = self._edits, []
+        for edit in edits:
+            try:
+                is_due = self._is_due(edit)
+                if is_due:
+                    edit.apply()
+            except ServiceError as error:
+                edit.on_done(error)
+                continue
+            except Exception as error:
+                edit.on_done(incident(f"an edit of model '{edit.model}'", error))
+                continue
+            if is_due:
+                self._scan()
+                self._show(edit.model, self._sources.get(edit.model, ModelSource()))
+                edit.on_done(None)
+                self._wake.set()
+            else:
+                self._edits.append(edit)
+
+    def _is_due(self, edit: _Edit) -> bool:
+        """Tells whether an edit can be made now.
+
+        Raises:
+            ServiceError: it never can.
+        """
+        model, version = edit.model, edit.version
+        if model not in self._sources:
+            raise _unknown_model(model)
+        if version == 0 or model in self._unloaded:
+            return True
+        found = next((each for each in self._registry.model(model).versions if each.version == version), None)
+        if found is None:
+            raise ServiceError(Reason.VERSION_NOT_FOUND, f"model '{model}' has no version {version}", model=model)
+        if found.state is State.FAILED:
+            text = f"model '{model}' version {version} failed to load: {found.reason}"
+            raise ServiceError(Reason.MODEL_FAILED, text, model=model)
+        return found.state is State.READY
 
     def _is_unsettled(self, model: str) -> bool:
         aspired = set(self._aspired(model))
@@ -249,6 +319,10 @@ class Reconciler:
         failed = {entry.version: entry.reason for entry in self._registry.model(model).versions}
         reasons = "; ".join(f"version {version}: {failed.get(version, '')}" for version in aspired)
         return ServiceError(Reason.LOAD_FAILED, f"model '{model}' could not be loaded: {reasons}", model=model)
+
+
+def _unknown_model(model: str) -> ServiceError:
+    return ServiceError(Reason.MODEL_NOT_FOUND, f"model '{model[:128]}': not in the repository", model=model[:128])
 
 
 def _proof_text(served: ServedVersion) -> str:

@@ -10,9 +10,9 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Protocol
 
+from fitserve_contract.labels import STABLE
 from fitserve_contract.manifest import Manifest
 from fitserve_contract.tasks import Task
 from fitserve_service.costs import CostTable
@@ -22,12 +22,10 @@ from fitserve_service.proof import HeldOut, Replay
 from fitserve_service.session import Session
 from fitserve_service.signature import Signature
 from fitserve_service.statistics import VersionStatistics
-from fitserve_service.version_policy import State
+from fitserve_service.traffic import NO_TRAFFIC, Traffic
+from fitserve_service.version_policy import State, answering_labels
 
 _log = logging.getLogger(__name__)
-
-STABLE = "stable"
-"""The label that a request without version and label takes, where the model has it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -91,7 +89,7 @@ class VersionSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class ModelSnapshot:
-    """One model at one moment; versions ascending."""
+    """One model at one moment; versions ascending, labels with the versions that answer for them."""
 
     name: str
     versions: tuple[VersionSnapshot, ...]
@@ -134,7 +132,11 @@ class _Entry:
 @dataclass(slots=True, eq=False)
 class _Model:
     versions: dict[int, _Entry] = field(default_factory=dict)
+    wanted_labels: Mapping[str, int] = field(default_factory=dict)
+    """Where the repository has the labels."""
     labels: Mapping[str, int] = field(default_factory=dict)
+    """Where they point: at what they pointed at before, as long as that is READY and the version wanted is not."""
+    traffic: Traffic = NO_TRAFFIC
     default: int | None = None
     """Version that answers a request without version and label."""
 
@@ -241,25 +243,40 @@ class Registry:
             known = self._models.get(model)
             return {number: entry.state for number, entry in known.versions.items()} if known else {}
 
-    def set_present(self, model: str, versions: list[int], labels: Mapping[str, int]) -> None:
-        """Tells which versions the repository has.
+    def labels(self, model: str) -> Mapping[str, int]:
+        """Gives the versions that answer for a model's labels; none for an unknown model."""
+        with self._lock:
+            known = self._models.get(model)
+            return known.labels if known else {}
+
+    def traffic(self, model: str) -> Traffic:
+        """Gives a model's traffic; none for an unknown model."""
+        known = self._models.get(model)
+        return known.traffic if known else NO_TRAFFIC
+
+    def set_present(
+        self, model: str, versions: list[int], labels: Mapping[str, int], traffic: Traffic = NO_TRAFFIC
+    ) -> None:
+        """Tells which versions the repository has, where the labels point and how requests are shared.
 
         New ones become PENDING; those gone that serve nothing are forgotten, and a model without any version is too.
+        A label whose new version is not READY yet stays where it is as long as that version is: nobody who asks for
+        the label may meet one that does not answer.
         """
         with self._lock:
             known = self._models.setdefault(model, _Model())
-            before = (set(known.versions), known.labels)
+            before = (set(known.versions), known.labels, known.traffic)
             for number in versions:
                 known.versions.setdefault(number, _Entry())
             idle = (State.PENDING, State.UNLOADED, State.FAILED)
             gone = [n for n, entry in known.versions.items() if n not in versions and entry.state in idle]
             for number in gone:
                 del known.versions[number]
-            known.labels = MappingProxyType(dict(labels))
-            _choose_default(known)
+            known.wanted_labels, known.traffic = dict(labels), traffic
+            _choose(known)
             if not known.versions:
                 del self._models[model]
-            is_changed = before != (set(known.versions), known.labels)
+            is_changed = before != (set(known.versions), known.labels, known.traffic)
         if is_changed:
             self._notify(model)
 
@@ -268,7 +285,7 @@ class Registry:
         with self._lock:
             entry = self._models.setdefault(model, _Model()).versions.setdefault(version, _Entry())
             entry.state, entry.reason = state, reason
-            _choose_default(self._models[model])
+            _choose(self._models[model])
         self._notify(model)
 
     def set_ready(self, served: ServedVersion) -> None:
@@ -277,7 +294,7 @@ class Registry:
             known = self._models.setdefault(served.model, _Model())
             entry = known.versions.setdefault(served.version, _Entry())
             entry.state, entry.reason, entry.served = State.READY, "", served
-            _choose_default(known)
+            _choose(known)
         self._notify(served.model)
 
     def retire(self, model: str, version: int, on_free: Callable[[], None]) -> None:
@@ -287,7 +304,7 @@ class Registry:
             entry = known.versions[version]
             entry.state = State.UNLOADING
             entry.on_free = on_free
-            _choose_default(known)
+            _choose(known)
             is_free = entry.lease_count == 0
         self._notify(model)
         if is_free:
@@ -338,9 +355,11 @@ def _number(model: str, known: _Model, version: int | None, label: str | None) -
     return number
 
 
-def _choose_default(known: _Model) -> None:
-    stable = known.labels.get(STABLE)
+def _choose(known: _Model) -> None:
+    """Settles where the labels point and which version is the default, after any change."""
     ready = [number for number, entry in known.versions.items() if entry.state is State.READY]
+    known.labels = answering_labels(known.wanted_labels, known.labels, ready)
+    stable = known.labels.get(STABLE)
     known.default = stable if stable in known.versions else max(ready, default=None)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from fitserve_contract import repository
 from fitserve_contract.labels import read_labels
 from fitserve_service.model_config import Overrides, read_overrides
+from fitserve_service.traffic import NO_TRAFFIC, TRAFFIC_FILE, Traffic, read_traffic
 
 _SETTLED_NS = 2_000_000_000
 """A folder that changed within this time is read again: its file system's clock may tick more coarsely than we look."""
@@ -28,13 +29,15 @@ class ModelSource:
         versions: Ascending.
         labels: Label to version.
         overrides: From model.toml.
-        problem: Why the folder, labels or overrides cannot be read; empty where they can. Then the last ones that
-            could be read hold: a typing error must not unload what serves.
+        traffic: From traffic.json.
+        problem: Why the folder, labels, overrides or traffic cannot be read; empty where they can. Then the last ones
+            that could be read hold: a typing error must not unload what serves.
     """
 
     versions: tuple[int, ...] = ()
     labels: Mapping[str, int] = field(default_factory=dict)
     overrides: Overrides = field(default_factory=lambda: Overrides({}))
+    traffic: Traffic = NO_TRAFFIC
     problem: str = ""
 
 
@@ -64,8 +67,8 @@ class RepositorySource:
     def _stamps(self, model: str) -> tuple[int, ...]:
         # Strings, not paths: this is done for every model at every look.
         folder = f"{self.root}/{model}"
-        paths = (folder, f"{folder}/{repository.LABELS_FILE}", f"{folder}/{repository.OVERRIDES_FILE}")
-        return tuple(map(_modified_ns, paths))
+        names = (repository.LABELS_FILE, repository.OVERRIDES_FILE, TRAFFIC_FILE)
+        return (_modified_ns(folder), *(_modified_ns(f"{folder}/{name}") for name in names))
 
     def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
         """Gives what changes when a version's files do: a version that failed is worth another try then."""
@@ -76,7 +79,8 @@ class RepositorySource:
         try:
             last = replace(last, versions=tuple(repository.versions(self.root, model)))
             labels = read_labels(self.root, model)
-            return ModelSource(last.versions, labels, read_overrides(self.root / model))
+            overrides, traffic = read_overrides(self.root / model), read_traffic(self.root, model)
+            return ModelSource(last.versions, labels, overrides, traffic)
         except (ValueError, RecursionError) as error:
             return replace(last, problem=str(error))
         except OSError as error:

@@ -6,9 +6,10 @@ never displaces one that serves. Source: TensorFlow Serving, `availability_prese
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, StrEnum
+from types import MappingProxyType
 
 
 class State(StrEnum):
@@ -53,6 +54,25 @@ def aspired_versions(
     """
     wanted = set(exactly) if exactly else set(sorted(present)[-keep:])
     return sorted((wanted | set(labelled)) & set(present))
+
+
+def answering_labels(wanted: Mapping[str, int], before: Mapping[str, int], ready: Collection[int]) -> Mapping[str, int]:
+    """Tells which version answers for each label while labels move.
+
+    Args:
+        wanted: Label to version, as the repository has it.
+        before: What this gave last.
+        ready: Versions that are READY.
+
+    Returns:
+        For every label wanted: its version; or the one before, where that is READY and the one wanted is not yet.
+    """
+    return MappingProxyType(
+        {
+            label: version if version in ready or before.get(label) not in ready else before[label]
+            for label, version in wanted.items()
+        }
+    )
 
 
 def next_steps(states: Mapping[int, State], aspired: Sequence[int]) -> list[Step]:
