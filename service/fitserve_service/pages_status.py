@@ -87,6 +87,7 @@ def _version(version: VersionSnapshot) -> dict[str, Any]:
         "labels": list(version.labels),
         "provider": served.provider if served else "",
         "is_verified": bool(served and served.is_verified),
+        "replay_ms": round(served.replay.replay_ms, 3) if served and served.replay else None,
         "task": served.task.kind.value if served and served.task else "",
         "max_batch_size": served.config.max_batch_size if served else 0,
         "load_ms": round(version.load_ms, 3),

@@ -58,12 +58,13 @@ def brightness(folder: Path, url: str, scheme: int) -> float:
 
 
 def repository(folder: Path) -> Path:
-    """One model: version 1 READY with a card, version 2 a broken file."""
+    """A model whose version 1 is READY with a card and whose version 2 is a broken file; and one with a certificate."""
     root = folder / "repository"
     task = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("<script>document.title = 'owned'</script>", "b"))
     card = model_card(builders.manifest("m", task))
     path = builders.publish_version(root, "m", builders.scaled(), task=task, **{CARD_FILE: card})
     builders.bare_version(root, "m", 2, b"no model")
+    builders.certified_version(root, "proven", builders.scaled(), {"x": np.ones((4, 2), np.float32)})
     (path.folder.parent / LABELS_FILE).write_text(f'{{"stable": 1, "{EVIL_LABEL}": 1}}')
     return root
 
@@ -80,12 +81,13 @@ def test_status_page_shows_versions_states_labels_and_cards(tmp_path: Path) -> N
         page = dom(tmp_path, f"http://localhost:{server.metrics_port}/")
     assert "<title>fitserve · status</title>" in page
     text = re.sub(r"<(style|script)>.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
-    for shown in ("ready", "READY", "FAILED", "stable", "CPU", "verified", "1 of 2", "wire type"):
+    for shown in ("ready", "READY", "FAILED", "stable", "CPU", "verified", "unverified", "2 of 3", "wire type"):
         assert re.search(rf"(?<![\w-]){re.escape(shown)}", text), shown
     assert 'href="/models/m/1/card"' in page
     assert 'href="/models/m/2/card"' not in page
     assert "&lt;img src=x" in page
     assert "<img" not in page
+    assert re.search(r'title="checksums hold; probe replayed here in [\d.]+ [mµ]s"', page)
     row = re.search(r'<tr[^>]*data-key="1"[^>]*>(.*?)</tr>', page, re.DOTALL)
     assert row is not None
     cells = re.findall(r"<td[^>]*>(.*?)</td>", row[1], re.DOTALL)
