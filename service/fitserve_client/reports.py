@@ -166,7 +166,7 @@ def _title(details: VersionDetails) -> str:
         version.reason,
     ]
     if version.state in _HELD:
-        facts.append("verified" if version.is_verified else "unverified: it has not proved itself by checksums and a probe")
+        facts.append("verified" if version.is_verified else "unverified: no certificate")
     told = ", ".join(printable(fact) for fact in facts if fact)
     return f"{printable(details.model)} version {version.version} is {version.state}{': ' if told else ''}{told}"
 

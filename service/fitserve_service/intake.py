@@ -14,6 +14,8 @@ from fitserve_service.errors import Code, ServiceError
 from fitserve_service.registry import Lease, Registry, ServedVersion
 from fitserve_service.signature import Tensor
 from fitserve_service.status import incident
+from fitserve_service.series import ExampleSet, Series
+from fitserve_service.shadow import Answered, Shadow
 
 Answer: TypeAlias = bytes | ServiceError
 Encode: TypeAlias = "Callable[[ServedVersion, Completed], bytes]"
@@ -50,6 +52,29 @@ class Order:
 
 class RequestObserver(Protocol):
     """Is told of every request, on the loop thread."""
+    metadata: Metadata = ()
+
+    @property
+    def is_open(self) -> bool:
+        """An answer is wanted, from whatever version the server chooses: such requests are shared out."""
+        return self.target.version is None and self.target.label is None and self.priority is Priority.PREDICT
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesOrder:
+    """A whole set of examples to run.
+
+    Args:
+        method: Name of the method, for the counters.
+        targets: The versions, each of which runs every example.
+        prepare: Gives the examples once the versions are known; raises ServiceError where they cannot be taken.
+        deadline_s: Monotonic time at which the caller stops waiting; None: never.
+    """
+
+    method: str
+    targets: tuple[Target, ...]
+    prepare: Callable[[Sequence[ServedVersion]], ExampleSet]
+    deadline_s: float | None
 
     def on_request(self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float) -> None:
         """Takes the end of a request; `served` is None where no version was found for it."""
@@ -120,6 +145,41 @@ class Intake:
             lease.release()
             raise
         return Job(lease, inputs, outputs, example_count, order.deadline_s, order.priority, _unanswered)
+    def run_series(self, order: SeriesOrder, on_done: Callable[[Answer], None]) -> Callable[[], None]:
+        """Runs a set of examples, counted as one request; arguments, result and errors as for `run`."""
+        begin_s = self._clock()
+        leases: list[Lease] = []
+        try:
+            for target in order.targets:
+                lease = self._registry.lease(target.model, version=target.version, label=target.label)
+                leases.append(lease)
+            examples = order.prepare([lease.served for lease in leases])
+        except BaseException as error:
+            for lease in leases:
+                lease.release()
+            code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
+            self._observer.on_request(order.method, _first(leases), code, self._clock() - begin_s)
+            raise
+
+        def finish(answer: Answer) -> None:
+            code = answer.code if isinstance(answer, ServiceError) else Code.OK
+            self._observer.on_request(order.method, _first(leases), code, self._clock() - begin_s)
+            on_done(answer)
+
+        series = Series(self._engine, leases, examples, order.deadline_s, finish)
+        series.start()
+        return series.cancel
+
+    def _lease(self, order: Order) -> Lease:
+        target = order.target
+        if order.is_open and (share := self._registry.traffic(target.model).canary_share):
+            key = routing_key(order.metadata)
+            if self._draw.is_in(share, CANARY, target.model, key):
+                # A canary that is not there, or not READY, costs nobody an answer.
+                with contextlib.suppress(ServiceError):
+                    return self._registry.lease(target.model, label=CANARY)
+        return self._registry.lease(target.model, version=target.version, label=target.label)
+
 
 
 def answer_call(call: UnaryCall) -> Callable[[Answer], None]:
@@ -143,6 +203,10 @@ def _answer(method: str, served: ServedVersion, outcome: Outcome, encode: Encode
         return error
     except Exception as error:
         return incident(method, error)
+
+
+def _first(leases: Sequence[Lease]) -> ServedVersion | None:
+    return leases[0].served if leases else None
 
 
 def _unanswered(_: Outcome) -> None:

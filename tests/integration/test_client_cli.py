@@ -82,10 +82,7 @@ def test_models_and_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert json.loads(capsys.readouterr().out)["models"][0]["versions"][0]["state"] == "READY"
         assert cli.main(["show", "quadrants"]) == cli.DONE
         shown = _said(capsys)
-        assert (
-            shown[0]
-            == "quadrants version 1 is READY: CPUExecutionProvider, unverified: it has not proved itself by checksums and a probe"
-        )
+        assert shown[0] == "quadrants version 1 is READY: CPUExecutionProvider, unverified: no certificate"
         assert "input   image   FP32      (B, 1, 4, 4)" in shown
         assert any(line.startswith("max_batch_size") for line in shown)
         assert cli.main(["show", "quadrants", "--json"]) == cli.DONE

@@ -3,36 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 
 from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
-from fitserve_contract import sums
-from fitserve_contract.datatypes import BF16
-from fitserve_contract.tasks import Task, TaskKind
-from fitserve_contract.tensor_bytes import Array
 from fitserve_service import codec
 from fitserve_service.batcher import Priority
 from fitserve_service.calls import UnaryCall, UnaryMethod
+from fitserve_service.comparison import ComparisonTally, EvaluationTally, check_same_task, task_of, version_text
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import Intake, Order, Target, answer_call
+from fitserve_service.intake import Intake, Order, SeriesOrder, Target, answer_call
+from fitserve_service.proof import HeldOut
 from fitserve_service.registry import ServedVersion
+from fitserve_service.scoring import check_labels
+from fitserve_service.series import ExampleSet
 from fitserve_service.signature import Tensor
 
 SERVICE = "fitserve.inference.v1.InferenceService"
 
+MAX_COMPARED: Final = 1 << 16
+"""Examples in one comparison: its answer may hold two losses for each."""
+
 
 class InferenceServicer:
-    """Answers Predict and Evaluate. Lives on the loop thread."""
+    """Answers Predict, Evaluate and CompareVersions. Lives on the loop thread."""
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
 
     def unary(self) -> Mapping[str, UnaryMethod]:
         """Gives the methods by full name."""
-        return {f"/{SERVICE}/Predict": self.predict, f"/{SERVICE}/Evaluate": self.evaluate}
+        methods = {"Predict": self.predict, "Evaluate": self.evaluate, "CompareVersions": self.compare_versions}
+        return {f"/{SERVICE}/{name}": method for name, method in methods.items()}
 
     def predict(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on one batch."""
@@ -41,25 +46,57 @@ class InferenceServicer:
         def prepare(_: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
             return codec.decode_inputs(request.inputs), request.outputs
 
-        order = Order("Predict", target_of(request.model), prepare, call.deadline_s)
+        order = Order("Predict", target_of(request.model), prepare, call.deadline_s, metadata=call.metadata)
         call.on_cancel(self._intake.run(order, _encode_prediction, answer_call(call)))
 
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""
         request = codec.parse(pb.EvaluateRequest, message)
+        if _is_held_out(request):
+            self._evaluate_held_out(call, request)
+            return
         labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS)
 
         def prepare(served: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
-            task = _task_of(served)
+            task = task_of(served)
             inputs = codec.decode_inputs(request.inputs)
-            _check_labels_early(served, task, labels, served.signature.check(inputs))
+            check_labels(served.signature, task, labels, served.signature.check(inputs))
             return inputs, (task.output,)
 
         def encode(served: ServedVersion, completed: Completed) -> bytes:
-            return _evaluate_response(served, labels, completed).SerializeToString()
+            tally = EvaluationTally(served, labels)
+            tally.add(slice(None), list(completed.outputs.values()))
+            return tally.message()
 
         order = Order("Evaluate", target_of(request.model), prepare, call.deadline_s, Priority.EVALUATE)
         call.on_cancel(self._intake.run(order, encode, answer_call(call)))
+
+    def compare_versions(self, call: UnaryCall, message: bytes) -> None:
+        """Runs two versions on the same labelled examples and answers the sums of each, and both paired."""
+        request = codec.parse(pb.CompareVersionsRequest, message)
+        is_held_out = _is_held_out(request)
+
+        def prepare(versions: Sequence[ServedVersion]) -> ExampleSet:
+            check_same_task(*versions)
+            examples = held_out_of(versions[0]) if is_held_out else _examples_of(request)
+            count = _check_examples(examples, versions)
+            first, second = (EvaluationTally(served, examples.labels) for served in versions)
+            outputs = tuple(task_of(served).output for served in versions)
+            return ExampleSet(examples.inputs, count, outputs, ComparisonTally(first, second, examples.indices))
+
+        targets = (target_of(request.first), target_of(request.second))
+        order = SeriesOrder("CompareVersions", targets, prepare, call.deadline_s)
+        call.on_cancel(self._intake.run_series(order, answer_call(call)))
+
+    def _evaluate_held_out(self, call: UnaryCall, request: pb.EvaluateRequest) -> None:
+        def prepare(versions: Sequence[ServedVersion]) -> ExampleSet:
+            served = versions[0]
+            task, examples = task_of(served), held_out_of(served)
+            tally = EvaluationTally(served, examples.labels)
+            return ExampleSet(examples.inputs, len(examples.indices), (task.output,), tally)
+
+        order = SeriesOrder("Evaluate", (target_of(request.model),), prepare, call.deadline_s)
+        call.on_cancel(self._intake.run_series(order, answer_call(call)))
 
 
 def target_of(spec: tensor_pb2.ModelSpec) -> Target:
@@ -86,93 +123,53 @@ def _encode_prediction(served: ServedVersion, completed: Completed) -> bytes:
     return response.SerializeToString()
 
 
-def _task_of(served: ServedVersion) -> Task:
-    if served.task is None:
-        text = f"model '{served.model}' version {served.version}: expected a task in its manifest to score, got none"
-        raise ServiceError(Reason.NO_TASK, text, model=served.model)
-    return served.task
+def held_out_of(served: ServedVersion) -> HeldOut:
+    """Gives the held-out examples that a version carries.
+
+    Raises:
+        ServiceError: NO_HELD_OUT.
+    """
+    if served.held_out is None:
+        text = f"{version_text(served)}: expected held-out examples in its folder, found none"
+        raise ServiceError(Reason.NO_HELD_OUT, text, model=served.model)
+    return served.held_out
 
 
-def _check_labels_early(served: ServedVersion, task: Task, labels: Tensor, example_count: int) -> None:
-    """Refuses labels before the model runs, as far as the signature tells the output's shape."""
-    spec = next(spec for spec in served.signature.outputs if spec.name == task.output)
-    if task.kind is TaskKind.REGRESSION and labels.datatype != spec.datatype:
-        raise ServiceError(Reason.INVALID_LABELS, f"labels: expected datatype {spec.datatype}, got {labels.datatype}")
-    if not spec.shape:
-        return
-    first = example_count if served.signature.has_batch_axis else spec.shape[0]
-    rest = (len(task.class_names),) if task.class_names else spec.shape[1:]
-    shape = tuple(axis for axis in (first, *rest) if isinstance(axis, int))
-    if len(shape) == len(spec.shape):
-        with _refused_labels():
-            sums.check_labels(task, _reals(labels), shape)
+def _is_held_out(request: pb.EvaluateRequest | pb.CompareVersionsRequest) -> bool:
+    """Tells whether the examples are the version's own; then the request brings none."""
+    if request.dataset == pb.DATASET_UNSPECIFIED:
+        return False
+    if request.dataset != pb.DATASET_HELD_OUT:
+        text = f"dataset: expected DATASET_HELD_OUT or none, got {request.dataset}"
+        raise ServiceError(Reason.INVALID_REQUEST, text)
+    if request.inputs or request.HasField("labels"):
+        raise ServiceError(Reason.INVALID_REQUEST, "inputs and labels: expected none beside a dataset, got some")
+    return True
 
 
-class _refused_labels:
-    """Turns the contract's ValueError into INVALID_LABELS."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, ValueError):
-            raise ServiceError(Reason.INVALID_LABELS, str(error)) from None
-
-
-def _evaluate_response(served: ServedVersion, labels: Tensor, completed: Completed) -> pb.EvaluateResponse:
-    task = _task_of(served)
-    with _refused_labels():
-        scored = sums.score(task, _reals(completed.outputs[task.output]), _reals(labels))
-    response = pb.EvaluateResponse(model_name=served.model, model_version=served.version)
-    if isinstance(scored, sums.ClassificationSums):
-        response.classification.CopyFrom(_classification(scored))
-    elif isinstance(scored, sums.MultiLabelSums):
-        response.multi_label.CopyFrom(_multi_label(scored))
-    else:
-        response.regression.CopyFrom(_regression(scored))
-    return response
+def _examples_of(request: pb.CompareVersionsRequest) -> HeldOut:
+    """Reads the examples of a request; they are numbered in its order."""
+    labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS)
+    count = len(labels.array) if labels.array.ndim else 0
+    if not 1 <= count <= MAX_COMPARED:
+        text = f"labels: expected 1..{MAX_COMPARED} examples in a comparison, got {count}"
+        raise ServiceError(Reason.BATCH_TOO_LARGE if count else Reason.INVALID_LABELS, text)
+    return HeldOut(codec.decode_inputs(request.inputs), labels, np.arange(count))
 
 
-def _reals(tensor: Tensor) -> Array:
-    """A tensor's numbers; BF16 bit patterns widened, since they are the upper half of an FP32."""
-    if tensor.datatype != BF16:
-        return tensor.array
-    return (tensor.array.astype(np.uint32) << 16).view(np.float32)
-
-
-def _exact(total: sums.ExactSum) -> tensor_pb2.ExactSum:
-    return tensor_pb2.ExactSum(units=str(total.units), fraction_bits=total.fraction_bits)
-
-
-def _classification(scored: sums.ClassificationSums) -> pb.ClassificationSums:
-    return pb.ClassificationSums(
-        example_count=scored.example_count,
-        correct_count=scored.correct_count,
-        loss=_exact(scored.loss),
-        tie_count=scored.tie_count,
-        nan_count=scored.nan_count,
-    )
-
-
-def _multi_label(scored: sums.MultiLabelSums) -> pb.MultiLabelSums:
-    return pb.MultiLabelSums(
-        example_count=scored.example_count,
-        exact_match_count=scored.exact_match_count,
-        true_positive_counts=scored.true_positive_counts,
-        false_positive_counts=scored.false_positive_counts,
-        false_negative_counts=scored.false_negative_counts,
-        loss=_exact(scored.loss),
-        nan_count=scored.nan_count,
-    )
-
-
-def _regression(scored: sums.RegressionSums) -> pb.RegressionSums:
-    return pb.RegressionSums(
-        example_count=scored.example_count,
-        value_count=scored.value_count,
-        squared_error=_exact(scored.squared_error),
-        absolute_error=_exact(scored.absolute_error),
-        label=_exact(scored.label),
-        label_squared=_exact(scored.label_squared),
-        nan_count=scored.nan_count,
-    )
+def _check_examples(examples: HeldOut, versions: Sequence[ServedVersion]) -> int:
+    """Holds examples against every version before the first runs; gives their number."""
+    count = len(examples.labels.array)
+    for name, tensor in examples.inputs.items():
+        if tensor.array.shape[:1] != (count,):
+            found = f"shape {tensor.array.shape}"
+            text = f"input '{name[:128]}': expected a first axis of {count} examples, as there are labels, got {found}"
+            raise ServiceError(Reason.INVALID_INPUT, text, input=name[:128])
+    for served in versions:
+        if served.signature.has_batch_axis:
+            try:
+                served.signature.check(examples.inputs)
+                check_labels(served.signature, task_of(served), examples.labels, count)
+            except ServiceError as error:
+                raise ServiceError(error.reason, f"{version_text(served)}: {error.message}", **error.metadata) from None
+    return count

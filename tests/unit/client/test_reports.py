@@ -52,7 +52,7 @@ def test_a_version_is_shown_with_what_was_inferred():
     details = VersionDetails("m", version, inputs, outputs, ANY_OF_N, '{"loss": NaN}', "max_batch_size = 8\n")
     report = details_report(details)
     assert _lines(report) == [
-        "m version 3 is READY: CPUExecutionProvider, labels stable, unverified: it has not proved itself by checksums and a probe",
+        "m version 3 is READY: CPUExecutionProvider, labels stable, unverified: no certificate",
         "multi_label by probabilities in 'y': joy, anger",
         "        name   datatype  shape",
         "input   image  FP32      (B, 1, ?)",
