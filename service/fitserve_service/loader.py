@@ -33,7 +33,7 @@ from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, O
 from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
-from fitserve_service.session import Session, SessionError, SessionOptions
+from fitserve_service.session import Session, SessionError, SessionOptions, return_freed_memory
 from fitserve_service.signature import Signature
 from fitserve_service.warmup import batching_problem, has_free_first_axis, measure
 
@@ -72,10 +72,12 @@ class Loader:
     Args:
         device: "auto", "cpu", "cuda" or "cuda:N", where the model's overrides name none.
         is_proof_required: Refuses versions without manifest, checksums and probe, which are else served unverified.
+        process_count: Processes that share the cores.
     """
 
-    def __init__(self, device: str, *, is_proof_required: bool = False) -> None:
+    def __init__(self, device: str, *, is_proof_required: bool = False, process_count: int = 1) -> None:
         self._device = device
+        self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
         self._is_proof_required = is_proof_required
 
     def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
@@ -98,6 +100,8 @@ class Loader:
             raise LoadError(f"file '{Path(error.filename or '').name}': cannot be read: {error.strerror}") from None
         except _REFUSALS as error:
             raise LoadError(str(error)) from error
+        del content
+        return_freed_memory()
         served.load_ms = (time.monotonic() - begin_s) * 1e3
         return served
 
@@ -117,7 +121,7 @@ class Loader:
         session = open_session(config.intra_op_num_threads or 1)
         config, comments = _settle_batching(session, config, overrides)
         _check_buckets(config)
-        session, config, costs = _settle_threads(session, config, open_session)
+        session, config, costs = _settle_threads(session, config, open_session, self._core_count)
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
@@ -220,13 +224,12 @@ def _check_buckets(config: ModelConfig) -> None:
 
 
 def _settle_threads(
-    session: Session, config: ModelConfig, open_session: Callable[[int], Session]
+    session: Session, config: ModelConfig, open_session: Callable[[int], Session], cores: int
 ) -> tuple[Session, ModelConfig, CostTable]:
     """Warms the model up; one that takes its time gets all cores, where that makes it faster."""
     sizes = _warm_up_sizes(config)
     budget_s = float("inf") if config.batch_size_buckets else _WARM_UP_BUDGET_S
     single_s, costs = measure(session, sizes, budget_s=budget_s)
-    cores = len(os.sched_getaffinity(0))
     if config.intra_op_num_threads == 0 and single_s > _SINGLE_THREAD_S and cores > 1:
         wider = open_session(cores)
         wider_s, wider_costs = measure(wider, sizes, budget_s=budget_s)

@@ -11,6 +11,7 @@ import ctypes
 import functools
 import io
 import re
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -238,7 +239,15 @@ def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) 
         raise SessionError(f"onnxruntime refused the model: {_short(str(error))}") from error
     if options.device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:
         raise SessionError(f"device '{options.device}': expected {CUDA_PROVIDER}, got {session.get_providers()[0]}")
+    # It would keep the file's bytes for a fallback that is switched off: the weights a second time.
+    session._model_bytes = None
     return session
+
+
+def return_freed_memory() -> None:
+    """Gives the system what loading has freed, which the allocator would keep: up to the size of a model."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _providers(device: str) -> list[Any]:
