@@ -18,6 +18,7 @@ _EXAMPLES: Final = """examples:
   fitserve-bench latency --model lenet --run-dir runs/lenet
   fitserve-bench wire --server localhost:8001 --model lenet --in-flight 1,8,32
   fitserve-bench demo
+  fitserve-bench training --recipes lenet
 """
 
 
@@ -63,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_reproduce(
         commands.add_parser("reproduce", formatter_class=formatter, help="published figures on the real data")
+    )
+    _add_training(
+        commands.add_parser("training", formatter_class=formatter, help="our training loop against the textbook's")
     )
     return parser
 
@@ -136,6 +140,26 @@ def _add_reproduce(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: DATA_DIR=~/data fitserve-bench reproduce --seeds 0 1 2"
     parser.add_argument("--runs", type=Path, metavar="DIR", default=Path("runs/reproduce"), help="folder for the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="seeds (0 1 2)")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Measures our training loop and the textbook's in turns; or kills and resumes; or compiles twice."
+    )
+    parser.epilog = (
+        "examples:\n  fitserve-bench training --recipes softmax lenet --threads 1\n"
+        "  fitserve-bench training --kills 20\n  fitserve-bench training --compile-twice module step"
+    )
+    parser.add_argument("--recipes", nargs="+", default=["softmax", "lenet"], metavar="RECIPE", help="softmax, lenet")
+    parser.add_argument("--trials", type=int, default=7, help="turns of each loop, an epoch each (7)")
+    parser.add_argument("--examples", type=int, default=12_800, help="examples of an epoch (12800)")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads of both loops (the recipe's own)")
+    parser.add_argument("--compile", default="auto", choices=("auto", "off", "module", "step"), help="of ours (auto)")
+    parser.add_argument("--kills", type=int, metavar="N", help="kill N runs at random moments and resume them instead")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
+    parser.add_argument("--compile-twice", nargs="+", metavar="MODE", help="time two runs' first step per mode instead")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="data files (environment variable DATA_DIR)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
 
 
@@ -239,4 +263,45 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return 0 if all(figure.is_inside for figure in figures) else 1
 
 
-_COMMANDS: Final = {"latency": _latency, "wire": _wire, "demo": _demo, "reproduce": _reproduce}
+def _training(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.training_processes import first_steps, kill_and_resume
+
+    if arguments.kills is not None:
+        kills = kill_and_resume(arguments.kills, arguments.seed, lambda line: print(line, flush=True))
+        identical = sum(kill.is_identical for kill in kills)
+        print(f"{identical} of {len(kills)} identical")
+        return 0 if identical == len(kills) else 1
+    if arguments.compile_twice:
+        first_steps(arguments.compile_twice, lambda line: print(line, flush=True))
+        return 0
+    return _training_speed(arguments)
+
+
+def _training_speed(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.training_speed import SpeedPlan, measure_speed
+
+    for recipe in arguments.recipes:
+        result = measure_speed(
+            SpeedPlan(
+                recipe=recipe,
+                trials=arguments.trials,
+                example_count=arguments.examples,
+                threads=arguments.threads,
+                compile=arguments.compile,
+                data_dir=arguments.data_dir,
+            )
+        )
+        path = arguments.output_dir / f"training-{recipe}.json"
+        result.save(path)
+        print("\n".join(result.lines()))
+        print(f"written: {path}")
+    return 0
+
+
+_COMMANDS: Final = {
+    "latency": _latency,
+    "wire": _wire,
+    "demo": _demo,
+    "reproduce": _reproduce,
+    "training": _training,
+}
