@@ -233,11 +233,9 @@ def move_label(
         TimeoutError: another process keeps the labels locked.
         OSError: the folder cannot be written; where the log could not be written, nothing changed.
     """
-    check_label_name(move.label)
     stamped = _stamped(move, now())
     line = stamped.to_line()
-    if not (root / check_model_name(model)).is_dir():
-        raise VersionMissingError(f"model '{model}': not in the repository")
+    check_move(root, model, move)
     with _locked_log(root / model) as log:
         labels = read_labels(root, model)
         _check(root, model, labels, move)
@@ -245,6 +243,14 @@ def move_label(
         _append(log, b"".join(_stamped(each, now()).to_line() for each in corrections) + line)
         _write_labels(root, model, labels, move)
     return stamped
+
+
+def check_move(root: Path, model: str, move: LabelMove) -> None:
+    """Tells whether a move could be made now; raises as `move_label` where it could not."""
+    check_label_name(move.label)
+    if not (root / check_model_name(model)).is_dir():
+        raise VersionMissingError(f"model '{model}': not in the repository")
+    _check(root, model, read_labels(root, model), move)
 
 
 def _check(root: Path, model: str, labels: Mapping[str, int], move: LabelMove) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
+from fitserve_contract.labels import CANARY
 from fitserve_service.batcher import Priority
-from fitserve_service.calls import UnaryCall
+from fitserve_service.calls import Metadata, UnaryCall
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Code, ServiceError
 from fitserve_service.registry import Lease, Registry, ServedVersion
-from fitserve_service.signature import Tensor
-from fitserve_service.status import incident
 from fitserve_service.series import ExampleSet, Series
 from fitserve_service.shadow import Answered, Shadow
+from fitserve_service.signature import Tensor
+from fitserve_service.status import incident
+from fitserve_service.traffic import Draw, routing_key
 
 Answer: TypeAlias = bytes | ServiceError
 Encode: TypeAlias = "Callable[[ServedVersion, Completed], bytes]"
@@ -41,6 +44,7 @@ class Order:
             ServiceError where they cannot be taken.
         deadline_s: Monotonic time at which the caller stops waiting; None: never.
         priority: Its class.
+        metadata: What the caller sent along; its routing key decides which share of the traffic it belongs to.
     """
 
     method: str
@@ -48,10 +52,6 @@ class Order:
     prepare: Callable[[ServedVersion], tuple[dict[str, Tensor], Sequence[str]]]
     deadline_s: float | None
     priority: Priority = Priority.PREDICT
-
-
-class RequestObserver(Protocol):
-    """Is told of every request, on the loop thread."""
     metadata: Metadata = ()
 
     @property
@@ -76,6 +76,10 @@ class SeriesOrder:
     prepare: Callable[[Sequence[ServedVersion]], ExampleSet]
     deadline_s: float | None
 
+
+class RequestObserver(Protocol):
+    """Is told of every request, on the loop thread."""
+
     def on_request(self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float) -> None:
         """Takes the end of a request; `served` is None where no version was found for it."""
         ...
@@ -89,9 +93,13 @@ class Intake:
         registry: Registry,
         engine: Engine,
         observer: RequestObserver,
+        shadow: Shadow,
+        draw: Draw,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
+        self._shadow = shadow
+        self._draw = draw
         self._engine = engine
         self._observer = observer
         self._clock = clock
@@ -114,8 +122,7 @@ class Intake:
         begin_s = self._clock()
         served: ServedVersion | None = None
         try:
-            target = order.target
-            lease = self._registry.lease(target.model, version=target.version, label=target.label)
+            lease = self._lease(order)
             served = lease.served
             job = self._job(order, lease)
         except Exception as error:
@@ -129,22 +136,15 @@ class Intake:
             # Before the answer: whoever has it finds it counted.
             self._observer.on_request(order.method, lease.served, code, self._clock() - begin_s)
             on_done(answer)
+            if order.is_open and isinstance(outcome, Completed):
+                self._shadow.offer(
+                    Answered(lease.served, job.inputs, job.output_names, job.example_count, outcome), order.metadata
+                )
 
         job.on_done = finish
         self._engine.submit(job)
         return lambda: self._engine.cancel(job)
 
-    def _job(self, order: Order, lease: Lease) -> Job:
-        """Makes the job; the lease is given back where that fails."""
-        try:
-            inputs, names = order.prepare(lease.served)
-            signature = lease.served.signature
-            example_count = signature.check(inputs)
-            outputs = signature.check_outputs(names)
-        except BaseException:
-            lease.release()
-            raise
-        return Job(lease, inputs, outputs, example_count, order.deadline_s, order.priority, _unanswered)
     def run_series(self, order: SeriesOrder, on_done: Callable[[Answer], None]) -> Callable[[], None]:
         """Runs a set of examples, counted as one request; arguments, result and errors as for `run`."""
         begin_s = self._clock()
@@ -180,6 +180,17 @@ class Intake:
                     return self._registry.lease(target.model, label=CANARY)
         return self._registry.lease(target.model, version=target.version, label=target.label)
 
+    def _job(self, order: Order, lease: Lease) -> Job:
+        """Makes the job; the lease is given back where that fails."""
+        try:
+            inputs, names = order.prepare(lease.served)
+            signature = lease.served.signature
+            example_count = signature.check(inputs)
+            outputs = signature.check_outputs(names)
+        except BaseException:
+            lease.release()
+            raise
+        return Job(lease, inputs, outputs, example_count, order.deadline_s, order.priority, _unanswered)
 
 
 def answer_call(call: UnaryCall) -> Callable[[Answer], None]:
@@ -194,6 +205,10 @@ def answer_call(call: UnaryCall) -> Callable[[Answer], None]:
     return answer
 
 
+def _first(leases: Sequence[Lease]) -> ServedVersion | None:
+    return leases[0].served if leases else None
+
+
 def _answer(method: str, served: ServedVersion, outcome: Outcome, encode: Encode) -> Answer:
     if isinstance(outcome, ServiceError):
         return outcome
@@ -203,10 +218,6 @@ def _answer(method: str, served: ServedVersion, outcome: Outcome, encode: Encode
         return error
     except Exception as error:
         return incident(method, error)
-
-
-def _first(leases: Sequence[Lease]) -> ServedVersion | None:
-    return leases[0].served if leases else None
 
 
 def _unanswered(_: Outcome) -> None:

@@ -26,12 +26,16 @@ from fitserve_service.registry import Registry, ServedVersion
 from fitserve_service.servicers.control import ControlServicer, ModelLoader
 from fitserve_service.servicers.health import HealthServicer
 from fitserve_service.servicers.inference import InferenceServicer
+from fitserve_service.servicers.labels import LabelServicer
 from fitserve_service.servicers.oip import OipInferServicer
 from fitserve_service.servicers.oip_models import OipModelsServicer
 from fitserve_service.servicers.reflection import ReflectionServicer
 from fitserve_service.settings import ServerSettings
+from fitserve_service.shadow import Shadow
+from fitserve_service.shadow_metrics import ShadowCollector
 from fitserve_service.source import RepositorySource
 from fitserve_service.telemetry import Telemetry
+from fitserve_service.traffic import Draw
 from fitserve_service.transport import ListenError, TransportOptions, is_loopback
 from fitserve_service.transport_choice import choose
 
@@ -214,15 +218,20 @@ class Server:
         return Pages(repository, self.registry, self._telemetry.exposition, status, own_host)
 
     def _methods(self) -> MethodTable:
-        intake = Intake(self.registry, self._engine, self._telemetry)
+        draw = Draw()
+        shadow = Shadow(self.registry, self._engine, self._transport, draw)
+        self._telemetry.add(ShadowCollector(shadow.counts))
+        intake = Intake(self.registry, self._engine, self._telemetry, shadow, draw)
         health = HealthServicer(self.registry, self._readiness, self._transport)
         infer = OipInferServicer(intake)
         models = OipModelsServicer(
             self.registry, self._readiness, self._loader, self._transport, package_version("fitserve")
         )
         control = ControlServicer(self.registry, self._loader, self._transport)
+        repository = self.settings.repository
+        labels = LabelServicer(repository, self.registry, self._reconciler, self._transport, shadow.counts)
         unary: dict[str, UnaryMethod] = {}
-        for servicer in (InferenceServicer(intake), control, infer, models, health):
+        for servicer in (InferenceServicer(intake), control, labels, infer, models, health):
             unary |= servicer.unary()
         stream: dict[str, StreamMethod] = {**infer.stream(), **health.stream()}
         services = {name.split("/")[1] for name in (*unary, *stream)}

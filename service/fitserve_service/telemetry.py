@@ -119,6 +119,10 @@ class Telemetry(Collector):
         self._exposed.register(self)
         ProcessCollector(registry=self._exposed)
 
+    def add(self, collector: Collector) -> None:
+        """Writes a further collector's metrics out with the server's own."""
+        self._exposed.register(collector)
+
     def on_request(self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float) -> None:
         """Counts the end of a request."""
         meters = self._meters_of(served)

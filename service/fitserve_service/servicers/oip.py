@@ -125,7 +125,7 @@ def _order(method: str, request: pb.ModelInferRequest, call: Call) -> Order:
         return codec_oip.decode_inputs(request), codec_oip.output_names(request)
 
     target = target_of(request.model_name, request.model_version)
-    return Order(method, target, prepare, _deadline_s(request, call.deadline_s))
+    return Order(method, target, prepare, _deadline_s(request, call.deadline_s), metadata=call.metadata)
 
 
 def _deadline_s(request: pb.ModelInferRequest, deadline_s: float | None) -> float | None:
