@@ -11,7 +11,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol, TypeAlias
@@ -138,6 +138,7 @@ class Engine:
         observer: Told of every run.
         clock: Monotonic seconds.
         runner_count: Threads for long runs.
+        runners: What carries out long runs instead of threads of its own.
     """
 
     def __init__(
@@ -147,11 +148,12 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         runner_count: int = 2,
+        runners: Executor | None = None,
     ) -> None:
         self._loop = loop
         self._observer = observer
         self._clock = clock
-        self._runners = ThreadPoolExecutor(runner_count, thread_name_prefix="runner")
+        self._runners = runners or ThreadPoolExecutor(runner_count, thread_name_prefix="runner")
         self._lanes: dict[ServedVersion, _Lane] = {}
         self._is_scheduled = False
         self._is_draining = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -45,6 +45,7 @@ class Reconciler:
         poll_interval_s: How often the repository is looked at.
         loader_count: How many versions load at once.
         unloaded: Models not to be loaded until a call of `load`.
+        loaders: What carries out loads instead of threads of its own.
     """
 
     def __init__(
@@ -56,12 +57,13 @@ class Reconciler:
         poll_interval_s: float = 1.0,
         loader_count: int = 2,
         unloaded: Iterable[str] = (),
+        loaders: Executor | None = None,
     ) -> None:
         self._source = source
         self._loader = loader
         self._registry = registry
         self._poll_interval_s = poll_interval_s
-        self._pool = ThreadPoolExecutor(loader_count, thread_name_prefix="loader")
+        self._pool = loaders or ThreadPoolExecutor(loader_count, thread_name_prefix="loader")
         self._wake = threading.Event()
         self._is_stopping = False
         self._lock = threading.Lock()
