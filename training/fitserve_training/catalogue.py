@@ -1,11 +1,13 @@
-"""The recipes by name. Holds no torch, so that `--list` and `--help` answer at once."""
+"""The recipes by name, and the user's own by file. Holds no torch, so that `--list` and `--help` answer at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fitserve_training.data.own.kinds import is_path, kind_of
 from fitserve_training.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -56,7 +58,22 @@ ENTRIES = (
         "BERT for any of 28 emotions on GoEmotions (or 300 bundled sentences)",
         "fitserve_training.recipes.bert_multilabel",
     ),
+    Entry(
+        "convnet",
+        "your own pictures (--data FOLDER with a folder per class, or .npz): three convolutions",
+        "fitserve_training.recipes.convnet",
+    ),
+    Entry(
+        "mlp",
+        "your own numbers (--data TABLE.csv --set data.label=COLUMN, or .npz): fully connected layers",
+        "fitserve_training.recipes.mlp",
+    ),
 )
+
+PUBLISHED = tuple(entry.name for entry in ENTRIES[:8])
+"""Those that hold published figures, and train on data that is there already."""
+
+_FOR_OWN_DATA = {"images": "convnet", "table": "mlp", "arrays": "mlp", "text": "bert-multilabel"}
 
 
 def names() -> list[str]:
@@ -64,12 +81,21 @@ def names() -> list[str]:
     return [entry.name for entry in ENTRIES]
 
 
+def recipe_for_data(name: str) -> str | None:
+    """Gives the recipe that takes the user's own data of this name; None where it is not a path."""
+    return _FOR_OWN_DATA[kind_of(Path(name))] if is_path(name) else None
+
+
 def load_recipe(name: str) -> Recipe:
-    """Imports the recipe called `name` (and with it torch).
+    """Imports the recipe called `name`, or runs the user's file of this name; torch is imported with it.
 
     Raises:
         UsageError: there is no such recipe; the message suggests the nearest one.
     """
+    if name.endswith(".py"):
+        from fitserve_training.own_recipe import load_own_recipe
+
+        return load_own_recipe(Path(name))
     for entry in ENTRIES:
         if entry.name == name:
             recipe: Recipe = import_module(entry.module).RECIPE

@@ -8,13 +8,16 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from fitserve_training.catalogue import ENTRIES, names
+from fitserve_training.catalogue import ENTRIES, names, recipe_for_data
 from fitserve_training.config import Values, parse_assignments
 from fitserve_training.errors import RunStoppedError, UsageError, unknown_name
 
 _EXAMPLE = """\
 example:
   fitserve-train lenet --data digits --run-dir runs/lenet
+  fitserve-train --data pictures/
+  fitserve-train --data table.csv --set data.label=COLUMN
+  fitserve-train my_recipe.py
   fitserve-train thermometer --set lr=1e-4 --set model.input_scale=1 --set epochs=100
   fitserve-train softmax --seeds 10
   torchrun --nproc-per-node 2 -m fitserve_training.cli lenet
@@ -59,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("recipe", nargs="?", metavar="RECIPE", help=f"one of {', '.join(names())}")
+    add("recipe", nargs="?", metavar="RECIPE", help=f"one of {', '.join(names())}, or a file of your own")
     add("--list", action="store_true", help="list the recipes and exit")
     add("--index", type=Path, metavar="RUNS", help="write RUNS/index.html, which links the report of every run; exit")
     add("--seeds", type=_count, metavar="N", help="train with N seeds, the root seed onwards; ends with mean ± sd")
@@ -70,7 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", metavar="N", help="root of all random numbers (default 0)")
     add("--run-dir", type=Path, metavar="DIR", help="where the run goes (default runs/RECIPE)")
     add("--data-dir", type=Path, metavar="DIR", help="where data files are (default: environment variable DATA_DIR)")
-    add("--data", metavar="NAME", help="auto, digits or fashion_mnist for the image recipes (default auto)")
+    add(
+        "--data",
+        metavar="NAME|PATH",
+        help="auto, digits, fashion_mnist, bundled, goemotions (default auto), or a path to your own",
+    )
     add("--resume", action="store_true", help="go on with the unfinished run of the run directory")
     add("--version", action="version", version=f"fitserve-train {version('fitserve')}")
     return parser
@@ -98,15 +105,16 @@ def _say(line: str) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    if options.recipe is None:
-        raise UsageError(f"expected a recipe (known: {', '.join(names())})")
-    if options.recipe not in names():
-        raise unknown_name("recipe", options.recipe, names())
+    recipe = options.recipe or (recipe_for_data(options.data) if options.data else None)
+    if recipe is None:
+        raise UsageError(f"expected a recipe (known: {', '.join(names())}), or --data with a path to your own data")
+    if recipe not in names() and not recipe.endswith(".py"):
+        raise unknown_name("recipe", recipe, names())
     changes = _changes(options)
     from fitserve_training.launch import Request, train
 
-    run_dir = options.run_dir or Path("runs") / options.recipe
-    request = Request(options.recipe, run_dir, options.config, changes, options.data_dir, options.resume)
+    run_dir = options.run_dir or Path("runs") / Path(recipe.removesuffix(".py")).name
+    request = Request(recipe, run_dir, options.config, changes, options.data_dir, options.resume)
     if options.seeds:
         from fitserve_training.seeds import train_seeds
 

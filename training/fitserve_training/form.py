@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.errors import UsageError
 
@@ -21,12 +23,14 @@ class Form:
     Args:
         class_names: In class order; empty for regression.
         input_shapes: Shape of one example, per input.
+        input_dtypes: Elements, per input.
         target_shape: Shape of one example's target.
         files: What the model is of no use without, by file name, for example its tokenizer. It travels in the version.
     """
 
     class_names: tuple[str, ...]
     input_shapes: tuple[tuple[int, ...], ...]
+    input_dtypes: tuple[torch.dtype, ...]
     target_shape: tuple[int, ...]
     files: Mapping[str, bytes] = field(default_factory=dict)
 
@@ -34,13 +38,15 @@ class Form:
     def of(data: DataSet) -> Form:
         """Gives the form of a data set."""
         shapes = tuple(tuple(x.shape[1:]) for x in data.train.inputs)
-        return Form(data.class_names, shapes, tuple(data.train.targets.shape[1:]), data.files)
+        dtypes = tuple(x.dtype for x in data.train.inputs)
+        return Form(data.class_names, shapes, dtypes, tuple(data.train.targets.shape[1:]), data.files)
 
     def write(self, folder: Path) -> None:
         """Writes the form into a run's folder."""
         document = {
             "class_names": list(self.class_names),
             "input_shapes": [list(shape) for shape in self.input_shapes],
+            "input_dtypes": [str(dtype).removeprefix("torch.") for dtype in self.input_dtypes],
             "target_shape": list(self.target_shape),
             "files": sorted(self.files),
         }
@@ -61,8 +67,9 @@ class Form:
             return Form(
                 class_names=tuple(document["class_names"]),
                 input_shapes=tuple(tuple(shape) for shape in document["input_shapes"]),
+                input_dtypes=tuple(getattr(torch, name) for name in document["input_dtypes"]),
                 target_shape=tuple(document["target_shape"]),
                 files={name: (folder / FOLDER / name).read_bytes() for name in document["files"]},
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"run file {folder / FILE}: cannot be read: {error}") from None

@@ -126,7 +126,7 @@ def _resumed_config(request: Request, recipe: Recipe, places: Places) -> RunConf
         raise UsageError(f"run directory {request.run_dir}: expected an unfinished run to resume, found none")
     if request.config_file or request.changes:
         raise UsageError("--resume: expected no settings beside it, for the run goes on with its own")
-    return resolve_config(recipe, None, read_config(path, recipe.name), places)
+    return resolve_config(recipe, None, read_config(path, recipe.address), places)
 
 
 def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.device, workers: Workers) -> Built:
@@ -137,7 +137,7 @@ def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.devi
     seed_global(config.seed, "init")
     model = recipe.build_model(config).to(device)
     if recipe.start:
-        recipe.start(config, model)
+        recipe.start(config, model, data)
     record = choose_compile(config.compile, device, places.cache_dir)
     # A compiled step reads a scheduled rate from a tensor: a number would be compiled in, and again each time it moves.
     is_lr_read = record.used == "step" and is_lr_scheduled(config)

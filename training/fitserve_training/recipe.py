@@ -100,6 +100,7 @@ class Recipe:
             recipe is the same for all its data.
         start: Puts the weights into a new model that training starts from, where they are not the random ones
             of `build_model`.
+        file: The user's Python file that it comes from; empty for one of the catalogue.
         own_data: Kinds of the user's own data that it takes: `images`, `table`, `arrays`, `text`.
         cure: What to change when the loss is not finite.
         tolerance: Overrides the exporter's tolerance, by `atol` and `rtol`.
@@ -123,8 +124,15 @@ class Recipe:
     draw: Callable[[Finish, Path], None] | None = None
     measure: Callable[[Finish], dict[str, float]] | None = None
     for_form: Callable[[Form], Recipe] | None = None
-    start: Callable[[RunConfig, nn.Module], None] | None = None
+    start: Callable[[RunConfig, nn.Module, DataSet], None] | None = None
     own_data: tuple[str, ...] = ()
+    file: str = ""
+
+    @property
+    def address(self) -> str:
+        """What finds the recipe again: its file, or its name in the catalogue."""
+        return self.file or self.name
+
     cure: str = "lower the learning rate (--set lr=…)"
     tolerance: Mapping[str, float] | None = None
 

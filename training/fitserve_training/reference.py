@@ -191,7 +191,8 @@ def line_closed_form(start: Tensor, goal: Tensor, x_N: Tensor, lr: float, epochs
     """
     moments = torch.stack((torch.stack((x_N @ x_N, x_N.sum())), torch.stack((x_N.sum(), x_N.new_tensor(len(x_N))))))
     factor = torch.eye(2, dtype=x_N.dtype) - 2 * lr * moments
-    return goal + torch.linalg.matrix_power(factor, epochs) @ (start - goal)
+    end: Tensor = goal + torch.linalg.matrix_power(factor, epochs) @ (start - goal)
+    return end
 
 
 def two_layer_gradient(w1: Tensor, w2: Tensor, x_ND: Tensor, y_NK: Tensor) -> tuple[float, Tensor, Tensor]:

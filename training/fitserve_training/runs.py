@@ -115,7 +115,7 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
 
 def _read_recipe(path: Path, places: Places) -> tuple[Recipe, RunConfig]:
     recipe = load_recipe(str(read_toml(path).get("recipe", "")))
-    return recipe, resolve_config(recipe, None, read_config(path, recipe.name), places)
+    return recipe, resolve_config(recipe, None, read_config(path, recipe.address), places)
 
 
 def _record(config: RunConfig, summary: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:

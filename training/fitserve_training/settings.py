@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fitserve_training.config import RunConfig, Values, merge, read_toml, to_toml
+from fitserve_training.data.own.kinds import is_path, kind_of
 from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError, unknown_name
 from fitserve_training.recipe import Recipe
@@ -18,15 +19,26 @@ def resolve_config(recipe: Recipe, config_file: Path | None, changes: Values, pl
     Raises:
         UsageError: a key or a value is wrong, or the file is unreadable or of another recipe.
     """
-    file_values = read_config(config_file, recipe.name) if config_file else {}
+    file_values = read_config(config_file, recipe.address) if config_file else {}
     name = str((file_values | changes).get("data.name", "auto"))
-    if name != "auto" and name not in recipe.data_names:
-        raise unknown_name(f"data for recipe {recipe.name}", name, recipe.data_names)
-    chosen = recipe.choose_data(name, places)
+    chosen = _chosen_data(recipe, name, places)
     flat = own_settings(recipe, chosen, recipe.preset_for(chosen, file_values | changes))
     flat = merge(flat, file_values, str(config_file))
     flat = merge(flat, changes, "--set")
     return RunConfig.from_flat({**flat, "data.name": chosen})
+
+
+def _chosen_data(recipe: Recipe, name: str, places: Places) -> str:
+    """Resolves the name of the data; the user's own gets its whole path, so that the run finds it from anywhere."""
+    if name == "auto" or name in recipe.data_names:
+        return recipe.choose_data(name, places)
+    if not is_path(name):
+        raise unknown_name(f"data for recipe {recipe.name}", name, recipe.data_names)
+    kind = kind_of(Path(name))
+    if kind not in recipe.own_data:
+        takes = f"own data of kind {', '.join(recipe.own_data)}" if recipe.own_data else "no data of your own"
+        raise UsageError(f"data {name}: recipe {recipe.name} takes {takes}, and this is of kind {kind}")
+    return str(Path(name).resolve())
 
 
 def own_settings(recipe: Recipe, data_name: str, preset: str) -> Values:
@@ -44,7 +56,7 @@ def is_own_mathematics(recipe: Recipe, config: RunConfig) -> bool:
 
 def config_text(recipe: Recipe, config: RunConfig) -> str:
     """Gives the text of the run's config.toml, which --config reads back."""
-    return to_toml({"recipe": recipe.name, **config.to_flat()})
+    return to_toml({"recipe": recipe.address, **config.to_flat()})
 
 
 def read_config(path: Path, recipe_name: str) -> Values:

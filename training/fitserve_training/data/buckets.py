@@ -28,7 +28,7 @@ def bucketed_batches(lengths_N: Tensor, batch_size: int, stream: torch.Generator
     order_N = torch.randperm(len(lengths_N), generator=stream)
     buckets_N = (lengths_N[order_N] + WIDTH - 1) // WIDTH
     full, rest = [], []
-    for bucket in buckets_N.unique().tolist():
+    for bucket in torch.unique(buckets_N).tolist():
         chunks = list(torch.split(order_N[buckets_N == bucket], batch_size))
         rest += chunks[-1:] if len(chunks[-1]) < batch_size else []
         full += chunks[:-1] if len(chunks[-1]) < batch_size else chunks

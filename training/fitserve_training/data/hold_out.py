@@ -22,7 +22,7 @@ def hold_out(inputs: tuple[Tensor, ...], targets_N: Tensor, share: float, seed: 
     stream = generator(seed, "data", "hold_out")
     order_N = torch.randperm(len(targets_N), generator=stream)
     is_classes = targets_N.ndim == 1 and not targets_N.is_floating_point()
-    groups = [order_N[targets_N[order_N] == c] for c in targets_N.unique()] if is_classes else [order_N]
+    groups = [order_N[targets_N[order_N] == c] for c in torch.unique(targets_N)] if is_classes else [order_N]
     counts = [min(max(round(len(group) * share), 1), len(group) - 1) for group in groups]
     held_out = torch.cat([group[:count] for group, count in zip(groups, counts, strict=True)]).sort().values
     is_train = torch.ones(len(targets_N), dtype=torch.bool)

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from fitserve_training.config import RunConfig, Scalar
 from fitserve_training.data import sentences
 from fitserve_training.data.dataset import DataSet
+from fitserve_training.data.own.texts import load_texts
 from fitserve_training.data.places import Places
+from fitserve_training.data.sentences import Corpus
 from fitserve_training.data.tokens import checkpoint_tokenizer, own_tokenizer, tokenized
 from fitserve_training.errors import UsageError
 from fitserve_training.form import Form
@@ -60,7 +62,7 @@ class BertMultiLabel(nn.Module):
         """Sets the mode; a frozen encoder stays in evaluation mode."""
         super().train(mode)
         if self._is_frozen:
-            self.encoder.eval()
+            self.encoder.eval()  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, input_ids_BS: Tensor, attention_mask_BS: Tensor) -> Tensor:
@@ -94,22 +96,29 @@ def load_data(config: RunConfig, places: Places) -> DataSet:
     Raises:
         UsageError: data or checkpoint cannot be read, or a setting is out of range.
     """
-    name, weights = str(config.data["name"]), str(config.model["weights"])
+    weights = str(config.model["weights"])
     max_length = int(config.data["max_length"])
     if not 3 <= max_length <= _MAX_POSITIONS:
         raise UsageError(f"setting 'data.max_length': expected 3 to {_MAX_POSITIONS}, got {max_length}")
-    count = int(config.data["example_count"])
-    corpus = sentences.load_bundled() if name == "bundled" else sentences.load_goemotions(places, count)
+    corpus = _corpus(config, places)
     if weights:
         tokenizer, network = checkpoint_tokenizer(weights, max_length), _checkpoint_config(weights)
     else:
         tokenizer = own_tokenizer(corpus.train.texts, int(config.model["vocabulary_size"]), max_length)
         network = _small_config(config, tokenizer.get_vocab_size())
-        note = (
-            f"no model.weights given: a small BERT from scratch, {network['num_hidden_layers']} layers of hidden size "
-        )
-        corpus = replace(corpus, note=f"{note}{network['hidden_size']}, which is not a pretrained one; {corpus.note}")
+        size = f"{network['num_hidden_layers']} layers of hidden size {network['hidden_size']}"
+        note = f"no model.weights given: a small BERT from scratch, {size}, which is not a pretrained one"
+        corpus = replace(corpus, note="; ".join(part for part in (note, corpus.note) if part))
     return tokenized(corpus, tokenizer, json.dumps(network, indent=2, sort_keys=True).encode())
+
+
+def _corpus(config: RunConfig, places: Places) -> Corpus:
+    name = str(config.data["name"])
+    if name == "bundled":
+        return sentences.load_bundled()
+    if name == "goemotions":
+        return sentences.load_goemotions(places, int(config.data["example_count"]))
+    return load_texts(Path(name), float(config.data["hold_out"]), config.seed)
 
 
 def _small_config(config: RunConfig, vocabulary_size: int) -> dict[str, Any]:
@@ -142,8 +151,8 @@ def _checkpoint(weights: str) -> Iterator[None]:
     try:
         from transformers.utils import logging
 
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         yield
     except UsageError:
         raise
@@ -163,7 +172,7 @@ def build_model(config: RunConfig, form: Form) -> nn.Module:
     return BertMultiLabel(network, len(form.class_names), bool(config.model["frozen"]))
 
 
-def start(config: RunConfig, model: nn.Module) -> None:
+def start(config: RunConfig, model: nn.Module, _data: DataSet) -> None:
     """Puts the checkpoint's weights into the encoder, where there is one."""
     weights = str(config.model["weights"])
     if not weights:
@@ -197,6 +206,7 @@ RECIPE = Recipe(
         "compile": "off",
         "data.max_length": 50,
         "data.example_count": 0,
+        "data.hold_out": 0.2,
         "model.weights": "",
         "model.frozen": False,
         "model.layers": 2,

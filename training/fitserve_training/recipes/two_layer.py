@@ -37,7 +37,8 @@ class MaskedRelu(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> Tensor:
         """Lets the slope pass where the input was positive: it is masked, not clamped."""
         (hidden_NH,) = ctx.saved_tensors
-        return slopes[0] * (hidden_NH > 0)
+        masked: Tensor = slopes[0] * (hidden_NH > 0)
+        return masked
 
 
 class TwoLayer(nn.Module):

@@ -1,0 +1,137 @@
+"""What the recipes for the user's own data share: settings, the task that the data says, the layers around a network.
+
+Shapes: N examples of a batch, D values of an example, K outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fitserve_training.config import RunConfig, Scalar
+from fitserve_training.data.dataset import DataSet
+from fitserve_training.data.own.arrays import load_arrays
+from fitserve_training.data.own.kinds import ARRAYS, IMAGES, kind_of
+from fitserve_training.data.own.pictures import load_pictures
+from fitserve_training.data.own.tables import load_table
+from fitserve_training.data.places import Places
+from fitserve_training.errors import UsageError
+from fitserve_training.form import Form
+from fitserve_training.objectives import Classification, MultiLabel, Objective, Regression
+
+SETTINGS: Mapping[str, Scalar] = {
+    "optimizer": "adam",
+    "batch_size": 64,
+    "data.hold_out": 0.2,
+    "data.label": "",
+    "data.task": "auto",
+    "data.image_size": 32,
+}
+
+
+def choose_data(_name: str, _places: Places) -> str:
+    """There is no data but the user's own.
+
+    Raises:
+        UsageError: none was named.
+    """
+    raise UsageError("expected your own data: --data images/, --data table.csv --set data.label=COLUMN or --data x.npz")
+
+
+def load_data(config: RunConfig, input_name: str) -> DataSet:
+    """Loads the data at the path `data.name`.
+
+    Raises:
+        UsageError: it is not there or not as it should be; the message names file and place.
+    """
+    path, share = Path(str(config.data["name"])), float(config.data["hold_out"])
+    if not 0 < share < 1:
+        raise UsageError(f"setting 'data.hold_out': expected a share above 0 and below 1, got {share:g}")
+    kind = kind_of(path)
+    if kind == IMAGES:
+        return load_pictures(path, int(config.data["image_size"]), share, config.seed)
+    if kind == ARRAYS:
+        return load_arrays(path, input_name, share, config.seed)
+    return load_table(path, str(config.data["label"]), str(config.data["task"]), share, config.seed)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What follows from the targets: the objective, the number of outputs K, the served output's name."""
+
+    objective: Objective
+    output_count: int
+    output_name: str
+    is_multi_label: bool = False
+
+
+def ending(form: Form) -> Ending:
+    """Reads the task from the form: no classes mean values; a target per class, any of them; else one of them."""
+    if not form.class_names:
+        return Ending(Regression(), form.target_shape[0], "y")
+    if form.target_shape:
+        return Ending(MultiLabel(len(form.class_names)), len(form.class_names), "probabilities", True)
+    return Ending(Classification(), len(form.class_names), "logits")
+
+
+class Standardised(nn.Module):
+    """A network between scalings that bring inputs, and real targets, to mean 0 and standard deviation 1.
+
+    The scalings are buffers: they come from the training data, are saved with the weights and are in the served graph.
+
+    Args:
+        network: Maps (N, …) to (N, K).
+        input_shape: Of the scalings; axes of size 1 share one.
+        output_count: K.
+    """
+
+    input_mean: Tensor
+    input_sd: Tensor
+    output_mean: Tensor
+    output_sd: Tensor
+
+    def __init__(self, network: nn.Module, input_shape: tuple[int, ...], output_count: int) -> None:
+        super().__init__()
+        self.network = network
+        for name, shape in (("input", input_shape), ("output", (output_count,))):
+            self.register_buffer(f"{name}_mean", torch.zeros(shape))
+            self.register_buffer(f"{name}_sd", torch.ones(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps raw inputs (N, …) to outputs (N, K) in the targets' own unit."""
+        outputs: Tensor = self.network((x - self.input_mean) / self.input_sd)
+        return outputs * self.output_sd + self.output_mean
+
+
+def start(_config: RunConfig, model: nn.Module, data: DataSet) -> None:
+    """Takes the scalings from the training examples."""
+    assert isinstance(model, Standardised)
+    x = data.train.inputs[0]
+    shared = [0] + [axis for axis, size in enumerate(model.input_mean.shape, start=1) if size == 1 < x.shape[axis]]
+    _scale(model.input_mean, model.input_sd, x, shared)
+    if not data.class_names:
+        _scale(model.output_mean, model.output_sd, data.train.targets, [0])
+
+
+def _scale(mean: Tensor, sd: Tensor, values: Tensor, axes: list[int]) -> None:
+    mean.copy_(values.mean(dim=axes).reshape(mean.shape))
+    found = values.std(dim=axes, correction=0).reshape(sd.shape)
+    # What never varies is only shifted.
+    sd.copy_(torch.where(found > 0, found, torch.ones_like(found)))
+
+
+class Sigmoid(nn.Module):
+    """A model of logits with the sigmoid behind it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps (N, …) to probabilities (N, K)."""
+        probabilities: Tensor = self.model(x).sigmoid()
+        return probabilities
