@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, Final
 
@@ -54,9 +55,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        with Client(arguments.server, timeout_s=arguments.timeout) as client:
+        timings: list[Mapping[str, int]] = []
+        on_timing = timings.append if getattr(arguments, "timing", False) else None
+        with Client(arguments.server, timeout_s=arguments.timeout, on_timing=on_timing) as client:
             report = COMMANDS[arguments.command](client, arguments)
-        _print(report, is_json=arguments.json)
+        _print(replace(report, notes=[*report.notes, *map(_timing_text, timings)]), is_json=arguments.json)
     except (FitserveError, FileError) as error:
         print(f"{_PROGRAM}: {printable(_sentence(error, arguments.server))}", file=sys.stderr)
         return UNUSABLE if isinstance(error, FileError) or _is_absent(error) else REFUSED
@@ -65,6 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
     return DONE
+
+
+def _timing_text(timing: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{part} {time_us:,} µs" for part, time_us in timing.items())
+    return f"time on the server: {sum(timing.values()):,} µs: {parts}"
 
 
 def _print(report: Report, *, is_json: bool) -> None:
@@ -133,6 +141,7 @@ def _add_predict(commands: Any) -> None:
     examples = parser.add_mutually_exclusive_group(required=True)
     examples.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png", nargs="?")
     examples.add_argument("--text", metavar="TEXT", action="append", help="a text for a model of text; may be repeated")
+    parser.add_argument("--timing", action="store_true", help="say where the server's time went, call by call")
     parser.add_argument("--invert", action="store_true", help="exchange light and dark in a .png file")
     parser.add_argument(
         "--rows", metavar="N", type=_positive, default=_DEFAULT_ROWS, help="rows shown at most (default %(default)s)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self, Unpack
@@ -24,7 +24,7 @@ from fitserve_client.connection import (
 )
 from fitserve_client.errors import CallCancelledError, FitserveError
 from fitserve_client.evaluation import Evaluation, merged
-from fitserve_client.messages import Call, Inputs
+from fitserve_client.messages import Call, Inputs, timing_of
 from fitserve_client.models import Model, Selector, VersionDetails
 from fitserve_client.operations import EvaluationPlan, Operation, Operations, Result
 from fitserve_client.prediction import Prediction
@@ -42,6 +42,8 @@ class Client:
         target: `host:port` of the server.
         timing: Clock and chance, for tests.
         sleep: How to pause, seconds, for tests.
+        on_timing: Takes where the server's time went, by part in microseconds, for each answer that tells it; on the
+            calling thread.
         **connection: The other fields of `Connection`, which see.
 
     Example:
@@ -55,11 +57,13 @@ class Client:
         *,
         timing: Timing | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        on_timing: Callable[[Mapping[str, int]], None] | None = None,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
         self._connection = Connection(target, **connection)
         self._timing = timing or Timing()
         self._sleep = sleep
+        self._on_timing = on_timing
         self._operations = Operations()
         self._channel = _channel(self._connection)
         self._is_closed = False
@@ -229,12 +233,18 @@ class Client:
             self._sleep(attempts.pause_after(error, is_retryable=call.may_repeat(error) and not self._is_closed))
 
     def _attempt(self, call: Call[Any], remaining_s: float) -> Any:
-        method = self._channel.unary_unary(
+        method: Any = self._channel.unary_unary(
             call.path,
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response_type.FromString,
         )
-        return method(call.request, timeout=grpc_timeout_s(remaining_s), metadata=tuple(self._connection.metadata))
+        options = {"timeout": grpc_timeout_s(remaining_s), "metadata": tuple(self._connection.metadata)}
+        if self._on_timing is None:
+            return method(call.request, **options)
+        response, answered = method.with_call(call.request, **options)
+        if timing := timing_of(answered.trailing_metadata()):
+            self._on_timing(timing)
+        return response
 
 
 def _channel(connection: Connection) -> grpc.Channel:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
@@ -37,6 +37,17 @@ Inputs = Mapping[str, ArrayLike] | ArrayLike
 
 _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].methods_by_name
 _CONTROL = control_pb2.DESCRIPTOR.services_by_name["ModelControlService"].methods_by_name
+
+
+TIMING_KEY: Final = "fitserve-timing"
+"""Trailing metadata that tells where the server's time went."""
+
+
+def timing_of(trailing: Iterable[tuple[str, str | bytes]]) -> dict[str, int]:
+    """Reads where the server's time went, by part in microseconds; empty where it does not tell."""
+    told = next((value for key, value in trailing if key == TIMING_KEY), "")
+    pairs = (part.partition("=") for part in str(told).split(",") if part)
+    return {name.removesuffix("_us"): int(value) for name, _, value in pairs if value.isdecimal()}
 
 
 @dataclass(frozen=True, slots=True)

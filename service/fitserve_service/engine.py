@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where a request's time went, seconds."""
+    """Where a request's time went, seconds; the run with joining and splitting."""
 
     queue_s: float
     run_s: float
@@ -270,7 +270,7 @@ class Engine:
             if isinstance(answer, Exception):
                 self._finish(job, _run_error(run.served, answer))
             else:
-                self._finish(job, Completed(answer, Timing(waited_s, run.run_s)))
+                self._finish(job, Completed(answer, Timing(waited_s, run.input_s + run.run_s + run.output_s)))
         if lane.batcher.entry_count == 0:
             self._drop_lane_if_idle(lane.served)
         elif not self._is_scheduled:

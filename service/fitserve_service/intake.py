@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 from fitserve_contract.labels import CANARY
 from fitserve_service.batcher import Priority
+from fitserve_service.budget import Budget
 from fitserve_service.calls import Metadata, UnaryCall
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Code, ServiceError
@@ -18,6 +19,7 @@ from fitserve_service.series import ExampleSet, Series
 from fitserve_service.shadow import Answered, Shadow
 from fitserve_service.signature import Tensor
 from fitserve_service.status import incident
+from fitserve_service.tracing import RequestTracer
 from fitserve_service.traffic import Draw, routing_key
 
 Answer: TypeAlias = bytes | ServiceError
@@ -45,6 +47,7 @@ class Order:
         deadline_s: Monotonic time at which the caller stops waiting; None: never.
         priority: Its class.
         metadata: What the caller sent along; its routing key decides which share of the traffic it belongs to.
+        budget: Where its time goes, begun when its message was there.
     """
 
     method: str
@@ -53,6 +56,7 @@ class Order:
     deadline_s: float | None
     priority: Priority = Priority.PREDICT
     metadata: Metadata = ()
+    budget: Budget = field(default_factory=Budget)
 
     @property
     def is_open(self) -> bool:
@@ -84,6 +88,10 @@ class RequestObserver(Protocol):
         """Takes the end of a request; `served` is None where no version was found for it."""
         ...
 
+    def on_budget(self, served: ServedVersion, budget: Budget) -> None:
+        """Takes where the time of a request went that was answered."""
+        ...
+
 
 class Intake:
     """Takes orders to the engine. Lives on the loop thread."""
@@ -96,7 +104,9 @@ class Intake:
         shadow: Shadow,
         draw: Draw,
         clock: Callable[[], float] = time.monotonic,
+        tracer: RequestTracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._registry = registry
         self._shadow = shadow
         self._draw = draw
@@ -119,22 +129,22 @@ class Intake:
         Raises:
             ServiceError: it cannot be run; `on_done` is not called.
         """
-        begin_s = self._clock()
-        served: ServedVersion | None = None
+        budget, served = order.budget, None
         try:
             lease = self._lease(order)
             served = lease.served
             job = self._job(order, lease)
         except Exception as error:
-            code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
-            self._observer.on_request(order.method, served, code, self._clock() - begin_s)
+            budget.decoded(self._clock())
+            self._count(order, served, error.code if isinstance(error, ServiceError) else Code.INTERNAL)
             raise
 
         def finish(outcome: Outcome) -> None:
+            budget.ran(outcome.timing.run_s if isinstance(outcome, Completed) else 0.0, self._clock())
             answer = _answer(order.method, lease.served, outcome, encode)
-            code = answer.code if isinstance(answer, ServiceError) else Code.OK
+            budget.encoded(self._clock())
             # Before the answer: whoever has it finds it counted.
-            self._observer.on_request(order.method, lease.served, code, self._clock() - begin_s)
+            self._count(order, lease.served, answer.code if isinstance(answer, ServiceError) else Code.OK)
             on_done(answer)
             if order.is_open and isinstance(outcome, Completed):
                 self._shadow.offer(
@@ -142,6 +152,7 @@ class Intake:
                 )
 
         job.on_done = finish
+        budget.decoded(self._clock())
         self._engine.submit(job)
         return lambda: self._engine.cancel(job)
 
@@ -170,6 +181,13 @@ class Intake:
         series.start()
         return series.cancel
 
+    def _count(self, order: Order, served: ServedVersion | None, code: Code) -> None:
+        self._observer.on_request(order.method, served, code, order.budget.total_s)
+        if code is Code.OK and served is not None:
+            self._observer.on_budget(served, order.budget)
+        if self._tracer is not None:
+            self._tracer.on_request(order.method, served, code, order.budget, order.metadata)
+
     def _lease(self, order: Order) -> Lease:
         target = order.target
         if order.is_open and (share := self._registry.traffic(target.model).canary_share):
@@ -193,14 +211,14 @@ class Intake:
         return Job(lease, inputs, outputs, example_count, order.deadline_s, order.priority, _unanswered)
 
 
-def answer_call(call: UnaryCall) -> Callable[[Answer], None]:
-    """Makes what answers a unary call."""
+def answer_call(call: UnaryCall, budget: Budget | None = None) -> Callable[[Answer], None]:
+    """Makes what answers a unary call, and tells the caller where its time went."""
 
     def answer(result: Answer) -> None:
         if isinstance(result, ServiceError):
             call.fail(result)
         else:
-            call.reply(result)
+            call.reply(result, budget.metadata() if budget else ())
 
     return answer
 

@@ -35,6 +35,7 @@ from fitserve_service.shadow import Shadow
 from fitserve_service.shadow_metrics import ShadowCollector
 from fitserve_service.source import RepositorySource
 from fitserve_service.telemetry import Telemetry
+from fitserve_service.tracing import OpenTelemetryTracer, TracingError, open_tracer
 from fitserve_service.traffic import Draw
 from fitserve_service.transport import ListenError, TransportOptions, is_loopback
 from fitserve_service.transport_choice import choose
@@ -105,6 +106,7 @@ class Server:
         self._loader: ModelLoader = peers.share(self._reconciler) if peers else self._reconciler
         if peers is not None:
             self.registry.agree(frozenset())
+        self._tracer = _tracer(settings)
         self._activity = Activity(self._telemetry.counts)
         self._pages = self._new_pages()
         self._metrics: MetricsPort | None = None
@@ -139,6 +141,8 @@ class Server:
             self._reconciler.stop()
             if self._metrics is not None:
                 self._metrics.close()
+            if self._tracer is not None:
+                self._tracer.close()
 
     def stop(self) -> None:
         """Refuses new requests, answers those in flight within the grace time, then ends `run`."""
@@ -221,7 +225,7 @@ class Server:
         draw = Draw()
         shadow = Shadow(self.registry, self._engine, self._transport, draw)
         self._telemetry.add(ShadowCollector(shadow.counts))
-        intake = Intake(self.registry, self._engine, self._telemetry, shadow, draw)
+        intake = Intake(self.registry, self._engine, self._telemetry, shadow, draw, tracer=self._tracer)
         health = HealthServicer(self.registry, self._readiness, self._transport)
         infer = OipInferServicer(intake)
         models = OipModelsServicer(
@@ -297,6 +301,13 @@ def running_server(settings: ServerSettings) -> Iterator[Server]:
     finally:
         server.stop()
         thread.join()
+
+
+def _tracer(settings: ServerSettings) -> OpenTelemetryTracer | None:
+    try:
+        return open_tracer(settings.tracing)
+    except TracingError as error:
+        raise StartError(str(error)) from None
 
 
 def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOptions:

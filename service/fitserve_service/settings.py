@@ -41,6 +41,7 @@ class ServerSettings:
         runner_count: Threads for long runs.
         workers: Processes on the one port; several share the cores, each with all models.
         connection_age_s: With several workers: how long a connection stays with one; 0: for good.
+        tracing: "off" or "otlp"; see `tracing`.
         log_format: "auto", "json" or "text".
         log_level: "debug", "info", "warning" or "error".
     """
@@ -60,6 +61,7 @@ class ServerSettings:
     runner_count: int = 2
     workers: int = 1
     connection_age_s: float = 60.0
+    tracing: str = "off"
     log_format: str = "auto"
     log_level: str = "info"
 
@@ -168,6 +170,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "0..86400",
         _number(0, 86400, float),
     ),
+    "tracing": Option("NAME", "off, or otlp: spans of OpenTelemetry (off)", "off or otlp", _one_of("off", "otlp")),
     "log_format": Option("FORMAT", f"{_LOG_FORMATS} (auto: text on a terminal)", _LOG_FORMATS, _one_of(*logs.FORMATS)),
     "log_level": Option("LEVEL", f"{_LOG_LEVELS} (info)", _LOG_LEVELS, _one_of(*logs.LEVELS)),
 }

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, generate_late
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from fitserve_service.budget import Budget
 from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
 from fitserve_service.registry import Registry, ServedVersion
@@ -76,6 +77,8 @@ class _Meters:
 
     requests: dict[tuple[str, str], int] = field(default_factory=dict)
     request_s: dict[str, Histogram] = field(default_factory=dict)
+    decode_s: Histogram = field(default_factory=_seconds)
+    encode_s: Histogram = field(default_factory=_seconds)
     queue_s: Histogram = field(default_factory=_seconds)
     run_s: Histogram = field(default_factory=_seconds)
     examples: Histogram = field(default_factory=lambda: Histogram(EXAMPLES_BOUNDS))
@@ -132,6 +135,12 @@ class Telemetry(Collector):
         if histogram is None:
             histogram = meters.request_s[method] = _seconds()
         histogram.observe(elapsed_s)
+
+    def on_budget(self, served: ServedVersion, budget: Budget) -> None:
+        """Counts where the time of a request went; queue and run are counted by run."""
+        meters = self._meters_of(served)
+        meters.decode_s.observe(budget.decode_s)
+        meters.encode_s.observe(budget.encode_s)
 
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
         """Counts one run of a model."""
@@ -237,10 +246,14 @@ def _request_metrics(meters: list[tuple[VersionKey, _Meters]]) -> Iterator[Metri
 def _run_metrics(meters: list[tuple[VersionKey, _Meters]]) -> Iterator[Metric]:
     queue = HistogramMetricFamily("fitserve_queue_seconds", "Time that a request waited for its run.", labels=_LABELS)
     run = HistogramMetricFamily("fitserve_run_seconds", "Time of one run of the model.", labels=_LABELS)
+    decode = HistogramMetricFamily("fitserve_decode_seconds", "Time to read and check a request.", labels=_LABELS)
+    encode = HistogramMetricFamily("fitserve_encode_seconds", "Time to write an answer.", labels=_LABELS)
     examples = HistogramMetricFamily("fitserve_batch_examples", "Examples in one run, without padding.", labels=_LABELS)
     for version, counted in meters:
         if version[0]:
+            decode.add_metric(version, counted.decode_s.cumulative(), counted.decode_s.total)
+            encode.add_metric(version, counted.encode_s.cumulative(), counted.encode_s.total)
             queue.add_metric(version, counted.queue_s.cumulative(), counted.queue_s.total)
             run.add_metric(version, counted.run_s.cumulative(), counted.run_s.total)
             examples.add_metric(version, counted.examples.cumulative(), counted.examples.total)
-    yield from (queue, run, examples)
+    yield from (decode, queue, run, encode, examples)

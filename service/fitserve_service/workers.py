@@ -76,7 +76,9 @@ class Workers:
         """
         self._say = say
         port, metrics = self._take_ports()
-        self._settings = replace(self._settings, port=port.getsockname()[1], metrics_port=metrics and metrics.port)
+        self._settings = replace(
+            self._settings, port=port.getsockname()[1], metrics_port=metrics.port if metrics else None
+        )
         try:
             for number in range(self._settings.workers):
                 self._start(number)
@@ -124,7 +126,11 @@ class Workers:
 
     def _refresh(self) -> None:
         """Keeps the metrics that outlive a worker from being older than a tick."""
-        self._events.put(lambda: self._ask_pages(_METRICS, is_for_all=True) and None)
+
+        def refresh() -> None:
+            self._ask_pages(_METRICS, is_for_all=True)
+
+        self._events.put(refresh)
 
     def _turn(self) -> None:
         now_s = time.monotonic()
@@ -173,9 +179,8 @@ class Workers:
         wait_s = self._back_offs[worker.number].after(time.monotonic() - worker.began_s)
         why = worker.refusal or f"exit code {worker.process.returncode}"
         _log.error("worker %d ended (%s); starting another in %g s", worker.number, why, wait_s)
-        heapq.heappush(
-            self._timers, (time.monotonic() + wait_s, next(self._numbers), partial(self._start, worker.number))
-        )
+        start: Callable[[], None] = partial(self._start, worker.number)
+        heapq.heappush(self._timers, (time.monotonic() + wait_s, next(self._numbers), start))
 
     def _stop(self) -> None:
         if not self._is_stopping:

@@ -11,6 +11,7 @@ from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
 from fitserve_service import codec
 from fitserve_service.batcher import Priority
+from fitserve_service.budget import Budget
 from fitserve_service.calls import UnaryCall, UnaryMethod
 from fitserve_service.comparison import ComparisonTally, EvaluationTally, check_same_task, task_of, version_text
 from fitserve_service.engine import Completed
@@ -41,16 +42,19 @@ class InferenceServicer:
 
     def predict(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on one batch."""
+        budget = Budget()
         request = codec.parse(pb.PredictRequest, message)
 
         def prepare(_: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
             return codec.decode_inputs(request.inputs), request.outputs
 
-        order = Order("Predict", target_of(request.model), prepare, call.deadline_s, metadata=call.metadata)
-        call.on_cancel(self._intake.run(order, _encode_prediction, answer_call(call)))
+        target = target_of(request.model)
+        order = Order("Predict", target, prepare, call.deadline_s, metadata=call.metadata, budget=budget)
+        call.on_cancel(self._intake.run(order, _encode_prediction, answer_call(call, budget)))
 
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""
+        budget = Budget()
         request = codec.parse(pb.EvaluateRequest, message)
         if _is_held_out(request):
             self._evaluate_held_out(call, request)
@@ -68,8 +72,9 @@ class InferenceServicer:
             tally.add(slice(None), list(completed.outputs.values()))
             return tally.message()
 
-        order = Order("Evaluate", target_of(request.model), prepare, call.deadline_s, Priority.EVALUATE)
-        call.on_cancel(self._intake.run(order, encode, answer_call(call)))
+        target = target_of(request.model)
+        order = Order("Evaluate", target, prepare, call.deadline_s, Priority.EVALUATE, call.metadata, budget)
+        call.on_cancel(self._intake.run(order, encode, answer_call(call, budget)))
 
     def compare_versions(self, call: UnaryCall, message: bytes) -> None:
         """Runs two versions on the same labelled examples and answers the sums of each, and both paired."""

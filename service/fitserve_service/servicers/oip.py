@@ -9,6 +9,7 @@ from functools import partial
 
 from fitserve_oip import inference_pb2 as pb
 from fitserve_service import codec, codec_oip
+from fitserve_service.budget import Budget
 from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
@@ -36,12 +37,14 @@ class OipInferServicer:
 
     def model_infer(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on one batch."""
+        budget = Budget()
         request = codec.parse(pb.ModelInferRequest, message)
 
         def encode(served: ServedVersion, completed: Completed) -> bytes:
             return codec_oip.encode_response(served, request.id, completed).SerializeToString()
 
-        call.on_cancel(self._intake.run(_order("ModelInfer", request, call), encode, answer_call(call)))
+        order = _order("ModelInfer", request, call, budget)
+        call.on_cancel(self._intake.run(order, encode, answer_call(call, budget)))
 
     def model_stream_infer(self, call: StreamCall) -> _InferStream:
         """Runs each request of a stream; answers in their order, errors within the stream."""
@@ -62,10 +65,10 @@ class _InferStream:
         """Runs the next request."""
         slot = _Slot()
         self._slots.append(slot)
-        request = pb.ModelInferRequest()
+        budget, request = Budget(), pb.ModelInferRequest()
         try:
             request = codec.parse(pb.ModelInferRequest, message)
-            order = _order("ModelStreamInfer", request, self._call)
+            order = _order("ModelStreamInfer", request, self._call, budget)
             encode = partial(_encode_streamed, request)
             slot.cancel = self._intake.run(order, encode, lambda answer: self._fill(slot, request, answer))
         except ServiceError as error:
@@ -120,12 +123,12 @@ def target_of(model: str, version: str) -> Target:
     return Target(model, version=int(version))
 
 
-def _order(method: str, request: pb.ModelInferRequest, call: Call) -> Order:
+def _order(method: str, request: pb.ModelInferRequest, call: Call, budget: Budget) -> Order:
     def prepare(_: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
         return codec_oip.decode_inputs(request), codec_oip.output_names(request)
 
     target = target_of(request.model_name, request.model_version)
-    return Order(method, target, prepare, _deadline_s(request, call.deadline_s), metadata=call.metadata)
+    return Order(method, target, prepare, _deadline_s(request, call.deadline_s), metadata=call.metadata, budget=budget)
 
 
 def _deadline_s(request: pb.ModelInferRequest, deadline_s: float | None) -> float | None:

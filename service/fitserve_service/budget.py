@@ -1,0 +1,53 @@
+"""Where a request's time goes: decode, queue, run, encode. The parts add up to its time from arrival to answer."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Final
+
+TIMING_KEY: Final = "fitserve-timing"
+"""Trailing metadata of every answer: `decode_us=12,queue_us=30,run_us=26,encode_us=8`, whole microseconds."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """The time of one request, written by the intake as it goes.
+
+    Args:
+        begin_s: Monotonic time at which its message was there.
+        decode_s: Reading and checking it.
+        queue_s: Waiting, for others to join, for the run before, and for a thread.
+        run_s: In the runtime, with joining and splitting.
+        encode_s: Writing the answer.
+    """
+
+    begin_s: float = field(default_factory=time.monotonic)
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    run_s: float = 0.0
+    encode_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """All of it so far."""
+        return self.decode_s + self.queue_s + self.run_s + self.encode_s
+
+    def decoded(self, now_s: float) -> None:
+        """The request goes into the queue."""
+        self.decode_s = now_s - self.begin_s
+
+    def ran(self, run_s: float, now_s: float) -> None:
+        """The request comes back, after a run of `run_s`: what is left of the time it waited."""
+        passed_s = now_s - self.begin_s - self.decode_s
+        self.run_s = min(run_s, passed_s)
+        self.queue_s = passed_s - self.run_s
+
+    def encoded(self, now_s: float) -> None:
+        """The answer is written."""
+        self.encode_s = now_s - self.begin_s - self.decode_s - self.queue_s - self.run_s
+
+    def metadata(self) -> tuple[tuple[str, str]]:
+        """Gives the trailing metadata that tells the caller."""
+        first = f"decode_us={int(self.decode_s * 1e6)},queue_us={int(self.queue_s * 1e6)}"
+        return ((TIMING_KEY, f"{first},run_us={int(self.run_s * 1e6)},encode_us={int(self.encode_s * 1e6)}"),)
