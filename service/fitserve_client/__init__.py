@@ -5,6 +5,7 @@ Needs grpcio, protobuf and numpy; never torch, onnx, onnxruntime or the service.
 
 from fitserve_client.async_client import AsyncClient
 from fitserve_client.client import Client
+from fitserve_client.comparison import Comparison
 from fitserve_client.errors import (
     AccessError,
     CallCancelledError,
@@ -27,6 +28,7 @@ __all__ = [
     "AsyncClient",
     "CallCancelledError",
     "Client",
+    "Comparison",
     "DeadlineExceededError",
     "Evaluation",
     "FailedPreconditionError",

@@ -9,6 +9,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from fitserve_client.comparison import Comparison, merged_comparison
 from fitserve_client.connection import (
     CALLS_IN_FLIGHT,
     DEFAULT_TARGET,
@@ -25,7 +26,7 @@ from fitserve_client.errors import CallCancelledError, FitserveError
 from fitserve_client.evaluation import Evaluation, merged
 from fitserve_client.messages import Call, Inputs
 from fitserve_client.models import Model, Selector, VersionDetails
-from fitserve_client.operations import EvaluationPlan, Operation, Operations, Result
+from fitserve_client.operations import EvaluationPlan, Operation, Operations, Result, check_no_examples
 from fitserve_client.prediction import Prediction
 from fitserve_client.retry import Attempts, Timing
 from fitserve_client.tensors import ArrayLike
@@ -90,6 +91,31 @@ class AsyncClient:
                 plan.check_restart(error, restart_count)
                 restart_count += 1
 
+    async def evaluate_held_out(
+        self, model: str, *, version: int | None = None, label: str | None = None, timeout_s: float | None = None
+    ) -> Evaluation:
+        """Scores a version on the held-out examples that it carries; see `Client.evaluate_held_out`."""
+        return await self._run(self._operations.evaluate_held_out(Selector(model, version, label)), timeout_s)
+
+    async def compare(
+        self,
+        model: str,
+        versions: tuple[int | str, int | str],
+        inputs: Inputs | None = None,
+        labels: ArrayLike | None = None,
+        *,
+        batch_size: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Comparison:
+        """Compares two versions on the same labelled examples, in one pass; see `Client.compare`."""
+        first, second = (Selector.of(model, version) for version in versions)
+        if inputs is None or labels is None:
+            check_no_examples(inputs, labels)
+            return await self._run(self._operations.compare_held_out(first, second), timeout_s)
+        operation = self._operations.plan_comparison((first, second), inputs, labels, batch_size)
+        plan = await self._run(operation, timeout_s)
+        return merged_comparison(await self._batches(plan.compare, plan.batches, timeout_s))
+
     async def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """Lists the server's models, by name."""
         return await self._run(self._operations.models(), timeout_s)
@@ -136,6 +162,10 @@ class AsyncClient:
                 raise not_ready_in_time(model, version, obstacle)
             await self._sleep(POLL_PAUSE_S)
 
+    async def run(self, operation: Operation[Result], *, timeout_s: float | None = None) -> Result:
+        """Runs an operation of `fitserve_client.control`; see `Client.run`."""
+        return await self._run(operation, timeout_s)
+
     async def close(self) -> None:
         """Closes the connection."""
         self._is_closed = True
@@ -151,9 +181,14 @@ class AsyncClient:
         await self.close()
 
     async def _scores(self, plan: EvaluationPlan, timeout_s: float | None) -> list[Sums]:
+        return await self._batches(plan.score, plan.batches, timeout_s)
+
+    async def _batches(
+        self, operation: Callable[[slice], Operation[Result]], batches: Sequence[slice], timeout_s: float | None
+    ) -> list[Result]:
         """Each of a few tasks takes the next batch from one iterator; the first failure ends them all."""
-        batches = iter(plan.batches)
-        tasks = [asyncio.ensure_future(self._take(plan, batches, timeout_s)) for _ in range(CALLS_IN_FLIGHT)]
+        shared = iter(batches)
+        tasks = [asyncio.ensure_future(self._take(operation, shared, timeout_s)) for _ in range(CALLS_IN_FLIGHT)]
         try:
             return [part for parts in await asyncio.gather(*tasks) for part in parts]
         finally:
@@ -161,8 +196,10 @@ class AsyncClient:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _take(self, plan: EvaluationPlan, batches: Iterator[slice], timeout_s: float | None) -> list[Sums]:
-        return [await self._run(plan.score(batch), timeout_s) for batch in batches]
+    async def _take(
+        self, operation: Callable[[slice], Operation[Result]], batches: Iterator[slice], timeout_s: float | None
+    ) -> list[Result]:
+        return [await self._run(operation(batch), timeout_s) for batch in batches]
 
     async def _run(self, operation: Operation[Result], timeout_s: float | None) -> Result:
         return await self._drive(operation, self._deadline_s(timeout_s))

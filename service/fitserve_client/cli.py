@@ -45,15 +45,20 @@ example:
 
 _FILES: Final = """\
 A .npy file holds one array for a model with one input. A .npz file holds one array per input name."""
+_SOURCES: Final = ("file", "held_out", "text")
+"""Where examples come from: one of these."""
+
 
 _PICTURES: Final = """\
 A .png file becomes grey, 0..1, and is resized where its size is not the model's. The data sets are light drawings
+_LABELS: Final = "An array named 'labels' holds one label per example."
+
 on dark ground: use --invert for a dark drawing on white paper. (Needs Pillow: pip install 'fitserve[images]'.)"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         timings: list[Mapping[str, int]] = []
         on_timing = timings.append if getattr(arguments, "timing", False) else None
@@ -108,6 +113,24 @@ def _sentence(error: Exception, server: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=_PROGRAM,
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parses the command line; a file may also stand behind the options.
+
+    argparse gives an optional positional up at the first option, and up to Python 3.12 finds it no more.
+    """
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", "") is None:
+        arguments.file = rest.pop()
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    sources = [getattr(arguments, name) for name in _SOURCES if hasattr(arguments, name)]
+    if sources and sum(map(bool, sources)) != 1:
+        other = next(name for name in _SOURCES[1:] if hasattr(arguments, name)).replace("_", "-")
+        parser.error(f"{arguments.command}: expected either a file or --{other}")
+    return arguments
+
+
         description="Uses a fitserve server from the shell.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -122,6 +145,7 @@ def _parser() -> argparse.ArgumentParser:
     loading = _add(commands, "load", "loads a model again, or retries one that failed", "load lenet")
     loading.add_argument("model", metavar="MODEL")
     unloading = _add(commands, "unload", "unloads a model until it is loaded again", "unload lenet")
+    _add_compare(commands)
     unloading.add_argument("model", metavar="MODEL")
     waiting = _add(commands, "wait", "waits until the server, or a model, is ready", "wait lenet --timeout 60")
     waiting.add_argument("model", metavar="MODEL", nargs="?")
@@ -138,9 +162,8 @@ def _add_predict(commands: Any) -> None:
         f"{_FILES}\n{_PICTURES}",
     )
     _add_model(parser)
-    examples = parser.add_mutually_exclusive_group(required=True)
-    examples.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png", nargs="?")
-    examples.add_argument("--text", metavar="TEXT", action="append", help="a text for a model of text; may be repeated")
+    parser.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png", nargs="?")
+    parser.add_argument("--text", metavar="TEXT", action="append", help="a text for a model of text; may be repeated")
     parser.add_argument("--timing", action="store_true", help="say where the server's time went, call by call")
     parser.add_argument("--invert", action="store_true", help="exchange light and dark in a .png file")
     parser.add_argument(
@@ -149,16 +172,26 @@ def _add_predict(commands: Any) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    details = f"{_FILES}\nAn array named 'labels' holds one label per example."
-    parser = _add(
-        commands,
-        "evaluate",
-        "scores a model on a labelled data set",
-        "evaluate lenet test.npz --batch-size 64",
-        details,
-    )
+    example = "evaluate lenet test.npz --batch-size 64"
+    parser = _add(commands, "evaluate", "scores a model on a labelled data set", example, f"{_FILES}\n{_LABELS}")
     _add_model(parser)
-    parser.add_argument("file", metavar="FILE.npz")
+    _add_examples(parser, "the version")
+
+
+def _add_compare(commands: Any) -> None:
+    example = "compare lenet --versions 1,2 --held-out"
+    what = "compares two versions on the same labelled examples"
+    parser = _add(commands, "compare", what, example, f"{_FILES}\n{_LABELS}")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument(
+        "--versions", metavar="A,B", type=_two_versions, required=True, help="the two: version numbers or labels"
+    )
+    _add_examples(parser, "the first version")
+
+
+def _add_examples(parser: argparse.ArgumentParser, carrier: str) -> None:
+    parser.add_argument("file", metavar="FILE.npz", nargs="?")
+    parser.add_argument("--held-out", action="store_true", help=f"the held-out examples that {carrier} carries")
     parser.add_argument("--batch-size", metavar="N", type=_positive, help="examples per call (default: by the model)")
 
 
@@ -205,6 +238,14 @@ def _positive_seconds(text: str) -> float:
     try:
         seconds = float(text)
     except ValueError:
+def _two_versions(text: str) -> tuple[int | str, int | str]:
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
+        raise argparse.ArgumentTypeError(f"expected two different versions or labels, as 1,2, got '{text}'")
+    first, second = (_positive(part) if part.isdigit() else part for part in parts)
+    return first, second
+
+
         seconds = 0.0
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"expected seconds above 0, got '{text}'")

@@ -10,6 +10,7 @@ from typing import Any, Self, Unpack
 
 import grpc
 
+from fitserve_client.comparison import Comparison, merged_comparison
 from fitserve_client.connection import (
     CALLS_IN_FLIGHT,
     DEFAULT_TARGET,
@@ -26,7 +27,7 @@ from fitserve_client.errors import CallCancelledError, FitserveError
 from fitserve_client.evaluation import Evaluation, merged
 from fitserve_client.messages import Call, Inputs, timing_of
 from fitserve_client.models import Model, Selector, VersionDetails
-from fitserve_client.operations import EvaluationPlan, Operation, Operations, Result
+from fitserve_client.operations import EvaluationPlan, Operation, Operations, Result, check_no_examples
 from fitserve_client.prediction import Prediction
 from fitserve_client.retry import Attempts, Timing
 from fitserve_client.tensors import ArrayLike
@@ -135,6 +136,59 @@ class Client:
                 plan.check_restart(error, restart_count)
                 restart_count += 1
 
+    def evaluate_held_out(
+        self, model: str, *, version: int | None = None, label: str | None = None, timeout_s: float | None = None
+    ) -> Evaluation:
+        """Scores a version on the held-out examples that it carries, on the server, in one call.
+
+        Args:
+            model: Model name.
+            version: Version to score; by default the server's choice.
+            label: Label of the version to score, instead of a number.
+            timeout_s: Deadline, seconds; by default the client's.
+
+        Raises:
+            FailedPreconditionError: the version declares no task, or carries no such examples.
+            FitserveError: any other failure.
+        """
+        return self._run(self._operations.evaluate_held_out(Selector(model, version, label)), timeout_s)
+
+    def compare(
+        self,
+        model: str,
+        versions: tuple[int | str, int | str],
+        inputs: Inputs | None = None,
+        labels: ArrayLike | None = None,
+        *,
+        batch_size: int | None = None,
+        timeout_s: float | None = None,
+    ) -> Comparison:
+        """Compares two versions on the same labelled examples, in one pass.
+
+        Args:
+            model: Model name.
+            versions: The two, each by its number or by a label.
+            inputs: As for evaluate; None: the held-out examples that the first version carries, for both.
+            labels: One label per example, with `inputs`.
+            batch_size: Examples per call; by default what suits the first version.
+            timeout_s: Deadline of each batch, seconds; by default the client's.
+
+        Raises:
+            FailedPreconditionError: the versions have different tasks, or none, or the first carries no examples.
+            InvalidArgumentError: inputs or labels do not fit the versions or each other.
+            FitserveError: any other failure.
+        """
+        first, second = (Selector.of(model, version) for version in versions)
+        if inputs is None or labels is None:
+            check_no_examples(inputs, labels)
+            return self._run(self._operations.compare_held_out(first, second), timeout_s)
+        operation = self._operations.plan_comparison((first, second), inputs, labels, batch_size)
+        plan = self._run(operation, timeout_s)
+        with ThreadPoolExecutor(CALLS_IN_FLIGHT, "fitserve-compare") as pool:
+            return merged_comparison(
+                list(pool.map(lambda batch: self._run(plan.compare(batch), timeout_s), plan.batches))
+            )
+
     def models(self, *, timeout_s: float | None = None) -> tuple[Model, ...]:
         """Lists the server's models, by name."""
         return self._run(self._operations.models(), timeout_s)
@@ -185,6 +239,10 @@ class Client:
             if self._timing.clock() + POLL_PAUSE_S >= deadline_s:
                 raise not_ready_in_time(model, version, obstacle)
             self._sleep(POLL_PAUSE_S)
+
+    def run(self, operation: Operation[Result], *, timeout_s: float | None = None) -> Result:
+        """Runs an operation of `fitserve_client.control`: labels, shares of the traffic, the shadow's report."""
+        return self._run(operation, timeout_s)
 
     def close(self) -> None:
         """Closes the connection; calls under way fail with CallCancelledError."""

@@ -13,16 +13,16 @@ from fitserve_client.client import Client
 from fitserve_client.evaluation import batches
 from fitserve_client.example_files import labels_of, read_examples
 from fitserve_client.messages import named_inputs
-from fitserve_client.models import VersionDetails
+from fitserve_client.models import Selector, VersionDetails
 from fitserve_client.prediction import Prediction
 from fitserve_client.reports import (
     Report,
     details_report,
-    evaluation_report,
     model_report,
     models_report,
     prediction_report,
 )
+from fitserve_client.reports_scores import comparison_report, evaluation_report
 from fitserve_client.tensors import Subject, as_array
 from fitserve_client.texts import TOKENIZER_FILE, encoded_texts, texts_report
 
@@ -52,9 +52,12 @@ def predict(client: Client, arguments: argparse.Namespace) -> Report:
 
 
 def evaluate(client: Client, arguments: argparse.Namespace) -> Report:
-    """Scores a model on the labelled examples of a file."""
-    path = Path(arguments.file)
+    """Scores a model on the labelled examples of a file, or on those that the version carries."""
     details = _details(client, arguments)
+    if arguments.held_out:
+        evaluation = client.evaluate_held_out(arguments.model, version=details.version.version)
+        return evaluation_report(evaluation, details)
+    path = Path(arguments.file)
     examples = read_examples(path, details)
     evaluation = client.evaluate(
         arguments.model,
@@ -65,6 +68,22 @@ def evaluate(client: Client, arguments: argparse.Namespace) -> Report:
         label=arguments.label,
     )
     return evaluation_report(evaluation, details)
+
+
+def compare(client: Client, arguments: argparse.Namespace) -> Report:
+    """Compares two versions on the labelled examples of a file, or on those that the first carries."""
+    if arguments.held_out:
+        return comparison_report(client.compare(arguments.model, arguments.versions))
+    path, first = Path(arguments.file), Selector.of(arguments.model, arguments.versions[0])
+    examples = read_examples(path, client.details(first.model, version=first.version, label=first.label))
+    comparison = client.compare(
+        arguments.model,
+        arguments.versions,
+        examples.inputs,
+        labels_of(examples, path),
+        batch_size=arguments.batch_size,
+    )
+    return comparison_report(comparison)
 
 
 def load(client: Client, arguments: argparse.Namespace) -> Report:
@@ -90,6 +109,7 @@ COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], Report]]] = 
     "show": show,
     "predict": predict,
     "evaluate": evaluate,
+    "compare": compare,
     "load": load,
     "unload": unload,
     "wait": wait,

@@ -39,18 +39,65 @@ class Evaluation:
     def figures(self) -> Mapping[str, float]:
         """Figures by name.
 
-        Classification: accuracy with its 95 % Wilson interval, loss (mean cross-entropy, nats). Multi-label: exact
-        match with its interval, macro and micro F1, loss (mean binary cross-entropy, nats). Regression: mse, mae,
-        r_squared.
+        Classification: accuracy with its 95 % Wilson interval, loss (mean cross-entropy, nats), and from newer servers
+        top_2 to top_5 (share of examples whose label is among the k best) and calibration_error (ECE). Multi-label:
+        exact match with its interval, macro and micro F1, loss (mean binary cross-entropy, nats). Regression: mse,
+        mae, r_squared.
         """
-        if isinstance(self.sums, ClassificationSums):
-            return _classification_figures(self.sums)
-        if isinstance(self.sums, MultiLabelSums):
-            return _multi_label_figures(self.sums)
-        return _regression_figures(self.sums)
+        return figures_of(self.sums)
+
+    @property
+    def classes(self) -> tuple[ClassFigures, ...]:
+        """Figures of each class, in class order, with the others taken together; none where they were not counted."""
+        return class_figures(self.sums) if isinstance(self.sums, ClassificationSums) else ()
 
     def __getitem__(self, figure: str) -> float:
         return self.figures[figure]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassFigures:
+    """How one class fares.
+
+    Args:
+        example_count: Examples of this class.
+        predicted_count: Examples that were answered with this class.
+        correct_count: Both.
+    """
+
+    example_count: int
+    predicted_count: int
+    correct_count: int
+
+    @property
+    def recall(self) -> float:
+        """Share of the class's examples that were found, 0..1; NaN where there are none."""
+        return self.correct_count / self.example_count if self.example_count else math.nan
+
+    @property
+    def recall_interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of the recall."""
+        return wilson_interval(self.correct_count, self.example_count)
+
+    @property
+    def precision(self) -> float:
+        """Share of the answers with this class that were right, 0..1; NaN where there are none."""
+        return self.correct_count / self.predicted_count if self.predicted_count else math.nan
+
+
+def class_figures(sums: ClassificationSums) -> tuple[ClassFigures, ...]:
+    """Reads the figures of each class from the confusion matrix; none where it was not counted."""
+    columns = [sum(column) for column in zip(*sums.confusion, strict=True)]
+    return tuple(ClassFigures(sum(row), columns[index], row[index]) for index, row in enumerate(sums.confusion))
+
+
+def figures_of(sums: Sums) -> dict[str, float]:
+    """Gives figures by name; see `Evaluation.figures`."""
+    if isinstance(sums, ClassificationSums):
+        return _classification_figures(sums)
+    if isinstance(sums, MultiLabelSums):
+        return _multi_label_figures(sums)
+    return _regression_figures(sums)
 
 
 def merged(model: str, version: int, parts: Iterable[Sums]) -> Evaluation:
@@ -106,7 +153,9 @@ def _first_axis(spec: TensorSpec) -> int | None:
 
 def _classification_figures(sums: ClassificationSums) -> dict[str, float]:
     low, high = wilson_interval(sums.correct_count, sums.example_count)
-    return {"accuracy": sums.accuracy, "accuracy_low": low, "accuracy_high": high, "loss": sums.mean_loss}
+    figures = {"accuracy": sums.accuracy, "accuracy_low": low, "accuracy_high": high, "loss": sums.mean_loss}
+    figures |= {f"top_{k}": share for k, share in enumerate(sums.top_accuracies, 1) if k > 1}
+    return figures | ({"calibration_error": sums.calibration_error} if sums.bin_counts else {})
 
 
 def _multi_label_figures(sums: MultiLabelSums) -> dict[str, float]:

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve.types.v1 import tensor_pb2
-from fitserve_client.errors import INVALID_INPUT, FitserveError, InternalError, InvalidArgumentError
+from fitserve_client.errors import INVALID_INPUT, FitserveError, InvalidArgumentError
 from fitserve_client.models import Selector, VersionDetails
 from fitserve_client.prediction import Prediction
 from fitserve_client.tensors import (
@@ -26,7 +26,6 @@ from fitserve_client.tensors import (
     tensor_message,
 )
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.sums import ClassificationSums, ExactSum, MultiLabelSums, RegressionSums, Sums
 from fitserve_contract.tasks import TaskKind
 from fitserve_contract.tensor_bytes import Array
 
@@ -91,6 +90,25 @@ def evaluate_call(
     request = inference_pb2.EvaluateRequest(model=selector.to_proto(), inputs=tensors, labels=labels)
     path = _path(_INFERENCE["Evaluate"])
     return Call(path, request, inference_pb2.EvaluateResponse, final_reasons=final_reasons)
+
+
+def evaluate_held_out_call(selector: Selector) -> Call[inference_pb2.EvaluateResponse]:
+    """Makes an Evaluate call for the examples that the version carries."""
+    request = inference_pb2.EvaluateRequest(model=selector.to_proto(), dataset=inference_pb2.DATASET_HELD_OUT)
+    return Call(_path(_INFERENCE["Evaluate"]), request, inference_pb2.EvaluateResponse)
+
+
+def compare_call(
+    first: Selector, second: Selector, examples: tuple[Sequence[tensor_pb2.Tensor], tensor_pb2.Tensor] | None
+) -> Call[inference_pb2.CompareVersionsResponse]:
+    """Makes a CompareVersions call for inputs and labels; None: for the examples that the first carries."""
+    request = inference_pb2.CompareVersionsRequest(first=first.to_proto(), second=second.to_proto())
+    if examples is None:
+        request.dataset = inference_pb2.DATASET_HELD_OUT
+    else:
+        request.inputs.extend(examples[0])
+        request.labels.CopyFrom(examples[1])
+    return Call(_path(_INFERENCE["CompareVersions"]), request, inference_pb2.CompareVersionsResponse)
 
 
 def list_models_call() -> Call[control_pb2.ListModelsResponse]:
@@ -175,22 +193,6 @@ def prediction_of(response: inference_pb2.PredictResponse) -> Prediction:
     return Prediction(response.model_name, response.model_version, outputs)
 
 
-def sums_of(response: inference_pb2.EvaluateResponse) -> Sums:
-    """Reads the sums of an answer to Evaluate.
-
-    Raises:
-        InternalError: the answer has none that this client knows.
-    """
-    kind = response.WhichOneof("sums")
-    if kind == "classification":
-        return _classification_of(response.classification)
-    if kind == "multi_label":
-        return _multi_label_of(response.multi_label)
-    if kind == "regression":
-        return _regression_of(response.regression)
-    raise InternalError("answer: expected sums of classification, multi_label or regression, got none of them")
-
-
 def _path(method: MethodDescriptor) -> str:
     return f"/{method.containing_service.full_name}/{method.name}"
 
@@ -219,44 +221,3 @@ def _label_datatype(details: VersionDetails) -> str | None:
         return "BOOL"
     output = details.output(details.task.output)
     return output.datatype if output else None
-
-
-def _exact(message: tensor_pb2.ExactSum) -> ExactSum:
-    try:
-        return ExactSum(int(message.units), message.fraction_bits)
-    except ValueError:
-        raise InternalError(f"answer: expected an exact sum as an integer, got '{message.units[:40]}'") from None
-
-
-def _classification_of(message: inference_pb2.ClassificationSums) -> ClassificationSums:
-    return ClassificationSums(
-        example_count=message.example_count,
-        correct_count=message.correct_count,
-        loss=_exact(message.loss),
-        tie_count=message.tie_count,
-        nan_count=message.nan_count,
-    )
-
-
-def _multi_label_of(message: inference_pb2.MultiLabelSums) -> MultiLabelSums:
-    return MultiLabelSums(
-        example_count=message.example_count,
-        exact_match_count=message.exact_match_count,
-        true_positive_counts=tuple(message.true_positive_counts),
-        false_positive_counts=tuple(message.false_positive_counts),
-        false_negative_counts=tuple(message.false_negative_counts),
-        loss=_exact(message.loss),
-        nan_count=message.nan_count,
-    )
-
-
-def _regression_of(message: inference_pb2.RegressionSums) -> RegressionSums:
-    return RegressionSums(
-        example_count=message.example_count,
-        value_count=message.value_count,
-        squared_error=_exact(message.squared_error),
-        absolute_error=_exact(message.absolute_error),
-        label=_exact(message.label),
-        label_squared=_exact(message.label_squared),
-        nan_count=message.nan_count,
-    )

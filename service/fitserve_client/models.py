@@ -39,6 +39,11 @@ class Selector:
                 f"model '{self.model}': expected a version or a label, got both {self.version} and '{self.label}'"
             )
 
+    @staticmethod
+    def of(model: str, version: int | str) -> Selector:
+        """Names a version by its number, or by a label."""
+        return Selector(model, label=version) if isinstance(version, str) else Selector(model, version)
+
     def to_proto(self) -> tensor_pb2.ModelSpec:
         """Gives the message that says the same."""
         return tensor_pb2.ModelSpec(name=self.model, version=self.version, label=self.label)
@@ -57,6 +62,7 @@ class ModelVersion:
     task: str
     max_batch_size: int
     load_ms: float
+    replay_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +122,7 @@ def version_of(message: control_pb2.ModelVersion) -> ModelVersion:
         task=message.task,
         max_batch_size=message.max_batch_size,
         load_ms=message.load_ms,
+        replay_ms=message.replay_ms,
     )
 
 

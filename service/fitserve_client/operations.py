@@ -13,6 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve_client import messages
+from fitserve_client.comparison import Comparison
 from fitserve_client.errors import (
     INVALID_LABELS,
     NOT_READY,
@@ -23,9 +24,10 @@ from fitserve_client.errors import (
     NotFoundError,
     UnavailableError,
 )
-from fitserve_client.evaluation import batches, default_batch_size
+from fitserve_client.evaluation import Evaluation, batches, default_batch_size
 from fitserve_client.models import FAILED, READY, Model, ModelVersion, Selector, VersionDetails, details_of, model_of
 from fitserve_client.prediction import Prediction
+from fitserve_client.sums_messages import comparison_of, evaluation_of, sums_of
 from fitserve_client.tensors import ArrayLike, Subject, as_array
 from fitserve_contract.sums import Sums
 from fitserve_contract.tensor_bytes import Array
@@ -71,7 +73,7 @@ class EvaluationPlan:
         # A version that the server chose and took away comes not back: begin anew at once instead of trying again.
         final = _SWAPPED if self.wanted.version is None else frozenset[str]()
         response: inference_pb2.EvaluateResponse = yield messages.evaluate_call(self.pinned, tensors, labels, final)
-        return messages.sums_of(response)
+        return sums_of(response)
 
     def check_restart(self, error: FitserveError, restart_count: int) -> None:
         """Lets an evaluation begin anew where a hot swap took its version away under it.
@@ -84,11 +86,38 @@ class EvaluationPlan:
             raise error
 
 
+@dataclass(frozen=True, slots=True)
+class ComparisonPlan:
+    """A data set cut into batches, and the two versions that are to be compared on them.
+
+    Args:
+        examples: The data set, and the first version.
+        second: The second version.
+    """
+
+    examples: EvaluationPlan
+    second: Selector
+
+    @property
+    def batches(self) -> Sequence[slice]:
+        """Slices of the first axis."""
+        return self.examples.batches
+
+    def compare(self, batch: slice) -> Operation[Comparison]:
+        """Compares on one batch."""
+        plan = self.examples
+        tensors = messages.input_tensors(plan.details, {name: array[batch] for name, array in plan.arrays.items()})
+        labels = messages.label_tensor(plan.label_datatype, plan.labels[batch])
+        response = yield messages.compare_call(plan.pinned, self.second, (tensors, labels))
+        return comparison_of(response, batch.start)
+
+
 class Operations:
     """Makes the generators, and remembers signatures. Thread-safe: what it remembers may only be out of date."""
 
     def __init__(self) -> None:
         self._known: dict[Selector, VersionDetails] = {}
+        self._met: set[tuple[Selector, int]] = set()
 
     def models(self) -> Operation[tuple[Model, ...]]:
         """Lists the models."""
@@ -162,6 +191,26 @@ class Operations:
             batches=batches(len(label_array), batch_size or default_batch_size(details, arrays)),
         )
 
+    def evaluate_held_out(self, selector: Selector) -> Operation[Evaluation]:
+        """Scores a version on the examples that it carries."""
+        return evaluation_of((yield messages.evaluate_held_out_call(selector)))
+
+    def compare_held_out(self, first: Selector, second: Selector) -> Operation[Comparison]:
+        """Compares two versions on the examples that the first carries."""
+        return comparison_of((yield messages.compare_call(first, second, None)))
+
+    def plan_comparison(
+        self,
+        versions: tuple[Selector, Selector],
+        inputs: messages.Inputs,
+        labels: ArrayLike,
+        batch_size: int | None,
+    ) -> Operation[ComparisonPlan]:
+        """Pins both versions and cuts the data set into batches; errors as for `plan_evaluation`."""
+        plan = yield from self.plan_evaluation(versions[0], inputs, labels, batch_size)
+        second = yield from self._ready(versions[1])
+        return ComparisonPlan(plan, replace(versions[1], version=second.version.version, label=None))
+
     def obstacle(self, model: str | None, version: int | None) -> Operation[FitserveError | None]:
         """Gives what keeps the server or, where they are named, the model or version from being READY; None: nothing.
 
@@ -181,7 +230,9 @@ class Operations:
     ) -> Operation[Prediction]:
         tensors = messages.input_tensors(details, messages.named_inputs(details, inputs))
         prediction = messages.prediction_of((yield messages.predict_call(selector, tensors, outputs)))
-        if prediction.version != details.version.version:
+        if prediction.version != details.version.version and (selector, prediction.version) not in self._met:
+            # Once for each version: where a canary takes its share, answers of two versions alternate for long.
+            self._met.add((selector, prediction.version))
             self._known.pop(selector, None)
         return prediction
 
@@ -194,7 +245,19 @@ class Operations:
     def _remember(self, selector: Selector, details: VersionDetails) -> None:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
+            self._met.clear()
         self._known[selector] = details
+
+
+def check_no_examples(inputs: object, labels: object) -> None:
+    """Refuses inputs without labels and labels without inputs.
+
+    Raises:
+        InvalidArgumentError: one of them is given.
+    """
+    if inputs is not None or labels is not None:
+        given, missing = ("inputs", "labels") if labels is None else ("labels", "inputs")
+        raise InvalidArgumentError(f"{missing}: expected them with {given}, got none", reason=INVALID_LABELS)
 
 
 def _obstacle(model: Model, version: int | None) -> FitserveError | None:

@@ -11,12 +11,10 @@ from typing import Any, Final
 import numpy as np
 
 from fitserve_client.answers import NamedClass, named_classes
-from fitserve_client.evaluation import Evaluation, wilson_interval
 from fitserve_client.models import READY, Model, ModelVersion, VersionDetails
 from fitserve_client.prediction import Prediction
 from fitserve_client.tables import printable, table
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_contract.tensor_bytes import Array, shape_text
 
@@ -40,6 +38,7 @@ class Report:
         above: Lines before the table.
         below: Lines after it.
         notes: Sentences for people on how the command was understood; they go to standard error.
+        is_refused: The command was carried out, and came to a refusal: exit code 1.
     """
 
     document: Any
@@ -48,6 +47,7 @@ class Report:
     above: Sequence[str] = ()
     below: Sequence[str] = ()
     notes: Sequence[str] = field(default=())
+    is_refused: bool = False
 
     def lines(self, width: int | None) -> list[str]:
         """Lays it out for people; a width in terminal cells, None for no terminal."""
@@ -113,25 +113,6 @@ def prediction_report(
         below=[f"… and {hidden:,} more: --rows N shows more of them, --json all"] if hidden else [],
         notes=notes,
     )
-
-
-def evaluation_report(evaluation: Evaluation, details: VersionDetails) -> Report:
-    """Describes what Evaluate answered."""
-    sums, calls = evaluation.sums, "1 call" if evaluation.batch_count == 1 else f"{evaluation.batch_count:,} calls"
-    title = f"{evaluation.model} version {evaluation.version}, {sums.example_count:,} examples in {calls}"
-    document: dict[str, Any] = {
-        "model": evaluation.model,
-        "version": evaluation.version,
-        "batch_count": evaluation.batch_count,
-        "figures": json_value(dict(evaluation.figures)),
-        "sums": json_value(asdict(sums)),
-    }
-    names = details.task.class_names if details.task else ()
-    if isinstance(sums, MultiLabelSums):
-        document["class_names"] = list(names)
-        return Report(document, *_label_rows(sums, names), above=[title, *_multi_label_lines(sums)])
-    lines = _classification_lines(sums) if isinstance(sums, ClassificationSums) else _regression_lines(sums)
-    return Report(document, above=[title, *lines])
 
 
 def json_value(value: Any) -> Any:
@@ -255,36 +236,3 @@ def _prediction_document(prediction: Prediction, answers: list[tuple[NamedClass,
     if answers is not None:
         document["answers"] = [json_value([asdict(named) for named in classes]) for classes in answers]
     return document
-
-
-def _classification_lines(sums: ClassificationSums) -> list[str]:
-    low, high = wilson_interval(sums.correct_count, sums.example_count)
-    share = f"{sums.correct_count:,} of {sums.example_count:,}; 95 % interval {low:.4f}..{high:.4f}"
-    lines = [f"accuracy  {sums.accuracy:.4f}  ({share})", f"loss      {sums.mean_loss:.6g}"]
-    return [*lines, *_count_lines({"ties": sums.tie_count, "with NaN": sums.nan_count})]
-
-
-def _multi_label_lines(sums: MultiLabelSums) -> list[str]:
-    lines = [
-        f"macro F1     {sums.macro_f1:.4f}",
-        f"micro F1     {sums.micro_f1:.4f}",
-        f"exact match  {sums.exact_match:.4f}  ({sums.exact_match_count:,} of {sums.example_count:,})",
-        f"loss         {sums.mean_loss:.6g}",
-    ]
-    return [*lines, *_count_lines({"with NaN": sums.nan_count})]
-
-
-def _regression_lines(sums: RegressionSums) -> list[str]:
-    lines = [f"MSE  {sums.mse:.6g}", f"MAE  {sums.mae:.6g}", f"R²   {sums.r_squared:.6g}"]
-    return [*lines, *_count_lines({"not finite": sums.nan_count})]
-
-
-def _count_lines(counts: Mapping[str, int]) -> list[str]:
-    return [f"{title}: {count:,}" for title, count in counts.items() if count]
-
-
-def _label_rows(sums: MultiLabelSums, names: Sequence[str]) -> tuple[Sequence[str], list[list[str]]]:
-    known = names if len(names) == len(sums.f1_scores) else [str(index) for index in range(len(sums.f1_scores))]
-    figures = zip(known, sums.f1_scores, sums.precisions, sums.recalls, strict=True)
-    rows = [[name, *(f"{value:.4f}" for value in values)] for name, *values in figures]
-    return ("class", "F1", "precision", "recall"), rows

@@ -147,6 +147,24 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert "found no 'labels'" in capsys.readouterr().err
 
 
+def test_compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    images = np.stack([_lit(index % 4) / 255 for index in range(40)])[:, None]
+    np.savez(tmp_path / "x.npz", image=images, labels=np.arange(40) % 4)
+    repository = tmp_path / "repository"
+    _publish(repository, "quadrants", _quadrant_model(), QUADRANTS)
+    (repository / "quadrants" / "model.toml").write_text("versions = [1, 2]\n")
+    with _serving(repository, monkeypatch):
+        assert cli.main(["compare", "quadrants", "--versions", "1,2", str(tmp_path / "x.npz")]) == cli.DONE
+        lines = _said(capsys)
+        assert lines[0] == "quadrants version 1 against quadrants version 2, 40 examples"
+        assert "right: both 40, first alone 0, second alone 0, neither 0" in lines
+        assert lines[-1] == "answered differently: 0"
+        assert cli.main(["compare", "quadrants", "--versions", "1,2", "--held-out"]) == cli.REFUSED
+        assert "model 'quadrants' version 1: expected held-out examples" in capsys.readouterr().err
+        assert cli.main(["evaluate", "quadrants", "--held-out"]) == cli.REFUSED
+        assert "expected held-out examples in its folder, found none" in capsys.readouterr().err
+
+
 def test_unload_load_and_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     with _serving(tmp_path, monkeypatch):
         assert [cli.main(["wait"]), cli.main(["wait", "quadrants", "--model-version", "1"])] == [cli.DONE] * 2

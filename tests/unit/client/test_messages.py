@@ -6,7 +6,7 @@ import pytest
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve.types.v1 import tensor_pb2
-from fitserve_client import messages
+from fitserve_client import messages, sums_messages
 from fitserve_client.errors import InternalError, InvalidArgumentError
 from fitserve_client.models import ModelVersion, Selector, VersionDetails, details_of, version_of
 from fitserve_contract.manifest import Manifest, TensorSpec
@@ -114,7 +114,11 @@ def test_sums_come_back_exactly(task, scores, labels):
     sums = score(task, np.array(scores), np.array(labels))
     message = inference_pb2.EvaluateResponse()
     part = getattr(message, task.kind.value)
-    for name in sums.__dataclass_fields__:
+    binned = [name for name in sums.__dataclass_fields__ if name.startswith("bin_")]
+    for count, correct, total in zip(*(getattr(sums, name) for name in binned), strict=True):
+        confidence = tensor_pb2.ExactSum(units=str(total.units), fraction_bits=total.fraction_bits)
+        part.calibration_bins.add(example_count=count, correct_count=correct, confidence=confidence)
+    for name in sums.__dataclass_fields__.keys() - set(binned):
         value = getattr(sums, name)
         if hasattr(value, "units"):
             getattr(part, name).CopyFrom(tensor_pb2.ExactSum(units=str(value.units), fraction_bits=value.fraction_bits))
@@ -122,15 +126,15 @@ def test_sums_come_back_exactly(task, scores, labels):
             getattr(part, name).extend(value)
         else:
             setattr(part, name, value)
-    assert messages.sums_of(message) == sums
+    assert sums_messages.sums_of(message) == sums
 
 
 def test_sums_that_cannot_be_read_are_the_servers_fault():
     with pytest.raises(InternalError, match="expected sums"):
-        messages.sums_of(inference_pb2.EvaluateResponse())
+        sums_messages.sums_of(inference_pb2.EvaluateResponse())
     broken = inference_pb2.EvaluateResponse(classification=inference_pb2.ClassificationSums(example_count=1))
     with pytest.raises(InternalError, match="expected an exact sum as an integer, got ''"):
-        messages.sums_of(broken)
+        sums_messages.sums_of(broken)
 
 
 def test_details_hold_shapes_and_the_task_of_the_manifest():

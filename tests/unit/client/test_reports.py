@@ -6,12 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from fitserve_client.evaluation import Evaluation
 from fitserve_client.models import Model, ModelVersion, VersionDetails
 from fitserve_client.prediction import Prediction
-from fitserve_client.reports import details_report, evaluation_report, json_value, models_report, prediction_report
+from fitserve_client.reports import details_report, json_value, models_report, prediction_report
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.sums import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
 ONE_OF_N = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("shirt", "boot"))
@@ -115,42 +113,6 @@ def test_outputs_without_a_common_batch_are_listed_by_name(outputs):
 def test_an_output_that_was_not_asked_for_has_no_class_names():
     report = prediction_report(Prediction("m", 2, {"z": np.zeros((1, 2))}), _details(ONE_OF_N), row_limit=5, notes=[])
     assert "answers" not in report.document
-
-
-def test_an_evaluation_of_classes():
-    sums = score(ONE_OF_N, np.array([[0.0, 0.0], [0.0, 1.0], [np.nan, 0.0]]), np.array([1, 1, 0]))
-    report = evaluation_report(Evaluation("m", 2, sums, 1), _details(ONE_OF_N))
-    assert _lines(report) == [
-        "m version 2, 3 examples in 1 call",
-        "accuracy  0.3333  (1 of 3; 95 % interval 0.0615..0.7923)",
-        "loss      0.503204",
-        "ties: 1",
-        "with NaN: 1",
-    ]
-    assert report.document["sums"]["correct_count"] == 1
-    assert report.document["sums"]["loss"]["fraction_bits"] == 40
-
-
-def test_an_evaluation_of_labels_has_a_row_per_class():
-    sums = score(ANY_OF_N, np.array([[0.9, 0.1], [0.9, 0.9]]), np.array([[1, 0], [1, 0]]))
-    lines = _lines(evaluation_report(Evaluation("m", 2, sums, 3), _details(ANY_OF_N)))
-    assert lines[0] == "m version 2, 2 examples in 3 calls"
-    assert lines[1:4] == ["macro F1     0.5000", "micro F1     0.8000", "exact match  0.5000  (1 of 2)"]
-    assert lines[5:] == [
-        "class      F1  precision  recall",
-        "joy    1.0000     1.0000  1.0000",
-        "anger  0.0000     0.0000  0.0000",
-    ]
-    nameless = _lines(evaluation_report(Evaluation("m", 2, sums, 3), _details()))
-    assert [line.split()[0] for line in nameless[-2:]] == ["0", "1"]
-
-
-def test_an_evaluation_of_values():
-    task = Task(TaskKind.REGRESSION, "y", Scores.VALUES)
-    sums = score(task, np.array([1.0, np.inf]), np.array([2.0, 2.0]))
-    report = evaluation_report(Evaluation("m", 2, sums, 1), _details(task))
-    assert _lines(report)[1:] == ["MSE  1", "MAE  1", "R²   nan", "not finite: 1"]
-    assert report.document["figures"] == {"mse": 1.0, "mae": 1.0, "r_squared": "NaN"}
 
 
 def test_numbers_that_json_cannot_say_are_strings():
