@@ -13,12 +13,14 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
 from fitserve_client.client import Client
 from fitserve_client.commands import COMMANDS
 from fitserve_client.connection import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from fitserve_client.control_commands import CONTROL_COMMANDS, add_control_commands
 from fitserve_client.errors import FileError, FitserveError, UnavailableError
 from fitserve_client.reports import Report
 from fitserve_client.tables import printable
@@ -43,16 +45,16 @@ example:
   fitserve-client predict lenet boot.png --server localhost:8001
 """
 
-_FILES: Final = """\
-A .npy file holds one array for a model with one input. A .npz file holds one array per input name."""
 _SOURCES: Final = ("file", "held_out", "text")
 """Where examples come from: one of these."""
 
+_FILES: Final = """\
+A .npy file holds one array for a model with one input. A .npz file holds one array per input name."""
+
+_LABELS: Final = "An array named 'labels' holds one label per example."
 
 _PICTURES: Final = """\
 A .png file becomes grey, 0..1, and is resized where its size is not the model's. The data sets are light drawings
-_LABELS: Final = "An array named 'labels' holds one label per example."
-
 on dark ground: use --invert for a dark drawing on white paper. (Needs Pillow: pip install 'fitserve[images]'.)"""
 
 
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         timings: list[Mapping[str, int]] = []
         on_timing = timings.append if getattr(arguments, "timing", False) else None
         with Client(arguments.server, timeout_s=arguments.timeout, on_timing=on_timing) as client:
-            report = COMMANDS[arguments.command](client, arguments)
+            report = {**COMMANDS, **CONTROL_COMMANDS}[arguments.command](client, arguments)
         _print(replace(report, notes=[*report.notes, *map(_timing_text, timings)]), is_json=arguments.json)
     except (FitserveError, FileError) as error:
         print(f"{_PROGRAM}: {printable(_sentence(error, arguments.server))}", file=sys.stderr)
@@ -72,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
-    return DONE
+        return DONE
+    return REFUSED if report.is_refused else DONE
 
 
 def _timing_text(timing: Mapping[str, int]) -> str:
@@ -110,9 +113,6 @@ def _sentence(error: Exception, server: str) -> str:
     return str(error)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=_PROGRAM,
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parses the command line; a file may also stand behind the options.
 
@@ -131,6 +131,9 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=_PROGRAM,
         description="Uses a fitserve server from the shell.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -142,14 +145,15 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     _add_model(showing)
     _add_predict(commands)
     _add_evaluate(commands)
+    _add_compare(commands)
     loading = _add(commands, "load", "loads a model again, or retries one that failed", "load lenet")
     loading.add_argument("model", metavar="MODEL")
     unloading = _add(commands, "unload", "unloads a model until it is loaded again", "unload lenet")
-    _add_compare(commands)
     unloading.add_argument("model", metavar="MODEL")
     waiting = _add(commands, "wait", "waits until the server, or a model, is ready", "wait lenet --timeout 60")
     waiting.add_argument("model", metavar="MODEL", nargs="?")
     waiting.add_argument("--model-version", metavar="N", type=_positive, help="this version of it")
+    add_control_commands(partial(_add, commands))
     return parser
 
 
@@ -234,10 +238,6 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def _positive_seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
 def _two_versions(text: str) -> tuple[int | str, int | str]:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 2 or not all(parts) or parts[0] == parts[1]:
@@ -246,6 +246,10 @@ def _two_versions(text: str) -> tuple[int | str, int | str]:
     return first, second
 
 
+def _positive_seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
         seconds = 0.0
     if not seconds > 0:
         raise argparse.ArgumentTypeError(f"expected seconds above 0, got '{text}'")

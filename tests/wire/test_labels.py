@@ -27,7 +27,6 @@ from fitserve_oip import inference_pb2 as oip
 from fitserve_service.server import Server
 from fitserve_service.traffic import ROUTING_KEY
 
-
 LOOKS = 50_000
 """Calls that are made at most while something is waited for: some ten seconds."""
 
@@ -96,7 +95,7 @@ def test_a_label_that_cannot_move_stays(tmp_path: Path) -> None:
         set_label(stub, "stable", 1, 0)
 
         def label(**values: Any) -> tuple[str, str, str]:
-            fields = {"model": "m", "label": "stable", "version": 2, "expected_version": 1} | values
+            fields: dict[str, Any] = {"model": "m", "label": "stable", "version": 2, "expected_version": 1} | values
             return refused(stub.SetLabel, pb.SetLabelRequest(**fields))
 
         assert label(expected_version=2)[:2] == ("ABORTED", "LABEL_CONFLICT")
@@ -188,8 +187,7 @@ def test_a_share_goes_to_the_canary_and_a_key_always_lands_alike(tmp_path: Path)
         request = oip.ModelInferRequest(model_name="m", raw_input_contents=[np.zeros(2, "<f4").tobytes()])
         request.inputs.add(name="x", datatype="FP32", shape=[1, 2])
         assert oip.ModelInferResponse.FromString(infer(request.SerializeToString())).model_version == "2"
-        request = pb.DeleteLabelRequest(model="m", label="canary", expected_version=2)
-        stub.DeleteLabel(request, timeout=WAIT_S)
+        stub.DeleteLabel(pb.DeleteLabelRequest(model="m", label="canary", expected_version=2), timeout=WAIT_S)
         assert answering_version(channel) == 1
     none, some, most, everyone = found
     assert none < some < most < everyone == set(keys)

@@ -1,0 +1,259 @@
+"""The commands of `fitserve-client` that move labels and share out the traffic: their arguments and what they do."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+from fitserve_client import control
+from fitserve_client.client import Client
+from fitserve_client.control import LabelHistory, ShadowReport, Traffic
+from fitserve_client.example_files import labels_of, read_examples
+from fitserve_client.promotion import (
+    DEFAULT_REQUEST_COUNT,
+    MIN_REQUEST_COUNT,
+    Criteria,
+    LabelledExamples,
+    Promotion,
+    promote,
+)
+from fitserve_client.reports import Report, json_value
+from fitserve_contract.labels import CANARY, STABLE, LabelMove
+
+_SHOWN_MOVES: Final = 20
+
+
+def add_control_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the commands' arguments; `add(name, what, example, details)` gives a parser."""
+    _add_promote(add)
+    parser = add("rollback", "takes a label back to where it was before its last move", "rollback lenet")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--label", metavar="L", default=STABLE, help="default %(default)s")
+    details = "Without LABEL: shows the labels and their moves. Without VERSION: deletes the label with --delete."
+    parser = add("label", "shows, sets or deletes a model's labels", "label lenet canary 4", details)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("label", metavar="LABEL", nargs="?")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("target_version", metavar="VERSION", nargs="?", type=int)
+    what.add_argument("--delete", action="store_true", help="delete it")
+    parser.add_argument("--why", metavar="TEXT", default="", help="for the log")
+    parser = add("traffic", "shows or sets which share of the requests goes where", "traffic lenet --canary-share 0.1")
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--canary-share", metavar="X", type=float, help="share that `canary` answers, 0..1")
+    parser.add_argument("--shadow-share", metavar="X", type=float, help="share that `shadow` runs unheard, 0..1")
+    parser = add("shadow", "shows how the shadow's answers compare", "shadow lenet")
+    parser.add_argument("model", metavar="MODEL")
+
+
+def promotion_report(client: Client, arguments: argparse.Namespace) -> Report:
+    """Promotes a version, or refuses to."""
+    examples = None
+    if arguments.examples is not None:
+        path = Path(arguments.examples)
+        found = read_examples(path, client.details(arguments.model, label=arguments.target))
+        examples = LabelledExamples(found.inputs, labels_of(found, path))
+    criteria = Criteria(arguments.max_accuracy_drop, arguments.max_p99_ratio, arguments.requests)
+    outcome = promote(
+        client, arguments.model, source=arguments.source, target=arguments.target, criteria=criteria, examples=examples
+    )
+    return _promotion_report(outcome, arguments.target)
+
+
+def rollback(client: Client, arguments: argparse.Namespace) -> Report:
+    """Takes a label back."""
+    return _move_report(arguments.model, client.run(control.rollback(arguments.model, arguments.label)))
+
+
+def label(client: Client, arguments: argparse.Namespace) -> Report:
+    """Shows, sets or deletes labels."""
+    model = arguments.model
+    if arguments.label is not None and arguments.delete:
+        return _move_report(model, client.run(control.delete_label(model, arguments.label, why=arguments.why)))
+    if arguments.target_version is not None:
+        move = control.set_label(model, arguments.label, arguments.target_version, why=arguments.why)
+        return _move_report(model, client.run(move))
+    return _history_report(model, client.run(control.label_history(model)), arguments.label)
+
+
+def traffic(client: Client, arguments: argparse.Namespace) -> Report:
+    """Shows or sets shares."""
+    wanted = {"canary_share": arguments.canary_share, "shadow_share": arguments.shadow_share}
+    changes = {name: share for name, share in wanted.items() if share is not None}
+    shares = client.run(control.traffic(arguments.model))
+    if changes:
+        shares = client.run(control.set_traffic(arguments.model, replace(shares, **changes)))
+    return _traffic_report(arguments.model, shares)
+
+
+def shadow(client: Client, arguments: argparse.Namespace) -> Report:
+    """Shows what the shadow found."""
+    return _shadow_report(arguments.model, client.run(control.shadow_reports(arguments.model)))
+
+
+CONTROL_COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], Report]]] = {
+    "promote": promotion_report,
+    "rollback": rollback,
+    "label": label,
+    "traffic": traffic,
+    "shadow": shadow,
+}
+
+
+def _add_promote(add: Callable[..., argparse.ArgumentParser]) -> None:
+    details = (
+        "Scores both versions on the same labelled examples and times requests to both in turns.\n"
+        "Refuses, with the figures and exit code 1, where the version does not earn it."
+    )
+    parser = add("promote", "moves a label to a version that earns it", "promote lenet --from canary", details)
+    parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--from", dest="source", metavar="L", default=CANARY, help="its version (default %(default)s)")
+    parser.add_argument("--to", dest="target", metavar="L", default=STABLE, help="moves there (default %(default)s)")
+    parser.add_argument(
+        "--max-accuracy-drop", metavar="X", type=_at_least_zero, default=0.005, help="default %(default)g"
+    )
+    parser.add_argument("--max-p99-ratio", metavar="X", type=_above_zero, default=1.2, help="default %(default)g")
+    parser.add_argument(
+        "--requests",
+        metavar="N",
+        type=_enough,
+        default=DEFAULT_REQUEST_COUNT,
+        help="requests to each that are timed (default %(default)s)",
+    )
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--examples", metavar="FILE.npz", help="judge by these, with `labels`")
+    data.add_argument(
+        "--held-out",
+        dest="examples",
+        action="store_const",
+        const=None,
+        help="judge by the examples that the old version carries (the default)",
+    )
+
+
+def _promotion_report(outcome: Promotion, target: str) -> Report:
+    verdict, move = outcome.verdict, outcome.move
+    old, new, criteria = verdict.incumbent, verdict.candidate, verdict.criteria
+    rows = [
+        [
+            verdict.figure,
+            f"{old.quality:.4f}",
+            f"{new.quality:.4f}",
+            f"{-verdict.accuracy_drop:+.4f}",
+            f"-{criteria.max_accuracy_drop:g}",
+        ],
+        ["p50 ms", f"{old.p50_ms:.3f}", f"{new.p50_ms:.3f}", f"× {new.p50_ms / old.p50_ms:.3f}", ""],
+        [
+            "p99 ms",
+            f"{old.p99_ms:.3f}",
+            f"{new.p99_ms:.3f}",
+            f"× {verdict.p99_ratio:.3f}",
+            f"× {criteria.max_p99_ratio:g}",
+        ],
+    ]
+    title = f"{verdict.model}: {verdict.example_count:,} examples, {criteria.request_count:,} timed requests to each"
+    if move is None:
+        end = f"refused: {'; '.join(verdict.objections)}. {target} stays at version {old.version}"
+    else:
+        end = f"promoted: {target} moved from version {move.before} to {move.after}"
+    return Report(
+        {
+            "is_promoted": move is not None,
+            "objections": list(verdict.objections),
+            "figures": verdict.figures(),
+            "move": None if move is None else json_value(asdict(move)),
+        },
+        ("", f"version {old.version}", f"version {new.version}", "change", "allowed"),
+        rows,
+        above=[title],
+        below=[end],
+        is_refused=move is None,
+    )
+
+
+def _latency_row(title: str, old_ms: float, new_ms: float, allowed: str) -> Sequence[str]:
+    return [title, f"{old_ms:.3f}", f"{new_ms:.3f}", f"× {new_ms / old_ms:.3f}", allowed]
+
+
+def _move_report(model: str, move: LabelMove) -> Report:
+    if move.after == 0:
+        text = f"{model}: {move.label} is deleted; it was at version {move.before}"
+    elif move.before == 0:
+        text = f"{model}: {move.label} is at version {move.after}"
+    else:
+        text = f"{model}: {move.label} moved from version {move.before} to {move.after}"
+    return Report(json_value(asdict(move)), above=[text])
+
+
+def _history_report(model: str, history: LabelHistory, only: str | None) -> Report:
+    labels = {name: version for name, version in sorted(history.labels.items()) if only in (None, name)}
+    moves = [move for move in history.moves if only in (None, move.label)]
+    above = [f"{name} is at version {version}" for name, version in labels.items()]
+    rows = [_move_row(move) for move in moves[-_SHOWN_MOVES:]]
+    document = {"model": model, "labels": labels, "moves": [json_value(asdict(move)) for move in moves]}
+    header = ("time", "label", "from", "to", "action", "who", "why")
+    return Report(document, header if rows else (), rows, above=above or [f"{model} has no such label"])
+
+
+def _move_row(move: LabelMove) -> Sequence[str]:
+    before, after = (str(version) if version else "" for version in (move.before, move.after))
+    return [move.time, move.label, before, after, move.action.value, move.who, move.why]
+
+
+def _traffic_report(model: str, shares: Traffic) -> Report:
+    lines = [f"canary answers {shares.canary_share:.4g}", f"shadow runs {shares.shadow_share:.4g}"]
+    return Report({"model": model, **asdict(shares)}, above=[f"{model}: {', '.join(lines)} of the requests"])
+
+
+def _shadow_report(model: str, reports: Sequence[ShadowReport]) -> Report:
+    header = (
+        "live",
+        "shadow",
+        "sampled",
+        "compared",
+        "failed",
+        "dropped",
+        "agreed",
+        "max |diff|",
+        "run ms",
+        "shadow ms",
+    )
+    document = {"model": model, "reports": [json_value(asdict(report)) for report in reports]}
+    if not reports:
+        return Report(document, above=[f"{model}: the shadow has run nothing"])
+    return Report(document, header, [_shadow_row(report) for report in reports])
+
+
+def _shadow_row(report: ShadowReport) -> Sequence[str]:
+    counts = (report.live_version, report.shadow_version, report.sampled_count)
+    outcomes = (report.compared_count, report.failed_count, report.dropped_count)
+    agreed = f"{report.agreed_count} of {report.example_count}" if report.has_agreement else ""
+    runs = max(report.compared_count, 1)
+    times = (f"{total_ns / runs / 1e6:.3f}" for total_ns in (report.live_run_ns, report.shadow_run_ns))
+    return [*map(str, (*counts, *outcomes)), agreed, f"{report.max_abs_diff:.3g}", *times]
+
+
+def _at_least_zero(text: str) -> float:
+    return _number(text, "a number of at least 0", lambda value: value >= 0)
+
+
+def _above_zero(text: str) -> float:
+    return _number(text, "a number above 0", lambda value: value > 0)
+
+
+def _enough(text: str) -> int:
+    expected = f"a whole number of at least {MIN_REQUEST_COUNT}"
+    return int(_number(text, expected, lambda value: value >= MIN_REQUEST_COUNT and value == int(value)))
+
+
+def _number(text: str, expected: str, is_valid: Callable[[float], Any]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not is_valid(value):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got '{text}'")
+    return value
