@@ -16,7 +16,7 @@ from typing import Final
 
 _RUN: Final = (
     *("softmax", "--data", "digits", "--device", "cpu"),
-    *("--set", "epochs=60", "--set", "momentum=0.9", "--set", "lr_schedule=cosine", "--set", "lr_warmup_steps=30"),
+    *("--set", "epochs=500", "--set", "momentum=0.9", "--set", "lr_schedule=cosine", "--set", "lr_warmup_steps=30"),
     *("--set", "checkpoint_every_s=0", "--set", "clip_norm=5", "--set", "micro_batch_size=100"),
 )
 _COMPILED: Final = ("lenet", "--data", "digits", "--device", "cpu", "--set", "epochs=1")

@@ -237,3 +237,75 @@ def test_other_held_out_data_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(UsageError, match="held-out data synthetic: expected SHA-256 0000"):
         open_run(run_dir).held_out()
+
+
+FILLS_THE_DISK = """
+import resource, sys
+from fitserve_training.cli import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def on_a_small_disk(most_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command where no file may grow beyond so many bytes, as on a full disk."""
+    command = [sys.executable, "-c", FILLS_THE_DISK, str(most_bytes), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_full_disk_before_the_first_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    arguments = ("softmax", "--data", "digits", "--set", "epochs=2", "--run-dir", str(tmp_path / "run"))
+
+    done = on_a_small_disk(20_000, *arguments)
+
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"run directory {tmp_path / 'run.unfinished'}: cannot be written: " in done.stderr
+    assert "nothing was kept" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_after_a_checkpoint_leaves_what_can_be_resumed(tmp_path: Path) -> None:
+    arguments = ("softmax", "--data", "digits", "--set", "epochs=2", "--run-dir", str(tmp_path / "run"))
+
+    # The checkpoint has 32 kB; the report, which is larger, no longer fits.
+    done = on_a_small_disk(50_000, *arguments)
+    assert done.returncode == 2
+    assert "--resume goes on there" in done.stderr
+    assert not list((tmp_path / "run.unfinished").rglob(".*.part"))
+
+    resumed = train(Request("softmax", tmp_path / "run", is_resumed=True), quiet)
+    straight = train(Request("softmax", tmp_path / "straight", changes={"data.name": "digits", "epochs": 2}), quiet)
+    assert (resumed / rundir.WEIGHTS).read_bytes() == (straight / rundir.WEIGHTS).read_bytes()
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    other = train(Request("softmax", tmp_path / "other", changes={"data.name": "digits", "epochs": 1}), quiet)
+    unfinished = tmp_path / "run.unfinished"
+    (unfinished / "checkpoints").mkdir(parents=True)
+    (unfinished / rundir.CONFIG).write_text('recipe = "linreg"\n')
+    (unfinished / rundir.CHECKPOINT).write_bytes((other / rundir.CHECKPOINT).read_bytes())
+
+    with pytest.raises(UsageError, match=r"last\.safetensors: of another model"):
+        train(Request("linreg", tmp_path / "run", is_resumed=True), quiet)
+
+
+def test_runs_killed_at_random_moments_end_at_the_same_bits(tmp_path: Path) -> None:
+    changes = ["--set=epochs=40", "--set=momentum=0.9", "--set=lr_schedule=cosine", "--set=checkpoint_every_s=0"]
+    straight = tmp_path / "straight"
+    command = [sys.executable, "-m", "fitserve_training.cli", "linreg", "--run-dir"]
+    assert subprocess.run([*command, str(straight), *changes], capture_output=True, check=False).returncode == 0
+
+    for number, lines in enumerate((1, 5)):
+        run_dir = tmp_path / f"run-{number}"
+        with subprocess.Popen([*command, str(run_dir), *changes], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for _ in range(lines):
+                process.stdout.readline()
+            process.kill()
+        is_begun = (tmp_path / f"run-{number}.unfinished" / rundir.CONFIG).is_file()
+        arguments = ["--resume"] if is_begun or run_dir.is_dir() else changes
+        done = subprocess.run([*command, str(run_dir), *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert (run_dir / rundir.WEIGHTS).read_bytes() == (straight / rundir.WEIGHTS).read_bytes()
