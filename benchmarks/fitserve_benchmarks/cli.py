@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_commands
+
 _DESCRIPTION: Final = "Measures what fitserve trains, exports and serves."
 _EXAMPLES: Final = """examples:
   fitserve-bench latency --model lenet --run-dir runs/lenet
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(
         commands.add_parser("training", formatter_class=formatter, help="our training loop against the textbook's")
     )
+    add_fault_commands(commands)
     return parser
 
 
@@ -304,4 +307,5 @@ _COMMANDS: Final = {
     "demo": _demo,
     "reproduce": _reproduce,
     "training": _training,
+    **FAULT_COMMANDS,
 }
