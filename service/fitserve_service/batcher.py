@@ -8,7 +8,7 @@ nobody waits unless `max_queue_delay_s` asks for it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Generic, TypeVar
@@ -35,7 +35,7 @@ class Entry(Generic[Item]):
         key: Entries with equal keys may run together; None runs alone.
         example_count: Rows it brings, >= 0.
         priority: Its class.
-        deadline_s: When its caller stops waiting; None: never.
+        deadline_s: When its run must begin at the latest, so that its caller still waits at the end; None: never.
         arrived_s: When it was added; set by the batcher.
     """
 
@@ -72,9 +72,18 @@ class Batcher(Generic[Item]):
         max_batch_size: Most examples in one batch; 0: every entry runs alone.
         max_queue_delay_s: How long the oldest entry may wait for a fuller batch.
         max_queued_examples: Bound of the queue.
+        choose_rows: Gives how many of the rows that wait behind an item to run at once, itself among them.
     """
 
-    def __init__(self, *, max_batch_size: int, max_queue_delay_s: float, max_queued_examples: int) -> None:
+    def __init__(
+        self,
+        *,
+        max_batch_size: int,
+        max_queue_delay_s: float,
+        max_queued_examples: int,
+        choose_rows: Callable[[Item, int], int] = lambda _, rows: rows,
+    ) -> None:
+        self._choose_rows = choose_rows
         self._max_batch_size = max_batch_size
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queued_examples = max_queued_examples
@@ -159,8 +168,9 @@ class Batcher(Generic[Item]):
         return late
 
     def _take_batch(self, queue: deque[Entry[Item]], now_s: float, late: list[Entry[Item]]) -> list[Entry[Item]]:
+        room = self._rows_of(queue)
         batch = [self._pop(queue)]
-        room = self._max_batch_size - batch[0].example_count
+        room -= batch[0].example_count
         while queue and batch[0].key is not None:
             if _is_late(queue[0], now_s):
                 late.append(self._pop(queue))
@@ -170,6 +180,18 @@ class Batcher(Generic[Item]):
             else:
                 break
         return batch
+
+    def _rows_of(self, queue: deque[Entry[Item]]) -> int:
+        """How many rows of a queue to run at once; one request may bring more than that, and is never split."""
+        if len(queue) == 1:
+            return self._max_batch_size
+        rows = 0
+        for entry in queue:
+            rows += entry.example_count
+            if rows >= self._max_batch_size:
+                rows = self._max_batch_size
+                break
+        return self._choose_rows(queue[0].item, rows)
 
     def _pop(self, queue: deque[Entry[Item]]) -> Entry[Item]:
         entry = queue.popleft()

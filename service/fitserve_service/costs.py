@@ -1,14 +1,22 @@
-"""How long runs of a version take, as measured: what decides whether a run may happen on the loop thread."""
+"""How long runs of a version take, as measured: what decides where a run happens, and how many rows it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
+from fitserve_service.batch_sizes import cost_curve, first_batches
+from fitserve_service.joining import bucket_size
 from fitserve_service.signature import Tensor
 
 _NEWEST_WEIGHT: Final = 0.2
 """Weight of the newest run in the moving mean."""
+
+_DOUBT: Final = 0.9
+"""What is left of an expectation by which a request was refused: nothing else would ever put a wrong one right."""
+
+_PLAN_RUNS: Final = 512
+"""Runs for which a plan of batch sizes holds: it costs about as much as ten short ones."""
 
 
 class CostTable:
@@ -20,6 +28,8 @@ class CostTable:
 
     def __init__(self) -> None:
         self._run_s: dict[int, dict[int, float]] = {}
+        self._run_count = 0
+        self._plans: dict[int, tuple[int, list[int]]] = {}
 
     def record(self, rows: int, row_elements: int, run_s: float) -> None:
         """Counts a run in; one without rows says nothing and is left out.
@@ -30,6 +40,7 @@ class CostTable:
             run_s: Seconds in the runtime.
         """
         if rows:
+            self._run_count += 1
             costs = self._run_s.setdefault(row_elements.bit_length(), {})
             before_s = costs.get(rows, run_s)
             costs[rows] = before_s + _NEWEST_WEIGHT * (run_s - before_s)
@@ -48,6 +59,35 @@ class CostTable:
             return exact_s
         nearest = min((size for size in costs if size >= rows), default=0) or max(costs)
         return costs[nearest] * max(1.0, rows / nearest)
+
+    def batch_rows(self, rows: int, row_elements: int, most: int, buckets: Sequence[int]) -> int:
+        """Tells how many of the rows that wait to run at once, so that all together take the least time.
+
+        Args:
+            rows: Examples that wait, at least 1.
+            row_elements: Elements of one example.
+            most: Examples in one run at most.
+            buckets: Sizes that runs are padded to.
+
+        Returns:
+            1 to the lesser of `rows` and `most`.
+        """
+        size = row_elements.bit_length()
+        measured = self._run_s.get(size)
+        wanted = min(rows, most)
+        if not measured or wanted < 2:
+            return wanted
+        made, plan = self._plans.get(size, (-_PLAN_RUNS, []))
+        if self._run_count - made >= _PLAN_RUNS or len(plan) <= most:
+            plan = first_batches(cost_curve(measured, most, lambda count: bucket_size(count, buckets)))
+            self._plans[size] = (self._run_count, plan)
+        return plan[wanted]
+
+    def doubt(self, rows: int, row_elements: int) -> None:
+        """Lowers what a run is expected to take: a request was refused by it, and will not be measured."""
+        expected_s = self.expected_s(rows, row_elements)
+        if rows and expected_s != float("inf"):
+            self._run_s[row_elements.bit_length()][rows] = expected_s * _DOUBT
 
 
 def row_elements(inputs: Mapping[str, Tensor], rows: int) -> int:

@@ -170,8 +170,8 @@ class Engine:
         elif limit and job.example_count > limit:
             text = f"expected at most {limit} examples in a request to model '{served.model}', got {job.example_count}"
             self._finish(job, ServiceError(Reason.BATCH_TOO_LARGE, text, model=served.model))
-        elif job.deadline_s is not None and job.deadline_s <= now_s:
-            self._finish(job, _deadline_passed(0.0))
+        elif job.deadline_s is not None and job.deadline_s <= now_s + _least_run_s(job):
+            self._miss(job, 0.0, now_s)
         elif not self._queue(job, now_s):
             text = f"model '{served.model}': its queue holds {served.config.max_queued_examples} examples; try later"
             self._finish(job, ServiceError(Reason.QUEUE_FULL, text, model=served.model))
@@ -219,8 +219,19 @@ class Engine:
         if lane is None:
             lane = self._lanes[served] = _Lane(served, _batcher_for(served))
         key = joining_key(served.signature, job.inputs, job.output_names, job.example_count)
-        job.entry = Entry(job, key, job.example_count, job.priority, job.deadline_s)
+        latest_s = None if job.deadline_s is None else job.deadline_s - _least_run_s(job)
+        job.entry = Entry(job, key, job.example_count, job.priority, latest_s)
         return lane.batcher.add(job.entry, now_s)
+
+    def _miss(self, job: Job, waited_s: float, now_s: float) -> None:
+        """Refuses a job that cannot be answered before its deadline, before it costs anything."""
+        left_s = (job.deadline_s or 0.0) - now_s
+        if left_s <= 0:
+            self._finish(job, _deadline_passed(waited_s))
+            return
+        expected_s = _least_run_s(job)
+        job.lease.served.costs.doubt(job.example_count, row_elements(job.inputs, job.example_count))
+        self._finish(job, _deadline_too_near(left_s, expected_s))
 
     def _schedule(self) -> None:
         self._is_scheduled = True
@@ -230,7 +241,7 @@ class Engine:
         now_s = self._clock()
         taken = lane.batcher.take(now_s)
         for entry in taken.late:
-            self._finish(entry.item, _deadline_passed(now_s - entry.arrived_s))
+            self._miss(entry.item, now_s - entry.arrived_s, now_s)
         if taken.batch:
             jobs = [entry.item for entry in taken.batch]
             rows = sum(job.example_count for job in jobs)
@@ -312,11 +323,23 @@ class Engine:
 
 def _batcher_for(served: ServedVersion) -> Batcher[Job]:
     config = served.config
+
+    def choose_rows(job: Job, rows: int) -> int:
+        size = row_elements(job.inputs, job.example_count)
+        return served.costs.batch_rows(rows, size, config.max_batch_size, config.batch_size_buckets)
+
     return Batcher(
         max_batch_size=config.max_batch_size,
         max_queue_delay_s=config.max_queue_delay_ms / 1e3,
         max_queued_examples=config.max_queued_examples,
+        choose_rows=choose_rows,
     )
+
+
+def _least_run_s(job: Job) -> float:
+    """What a run of this job alone should take; 0 where that is not known."""
+    expected_s = job.lease.served.costs.expected_s(job.example_count, row_elements(job.inputs, job.example_count))
+    return 0.0 if expected_s == float("inf") else expected_s
 
 
 def _is_carried_out(run: _Run) -> bool:
@@ -390,3 +413,8 @@ def _draining() -> ServiceError:
 
 def _deadline_passed(waited_s: float) -> ServiceError:
     return ServiceError(Reason.DEADLINE_PASSED, f"the deadline passed after {waited_s * 1e3:.0f} ms in the queue")
+
+
+def _deadline_too_near(left_s: float, expected_s: float) -> ServiceError:
+    text = f"the deadline is in {left_s * 1e3:.1f} ms, and a run takes about {expected_s * 1e3:.1f} ms: not begun"
+    return ServiceError(Reason.DEADLINE_PASSED, text)

@@ -68,3 +68,35 @@ def test_row_elements_counts_all_inputs_of_one_example() -> None:
 
     assert row_elements(inputs, 4) == 7
     assert row_elements({"a": Tensor("FP32", np.zeros((0, 3)))}, 0) == 0
+
+
+def test_rows_are_taken_as_long_as_they_cost_less_together() -> None:
+    costs = CostTable()
+    for rows, run_s in ((1, 1.0), (4, 1.3), (5, 9.0), (8, 9.3)):
+        costs.record(rows, 2, run_s)
+
+    assert [costs.batch_rows(rows, 2, 8, ()) for rows in (1, 3, 4, 5, 8, 20)] == [1, 3, 4, 4, 4, 4]
+    assert costs.batch_rows(20, 500, 8, ()) == 8
+
+
+def test_a_plan_follows_what_is_measured_later() -> None:
+    costs = CostTable()
+    for rows, run_s in ((1, 1.0), (2, 9.0)):
+        costs.record(rows, 2, run_s)
+    assert costs.batch_rows(2, 2, 2, ()) == 1
+
+    for _ in range(600):
+        costs.record(2, 2, 1.1)
+    assert costs.batch_rows(2, 2, 2, ()) == 2
+
+
+def test_an_expectation_that_refuses_is_doubted_until_it_refuses_no_more() -> None:
+    costs = CostTable()
+    costs.record(1, 2, 5.0)
+    for _ in range(50):
+        costs.doubt(1, 2)
+    costs.doubt(0, 2)
+    costs.doubt(1, 999)
+
+    assert 0 < costs.expected_s(1, 2) < 0.1
+    assert costs.expected_s(1, 999) == math.inf

@@ -649,3 +649,52 @@ def test_words_are_joined_too() -> None:
 
         assert it.answer(good).tolist() == [b"a!", "é!".encode()]
         assert it.error(bad).message.endswith("input 'x': expected UTF-8 text, got other bytes in element 1")
+
+
+class Measured(Free):
+    """Short runs, so that all happen on the loop, but of sizes that were measured; what is run changes nothing."""
+
+    def __init__(self, run_s: dict[int, float]) -> None:
+        super().__init__()
+        for size, cost_s in run_s.items():
+            CostTable.record(self, size, 2, cost_s)
+
+    def record(self, rows: int, row_elements: int, run_s: float) -> None:
+        """Leaves the table as the test made it."""
+
+
+def test_no_batch_is_made_that_takes_longer_than_splitting_it() -> None:
+    with world() as it:
+        it.serve("m", builders.scaled(), Measured({1: 1.0, 4: 1.2, 5: 9.0}))
+        numbers = [it.submit("m", rows(n)) for n in range(10)]
+        it.settle()
+
+        assert it.observer.sizes == [4, 4, 2]
+        assert [float(it.answer(number)[0, 0]) for number in numbers] == [2.0 * n for n in range(10)]
+
+
+def test_who_cannot_be_answered_in_time_is_refused_before_the_run() -> None:
+    with world() as it:
+        costs = CostTable()
+        costs.record(1, 2, 5.0)
+        it.serve("m", builders.scaled(), costs)
+        near = it.submit("m", rows(1), deadline_s=it.loop.now_s + 1.0)
+
+        assert it.error(near).reason is Reason.DEADLINE_PASSED
+        assert "a run takes about 5000.0 ms: not begun" in it.error(near).message
+        assert it.observer.batches == []
+        assert costs.expected_s(1, 2) == pytest.approx(4.5)
+
+
+def test_a_queue_that_ate_the_time_for_the_run_refuses_too() -> None:
+    with world() as it:
+        costs = CostTable()
+        costs.record(1, 2, 5.0)
+        it.serve("m", builders.scaled(), costs, max_queue_delay_ms=2000.0)
+        late = it.submit("m", rows(1), deadline_s=it.loop.now_s + 6.0)
+        it.loop.turn()
+        it.loop.advance(2.5)
+
+        assert it.error(late).reason is Reason.DEADLINE_PASSED
+        assert it.observer.batches == []
+        assert it.is_free()
