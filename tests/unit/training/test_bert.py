@@ -1,0 +1,194 @@
+"""bert-multilabel: tokens, buckets, padding, frozen or not, weights from a directory, and what travels with a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fitserve_training.config import Scalar, Values
+from fitserve_training.data import sentences
+from fitserve_training.data.buckets import WIDTH, bucketed_batches
+from fitserve_training.data.places import Places
+from fitserve_training.data.tokens import own_tokenizer
+from fitserve_training.errors import UsageError
+from fitserve_training.form import Form
+from fitserve_training.launch import Request, train
+from fitserve_training.objectives import MultiLabel
+from fitserve_training.runs import open_run
+
+TINY: Values = {"data.name": "bundled", "epochs": 1, "model.layers": 1, "model.hidden_size": 32}
+
+
+def trained(run_dir: Path, **changes: Scalar) -> Path:
+    dotted = {key.replace("__", "."): value for key, value in changes.items()}
+    return train(Request("bert-multilabel", run_dir, changes={**TINY, **dotted}), lambda _line: None)
+
+
+def small_checkpoint(folder: Path) -> Path:
+    """A BERT of random weights with its tokenizer, as transformers saves one."""
+    from transformers import BertConfig, BertModel
+
+    tokenizer = own_tokenizer(sentences.load_bundled().train.texts, 500, 64)
+    torch.manual_seed(3)
+    network = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    BertModel(network).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=80),
+    st.integers(1, 9),
+    st.integers(0, 2**31),
+)
+def test_every_example_is_in_one_batch_and_only_the_last_is_short(lengths: list[int], size: int, seed: int) -> None:
+    batches = bucketed_batches(torch.tensor(lengths), size, torch.Generator().manual_seed(seed))
+
+    assert sorted(torch.cat(batches).tolist()) == list(range(len(lengths)))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert 0 < len(batches[-1]) <= size
+    buckets = [{(lengths[i] - 1) // WIDTH for i in batch.tolist()} for batch in batches]
+    assert sum(len(found) > 1 for found in buckets) <= -(-50 // WIDTH)
+
+
+def test_the_bundled_sentences_are_clean() -> None:
+    corpus = sentences.load_bundled()
+    texts = corpus.train.texts + corpus.held_out.texts
+    assert len(set(texts)) == len(texts) >= 300
+    for part in (corpus.train, corpus.held_out):
+        assert part.labels_NC.any(dim=1).all()
+        assert part.labels_NC.any(dim=0).all(), "every label is on both sides"
+    assert (torch.cat((corpus.train.labels_NC, corpus.held_out.labels_NC)).sum(dim=1) > 1).any()
+
+
+def test_padding_never_changes_an_answer(tmp_path: Path) -> None:
+    run = open_run(trained(tmp_path / "run"))
+    ids_BS, mask_BS = (torch.from_numpy(array[:8]) for array in run.held_out().inputs.values())
+    longest = int(mask_BS.sum(dim=1).max())
+
+    def padded(length: int, token: int) -> Tensor:
+        extra = (8, length - longest)
+        ids = torch.cat((ids_BS[:, :longest], torch.full(extra, token)), dim=1)
+        return run.module(ids, torch.cat((mask_BS[:, :longest], torch.zeros(extra, dtype=torch.int64)), dim=1))
+
+    plain = padded(longest, 0)
+    torch.testing.assert_close(padded(longest + 30, 0), plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(padded(longest + 30, 7), plain, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(run.module(ids_BS, torch.ones_like(mask_BS)), plain, atol=1e-6)
+    assert ((plain > 0) & (plain < 1)).all()
+
+
+def test_the_run_opens_alone_and_its_tokenizer_travels(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer
+
+    weights = small_checkpoint(tmp_path / "weights")
+    run_dir = trained(tmp_path / "run", model__weights=str(weights), data__max_length=20)
+    for path in weights.iterdir():
+        path.unlink()
+
+    run = open_run(run_dir)
+
+    assert set(run.extra_files) == {"tokenizer.json", "bert_config.json"}
+    encoded = Tokenizer.from_buffer(run.extra_files["tokenizer.json"]).encode_batch(["Thank you", "so much " * 30])
+    assert [len(each.ids) for each in encoded] == [20, 20]
+    assert sum(encoded[0].attention_mask) == 4
+    assert run.task.class_names == sentences.EMOTIONS
+
+
+def test_frozen_trains_the_last_layer_alone(tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    weights = small_checkpoint(tmp_path / "weights")
+    start = dict(BertModel.from_pretrained(weights).state_dict())
+
+    def encoder_of(run_dir: Path) -> dict[str, Tensor]:
+        state = open_run(run_dir).module.state_dict()
+        return {name.removeprefix("model.encoder."): value for name, value in state.items() if ".encoder." in name}
+
+    frozen = encoder_of(trained(tmp_path / "frozen", model__weights=str(weights), model__frozen=True))
+    tuned = encoder_of(trained(tmp_path / "tuned", model__weights=str(weights), lr=1e-3))
+
+    assert all(torch.equal(frozen[name], value) for name, value in start.items())
+    assert not all(torch.equal(tuned[name], value) for name, value in start.items())
+
+
+def test_a_small_bert_says_what_it_is(tmp_path: Path) -> None:
+    said: list[str] = []
+    train(Request("bert-multilabel", tmp_path / "run", changes=TINY), said.append)
+    assert "a small BERT from scratch, 1 layers of hidden size 32, which is not a pretrained one" in said[0]
+    assert "309 bundled sentences" in said[0]
+
+
+def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=r"model\.weights .*empty: ") as caught:
+        trained(tmp_path / "run", model__weights=str(tmp_path / "empty"))
+    assert "\n" not in str(caught.value)
+    other = small_checkpoint(tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(UsageError, match="expected a BERT, got model type gpt2"):
+        trained(tmp_path / "run", model__weights=str(other))
+    assert not (tmp_path / "run.unfinished").exists()
+
+
+def test_goemotions_is_read_from_the_data_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / sentences.FOLDER
+    folder.mkdir()
+    rows = "I like it\t0,17\tab\nA text with a\ttab\t27\tcd\n"
+    for name in sentences.CHECKSUMS:
+        (folder / name).write_text(rows)
+    digest = hashlib.sha256(rows.encode()).hexdigest()
+    monkeypatch.setattr(sentences, "CHECKSUMS", dict.fromkeys(sentences.CHECKSUMS, digest))
+    places = Places(tmp_path, tmp_path / "cache")
+
+    assert sentences.choose("auto", places) == "goemotions"
+    corpus = sentences.load_goemotions(places, 1)
+
+    assert corpus.train.texts == ("I like it",)
+    assert corpus.held_out.texts[1] == "A text with a\ttab"
+    assert corpus.train.labels_NC[0].nonzero().flatten().tolist() == [0, 17]
+    with pytest.raises(UsageError, match="goemotions is not at hand"):
+        sentences.load_goemotions(Places(None, tmp_path / "cache"), 0)
+
+
+def test_multi_label_figures_are_those_of_scikit_learn() -> None:
+    from sklearn.metrics import f1_score
+
+    stream = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(60, 5, generator=stream), torch.rand(60, 5, generator=stream) > 0.6
+    objective = MultiLabel(5)
+    sums = sum(
+        objective.sums(logits[rows], labels[rows], objective.loss(logits[rows], labels[rows]))
+        for rows in (slice(0, 25), slice(25, 60))
+    )
+    assert isinstance(sums, Tensor)
+    found = objective.metrics(sums.tolist(), 60)
+
+    predicted = logits >= 0
+    assert found["micro_f1"] == pytest.approx(f1_score(labels, predicted, average="micro"))
+    assert found["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert found["exact_match"] == (predicted == labels).all(dim=1).double().mean().item()
+
+
+def test_form_survives_its_file(tmp_path: Path) -> None:
+    form = Form(("a", "b"), ((50,), (50,)), (torch.int64, torch.int64), (2,), {"tokenizer.json": b"{}"})
+    form.write(tmp_path)
+    assert Form.read(tmp_path) == form
+    (tmp_path / "files" / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"form\.json: cannot be read"):
+        Form.read(tmp_path)
