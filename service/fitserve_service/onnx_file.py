@@ -148,9 +148,17 @@ def _read_tensor(message: memoryview, facts: OnnxFacts) -> None:
     for number, value in _fields(message):
         if number != _TENSOR_EXTERNAL_DATA or not isinstance(value, memoryview):
             continue
-        entry = {part: _text(text) for part, text in _fields(value) if isinstance(text, memoryview)}
-        if entry.get(_ENTRY_KEY) == "location":
-            facts.external_files.add(entry.get(_ENTRY_VALUE, ""))
+        entry = {part: bytes(text) for part, text in _fields(value) if isinstance(text, memoryview)}
+        if entry.get(_ENTRY_KEY) == b"location":
+            facts.external_files.add(_location(entry.get(_ENTRY_VALUE, b"")))
+
+
+def _location(name: bytes) -> str:
+    """A path that is no UTF-8 would be another path for the runtime than the one that was checked."""
+    try:
+        return name.decode()
+    except UnicodeDecodeError:
+        raise OnnxFileError("external data: expected a location in UTF-8, got other bytes") from None
 
 
 def _read_value_info(message: memoryview) -> tuple[str, tuple[int | str | None, ...] | None]:
