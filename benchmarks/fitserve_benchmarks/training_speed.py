@@ -45,6 +45,7 @@ class SpeedPlan:
         example_count: Examples of an epoch, at most as many as there are.
         threads: CPU threads of both loops; 0 takes the recipe's own setting.
         compile: Mode of our loop.
+        transform: What the textbook's dataset does to an example, `picture` or `tensor`.
         data_dir: Where data files are.
     """
 
@@ -53,6 +54,7 @@ class SpeedPlan:
     example_count: int = 12_800
     threads: int = 0
     compile: str = "auto"
+    transform: str = "picture"
     data_dir: Path | None = None
 
 
@@ -103,7 +105,7 @@ class SpeedResult:
         return [
             f"{self.plan['recipe']} on {self.data}, {self.threads} threads, compile {self.compile_used}, "
             f"{len(self.ours)} trials",
-            f"  textbook loop {textbook:>12,.0f} examples/s",
+            f"  textbook loop {textbook:>12,.0f} examples/s   (each example by {self.plan['transform']})",
             f"  fitserve      {ours:>12,.0f} examples/s   {self.ratio:.2f} times (median of pairs)",
             f"  arithmetic    {floor:>12,.0f} examples/s   {self.flops_per_example / 1e6:.3f} MFLOP an example "
             f"at {self.gemm_flops_per_s / 1e9:.0f} GFLOP/s; ours is {ours / floor:.0%} of that",
@@ -128,7 +130,7 @@ def measure_speed(plan: SpeedPlan) -> SpeedResult:
     split, threads = Split(train.inputs, train.targets), plan.threads or config.threads or torch.get_num_threads()
     with cpu_threads(threads):
         ours, job = _our_epoch(recipe, config, split, places)
-        textbook = _textbook_epoch(recipe, config, split)
+        textbook = _textbook_epoch(recipe, config, split, plan.transform)
         times = [(textbook(trial), ours(trial)) for trial in range(plan.trials + 1)][1:]
         flops, rate = _flops(recipe, config, split), _gemm_rate()
     record = job.stepper.record
@@ -146,13 +148,14 @@ def measure_speed(plan: SpeedPlan) -> SpeedResult:
     )
 
 
-def _textbook_epoch(recipe: Recipe, config: RunConfig, split: Split) -> Callable[[int], float]:
+def _textbook_epoch(recipe: Recipe, config: RunConfig, split: Split, transform: str) -> Callable[[int], float]:
     seed_global(config.seed, "init")
     model = plain_model(recipe, config)
     settings = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
     optimizer = settings[config.optimizer](model.parameters(), lr=config.lr)
     images = (split.inputs[0].squeeze(1) * 255).round().to(torch.uint8)
-    loader = DataLoader(TransformedImages(images, split.targets), batch_size=config.batch_size, shuffle=True)
+    dataset = TransformedImages(images, split.targets, transform)
+    loader = DataLoader(dataset, batch_size=config.batch_size, shuffle=True)
 
     def epoch(_trial: int) -> float:
         started = time.perf_counter()
@@ -208,7 +211,7 @@ def _flops(recipe: Recipe, config: RunConfig, split: Split) -> float:
     with FlopCounterMode(display=False) as counter:
         loss = recipe.objective.loss(model(split.inputs[0][:count]), split.targets[:count])
         loss.backward()  # type: ignore[no-untyped-call]
-    return counter.get_total_flops() / count
+    return float(counter.get_total_flops()) / count
 
 
 def _gemm_rate() -> float:
@@ -218,4 +221,4 @@ def _gemm_rate() -> float:
         started = time.perf_counter()
         torch.mm(left, right, out=product)
         best_s = min(best_s, time.perf_counter() - started)
-    return 2 * _GEMM_SIDE**3 / best_s
+    return float(2 * _GEMM_SIDE**3) / best_s

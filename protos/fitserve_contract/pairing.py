@@ -112,7 +112,7 @@ class _Judged(NamedTuple):
 def _judged(task: Task, scores: Array, labels: Array) -> _Judged:
     if task.kind is TaskKind.REGRESSION:
         return _Judged(scores, np.zeros(len(scores), bool), _squared_errors(scores, labels.astype(np.float64)))
-    is_nan = np.isnan(scores).any(axis=1)
+    is_nan: Array = np.any(np.isnan(scores), axis=1)
     if task.kind is TaskKind.CLASSIFICATION:
         classes = np.where(is_nan, -1, scores.argmax(axis=1)) if scores.size else np.zeros(len(scores), np.int64)
         return _Judged(classes, classes == labels, np.zeros(0))

@@ -23,7 +23,7 @@ def private_pool() -> DescriptorPool:
     """Gives the one pool that holds this package's messages."""
     pool = DescriptorPool()
     for file in descriptor_set().file:
-        pool.Add(file)  # type: ignore[no-untyped-call]
+        pool.Add(file)
     return pool
 
 
@@ -33,7 +33,7 @@ def symbols(file_name: str) -> dict[str, Any]:
     Returns:
         The file's DESCRIPTOR, its message classes and its top-level enum values, by name.
     """
-    file = private_pool().FindFileByName(f"fitserve_oip/{file_name}")  # type: ignore[no-untyped-call]
+    file = private_pool().FindFileByName(f"fitserve_oip/{file_name}")
     found: dict[str, Any] = {"DESCRIPTOR": file}
     for name, message in file.message_types_by_name.items():
         found[name] = GetMessageClass(message)
