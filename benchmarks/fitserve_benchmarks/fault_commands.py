@@ -36,8 +36,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
         return 1
     print(
         f"{result.step_count} steps in {result.world_count} worlds from seed {result.seed} "
-        f"in {result.elapsed_s:.0f} s: {result.job_count} requests, {result.version_count} versions READY, no law broken; "
-        f"digest {result.digest:08x}"
+        f"in {result.elapsed_s:.0f} s: {result.job_count} requests, "
+        f"{result.version_count} versions READY, no law broken; digest {result.digest:08x}"
     )
     return 0
 

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from fitserve_benchmarks.simulated_parts import SimulatedRepository, VirtualExecutor, VirtualLoop
-from fitserve_benchmarks.simulation_laws import ALL_OUTPUTS, PRIORITIES, Ask, BrokenLawError, Laws, weight
+from fitserve_benchmarks.simulation_laws import ALL_OUTPUTS, PRIORITIES, Ask, Laws, weight
 from fitserve_service.engine import BatchRecord, Engine, Job, Outcome
 from fitserve_service.errors import ServiceError
 from fitserve_service.model_config import ModelConfig, Overrides

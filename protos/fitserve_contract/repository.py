@@ -5,6 +5,7 @@ A version appears atomically (written aside, flushed, renamed) and never changes
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
@@ -106,7 +107,8 @@ def publishing(root: Path, model: str) -> Iterator[Path]:
     aside = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=model_folder))
     aside.chmod(0o755)
     try:
-        yield aside
+        with _held(aside):
+            yield aside
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if is_new:
@@ -151,15 +153,20 @@ def publish(root: Path, model: str, aside: Path) -> VersionPath:
 def remove_leftovers(root: Path, *, older_than_s: float, now_s: float) -> list[Path]:
     """Removes folders that a publisher that died left aside; gives those removed.
 
+    A publisher that lives holds a lock on its folder, which goes with its process.
+
     Args:
         root: The repository.
-        older_than_s: Younger ones may still be written, and stay.
+        older_than_s: Younger ones stay: they may not be locked yet.
         now_s: Time of the file system's clock, seconds since the epoch.
+
+    Raises:
+        OSError: the repository cannot be read.
     """
     removed = []
     for model in models(root):
         for entry in list((root / model).glob(f"{_STAGING_PREFIX}*")):
-            if now_s - entry.stat().st_mtime >= older_than_s:
+            if _is_abandoned(entry, now_s - older_than_s):
                 shutil.rmtree(entry, ignore_errors=True)
                 removed.append(entry)
     return removed
@@ -212,6 +219,36 @@ def verify_checksums(folder: Path) -> None:
                 f"file '{name}': expected sha256 {expected.get(name, 'none: it is not in ' + CHECKSUMS_FILE)}, "
                 f"got {found.get(name, 'none: it is missing')}"
             )
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[bool]:
+    """Locks a folder until the end, or until this process ends in whatever way; gives whether that could be done."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield _is_locked(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        # Another holds it, or the file system knows no locks: then nothing is ever taken to be abandoned.
+        return False
+    return True
+
+
+def _is_abandoned(folder: Path, before_s: float) -> bool:
+    try:
+        if folder.stat().st_mtime > before_s:
+            return False
+        with _held(folder) as is_free:
+            return is_free
+    except OSError:
+        # Gone meanwhile, or not ours to remove.
+        return False
 
 
 def _flush(path: Path) -> None:

@@ -137,6 +137,7 @@ class Reconciler:
             self._is_settled.set()
 
     def _work(self) -> None:
+        self._source.remove_leftovers()
         while not self._is_stopping:
             try:
                 self.reconcile_once()

@@ -6,6 +6,7 @@ A model's folder is read again only when its time stamps moved, so that a thousa
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Mapping
@@ -19,6 +20,11 @@ from fitserve_service.traffic import NO_TRAFFIC, TRAFFIC_FILE, Traffic, read_tra
 
 _SETTLED_NS = 2_000_000_000
 """A folder that changed within this time is read again: its file system's clock may tick more coarsely than we look."""
+
+_ABANDONED_S = 10.0
+"""A folder that nobody holds and that is older was left by a publisher that died."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,14 @@ class RepositorySource:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._known: dict[str, tuple[tuple[int, ...], ModelSource]] = {}
+
+    def remove_leftovers(self) -> None:
+        """Removes what publishers that died left in the repository; one that cannot be written to keeps it."""
+        try:
+            for path in repository.remove_leftovers(self.root, older_than_s=_ABANDONED_S, now_s=time.time()):
+                _log.info("removed %s/%s: left by a publisher that died", path.parent.name, path.name)
+        except OSError as error:
+            _log.warning("leftovers of publishers could not be looked for: %s", error.strerror)
 
     def scan(self) -> Mapping[str, ModelSource]:
         """Reads what changed since the last call and gives all models.

@@ -215,9 +215,12 @@ def test_death_at_any_step_leaves_whole_versions_and_removable_leftovers(tmp_pat
 def test_leftovers_that_may_still_be_written_stay(tmp_path: Path) -> None:
     with publishing(tmp_path, "m") as aside:
         now_s = aside.stat().st_mtime
-        assert remove_leftovers(tmp_path, older_than_s=60, now_s=now_s + 59) == []
+        assert remove_leftovers(tmp_path, older_than_s=60, now_s=now_s + 6000) == []
         assert aside.is_dir()
-        assert remove_leftovers(tmp_path, older_than_s=60, now_s=now_s + 61) == [aside]
+        (left := aside.with_name(".staging-left")).mkdir()
+        now_s = left.stat().st_mtime
+        assert remove_leftovers(tmp_path, older_than_s=60, now_s=now_s + 59) == []
+        assert remove_leftovers(tmp_path, older_than_s=60, now_s=now_s + 61) == [left]
 
 
 @pytest.mark.parametrize("change", ["flip", "truncate", "remove", "add", "link", "add below"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import builders
 import pytest
 
+from fitserve_contract.repository import publishing
 from fitserve_service.source import ModelSource, RepositorySource
 
 LONG_AGO_NS = 10**18
@@ -16,7 +17,12 @@ LONG_AGO_NS = 10**18
 
 def settle(root: Path, model: str) -> None:
     """Sets a model's time stamps to long ago, as if it had not been touched since."""
-    for path in (root / model, root / model / "labels.json", root / model / "model.toml"):
+    for path in (
+        root / model,
+        root / model / "labels.json",
+        root / model / "model.toml",
+        root / model / "traffic.json",
+    ):
         if path.exists():
             os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
 
@@ -57,6 +63,10 @@ def test_a_change_is_seen_and_an_old_folder_is_not_read_again(tmp_path: Path) ->
     settle(tmp_path, "m")
     (tmp_path / "m" / "labels.json").write_text('{"canary": 1}')
     assert source.scan()["m"].labels == {"canary": 1}
+    settle(tmp_path, "m")
+    source.scan()
+    (tmp_path / "m" / "traffic.json").write_text('{"canary_share": 0.5}')
+    assert source.scan()["m"].traffic.canary_share == 0.5
 
 
 def test_a_folder_that_changed_a_moment_ago_is_read_again_whatever_its_stamps(tmp_path: Path) -> None:
@@ -77,6 +87,7 @@ def test_a_folder_that_changed_a_moment_ago_is_read_again_whatever_its_stamps(tm
         ("model.toml", "x", "m/model.toml: expected TOML"),
         ("model.toml", "x = " + "[" * 9999, "m/model.toml: expected TOML"),
         ("labels.json", "{", "m/labels.json: expected JSON"),
+        ("traffic.json", "{", "m/traffic.json: expected JSON"),
         ("labels.json", '{"stable": 0}', "m/labels.json: expected an object of label to positive integer"),
         ("labels.json", "[" * 99999, ""),
     ],
@@ -101,6 +112,7 @@ def test_a_typing_error_is_told_and_what_was_said_before_holds(
     assert (after["m"].labels, after["m"].overrides) == (before.labels, before.overrides)
     (tmp_path / "m" / "labels.json").write_text('{"stable": 2}')
     (tmp_path / "m" / "model.toml").unlink()
+    (tmp_path / "m" / "traffic.json").unlink(missing_ok=True)
     assert source.scan()["m"] == ModelSource((1, 2), {"stable": 2})
 
 
@@ -162,3 +174,17 @@ def test_a_versions_stamp_changes_with_its_files(tmp_path: Path) -> None:
     (path.folder / "model.onnx").write_bytes(b"more")
     assert source.version_stamp("m", 1) != stamp
     assert source.version_stamp("m", 2) == (0, 0)
+
+
+def test_what_a_dead_publisher_left_is_removed_and_what_a_living_one_fills_is_not(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "m", 1, b"")
+    left = tmp_path / "m" / ".staging-dead"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half")
+    with publishing(tmp_path, "m") as aside:
+        for folder in (left, aside):
+            os.utime(folder, (0, 0))
+        RepositorySource(tmp_path).remove_leftovers()
+        assert not left.exists()
+        assert aside.exists()
+    assert list(RepositorySource(tmp_path).scan()) == ["m"]
