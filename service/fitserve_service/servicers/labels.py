@@ -45,6 +45,7 @@ class RepositoryEditor(Protocol):
 class _Moved:
     """What an edit leaves for the answer."""
 
+    is_cancelled: bool = False
     move: LabelMove | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
     moves: list[LabelMove] = field(default_factory=list)
@@ -150,7 +151,12 @@ class LabelServicer:
         """Moves a label once its version is READY; a writer who is out of date is told before anything is loaded."""
         made = _Moved()
 
+        def take_back() -> None:
+            made.is_cancelled = True
+
         def apply() -> None:
+            if made.is_cancelled:
+                raise ServiceError(Reason.CALLER_CANCELLED, "the caller went away before the version was ready")
             with _refusals(model):
                 made.move = labels.move_label(self._repository, model, move)
 
@@ -170,6 +176,7 @@ class LabelServicer:
             else:
                 on_moved(error)
 
+        call.on_cancel(take_back)
         self._editor.edit(model, check, on_checked)
 
 
@@ -186,7 +193,8 @@ class _refusals:
         if isinstance(error, TimeoutError):
             raise ServiceError(Reason.LABEL_CONFLICT, str(error), model=self._model) from None
         if isinstance(error, OSError):
-            text = f"model '{self._model}': expected its folder to be writable, got: {error.strerror}"
+            problem = error.strerror or type(error).__name__
+            text = f"model '{self._model}': expected to read and write its folder, got: {problem}"
             raise ServiceError(Reason.REPOSITORY_READ_ONLY, text, model=self._model) from None
         if isinstance(error, ValueError):
             reason = next((found for kind, found in _REASONS.items() if isinstance(error, kind)), Reason.INVALID_LABEL)

@@ -340,3 +340,82 @@ def test_the_thread_survives_a_look_that_fails(tmp_path: Path, caplog: pytest.Lo
         assert "reconciling failed; trying again in 0.01 s" in caplog.text
     finally:
         reconciler.stop()
+
+
+def test_an_edit_waits_for_its_version_and_is_shown_before_it_is_answered(tmp_path: Path) -> None:
+    labels = tmp_path / "m" / "labels.json"
+    with world(tmp_path) as it:
+        for factor in (1.0, 2.0):
+            builders.publish_version(tmp_path, "m", builders.scaled(factor))
+        it.until(v1=State.UNLOADED, v2=State.READY)
+        it.loader.gate.clear()
+        seen: list[tuple[bool, ServiceError | None, dict[str, int]]] = []
+
+        def done(error: ServiceError | None) -> None:
+            seen.append((labels.exists(), error, dict(it.registry.labels("m"))))
+
+        it.reconciler.edit("m", lambda: _write(labels, '{"stable": 1}'), done, version=1)
+        it.look()
+        it.look()
+        assert (it.states(), seen, labels.exists()) == ({1: State.LOADING, 2: State.READY}, [], False)
+        it.loader.gate.set()
+        it.look_until(lambda: bool(seen))
+        assert seen == [(True, None, {"stable": 1})]
+        it.until(v1=State.READY, v2=State.READY)
+        labels.write_text("{}")
+        it.until(v1=State.UNLOADED, v2=State.READY)
+
+
+def test_an_edit_that_cannot_be_made_says_why_and_the_next_one_is_made(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.publish_version(tmp_path, "m", builders.scaled())
+        broken = builders.publish_version(tmp_path, "m", builders.scaled())
+        break_version(broken)
+        it.until(v1=State.UNLOADED, v2=State.FAILED)
+
+        def fail() -> None:
+            raise RuntimeError("a defect")
+
+        def edit(model: str, version: int, apply: Callable[[], None] = lambda: None) -> None:
+            it.reconciler.edit(model, apply, lambda error: it.outcomes.append((model, error)), version=version)
+
+        for model, version in (("none", 0), ("m", 9), ("m", 2)):
+            edit(model, version)
+        edit("m", 0, fail)
+        edit("m", 0)
+        it.look()
+        reasons = [error.reason if error else None for _, error in it.outcomes]
+        assert reasons == [
+            Reason.MODEL_NOT_FOUND,
+            Reason.VERSION_NOT_FOUND,
+            Reason.MODEL_FAILED,
+            Reason.INTERNAL,
+            None,
+        ]
+        assert all("a defect" not in error.message for _, error in it.outcomes if error)
+        it.unload("m")
+        edit("m", 1)
+        it.look_until(lambda: len(it.outcomes) == 7)
+        assert set(it.states().values()) <= {State.UNLOADED, State.FAILED}
+
+
+def test_an_old_stable_version_serves_until_the_new_one_does(tmp_path: Path) -> None:
+    """Neither of the two is the highest version, which the policy keeps: the label alone holds them."""
+    with world(tmp_path) as it:
+        for factor in (1.0, 2.0, 3.0):
+            builders.publish_version(tmp_path, "m", builders.scaled(factor))
+        (tmp_path / "m" / "labels.json").write_text('{"stable": 1}')
+        it.until(v1=State.READY, v2=State.UNLOADED, v3=State.READY)
+        it.loader.gate.clear()
+        (tmp_path / "m" / "labels.json").write_text('{"stable": 2}')
+        it.look()
+        it.look()
+        assert it.states() == {1: State.READY, 2: State.LOADING, 3: State.READY}
+        assert it.registry.lease("m").served.version == 1
+        it.loader.gate.set()
+        it.look_until(lambda: it.states()[2] is State.READY)
+        assert it.registry.lease("m").served.version == 2
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)

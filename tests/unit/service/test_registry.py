@@ -226,3 +226,17 @@ def test_a_subscriber_that_fails_keeps_nobody_from_hearing(caplog: pytest.LogCap
 
     assert heard == ["m"]
     assert "a subscriber failed on a change of model 'm'" in caplog.text
+
+
+def test_a_label_stays_at_what_answers_until_its_new_version_does(tmp_path: Path) -> None:
+    registry = Registry()
+    registry.set_present("m", [1, 2], {"stable": 1})
+    registry.set_ready(loaded(tmp_path, 1))
+    registry.set_present("m", [1, 2], {"stable": 2})
+    assert registry.lease("m").served.version == registry.lease("m", label="stable").served.version == 1
+    assert dict(registry.model("m").labels) == {"stable": 1}
+    registry.set_state("m", 2, State.FAILED, reason="broken")
+    assert registry.lease("m", label="stable").served.version == 1
+    registry.set_ready(loaded(tmp_path, 2))
+    assert registry.lease("m").served.version == registry.lease("m", label="stable").served.version == 2
+    assert dict(registry.model("m").labels) == {"stable": 2}

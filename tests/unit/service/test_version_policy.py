@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitserve_service.version_policy import Action, State, Step, aspired_versions, next_steps
+from fitserve_service.version_policy import Action, State, Step, answering_labels, aspired_versions, next_steps
 
 P, L, R, G, U, F = State.PENDING, State.LOADING, State.READY, State.UNLOADING, State.UNLOADED, State.FAILED
 
@@ -110,3 +112,37 @@ def _carry_out(states: dict[int, State], version: int, action: Action | None, br
         states[version] = F if version in broken else R
     else:
         states[version] = U
+
+
+@pytest.mark.parametrize(
+    ("wanted", "before", "ready", "expected"),
+    [
+        pytest.param({"stable": 1}, {}, {1}, {"stable": 1}, id="a label points where it is put"),
+        pytest.param({"stable": 2}, {"stable": 1}, {1}, {"stable": 1}, id="it stays until the new version is ready"),
+        pytest.param({"stable": 2}, {"stable": 1}, {1, 2}, {"stable": 2}, id="and moves then"),
+        pytest.param({"stable": 2}, {"stable": 1}, {}, {"stable": 2}, id="one that serves nothing holds nobody back"),
+        pytest.param({"stable": 2}, {}, {1}, {"stable": 2}, id="a new label is not silently another version"),
+        pytest.param({}, {"stable": 1}, {1}, {}, id="a label that is deleted is gone"),
+    ],
+)
+def test_a_label_answers_by_what_is_there(
+    wanted: dict[str, int], before: dict[str, int], ready: set[int], expected: dict[str, int]
+) -> None:
+    assert answering_labels(wanted, before, ready) == expected
+
+
+@given(
+    st.lists(st.tuples(st.dictionaries(st.sampled_from("abc"), st.integers(1, 4)), st.sets(st.integers(1, 4)))),
+)
+def test_a_label_that_answered_answers_as_long_as_either_version_is_ready(
+    history: list[tuple[dict[str, int], set[int]]],
+) -> None:
+    before: Mapping[str, int] = {}
+    for wanted, ready in history:
+        after = answering_labels(wanted, before, ready)
+        assert after.keys() == wanted.keys()
+        for label, version in after.items():
+            assert version in (wanted[label], before.get(label))
+            if wanted[label] in ready or before.get(label) in ready:
+                assert version in ready
+        before = after

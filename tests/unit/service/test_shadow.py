@@ -1,0 +1,202 @@
+"""The shadow on a loop of virtual time, with real sessions: it runs when nobody waits, and counts exactly."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests import builders
+
+from fitserve_service import shadow as shadow_module
+from fitserve_service.batcher import Priority
+from fitserve_service.costs import CostTable
+from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
+from fitserve_service.loader import Loader
+from fitserve_service.model_config import Overrides
+from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.shadow import MAX_WAIT_S, MAX_WAITING, Answered, Shadow, ShadowCounts, ShadowKey
+from fitserve_service.signature import Tensor
+from fitserve_service.traffic import Draw, Traffic
+from fitserve_service.version_policy import State
+
+
+class Free(CostTable):
+    """Says that every run is short, so that all of them happen on the loop."""
+
+    def expected_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
+        return 0.0
+
+
+class World:
+    """A model with versions 1 (stable) and 2 (shadow), an engine and a loop whose turns and clock the test makes."""
+
+    def __init__(self, root: Path, share: float = 1.0, other: bytes | None = None) -> None:
+        self.now_s = 1000.0
+        self._soon: deque[Callable[[], None]] = deque()
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = count()
+        self.registry = Registry()
+        labels = {"stable": 1, "shadow": 2}
+        self.registry.set_present("m", [1, 2], labels, Traffic(shadow_share=share))
+        contents = (builders.scaled(1.0), other or builders.scaled(2.0))
+        for version, content in enumerate(contents, 1):
+            path = builders.bare_version(root, "m", version, content)
+            served = Loader("cpu").load(path, Overrides({}))
+            served.costs = Free()
+            self.registry.set_ready(served)
+        self.engine = Engine(self, self, clock=lambda: self.now_s)
+        self.shadow = Shadow(self.registry, self.engine, self, Draw(1), clock=lambda: self.now_s)
+        self.live: list[int] = []
+        self.shadowed: list[int] = []
+
+    def post(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._soon.append(callback)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (self.now_s + delay_s, next(self._numbers), callback))
+
+    def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:  # noqa: ARG002
+        (self.live if served.version == 1 else self.shadowed).append(len(self.live) + len(self.shadowed))
+
+    def turn(self) -> None:
+        for _ in range(len(self._soon)):
+            self._soon.popleft()()
+
+    def advance(self, step_s: float) -> None:
+        end_s = self.now_s + step_s
+        while self._timers and self._timers[0][0] <= end_s:
+            self.now_s, _, callback = heapq.heappop(self._timers)
+            callback()
+        self.now_s = end_s
+
+    def settle(self) -> None:
+        while self._soon or self._timers:
+            self.turn()
+            self.advance(0.01)
+
+    def ask(self, rows: int = 1) -> None:
+        """A live request, offered to the shadow once it is answered."""
+        lease = self.registry.lease("m")
+        inputs = {"x": Tensor("FP32", np.ones((rows, 2), np.float32))}
+
+        def on_done(outcome: Outcome) -> None:
+            assert isinstance(outcome, Completed)
+            self.shadow.offer(Answered(lease.served, inputs, ("y",), rows, outcome), ())
+
+        self.engine.submit(Job(lease, inputs, ("y",), rows, None, Priority.PREDICT, on_done))
+
+    @property
+    def counts(self) -> ShadowCounts:
+        return self.shadow.counts()[ShadowKey("m", 1, 2)]
+
+
+def test_every_answered_request_is_run_again_and_compared(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for rows in (1, 2, 3):
+        world.ask(rows)
+        world.settle()
+    counts = world.counts
+    assert (counts.sampled_count, counts.compared_count, counts.example_count) == (3, 3, 6)
+    assert (counts.failed_count, counts.dropped_count, counts.pending_count) == (0, 0, 0)
+    assert counts.max_abs_diff == 1.0
+    assert not counts.has_agreement
+    assert len(world.shadowed) == 3
+
+
+def test_the_shadow_waits_while_live_requests_do(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ask()
+    world.turn()
+    assert (len(world.live), world.counts.pending_count) == (1, 1)
+    for _ in range(5):
+        world.ask()
+        world.turn()
+        assert world.shadowed == []
+    world.settle()
+    assert len(world.shadowed) == world.counts.compared_count == 6
+    assert max(world.live) < min(world.shadowed)
+
+
+def test_under_load_that_does_not_end_the_shadow_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    for _ in range(3):
+        world.ask()
+        world.turn()
+    monkeypatch.setattr(world.engine, "is_idle", lambda: False)
+    world.turn()
+    world.advance(MAX_WAIT_S * 1.1)
+    assert (world.counts.sampled_count, world.counts.dropped_count, world.shadowed) == (3, 3, [])
+
+
+def test_only_so_many_wait_and_none_that_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path)
+    monkeypatch.setattr(world.engine, "is_idle", lambda: False)
+    for _ in range(MAX_WAITING + 4):
+        world.ask()
+        world.turn()
+    assert (world.counts.pending_count, world.counts.dropped_count) == (MAX_WAITING, 4)
+    monkeypatch.undo()
+    world.settle()
+    monkeypatch.setattr(shadow_module, "MAX_REQUEST_BYTES", 31)
+    world.ask(2)
+    world.settle()
+    assert (world.counts.compared_count, world.counts.dropped_count) == (MAX_WAITING, 5)
+
+
+def test_a_shadow_that_refuses_the_values_is_counted_as_failed(tmp_path: Path) -> None:
+    world = World(tmp_path, other=builders.identity(shape=("B", 3)))
+    world.ask()
+    world.settle()
+    assert (world.counts.sampled_count, world.counts.failed_count, world.shadowed) == (1, 1, [])
+
+
+def test_no_lease_is_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for _ in range(4):
+        world.ask()
+        world.settle()
+    world.registry.retire("m", 2, lambda: None)
+    assert world.registry.states("m")[2] is State.UNLOADED
+    world.ask()
+    world.settle()
+    assert world.counts.sampled_count == 4
+
+
+def test_nothing_is_shadowed_without_a_share(tmp_path: Path) -> None:
+    world = World(tmp_path, share=0.0)
+    world.ask()
+    world.settle()
+    assert world.shadow.counts() == {}
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.sampled_from(["ask", "turn", "wait", "long"]), max_size=60), st.sampled_from([0.3, 1.0]))
+def test_every_request_sampled_ends_in_exactly_one_count(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[str], share: float
+) -> None:
+    world = World(tmp_path_factory.mktemp("repository"), share)
+    for step in steps:
+        if step == "ask":
+            world.ask()
+        elif step == "turn":
+            world.turn()
+        else:
+            world.advance(0.003 if step == "wait" else MAX_WAIT_S * 1.5)
+        for counts in world.shadow.counts().values():
+            assert counts.pending_count >= 0
+    world.settle()
+    for counts in world.shadow.counts().values():
+        assert counts.pending_count == 0
+        assert counts.sampled_count == counts.compared_count + counts.dropped_count
+        assert counts.sampled_count <= steps.count("ask")
+        assert counts.compared_count == counts.example_count
