@@ -79,6 +79,7 @@ class Tolerance:
         atol: Least absolute tolerance.
         rtol: Tolerance relative to the largest value of the output.
         reason: Why these.
+        variant_loss: How much accuracy, macro-F1 or R² (by the task) a variant that rounds may lose, as a fraction.
     """
 
     factor: float = 2.0
@@ -88,6 +89,7 @@ class Tolerance:
         "twice torch's own fp32 rounding error, as another order of the same sums may err as much again; never less "
         "than 1e-5 of the output's scale, about 84 fp32 epsilons: a lucky torch result would make the bound vanish"
     )
+    variant_loss: float = 0.005
 
     def of(self, torch_max_error: float, largest: float) -> float:
         """Computes the tolerance of one output from torch's error and the largest float64 value."""
@@ -108,6 +110,7 @@ class Candidate:
         tolerance: Of every output.
         seed: Of all sampling.
         extra_files: What the model is of no use without, by file name, such as its tokenizer; in the version.
+        calibration: Inputs, name to (B, ...), that the ranges of a quantized model come from; never held-out ones.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -122,6 +125,7 @@ class Candidate:
     tolerance: Tolerance = field(default_factory=Tolerance)
     seed: int = 0
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    calibration: Mapping[str, Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.output_names:

@@ -19,6 +19,7 @@ _EXAMPLES = """\
 examples:
   fitserve-export runs/lenet --repository repository
   fitserve-export runs/lenet --repository repository --name digits --json
+  fitserve-export runs/lenet --repository repository --variants auto
   fitserve-export lint model.onnx
 
 exit codes: 0 published; 1 not verified, nothing published; 2 it could not be exported, one sentence says why
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fitserve-export",
-        usage="fitserve-export RUN_DIR --repository DIR [--name NAME] [--data-dir DIR] [--json]\n"
+        usage="fitserve-export RUN_DIR --repository DIR [--name NAME] [--data-dir DIR] [--variants WHICH] [--json]\n"
         "       fitserve-export lint MODEL.onnx [--json]",
         description="Exports a finished run to ONNX, verifies it against eager torch in fp32 and float64 on held-out "
         "data, and publishes it in a model repository. `lint` tells whether any ONNX file can be served.",
@@ -63,6 +64,13 @@ def _export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", help="model name (default: the recipe's)")
     parser.add_argument(
         "--data-dir", metavar="DIR", type=Path, default=_data_dir(), help="where data files are (default: $DATA_DIR)"
+    )
+    parser.add_argument(
+        "--variants",
+        default="none",
+        metavar="auto|none|NAME,NAME",
+        help="further files in the version: int8, fused (attention), fp16, bf16; auto publishes those that are faster "
+        "on this machine; none that loses more accuracy than the recipe allows is published (none)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object for programs")
     parser.add_argument("--version", action="version", version=f"fitserve-export {version('fitserve')}")
@@ -94,11 +102,15 @@ def _export(options: argparse.Namespace) -> int:
     from fitserve_exporters.publish import publish_candidate
     from fitserve_exporters.report import published_text
     from fitserve_exporters.run_export import run_candidate
+    from fitserve_exporters.variants import read_choice
+    from fitserve_exporters.variants_quantize import MAX_CALIBRATION_EXAMPLES
     from fitserve_training.errors import UsageError
 
     try:
-        recipe, candidate = run_candidate(options.run_dir, data_dir=options.data_dir)
-        published = publish_candidate(candidate, options.repository, options.name or recipe)
+        choice = read_choice(options.variants)
+        count = MAX_CALIBRATION_EXAMPLES if choice else 0
+        recipe, candidate = run_candidate(options.run_dir, data_dir=options.data_dir, calibration_count=count)
+        published = publish_candidate(candidate, options.repository, options.name or recipe, choice)
     except (ExportError, UsageError) as error:
         return _fail(str(error), 2)
     except NotVerifiedError as error:

@@ -9,3 +9,7 @@ class ExportError(Exception):
 
 class NotVerifiedError(Exception):
     """ONNX Runtime's answers are not torch's: exit code 1, nothing published; the message holds the figures."""
+
+
+class VariantError(Exception):
+    """A variant that cannot be made or published; the version goes on without it."""

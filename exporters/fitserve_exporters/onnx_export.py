@@ -66,6 +66,11 @@ def on_cpu(module: nn.Module) -> nn.Module:
     return copy.deepcopy(eager).cpu().eval().requires_grad_(False)
 
 
+def parameter_count(module: nn.Module) -> int:
+    """Counts a module's parameters, which the graph does not tell from constants of its own; shared ones once."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
 def describe(content: bytes) -> dict[str, Any]:
     """Gives the facts of an exported model for the manifest: opset, IR version, operators with their counts."""
     model = onnx.load_model_from_string(content)

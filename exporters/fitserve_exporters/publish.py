@@ -17,12 +17,13 @@ from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.judge import objections
 from fitserve_exporters.latency import measure_latency
-from fitserve_exporters.onnx_export import describe, export_onnx
+from fitserve_exporters.onnx_export import describe, export_onnx, parameter_count
 from fitserve_exporters.provenance import environment, utc_now
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.report import verification_text
 from fitserve_exporters.sessions import OrtSession, sessions_here
 from fitserve_exporters.signature import output_specs
+from fitserve_exporters.variants import Variant, make_variants, variant_files
 from fitserve_exporters.verify import Verification, sampled_indices, verify
 
 MAX_PROBE_EXAMPLES: Final = 32
@@ -42,6 +43,7 @@ class PublishedVersion:
         folder: Where it lies.
         manifest: What was written beside it.
         verification: The figures.
+        variants: What became of each variant that was asked for.
     """
 
     model: str
@@ -49,6 +51,7 @@ class PublishedVersion:
     folder: Path
     manifest: Manifest
     verification: Verification
+    variants: tuple[Variant, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Gives it for programs."""
@@ -58,16 +61,20 @@ class PublishedVersion:
             "folder": str(self.folder),
             "onnx": dict(self.manifest.onnx),
             "verification": dict(self.manifest.verification),
+            "variants": {variant.name: variant.refusal or "published" for variant in self.variants},
         }
 
 
-def publish_candidate(candidate: Candidate, repository: Path, name: str) -> PublishedVersion:
+def publish_candidate(
+    candidate: Candidate, repository: Path, name: str, variants: Sequence[str] = ()
+) -> PublishedVersion:
     """Exports, verifies and publishes a candidate as the model's next version.
 
     Args:
         candidate: What to export.
         repository: Model repository; made where it is not there.
         name: Model name.
+        variants: Names from `variants.read_choice`; one that does not hold is left out.
 
     Raises:
         ExportError: the module cannot be exported, or the repository cannot be written.
@@ -79,11 +86,15 @@ def publish_candidate(candidate: Candidate, repository: Path, name: str) -> Publ
     reasons = objections(verification)
     if reasons:
         raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))
+    record = _record(verification, candidate, sessions)
+    made = make_variants(candidate, content, variants)
+    others, other_facts = variant_files(made)
     files = {**candidate.extra_files, **certificate_files(candidate)}
-    manifest = _manifest(candidate, name, content, _record(verification, candidate, sessions), files)
+    facts = {file: _facts(file, data, candidate) for file, data in files.items()}
+    manifest = _manifest(candidate, name, content, record, {**facts, **other_facts})
     described = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: model_card(manifest)}
-    path = write_version(repository, name, {MODEL_FILE: content, **described, **files})
-    return PublishedVersion(path.model, path.version, path.folder, manifest, verification)
+    path = write_version(repository, name, {MODEL_FILE: content, **others, **described, **files})
+    return PublishedVersion(path.model, path.version, path.folder, manifest, verification, made)
 
 
 def write_version(repository: Path, name: str, files: Mapping[str, bytes]) -> VersionPath:
@@ -132,7 +143,7 @@ def _record(verification: Verification, candidate: Candidate, sessions: Sequence
 
 
 def _manifest(
-    candidate: Candidate, name: str, content: bytes, verification: Mapping[str, Any], files: Mapping[str, bytes]
+    candidate: Candidate, name: str, content: bytes, verification: Mapping[str, Any], files: Mapping[str, Any]
 ) -> Manifest:
     return Manifest(
         model=name,
@@ -143,8 +154,8 @@ def _manifest(
         training=candidate.training,
         verification=verification,
         environment=environment(),
-        onnx=describe(content),
-        files={file: _facts(file, data, candidate) for file, data in files.items()},
+        onnx=describe(content) | {"parameter_count": parameter_count(candidate.module)},
+        files=files,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from fitserve_exporters.answers import Agreement, listed
+from fitserve_exporters.variants import Variant, speed_text
 from fitserve_exporters.verify import ProviderFigures, Verification
 
 if TYPE_CHECKING:
@@ -25,7 +26,17 @@ def published_text(published: PublishedVersion) -> str:
         f"{facts['node_count']} nodes, {facts['parameter_count']:,} parameters, {facts['bytes']:,} bytes"
     )
     place = f"published {published.model} version {published.version} in {published.folder}"
-    return "\n".join([head, verification_text(published.verification), place])
+    variants = [line for variant in published.variants for line in _variant_lines(variant)]
+    return "\n".join([head, verification_text(published.verification), *variants, place])
+
+
+def _variant_lines(variant: Variant) -> list[str]:
+    if variant.refusal or variant.verification is None:
+        return [f"variant {variant.name}: not published: {variant.refusal}"]
+    head = f"variant {variant.name}: {variant.file}, {len(variant.content):,} bytes, {speed_text(variant.speed)}"
+    figures, torch_metrics = variant.verification.providers[0], variant.verification.torch_metrics
+    metrics = _metric_lines(torch_metrics, figures.metrics) if torch_metrics and figures.metrics else []
+    return [head, *_agreement_lines(figures.agreement), *metrics]
 
 
 def verification_text(verification: Verification) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ from fitserve_exporters.errors import ExportError
 from fitserve_training.runs import TrainedRun, open_run
 
 
-def run_candidate(run_dir: Path, *, data_dir: Path | None = None) -> tuple[str, Candidate]:
+def run_candidate(run_dir: Path, *, data_dir: Path | None = None, calibration_count: int = 0) -> tuple[str, Candidate]:
     """Opens a finished run with its held-out data.
 
     Args:
         run_dir: What `fitserve-train` wrote.
         data_dir: Where data files are; the environment's DATA_DIR where it is None.
+        calibration_count: Training examples for the ranges of a quantized variant.
 
     Returns:
         The recipe's name, and the candidate.
@@ -38,20 +40,22 @@ def run_candidate(run_dir: Path, *, data_dir: Path | None = None) -> tuple[str, 
         tolerance=tolerance_of(run.tolerance),
         seed=_seed(run),
         extra_files=run.extra_files,
+        calibration=run.training_inputs(calibration_count, _seed(run)) if calibration_count else {},
     )
 
 
 def tolerance_of(overrides: Mapping[str, Any] | None) -> Tolerance:
-    """Builds a recipe's tolerance from `factor`, `atol`, `rtol` and `reason`, as far as it gives them.
+    """Builds a recipe's tolerance from the fields of Tolerance, as far as it gives them.
 
     Raises:
         ExportError: another key.
     """
     if not overrides:
         return Tolerance()
-    unknown = sorted(set(overrides) - {"factor", "atol", "rtol", "reason"})
+    known = [entry.name for entry in fields(Tolerance)]
+    unknown = sorted(set(overrides) - set(known))
     if unknown:
-        raise ExportError(f"recipe's tolerance: expected factor, atol, rtol and reason, got {', '.join(unknown)}")
+        raise ExportError(f"recipe's tolerance: expected {', '.join(known)}, got {', '.join(unknown)}")
     return Tolerance(**({"reason": "set by the recipe"} | dict(overrides)))
 
 

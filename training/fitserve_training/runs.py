@@ -80,6 +80,20 @@ class TrainedRun:
         arrays = {spec.name: x.numpy() for spec, x in zip(self.inputs, data.held_out.inputs, strict=True)}
         return HeldOut(arrays, data.held_out.targets.numpy(), data.source, sha256)
 
+    def training_inputs(self, count: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
+        """Draws inputs of training examples without repetition, one array per input of the served model, each (B, …).
+
+        Args:
+            count: How many; all where there are fewer.
+            seed: Same seed, same examples.
+
+        Raises:
+            UsageError: the data is not at hand any more.
+        """
+        train = self._load_data().train
+        drawn = np.random.default_rng(seed).choice(len(train), min(count, len(train)), replace=False)
+        return {spec.name: x.numpy()[drawn] for spec, x in zip(self.inputs, train.inputs, strict=True)}
+
 
 def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
     """Opens a finished run with its final weights.

@@ -1,0 +1,237 @@
+"""Variants: what is made, what holds, and what is refused while the version goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from fitserve_contract.manifest import read_manifest
+from fitserve_contract.repository import verify_checksums
+from fitserve_contract.tasks import Scores, Task, TaskKind
+from fitserve_exporters.candidate import Array, Candidate, HeldOut, InputSpec, Tolerance
+from fitserve_exporters.errors import ExportError, VariantError
+from fitserve_exporters.onnx_export import export_onnx
+from fitserve_exporters.publish import publish_candidate
+from fitserve_exporters.variants import make_variants, read_choice
+from fitserve_exporters.variants_attention import attention_count, fuse_attention
+from fitserve_exporters.variants_precision import halve
+from fitserve_exporters.variants_quantize import checked_calibration, quantize_statically
+from fitserve_exporters.variants_speed import SpeedRatio, is_faster
+
+
+class SelfAttention(nn.Module):
+    """Two attention layers of four heads over (B, S, 16), with padding masked out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.ModuleList(nn.Linear(16, 16) for _ in range(4)) for _ in range(2))
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        for query, key, value, out in self.layers:  # type: ignore[misc]
+            q, k, v = (linear(x).view(x.shape[0], x.shape[1], 4, 4).transpose(1, 2) for linear in (query, key, value))
+            allowed = mask.bool()[:, None, None, :].expand(-1, 1, x.shape[1], -1)
+            y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
+            x = x + out(y.transpose(1, 2).reshape(x.shape))
+        return x
+
+
+def random(*shape: int) -> Array:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def attending() -> Candidate:
+    torch.manual_seed(0)
+    mask = np.ones((12, 9), np.int64)
+    mask[1, 4:] = 0
+    inputs = {"x": random(12, 9, 16), "mask": mask}
+    specs = (
+        InputSpec("x", torch.float32, ("batch", "sequence", 16)),
+        InputSpec("mask", torch.int64, ("batch", "sequence")),
+    )
+    return Candidate(SelfAttention(), specs, ("y",), HeldOut(inputs, None, "made up"))
+
+
+def classifier(*layers: nn.Module, shape: tuple[int, ...] = (8,), count: int = 64) -> Candidate:
+    torch.manual_seed(0)
+    module, images = nn.Sequential(*layers), random(count, *shape)
+    with torch.inference_mode():
+        labels = module(torch.from_numpy(images)).argmax(dim=1).numpy()
+    task = Task(TaskKind.CLASSIFICATION, "logits", Scores.LOGITS, ("a", "b", "c", "d"))
+    spec = InputSpec("image", torch.float32, ("batch", *shape))
+    return Candidate(module, (spec,), ("logits",), HeldOut({"image": images}, labels, "made up"), task)
+
+
+def convolving() -> Candidate:
+    layers = (nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4))
+    made = classifier(*layers, shape=(1, 8, 8))
+    return replace(made, calibration={"image": random(64, 1, 8, 8)})
+
+
+def operators(content: bytes) -> set[str]:
+    return {node.op_type for node in onnx.load_model_from_string(content).graph.node}
+
+
+def answers(content: bytes, inputs: dict[str, Array]) -> Array:
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, inputs)
+    return np.asarray(output)
+
+
+def test_attention_is_one_node_a_layer_and_the_answers_stay() -> None:
+    candidate = attending()
+    plain = export_onnx(candidate)
+    fused = fuse_attention(plain)
+
+    assert (attention_count(plain), attention_count(fused)) == (0, 2)
+    assert "Softmax" not in operators(fused)
+    inputs = {name: array.copy() for name, array in candidate.held_out.inputs.items()}
+    inputs["mask"][2] = 0  # of nothing but padding: the plain file has a guard against its NaN
+    for size in (12, 1):
+        some = {name: array[:size] for name, array in inputs.items()}
+        np.testing.assert_allclose(answers(fused, some), answers(plain, some), rtol=0, atol=2e-6)
+    shorter = {name: array[:, :5] for name, array in inputs.items()}
+    np.testing.assert_allclose(answers(fused, shorter), answers(plain, shorter), rtol=0, atol=2e-6)
+
+
+def test_a_fused_file_that_answers_otherwise_would_be_refused() -> None:
+    candidate = attending()
+    made = {one.name: one for one in make_variants(candidate, export_onnx(candidate), ["fused"])}["fused"]
+    assert made.refusal == ""
+    other = replace(candidate, module=SelfAttention())
+    (refused,) = make_variants(other, export_onnx(candidate), ["fused"])
+    assert "expected max|onnxruntime - float64|" in refused.refusal
+    assert refused.content == b""
+
+
+def test_a_graph_without_attention_has_no_fused_variant() -> None:
+    candidate = classifier(nn.Linear(8, 4))
+    (variant,) = make_variants(candidate, export_onnx(candidate), ["fused"])
+    assert variant.refusal.startswith("no attention was fused")
+
+
+def test_products_are_quantized_dynamically_and_convolutions_statically() -> None:
+    linear, conv = classifier(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), convolving()
+    (dynamic,) = make_variants(linear, export_onnx(linear), ["int8"])
+    (static,) = make_variants(conv, export_onnx(conv), ["int8"])
+    if not dynamic.refusal:
+        assert "DynamicQuantizeLinear" in operators(dynamic.content)
+    assert static.refusal == "" or "points lost" in static.refusal
+    content = quantize_statically(export_onnx(conv), conv.calibration, conv.inputs)
+    assert {"QuantizeLinear", "DequantizeLinear"} <= operators(content)
+    images = dict(conv.held_out.inputs)
+    plain = answers(export_onnx(conv), images)
+    assert np.abs(answers(content, images) - plain).max() < 0.1 * np.abs(plain).max()
+
+
+def test_a_variant_that_loses_more_than_the_recipe_allows_is_refused_with_the_points() -> None:
+    candidate = convolving()
+    # Labels that only the fp32 file gets right are lost by any other rounding: here all of them are wrong for int8.
+    strict = replace(candidate, tolerance=Tolerance(variant_loss=-1.0))
+    (refused,) = make_variants(strict, export_onnx(candidate), ["int8"])
+    assert refused.refusal.startswith("accuracy: expected at most -100 points lost, got ")
+    (kept,) = make_variants(replace(candidate, tolerance=Tolerance(variant_loss=1.0)), export_onnx(candidate), ["int8"])
+    assert kept.refusal == ""
+    assert kept.verification is not None
+    assert "accuracy" in (kept.verification.providers[0].metrics or {})
+
+
+@pytest.mark.parametrize(
+    ("calibration", "message"),
+    [
+        ({}, "expected a calibration set for a model that convolves, got none"),
+        ({"image": random(5, 1, 8, 8)}, "calibration set: expected at least 32 examples, the same number for every"),
+        ({"image": random(64, 1, 7, 8)}, "calibration input 'image': expected float32 ('batch', 1, 8, 8), got float32"),
+        ({"image": random(64, 1, 8, 8).astype(np.float64)}, "got float64 (64, 1, 8, 8)"),
+        ({"picture": random(64, 1, 8, 8)}, "calibration set: expected inputs ['image'], got ['picture']"),
+    ],
+)
+def test_a_calibration_set_that_does_not_do_is_named(calibration: dict[str, Array], message: str) -> None:
+    candidate = replace(convolving(), calibration=calibration)
+    (variant,) = make_variants(candidate, export_onnx(candidate), ["int8"])
+    assert message in variant.refusal
+
+
+def test_a_calibration_set_is_cut_to_what_is_needed() -> None:
+    candidate = convolving()
+    cut = checked_calibration({"image": random(600, 1, 8, 8)}, candidate.inputs)
+    assert len(cut["image"]) == 512
+
+
+@pytest.mark.parametrize("variant", ["fp16", "bf16"])
+def test_half_precision_keeps_fp32_at_the_edges(variant: str) -> None:
+    candidate = classifier(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    model = onnx.load_model_from_string(halve(export_onnx(candidate), variant))
+    onnx.checker.check_model(model, full_check=True)
+    assert {tensor.data_type for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64} == {
+        TensorProto.FLOAT16 if variant == "fp16" else TensorProto.BFLOAT16
+    }
+    edges = [*model.graph.input, *model.graph.output]
+    assert [value.type.tensor_type.elem_type for value in edges] == [TensorProto.FLOAT, TensorProto.FLOAT]
+
+
+def test_fp16_answers_as_fp32_to_its_precision_and_refuses_weights_beyond_its_range() -> None:
+    candidate = classifier(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+    plain = export_onnx(candidate)
+    inputs = dict(candidate.held_out.inputs)
+    np.testing.assert_allclose(answers(halve(plain, "fp16"), inputs), answers(plain, inputs), rtol=0, atol=5e-3)
+
+    weight = numpy_helper.from_array(np.array([7e4], np.float32), "w")
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["b"]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Mul", ["x", "w"], ["y"])], "g", [x], [y], [weight])
+    with pytest.raises(VariantError, match=r"fp16: weight 'w': expected at most 65504, got 70000: use bf16"):
+        halve(helper.make_model(graph).SerializeToString(), "fp16")
+
+
+def test_a_version_holds_its_variants_with_their_records_under_its_checksums(tmp_path: Path) -> None:
+    candidate = replace(attending(), tolerance=Tolerance(variant_loss=1.0))
+    published = publish_candidate(candidate, tmp_path, "m", ["fused", "fp16"])
+
+    assert (published.folder / "model.fused.onnx").is_file()
+    verify_checksums(published.folder)
+    manifest = read_manifest(published.folder)
+    assert manifest is not None
+    facts = manifest.files["model.fused.onnx"]
+    assert (facts["variant"], facts["device"], facts["fused_attention_count"]) == ("fused", "cpu", 2)
+    assert facts["verification"]["tolerance"]["per_output"]["y"] > 0
+    assert [ratio["batch_size"] for ratio in facts["speed"]] == [1, 12]
+    assert "model.fused.onnx" not in manifest.files_for_callers
+    assert published.to_json()["variants"]["fused"] == "published"
+
+
+def test_the_choice_is_read_or_named() -> None:
+    assert read_choice("none") == ()
+    assert read_choice("int8, fused,int8") == ("int8", "fused")
+    for text in ("int4", "auto,int8", "none,int8", ""):
+        with pytest.raises(ExportError, match="--variants: expected auto, none, or some of int8, fused, fp16, bf16"):
+            read_choice(text)
+
+
+def test_faster_means_by_the_lower_ends_over_all_sizes() -> None:
+    def ratios(*lows: float) -> list[SpeedRatio]:
+        return [SpeedRatio(1, low + 0.5, low, low + 1) for low in lows]
+
+    assert is_faster(ratios(0.8, 1.5))
+    assert not is_faster(ratios(0.8, 1.2))
+    assert not is_faster(ratios(0.99))
+
+
+def test_parameters_are_the_modules_own(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.clamp(self.linear(x) * 0.37, -1.5, 1.5)
+
+    spec = InputSpec("x", torch.float32, ("batch", 3))
+    candidate = Candidate(Scaled(), (spec,), ("y",), HeldOut({"x": random(8, 3)}, None, "made up"))
+    assert publish_candidate(candidate, tmp_path, "m").manifest.onnx["parameter_count"] == 8
