@@ -12,85 +12,29 @@ import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol
 
-from fitserve_service.batcher import Batcher, Entry, Priority
+from fitserve_service.batcher import Batcher, Entry
 from fitserve_service.calls import Loop
 from fitserve_service.costs import row_elements
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.joining import bucket_size, join, joining_key, split
-from fitserve_service.registry import Lease, ServedVersion
-from fitserve_service.session import OperatorError
+from fitserve_service.joining import joining_key
+from fitserve_service.registry import ServedVersion
+from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out, is_carried_out
+from fitserve_service.session import OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
 
 INLINE_LIMIT_S: Final = 0.001
 """A run expected to take longer goes to a runner thread."""
 
+_WATCH_S: Final = 0.1
+"""How often runs on runner threads are held against the time that their callers have."""
+
+__all__ = ["BatchRecord", "Completed", "Engine", "EngineObserver", "Job", "Outcome", "Timing"]
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Timing:
-    """Where a request's time went, seconds; the run with joining and splitting."""
-
-    queue_s: float
-    run_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The answer to a job: output name to tensor, in the order asked for."""
-
-    outputs: dict[str, Tensor]
-    timing: Timing
-
-
-Outcome: TypeAlias = Completed | ServiceError
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request to run.
-
-    Args:
-        lease: The version; the engine releases it before `on_done`.
-        inputs: Checked against the version's signature.
-        output_names: Outputs wanted, checked.
-        example_count: Rows, from the check.
-        deadline_s: Monotonic time at which the caller stops waiting; None: never.
-        priority: PREDICT before EVALUATE.
-        on_done: Takes the outcome, exactly once, on the loop thread.
-    """
-
-    lease: Lease
-    inputs: dict[str, Tensor]
-    output_names: tuple[str, ...]
-    example_count: int
-    deadline_s: float | None
-    priority: Priority
-    on_done: Callable[[Outcome], None]
-    entry: Entry[Job] | None = field(default=None, init=False)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
-    """One run, for whoever observes.
-
-    Args:
-        request_count: Requests joined.
-        example_count: Rows, padding left out.
-        run_s: Time in the runtime.
-        queue_s: How long each request waited.
-        has_failed: An operator refused the values.
-    """
-
-    request_count: int
-    example_count: int
-    run_s: float
-    queue_s: tuple[float, ...]
-    has_failed: bool
 
 
 class EngineObserver(Protocol):
@@ -99,24 +43,6 @@ class EngineObserver(Protocol):
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
         """Takes the record of a run."""
         ...
-
-
-@dataclass(slots=True)
-class _Run:
-    """One batch on its way through the runtime; made on the loop, run anywhere, answered on the loop."""
-
-    served: ServedVersion
-    jobs: list[Job]
-    queue_s: list[float]
-    example_count: int
-    answers: list[dict[str, Tensor] | Exception] = field(default_factory=list)
-    input_s: float = 0.0
-    run_s: float = 0.0
-    output_s: float = 0.0
-
-    @property
-    def row_elements(self) -> int:
-        return row_elements(self.jobs[0].inputs, self.jobs[0].example_count)
 
 
 @dataclass(slots=True, eq=False)
@@ -158,6 +84,7 @@ class Engine:
         self._is_scheduled = False
         self._is_draining = False
         self._job_count = 0
+        self._long_runs: set[Run] = set()
 
     def submit(self, job: Job) -> None:
         """Queues a job. Never raises: a job that cannot be queued gets its error through `on_done`."""
@@ -179,11 +106,12 @@ class Engine:
             self._schedule()
 
     def cancel(self, job: Job) -> None:
-        """Takes a queued job back: its caller has gone. One that runs already is answered as ever."""
+        """Takes a queued job back: its caller has gone. One that runs is ended once nobody waits for its batch."""
+        job.is_abandoned = True
         if job.entry is not None and job.entry.is_queued:
             self._lanes[job.lease.served].batcher.remove(job.entry)
             self._drop_lane_if_idle(job.lease.served)
-            self._finish(job, ServiceError(Reason.CALLER_CANCELLED, "the caller cancelled"))
+            self._finish(job, _cancelled())
 
     def dispatch(self) -> None:
         """Runs what has arrived: one batch of each version, then lets new arrivals in before the next."""
@@ -205,12 +133,13 @@ class Engine:
         return self._job_count == 0
 
     def close(self) -> None:
-        """Refuses all that is queued and ends the runner threads, once what they run has ended."""
+        """Refuses all that is queued, ends runs that nobody waits for, and the runner threads once the others end."""
         self.begin_drain()
         for lane in list(self._lanes.values()):
             for entry in lane.batcher.clear():
                 self._finish(entry.item, _draining())
             self._drop_lane_if_idle(lane.served)
+        self._end_unwanted()
         self._runners.shutdown(wait=False, cancel_futures=True)
 
     def _queue(self, job: Job, now_s: float) -> bool:
@@ -245,7 +174,7 @@ class Engine:
         if taken.batch:
             jobs = [entry.item for entry in taken.batch]
             rows = sum(job.example_count for job in jobs)
-            run = _Run(lane.served, jobs, [now_s - entry.arrived_s for entry in taken.batch], rows)
+            run = Run(lane.served, jobs, [now_s - entry.arrived_s for entry in taken.batch], rows)
             self._start(lane, run)
         elif (due_s := lane.batcher.due_s()) is not None:
             if due_s != lane.timer_s:
@@ -260,21 +189,47 @@ class Engine:
         if self._lanes.get(lane.served) is lane and not lane.is_running:
             self._dispatch_lane(lane)
 
-    def _start(self, lane: _Lane, run: _Run) -> None:
+    def _start(self, lane: _Lane, run: Run) -> None:
         lane.is_running = True
         is_short = run.served.costs.expected_s(run.example_count, run.row_elements) <= INLINE_LIMIT_S
-        if is_short and _is_carried_out(run):
+        if is_short and is_carried_out(run):
             self._complete(lane, run)
         else:
-            future = self._runners.submit(_carry_out, run)
+            self._watch(run)
+            future = self._runners.submit(carry_out, run)
             future.add_done_callback(lambda done: self._loop.post(partial(self._came_back, lane, run, done)))
 
-    def _came_back(self, lane: _Lane, run: _Run, future: Future[None]) -> None:
+    def _watch(self, run: Run) -> None:
+        run.switch = RunSwitch()
+        if not self._long_runs:
+            self._loop.call_later(_WATCH_S, self._end_unwanted)
+        self._long_runs.add(run)
+
+    def _end_unwanted(self) -> None:
+        """Ends runs for which nobody waits any more: else one that never ends would hold its thread for good."""
+        now_s = self._clock()
+        for run in self._long_runs:
+            if not run.is_wanted(now_s):
+                _turn_off(run)
+        if self._long_runs:
+            self._loop.call_later(_WATCH_S, self._end_unwanted)
+
+    def _came_back(self, lane: _Lane, run: Run, future: Future[None]) -> None:
+        self._long_runs.discard(run)
         if future.cancelled():
             run.answers = [_draining()] * len(run.jobs)
+        elif run.switch is not None and run.switch.is_off:
+            run.answers = [self._ended(job, answer) for job, answer in zip(run.jobs, run.answers, strict=True)]
         self._complete(lane, run)
 
-    def _complete(self, lane: _Lane, run: _Run) -> None:
+    def _ended(self, job: Job, answer: dict[str, Tensor] | Exception) -> dict[str, Tensor] | Exception:
+        if not isinstance(answer, OperatorError):
+            return answer
+        now_s = self._clock()
+        is_late = job.deadline_s is not None and job.deadline_s <= now_s
+        return ServiceError(Reason.DEADLINE_PASSED, "the deadline passed during the run") if is_late else _cancelled()
+
+    def _complete(self, lane: _Lane, run: Run) -> None:
         lane.is_running = False
         self._record(run)
         for job, waited_s, answer in zip(run.jobs, run.queue_s, run.answers, strict=True):
@@ -287,7 +242,7 @@ class Engine:
         elif not self._is_scheduled:
             self._schedule()
 
-    def _record(self, run: _Run) -> None:
+    def _record(self, run: Run) -> None:
         statistics, rows, answered, queue_s = run.served.statistics, run.example_count, run.example_count, run.queue_s
         failed = [index for index, answer in enumerate(run.answers) if isinstance(answer, Exception)]
         if failed:
@@ -342,60 +297,6 @@ def _least_run_s(job: Job) -> float:
     return 0.0 if expected_s == float("inf") else expected_s
 
 
-def _is_carried_out(run: _Run) -> bool:
-    """Runs a batch once; False where culprits are to be found in it, which takes many runs. Never raises."""
-    try:
-        run.answers = list(_run_together(run, run.jobs))
-    except Exception as error:
-        if isinstance(error, OperatorError) and len(run.jobs) > 1:
-            return False
-        run.answers = [error] * len(run.jobs)
-    return True
-
-
-def _carry_out(run: _Run) -> None:
-    """Runs a batch; where an operator refuses it, halves it until each culprit stands alone. Never raises."""
-    try:
-        run.answers = _answer(run, run.jobs)
-    except Exception as error:
-        run.answers = [error] * len(run.jobs)
-
-
-def _answer(run: _Run, jobs: list[Job]) -> list[dict[str, Tensor] | Exception]:
-    try:
-        return list(_run_together(run, jobs))
-    except OperatorError as error:
-        if len(jobs) == 1:
-            return [error]
-    middle = len(jobs) // 2
-    return _answer(run, jobs[:middle]) + _answer(run, jobs[middle:])
-
-
-def _run_together(run: _Run, jobs: list[Job]) -> list[dict[str, Tensor]]:
-    begin_s = time.perf_counter()
-    row_counts = [job.example_count for job in jobs]
-    rows = sum(row_counts)
-    padded = bucket_size(rows, run.served.config.batch_size_buckets) - rows if rows else 0
-    inputs = join([job.inputs for job in jobs], padded)
-    joined_s = time.perf_counter()
-    outputs = run.served.session.run(inputs, jobs[0].output_names)
-    ran_s = time.perf_counter()
-    if len(jobs) > 1 or padded:
-        _check_rows(outputs, rows + padded)
-    parts = split(outputs, row_counts) if len(jobs) > 1 or padded else [outputs]
-    run.input_s += joined_s - begin_s
-    run.run_s += ran_s - joined_s
-    run.output_s += time.perf_counter() - ran_s
-    return parts
-
-
-def _check_rows(outputs: dict[str, Tensor], rows: int) -> None:
-    """A batch axis that model.toml claims and the model does not have: such requests are run alone."""
-    for name, tensor in outputs.items():
-        if tensor.array.shape[:1] != (rows,):
-            raise OperatorError(f"output '{name}': expected {rows} rows, got shape {tensor.array.shape}")
-
-
 def _run_error(served: ServedVersion, error: Exception) -> ServiceError:
     if isinstance(error, ServiceError):
         return error
@@ -405,6 +306,15 @@ def _run_error(served: ServedVersion, error: Exception) -> ServiceError:
     incident = uuid.uuid4().hex[:12]
     _log.error("incident %s: a run of %s version %d failed", incident, served.model, served.version, exc_info=error)
     return ServiceError(Reason.INTERNAL, f"internal error, incident {incident}", incident=incident)
+
+
+def _turn_off(run: Run) -> None:
+    if run.switch is not None:
+        run.switch.turn_off()
+
+
+def _cancelled() -> ServiceError:
+    return ServiceError(Reason.CALLER_CANCELLED, "the caller cancelled")
 
 
 def _draining() -> ServiceError:

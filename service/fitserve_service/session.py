@@ -126,6 +126,22 @@ def _missing_library(library: str) -> str:
     return ""
 
 
+class RunSwitch:
+    """Ends runs from outside, from any thread: a model may loop for ever, by the values of a request."""
+
+    def __init__(self) -> None:
+        self.options = onnxruntime.RunOptions()
+
+    @property
+    def is_off(self) -> bool:
+        """The runs were ended."""
+        return bool(self.options.terminate)
+
+    def turn_off(self) -> None:
+        """Ends the run that is under way, at its next operator, and any later one."""
+        self.options.terminate = True
+
+
 class RunLimit:
     """A time after which runs are ended from outside: a model may loop for ever. A context manager around the runs."""
 
@@ -188,14 +204,14 @@ class Session:
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
 
     def run(
-        self, inputs: Mapping[str, Tensor], output_names: Sequence[str], limit: RunLimit | None = None
+        self, inputs: Mapping[str, Tensor], output_names: Sequence[str], limit: RunLimit | RunSwitch | None = None
     ) -> dict[str, Tensor]:
         """Runs the model once.
 
         Args:
             inputs: Input name to tensor, fitting the signature; BYTES elements are UTF-8 bytes.
             output_names: Outputs wanted.
-            limit: Ends the run when its time is over.
+            limit: Ends the run when its time is over, or when it is told to.
 
         Returns:
             Output name to tensor, in the order asked for.

@@ -79,6 +79,8 @@ class VirtualLoop:
         while not is_done():
             if self._soon:
                 self.turn()
+            elif not self._posted.empty():
+                self.take_posted(wait=False)
             elif self._timers:
                 self.advance(max(self._timers[0][0] - self.now_s, 0.0))
             else:
@@ -433,7 +435,6 @@ def test_a_long_run_leaves_the_loop_free_and_what_arrives_meanwhile_forms_the_ne
         assert it.answer(fast).tolist() == [[2, -2]]
         assert it.outcomes[slow] == []
         assert list(it.engine.queued_examples().values()) == [3]
-        it.engine.cancel(it.jobs[slow])
         it.settle()
         assert it.answer(slow).tolist() == [[1.0] * 512]
         assert all(it.answer(number).tolist() == [[1.0] * 512] for number in later)
@@ -698,3 +699,41 @@ def test_a_queue_that_ate_the_time_for_the_run_refuses_too() -> None:
         assert it.error(late).reason is Reason.DEADLINE_PASSED
         assert it.observer.batches == []
         assert it.is_free()
+
+
+def test_a_run_that_never_ends_is_ended_when_its_callers_time_is_over() -> None:
+    with world() as it:
+        it.serve("m", builders.endless(), CostTable())
+        number = it.submit("m", rows(1), deadline_s=it.loop.now_s + 3.0)
+        it.settle()
+
+        assert it.error(number).reason is Reason.DEADLINE_PASSED
+        assert "during the run" in it.error(number).message
+        assert it.is_free()
+
+
+def test_a_run_that_never_ends_is_ended_when_all_its_callers_are_gone() -> None:
+    with world() as it:
+        it.serve("m", builders.endless(), CostTable())
+        numbers = [it.submit("m", rows(n)) for n in range(2)]
+        it.loop.turn()
+        it.engine.cancel(it.jobs[0])
+        it.loop.advance(5.0)
+        assert it.outcomes == {0: [], 1: []}
+        it.engine.cancel(it.jobs[1])
+        it.settle()
+
+        assert [it.error(number).reason for number in numbers] == [Reason.CALLER_CANCELLED] * 2
+        assert it.is_free()
+
+
+def test_closing_ends_a_run_whose_callers_are_gone() -> None:
+    with world() as it:
+        it.serve("m", builders.endless(), CostTable())
+        number = it.submit("m", rows(1))
+        it.loop.turn()
+        it.engine.cancel(it.jobs[0])
+        it.engine.close()
+        it.loop.take_posted(wait=True)
+
+        assert it.error(number).reason is Reason.CALLER_CANCELLED

@@ -1,0 +1,160 @@
+"""Requests that run, and the batches that they run in: what the engine hands from thread to thread.
+
+A run is made on the loop, carried out anywhere, and answered on the loop; it belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from fitserve_service.batcher import Entry, Priority
+from fitserve_service.costs import row_elements
+from fitserve_service.errors import ServiceError
+from fitserve_service.joining import bucket_size, join, split
+from fitserve_service.registry import Lease, ServedVersion
+from fitserve_service.session import OperatorError, RunSwitch
+from fitserve_service.signature import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where a request's time went, seconds; the run with joining and splitting."""
+
+    queue_s: float
+    run_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The answer to a job: output name to tensor, in the order asked for."""
+
+    outputs: dict[str, Tensor]
+    timing: Timing
+
+
+Outcome: TypeAlias = Completed | ServiceError
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """One request to run.
+
+    Args:
+        lease: The version; the engine releases it before `on_done`.
+        inputs: Checked against the version's signature.
+        output_names: Outputs wanted, checked.
+        example_count: Rows, from the check.
+        deadline_s: Monotonic time at which the caller stops waiting; None: never.
+        priority: PREDICT before EVALUATE.
+        on_done: Takes the outcome, exactly once, on the loop thread.
+    """
+
+    lease: Lease
+    inputs: dict[str, Tensor]
+    output_names: tuple[str, ...]
+    example_count: int
+    deadline_s: float | None
+    priority: Priority
+    on_done: Callable[[Outcome], None]
+    entry: Entry[Job] | None = field(default=None, init=False)
+    is_abandoned: bool = field(default=False, init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """One run, for whoever observes.
+
+    Args:
+        request_count: Requests joined.
+        example_count: Rows, padding left out.
+        run_s: Time in the runtime.
+        queue_s: How long each request waited.
+        has_failed: An operator refused the values.
+    """
+
+    request_count: int
+    example_count: int
+    run_s: float
+    queue_s: tuple[float, ...]
+    has_failed: bool
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One batch on its way through the runtime; made on the loop, run anywhere, answered on the loop."""
+
+    served: ServedVersion
+    jobs: list[Job]
+    queue_s: list[float]
+    example_count: int
+    answers: list[dict[str, Tensor] | Exception] = field(default_factory=list)
+    input_s: float = 0.0
+    run_s: float = 0.0
+    output_s: float = 0.0
+    switch: RunSwitch | None = None
+    """Ends it; none where it runs on the loop."""
+
+    def is_wanted(self, now_s: float) -> bool:
+        """Tells whether anybody still waits for it."""
+        return any(not job.is_abandoned and (job.deadline_s is None or job.deadline_s > now_s) for job in self.jobs)
+
+    @property
+    def row_elements(self) -> int:
+        return row_elements(self.jobs[0].inputs, self.jobs[0].example_count)
+
+
+def is_carried_out(run: Run) -> bool:
+    """Runs a batch once; False where culprits are to be found in it, which takes many runs. Never raises."""
+    try:
+        run.answers = list(_run_together(run, run.jobs))
+    except Exception as error:
+        if isinstance(error, OperatorError) and len(run.jobs) > 1:
+            return False
+        run.answers = [error] * len(run.jobs)
+    return True
+
+
+def carry_out(run: Run) -> None:
+    """Runs a batch; where an operator refuses it, halves it until each culprit stands alone. Never raises."""
+    try:
+        run.answers = _answer(run, run.jobs)
+    except Exception as error:
+        run.answers = [error] * len(run.jobs)
+
+
+def _answer(run: Run, jobs: list[Job]) -> list[dict[str, Tensor] | Exception]:
+    try:
+        return list(_run_together(run, jobs))
+    except OperatorError as error:
+        if len(jobs) == 1 or (run.switch is not None and run.switch.is_off):
+            return [error] * len(jobs)
+    middle = len(jobs) // 2
+    return _answer(run, jobs[:middle]) + _answer(run, jobs[middle:])
+
+
+def _run_together(run: Run, jobs: list[Job]) -> list[dict[str, Tensor]]:
+    begin_s = time.perf_counter()
+    row_counts = [job.example_count for job in jobs]
+    rows = sum(row_counts)
+    padded = bucket_size(rows, run.served.config.batch_size_buckets) - rows if rows else 0
+    inputs = join([job.inputs for job in jobs], padded)
+    joined_s = time.perf_counter()
+    outputs = run.served.session.run(inputs, jobs[0].output_names, run.switch)
+    ran_s = time.perf_counter()
+    if len(jobs) > 1 or padded:
+        _check_rows(outputs, rows + padded)
+    parts = split(outputs, row_counts) if len(jobs) > 1 or padded else [outputs]
+    run.input_s += joined_s - begin_s
+    run.run_s += ran_s - joined_s
+    run.output_s += time.perf_counter() - ran_s
+    return parts
+
+
+def _check_rows(outputs: dict[str, Tensor], rows: int) -> None:
+    """A batch axis that model.toml claims and the model does not have: such requests are run alone."""
+    for name, tensor in outputs.items():
+        if tensor.array.shape[:1] != (rows,):
+            raise OperatorError(f"output '{name}': expected {rows} rows, got shape {tensor.array.shape}")
