@@ -22,6 +22,7 @@ from fitserve_contract.repository import MANIFEST_FILE
 from fitserve_contract.sums import ClassificationSums, score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
+from fitserve_service.codec_sums import evaluate_response
 from fitserve_service.server import Server
 
 COUNT = 700
@@ -106,6 +107,8 @@ def test_two_versions_are_compared_in_one_pass(tmp_path: Path, task: Task, is_he
         assert getattr(paired, field) == getattr(expected, field)
     assert tuple(paired.difference_indices) == expected.difference_indices
     assert (tuple(paired.first_losses), tuple(paired.second_losses)) == (expected.first_losses, expected.second_losses)
+    for response, scores in ((answer.first, rows), (answer.second, second)):
+        assert response == evaluate_response("m", response.model_version, score(task, scores, labels))
     assert (answer.first.model_version, answer.second.model_version) == (1, 2)
     assert answer.first.WhichOneof("sums") == answer.second.WhichOneof("sums") == task.kind.value
 
