@@ -146,10 +146,8 @@ class Intake:
             # Before the answer: whoever has it finds it counted.
             self._count(order, lease.served, answer.code if isinstance(answer, ServiceError) else Code.OK)
             on_done(answer)
-            if order.is_open and isinstance(outcome, Completed):
-                self._shadow.offer(
-                    Answered(lease.served, job.inputs, job.output_names, job.example_count, outcome), order.metadata
-                )
+            if isinstance(outcome, Completed) and order.is_open:
+                self._offer(order, lease.served, job, outcome)
 
         job.on_done = finish
         budget.decoded(self._clock())
@@ -187,6 +185,11 @@ class Intake:
             self._observer.on_budget(served, order.budget)
         if self._tracer is not None:
             self._tracer.on_request(order.method, served, code, order.budget, order.metadata)
+
+    def _offer(self, order: Order, served: ServedVersion, job: Job, completed: Completed) -> None:
+        if self._registry.traffic(served.model).shadow_share:
+            answered = Answered(served, job.inputs, job.output_names, job.example_count, completed)
+            self._shadow.offer(answered, order.metadata)
 
     def _lease(self, order: Order) -> Lease:
         target = order.target

@@ -25,6 +25,7 @@ from fitserve_client import (
     control,
 )
 from fitserve_client.promotion import Criteria, LabelledExamples, promote
+from fitserve_contract.certificate import HeldOutExamples
 from fitserve_contract.labels import read_labels, read_log, replay
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_service.server import running_server
@@ -186,7 +187,28 @@ def test_a_version_that_is_slower_is_refused(tmp_path: Path, monkeypatch: pytest
         )
         assert slower.move is not None
     assert asked.count(1) == asked.count(2) == 240
-    assert all({one, two} == {1, 2} for one, two in zip(asked[::2], asked[1::2], strict=True))
+    # In pairs, each version first every other time.
+    assert asked in ([1, 2, 2, 1] * 120, [2, 1, 1, 2] * 120)
+    assert read_labels(tmp_path, "m") == {"stable": 2, "canary": 2}
+
+
+def test_a_version_is_judged_by_the_examples_that_the_old_one_holds_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    margins = np.linspace(-1, 1, 200)
+    rows = np.stack([np.zeros_like(margins), margins], axis=1).astype(np.float32)
+    held_out = HeldOutExamples({"x": rows}, (margins > 0).astype(np.int64), np.arange(200))
+    for threshold in (0.0, 0.1):
+        task = builders.classes_task()
+        builders.certified_version(tmp_path, "m", shifted(threshold), {"x": rows[:4]}, task=task, held_out=held_out)
+    with serving(tmp_path, monkeypatch) as client:
+        client.run(control.set_label("m", "stable", 1))
+        client.run(control.set_label("m", "canary", 2))
+        assert cli.main(["promote", "m", "--held-out", *ANY_SPEED]) == cli.REFUSED
+        assert cli.main(["promote", "m", "--max-accuracy-drop", "0.05", "--json", *ANY_SPEED]) == cli.DONE
+    refused, passed = capsys.readouterr().out.rsplit("\n", 2)[:2]
+    assert "accuracy drops by 0.05, allowed 0.005" in refused
+    assert json.loads(passed)["figures"]["example_count"] == 200
     assert read_labels(tmp_path, "m") == {"stable": 2, "canary": 2}
 
 

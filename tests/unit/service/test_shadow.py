@@ -136,6 +136,8 @@ def test_under_load_that_does_not_end_the_shadow_is_dropped(tmp_path: Path, monk
     world.turn()
     world.advance(MAX_WAIT_S * 1.1)
     assert (world.counts.sampled_count, world.counts.dropped_count, world.shadowed) == (3, 3, [])
+    world.registry.retire("m", 2, lambda: None)
+    assert world.registry.states("m")[2] is State.UNLOADED
 
 
 def test_only_so_many_wait_and_none_that_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
