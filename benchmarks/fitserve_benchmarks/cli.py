@@ -159,6 +159,9 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--examples", type=int, default=12_800, help="examples of an epoch (12800)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads of both loops (the recipe's own)")
     parser.add_argument("--compile", default="auto", choices=("auto", "off", "module", "step"), help="of ours (auto)")
+    parser.add_argument(
+        "--transform", default="picture", choices=("picture", "tensor"), help="of the textbook (picture)"
+    )
     parser.add_argument("--kills", type=int, metavar="N", help="kill N runs at random moments and resume them instead")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
     parser.add_argument("--compile-twice", nargs="+", metavar="MODE", help="time two runs' first step per mode instead")
@@ -291,6 +294,7 @@ def _training_speed(arguments: argparse.Namespace) -> int:
                 example_count=arguments.examples,
                 threads=arguments.threads,
                 compile=arguments.compile,
+                transform=arguments.transform,
                 data_dir=arguments.data_dir,
             )
         )

@@ -6,23 +6,42 @@ its right answers back.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 
 class TransformedImages(Dataset[tuple[Tensor, int]]):
-    """Images of bytes (N, H, W) with labels; an example becomes float (1, H, W) in 0..1 when it is asked for."""
+    """Images of bytes (N, H, W) with labels; an example becomes float (1, H, W) in 0..1 when it is asked for.
 
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    Args:
+        images: uint8 (N, H, W).
+        labels: (N,).
+        transform: `picture` as torchvision's data sets and ToTensor have it: array, then PIL picture, then tensor;
+            `tensor` leaves the picture out, which is less work than the textbooks do.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, transform: str = "picture") -> None:
         self._images, self._labels = images, labels.tolist()
+        self._transform = {"picture": _through_picture, "tensor": _scaled}[transform]
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        return self._images[place].unsqueeze(0).to(torch.float32).div(255), self._labels[place]
+        return self._transform(self._images[place]), self._labels[place]
+
+
+def _through_picture(image_HW: Tensor) -> Tensor:
+    picture = Image.fromarray(image_HW.numpy())
+    return _scaled(torch.from_numpy(np.array(picture, copy=True)))
+
+
+def _scaled(image_HW: Tensor) -> Tensor:
+    return image_HW.unsqueeze(0).contiguous().to(torch.float32).div(255)
 
 
 def train_epoch(
