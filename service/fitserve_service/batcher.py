@@ -91,6 +91,10 @@ class Batcher(Generic[Item]):
         self.queued_examples = 0
         self.entry_count = 0
 
+    def pace(self, max_queue_delay_s: float) -> None:
+        """Changes how long the oldest entry may wait."""
+        self._max_queue_delay_s = max_queue_delay_s
+
     def add(self, entry: Entry[Item], now_s: float) -> bool:
         """Queues an entry; False where the queue is full."""
         weight = max(entry.example_count, 1)

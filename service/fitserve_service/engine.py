@@ -15,12 +15,14 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol
+from weakref import WeakKeyDictionary
 
 from fitserve_service.batcher import Batcher, Entry
 from fitserve_service.calls import Loop
 from fitserve_service.costs import row_elements
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.joining import joining_key
+from fitserve_service.pacing import Pacing
 from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out, is_carried_out
 from fitserve_service.session import OperatorError, RunSwitch
@@ -51,6 +53,7 @@ class _Lane:
 
     served: ServedVersion
     batcher: Batcher[Job]
+    pacing: Pacing | None = None
     is_running: bool = False
     timer_s: float = 0.0
     """When the timer that was set last goes off."""
@@ -85,6 +88,7 @@ class Engine:
         self._is_draining = False
         self._job_count = 0
         self._long_runs: set[Run] = set()
+        self._pacings: WeakKeyDictionary[ServedVersion, Pacing] = WeakKeyDictionary()
 
     def submit(self, job: Job) -> None:
         """Queues a job. Never raises: a job that cannot be queued gets its error through `on_done`."""
@@ -146,11 +150,19 @@ class Engine:
         served = job.lease.served
         lane = self._lanes.get(served)
         if lane is None:
-            lane = self._lanes[served] = _Lane(served, _batcher_for(served))
+            pacing = self._pacing_of(served)
+            lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing), pacing)
         key = joining_key(served.signature, job.inputs, job.output_names, job.example_count)
         latest_s = None if job.deadline_s is None else job.deadline_s - _least_run_s(job)
         job.entry = Entry(job, key, job.example_count, job.priority, latest_s)
         return lane.batcher.add(job.entry, now_s)
+
+    def _pacing_of(self, served: ServedVersion) -> Pacing | None:
+        """A lane comes and goes with its jobs; what was learnt stays as long as the version."""
+        target_ms, most = served.config.p99_target_ms, served.config.max_batch_size
+        if not target_ms or not most:
+            return None
+        return self._pacings.setdefault(served, Pacing(target_ms / 1e3, most))
 
     def _miss(self, job: Job, waited_s: float, now_s: float) -> None:
         """Refuses a job that cannot be answered before its deadline, before it costs anything."""
@@ -232,6 +244,11 @@ class Engine:
     def _complete(self, lane: _Lane, run: Run) -> None:
         lane.is_running = False
         self._record(run)
+        if lane.pacing is not None:
+            took_s = run.input_s + run.run_s + run.output_s
+            for waited_s in run.queue_s:
+                lane.pacing.observe(waited_s + took_s)
+            lane.batcher.pace(lane.pacing.delay_s)
         for job, waited_s, answer in zip(run.jobs, run.queue_s, run.answers, strict=True):
             if isinstance(answer, Exception):
                 self._finish(job, _run_error(run.served, answer))
@@ -276,16 +293,17 @@ class Engine:
             del self._lanes[served]
 
 
-def _batcher_for(served: ServedVersion) -> Batcher[Job]:
+def _batcher_for(served: ServedVersion, pacing: Pacing | None) -> Batcher[Job]:
     config = served.config
 
     def choose_rows(job: Job, rows: int) -> int:
         size = row_elements(job.inputs, job.example_count)
-        return served.costs.batch_rows(rows, size, config.max_batch_size, config.batch_size_buckets)
+        most = config.max_batch_size if pacing is None else pacing.max_rows
+        return min(served.costs.batch_rows(rows, size, config.max_batch_size, config.batch_size_buckets), most)
 
     return Batcher(
         max_batch_size=config.max_batch_size,
-        max_queue_delay_s=config.max_queue_delay_ms / 1e3,
+        max_queue_delay_s=config.max_queue_delay_ms / 1e3 if pacing is None else pacing.delay_s,
         max_queued_examples=config.max_queued_examples,
         choose_rows=choose_rows,
     )

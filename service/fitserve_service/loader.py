@@ -73,10 +73,14 @@ class Loader:
         device: "auto", "cpu", "cuda" or "cuda:N", where the model's overrides name none.
         is_proof_required: Refuses versions without manifest, checksums and probe, which are else served unverified.
         process_count: Processes that share the cores.
+        p99_target_ms: Latency target of models whose overrides name none; 0: no target.
     """
 
-    def __init__(self, device: str, *, is_proof_required: bool = False, process_count: int = 1) -> None:
+    def __init__(
+        self, device: str, *, is_proof_required: bool = False, process_count: int = 1, p99_target_ms: float = 0.0
+    ) -> None:
         self._device = device
+        self._defaults = ModelConfig(p99_target_ms=p99_target_ms)
         self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
         self._is_proof_required = is_proof_required
 
@@ -113,7 +117,7 @@ class Loader:
             name: _read_checked(path.folder, name, content.sums, MAX_MODEL_BYTES)
             for name in sorted(facts.external_files)
         }
-        config = replace(overrides.apply(ModelConfig()), device=str(overrides.values.get("device", self._device)))
+        config = replace(overrides.apply(self._defaults), device=str(overrides.values.get("device", self._device)))
 
         def open_session(threads: int) -> Session:
             return Session(content.model, facts, SessionOptions(config.device, threads), external)

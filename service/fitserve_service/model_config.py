@@ -31,6 +31,8 @@ class ModelConfig:
         device: "auto", "cpu", "cuda" or "cuda:N"; "" takes the server's.
         keep_versions: The policy: how many of the highest versions are kept loaded, >= 1.
         versions: The policy instead: exactly these; empty: `keep_versions` decides.
+        p99_target_ms: What 99 of 100 requests should take at most, from arrival to the end of their run: it sets delay
+            and size by itself, from `max_queue_delay_ms` 0 and up to `max_batch_size`; 0: they stay as they are.
     """
 
     max_batch_size: int = -1
@@ -41,6 +43,7 @@ class ModelConfig:
     device: str = ""
     keep_versions: int = 1
     versions: tuple[int, ...] = ()
+    p99_target_ms: float = 0.0
 
     def to_toml(self, comments: Mapping[str, str] | None = None) -> str:
         """Writes the configuration as the TOML file that would say it, with where each value comes from."""
@@ -115,6 +118,7 @@ def _is_device(value: Any) -> bool:
 _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "max_batch_size": ("an integer >= 0 (0: never join requests)", _is_int(0)),
     "max_queue_delay_ms": ("milliseconds, 0..60000", _is_delay),
+    "p99_target_ms": ("milliseconds, 0..60000 (0: none)", _is_delay),
     "max_queued_examples": ("an integer >= 1", _is_int(1)),
     "batch_size_buckets": ("ascending integers >= 1", _is_ascending),
     "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),

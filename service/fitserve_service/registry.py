@@ -28,7 +28,7 @@ from fitserve_service.version_policy import State, answering_labels
 _log = logging.getLogger(__name__)
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class ServedVersion:
     """A version that is loaded; immutable but for its statistics and its cost table.
 

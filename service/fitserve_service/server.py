@@ -97,7 +97,12 @@ class Server:
         self._engine = Engine(self._transport, self._telemetry, runner_count=settings.runner_count)
         self._reconciler = Reconciler(
             RepositorySource(settings.repository),
-            Loader(settings.device, is_proof_required=settings.require_proof, process_count=settings.workers),
+            Loader(
+                settings.device,
+                is_proof_required=settings.require_proof,
+                process_count=settings.workers,
+                p99_target_ms=settings.p99_target_ms,
+            ),
             self.registry,
             poll_interval_s=settings.poll_interval_s,
             loader_count=settings.loader_count,

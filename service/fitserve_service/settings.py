@@ -38,6 +38,7 @@ class ServerSettings:
         grace_s: How long requests in flight have to end when the server stops.
         max_message_bytes: Larger requests are refused.
         loader_count: Versions that load at once.
+        p99_target_ms: For models that do not say: what 99 of 100 requests should take at most; 0: no target.
         runner_count: Threads for long runs.
         workers: Processes on the one port; several share the cores, each with all models.
         connection_age_s: With several workers: how long a connection stays with one; 0: for good.
@@ -59,6 +60,7 @@ class ServerSettings:
     max_message_bytes: int = 64 << 20
     loader_count: int = 2
     runner_count: int = 2
+    p99_target_ms: float = 0.0
     workers: int = 1
     connection_age_s: float = 60.0
     tracing: str = "off"
@@ -163,6 +165,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "loader_count": Option("N", "versions that load at once (2)", "1..64", _number(1, 64)),
     "runner_count": Option("N", "threads for long runs (2)", "1..256", _number(1, 256)),
+    "p99_target_ms": Option(
+        "MS",
+        "sets delay and size of batches so that 99 of 100 take less, 0: none (0)",
+        "0..60000",
+        _number(0, 60000, float),
+    ),
     "workers": Option("N", "processes on the one port, each with all models (1)", "1..256", _number(1, 256)),
     "connection_age_s": Option(
         "S",

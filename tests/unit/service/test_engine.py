@@ -24,6 +24,7 @@ from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.model_config import ModelConfig
 from fitserve_service.onnx_file import read_facts
+from fitserve_service.pacing import WINDOW_COUNT
 from fitserve_service.registry import Registry, ServedVersion
 from fitserve_service.session import Session, SessionOptions
 from fitserve_service.signature import Signature, Tensor
@@ -737,3 +738,31 @@ def test_closing_ends_a_run_whose_callers_are_gone() -> None:
         it.loop.take_posted(wait=True)
 
         assert it.error(number).reason is Reason.CALLER_CANCELLED
+
+
+def test_a_latency_target_sets_the_delay_by_itself_and_it_outlives_an_idle_moment() -> None:
+    with world() as it:
+        it.serve("m", builders.scaled(), p99_target_ms=1000.0)
+        for _ in range(WINDOW_COUNT):
+            it.submit("m", rows(1))
+            it.settle()
+        waiting = it.submit("m", rows(1))
+        it.loop.turn()
+
+        assert it.outcomes[waiting] == []
+        it.loop.advance(0.021)
+        assert it.answer(waiting).tolist() == [[2, -2]]
+
+
+def test_a_missed_latency_target_makes_batches_smaller() -> None:
+    with world() as it:
+        it.serve("m", builders.scaled(), max_batch_size=8, p99_target_ms=1e-6)
+        for _ in range(WINDOW_COUNT):
+            it.submit("m", rows(1))
+        it.settle()
+        it.observer.batches.clear()
+        for _ in range(8):
+            it.submit("m", rows(1))
+        it.settle()
+
+        assert it.observer.sizes == [6, 2]

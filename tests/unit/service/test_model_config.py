@@ -29,10 +29,10 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
     folder = written(
         tmp_path,
         "max_batch_size = 8\nmax_queue_delay_ms = 1.5\nmax_queued_examples = 9\nbatch_size_buckets = [2, 8]\n"
-        'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\n',
+        'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\np99_target_ms = 20.0\n',
     )
 
-    assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(8, 1.5, 9, (2, 8), 2, "cuda:1", 2, (1, 3))
+    assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(8, 1.5, 9, (2, 8), 2, "cuda:1", 2, (1, 3), 20.0)
 
 
 @pytest.mark.parametrize(
