@@ -33,6 +33,8 @@ TOP_COUNT = 5
 CALIBRATION_BINS = 15
 """Intervals of confidence. Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 4."""
 
+_LOW_HALF = (1 << (FRACTION_BITS // 2)) - 1
+
 _LARGEST_LABEL = 2.0**480
 """The square of a larger label leaves float64 once it is scaled to the unit."""
 
@@ -319,12 +321,20 @@ def _top_counts(scores: Array, truth: Array) -> tuple[int, ...]:
 
 def _calibration(shares: Array, is_correct: Array) -> dict[str, Any]:
     bins = np.ceil(shares * CALIBRATION_BINS).astype(np.int64).clip(1, CALIBRATION_BINS) - 1
-    members = [bins == index for index in range(CALIBRATION_BINS)]
+    units = np.rint(np.ldexp(shares, FRACTION_BITS)).astype(np.int64)
+    # Each half of a sum stays far below 2^53, up to which float64 counts exactly.
+    low, high = _binned(bins, units & _LOW_HALF), _binned(bins, units >> (FRACTION_BITS // 2))
+    totals = [(top << (FRACTION_BITS // 2)) + rest for top, rest in zip(high, low, strict=True)]
     return {
-        "bin_counts": tuple(int(member.sum()) for member in members),
-        "bin_correct_counts": tuple(int((member & is_correct).sum()) for member in members),
-        "bin_confidences": tuple(ExactSum.of(shares[member]) for member in members),
+        "bin_counts": tuple(_binned(bins, np.ones(len(bins)))),
+        "bin_correct_counts": tuple(_binned(bins, is_correct)),
+        "bin_confidences": tuple(ExactSum(total) for total in totals),
     }
+
+
+def _binned(bins: Array, weights: Array) -> list[int]:
+    sums = np.bincount(bins, weights=weights, minlength=CALIBRATION_BINS)
+    return [int(total) for total in sums.tolist()]
 
 
 def _score_labels(probabilities: Array, truth: Array) -> MultiLabelSums:

@@ -126,6 +126,15 @@ def test_confidence_is_binned_and_its_gap_to_the_accuracy_is_the_calibration_err
     assert logits_sums.calibration_error == pytest.approx(sums.calibration_error)
 
 
+def test_confidence_sums_of_each_bin_are_exact() -> None:
+    shares = np.random.default_rng(8).dirichlet(np.full(3, 0.5), 3000)
+    sums = score(SHARES, shares, np.zeros(3000, np.int64))
+    assert isinstance(sums, ClassificationSums)
+    bins = np.ceil(shares.max(axis=1) * 15).astype(int) - 1
+    assert sums.bin_confidences == tuple(ExactSum.of(shares.max(axis=1)[bins == index]) for index in range(15))
+    assert sums.bin_counts == tuple((bins == index).sum() for index in range(15))
+
+
 def test_equal_scores_rank_by_index_and_many_classes_have_no_confusion_matrix() -> None:
     task = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, tuple(str(index) for index in range(129)))
     sums = score(task, np.zeros((6, 129)), np.arange(6))
