@@ -1,18 +1,19 @@
 """Runs requests: queues them by version, joins what has arrived, and answers each exactly once.
 
 The engine lives on the loop thread. A run that is known to be short happens there (handing it over would cost more than
-it takes); a long one goes to a runner thread, so that the loop never stalls. Runs of one version never overlap: what
-arrives meanwhile forms the next batch.
+it takes); a long one goes to a runner thread, so that the loop never stalls. The runtime has one run of a version at a
+time: what arrives meanwhile forms the next batch, which on a GPU is assembled already.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
@@ -25,7 +26,7 @@ from fitserve_service.joining import joining_key
 from fitserve_service.pacing import Pacing
 from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out, is_carried_out
-from fitserve_service.session import OperatorError, RunSwitch
+from fitserve_service.session import CUDA_PROVIDER, OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
 
 INLINE_LIMIT_S: Final = 0.001
@@ -54,9 +55,16 @@ class _Lane:
     served: ServedVersion
     batcher: Batcher[Job]
     pacing: Pacing | None = None
-    is_running: bool = False
+    running_count: int = 0
+    slot: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the one run that the runtime has."""
     timer_s: float = 0.0
     """When the timer that was set last goes off."""
+
+    @property
+    def is_full(self) -> bool:
+        """No further run may begin: one at a time, but that a GPU's next batch is assembled while its last one runs."""
+        return self.running_count >= (2 if self.served.provider == CUDA_PROVIDER else 1)
 
 
 class Engine:
@@ -121,7 +129,7 @@ class Engine:
         """Runs what has arrived: one batch of each version, then lets new arrivals in before the next."""
         self._is_scheduled = False
         for lane in list(self._lanes.values()):
-            if not lane.is_running:
+            if not lane.is_full:
                 self._dispatch_lane(lane)
 
     def queued_examples(self) -> dict[ServedVersion, int]:
@@ -198,16 +206,17 @@ class Engine:
     def _on_timer(self, lane: _Lane) -> None:
         # A loop's timer may go off a moment early; then the lane must be free to set it again.
         lane.timer_s = 0.0
-        if self._lanes.get(lane.served) is lane and not lane.is_running:
+        if self._lanes.get(lane.served) is lane and not lane.is_full:
             self._dispatch_lane(lane)
 
     def _start(self, lane: _Lane, run: Run) -> None:
-        lane.is_running = True
+        lane.running_count += 1
         is_short = run.served.costs.expected_s(run.example_count, run.row_elements) <= INLINE_LIMIT_S
         if is_short and is_carried_out(run):
             self._complete(lane, run)
         else:
             self._watch(run)
+            run.slot = lane.slot
             future = self._runners.submit(carry_out, run)
             future.add_done_callback(lambda done: self._loop.post(partial(self._came_back, lane, run, done)))
 
@@ -242,7 +251,7 @@ class Engine:
         return ServiceError(Reason.DEADLINE_PASSED, "the deadline passed during the run") if is_late else _cancelled()
 
     def _complete(self, lane: _Lane, run: Run) -> None:
-        lane.is_running = False
+        lane.running_count -= 1
         self._record(run)
         if lane.pacing is not None:
             took_s = run.input_s + run.run_s + run.output_s
@@ -289,7 +298,7 @@ class Engine:
 
     def _drop_lane_if_idle(self, served: ServedVersion) -> None:
         lane = self._lanes.get(served)
-        if lane is not None and not lane.is_running and lane.batcher.entry_count == 0:
+        if lane is not None and not lane.running_count and lane.batcher.entry_count == 0:
             del self._lanes[served]
 
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from fitserve_service.batcher import Entry, Priority
 from fitserve_service.costs import row_elements
@@ -34,6 +35,8 @@ class Completed:
     outputs: dict[str, Tensor]
     timing: Timing
 
+
+_NO_SLOT: Final = nullcontext()
 
 Outcome: TypeAlias = Completed | ServiceError
 
@@ -96,6 +99,8 @@ class Run:
     output_s: float = 0.0
     switch: RunSwitch | None = None
     """Ends it; none where it runs on the loop."""
+    slot: AbstractContextManager[object] = _NO_SLOT
+    """Held while the runtime has it; joining and splitting happen outside."""
 
     def is_wanted(self, now_s: float) -> bool:
         """Tells whether anybody still waits for it."""
@@ -142,13 +147,15 @@ def _run_together(run: Run, jobs: list[Job]) -> list[dict[str, Tensor]]:
     padded = bucket_size(rows, run.served.config.batch_size_buckets) - rows if rows else 0
     inputs = join([job.inputs for job in jobs], padded)
     joined_s = time.perf_counter()
-    outputs = run.served.session.run(inputs, jobs[0].output_names, run.switch)
-    ran_s = time.perf_counter()
+    with run.slot:
+        entered_s = time.perf_counter()
+        outputs = run.served.session.run(inputs, jobs[0].output_names, run.switch)
+        ran_s = time.perf_counter()
     if len(jobs) > 1 or padded:
         _check_rows(outputs, rows + padded)
     parts = split(outputs, row_counts) if len(jobs) > 1 or padded else [outputs]
     run.input_s += joined_s - begin_s
-    run.run_s += ran_s - joined_s
+    run.run_s += ran_s - entered_s
     run.output_s += time.perf_counter() - ran_s
     return parts
 

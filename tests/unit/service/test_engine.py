@@ -26,7 +26,7 @@ from fitserve_service.model_config import ModelConfig
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.pacing import WINDOW_COUNT
 from fitserve_service.registry import Registry, ServedVersion
-from fitserve_service.session import Session, SessionOptions
+from fitserve_service.session import CUDA_PROVIDER, Session, SessionOptions
 from fitserve_service.signature import Signature, Tensor
 from fitserve_service.version_policy import State
 
@@ -766,3 +766,20 @@ def test_a_missed_latency_target_makes_batches_smaller() -> None:
         it.settle()
 
         assert it.observer.sizes == [6, 2]
+
+
+def test_a_gpus_next_batch_is_assembled_while_the_last_one_runs() -> None:
+    with world() as it:
+        served = it.serve("m", builders.slow(rounds=50), CostTable())
+        served.session.provider = CUDA_PROVIDER
+        numbers = []
+        for _ in range(3):
+            numbers.append(it.submit("m", np.ones((1, 512), np.float32)))
+            it.loop.turn()
+
+        assert it.outcomes == {number: [] for number in numbers}
+        assert it.engine.queued_examples() == {served: 1}
+        it.settle()
+        assert it.observer.sizes == [1, 1, 1]
+        assert all(it.answer(number).shape == (1, 512) for number in numbers)
+        assert it.is_free()
