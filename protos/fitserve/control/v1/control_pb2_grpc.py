@@ -155,7 +155,8 @@ class ModelControlServiceServicer(object):
         NOT_FOUND: no such model or version. ABORTED (LABEL_CONFLICT): the label is not where `expected_version` says:
         another writer was first. FAILED_PRECONDITION: the version FAILED to load (MODEL_FAILED), or the repository cannot
         be written (REPOSITORY_READ_ONLY). INVALID_ARGUMENT: a label or figures that cannot be taken. Nothing is changed
-        where an error is answered.
+        where an error is answered. Of several workers, or servers of one repository, the others follow when they look at
+        it next, and answer by the old version until theirs is READY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -193,7 +194,7 @@ class ModelControlServiceServicer(object):
 
     def GetShadowReport(self, request, context):
         """Gives what the runs of the version labelled `shadow` came to beside the versions that answered, since the server
-        started. No effect; safe to retry. NOT_FOUND: no such model.
+        started; of several workers, those of the one that answers. No effect; safe to retry. NOT_FOUND: no such model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
