@@ -33,4 +33,5 @@ def _model_text(registry: Registry, name: str) -> str:
     if not served:
         return f"{name} (not loaded: {next((version.reason for version in versions if version.reason), 'no version')})"
     numbers = ", ".join(str(version.version) for version in served)
-    return f"{name} version {numbers} on {served[-1].provider}"
+    variant = served[-1].config.variant
+    return f"{name} version {numbers} on {served[-1].provider}" + (f" ({variant})" if variant != "fp32" else "")

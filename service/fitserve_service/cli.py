@@ -19,6 +19,7 @@ _CLOSING_S: Final = 2.0
 _EPILOG = f"""example:
   fitserve-serve --repository models
   fitserve-client predict lenet digit.png
+  fitserve-serve doctor --device cuda
 
 Every setting can also stand in a TOML file (--config FILE, keys as above with _ for -), or in the
 environment as {ENVIRONMENT_PREFIX}<SETTING>, for example {ENVIRONMENT_PREFIX}PORT=9001.
@@ -33,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(arguments: Sequence[str]) -> int:
+    if arguments[:1] == ["doctor"]:
+        from fitserve_service import doctor
+
+        return doctor.run(arguments[1:])
     options = vars(_parser().parse_args(arguments))
     config = options.pop("config")
     flags = {name: text for name, text in options.items() if text is not None}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -33,8 +34,16 @@ from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, O
 from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
-from fitserve_service.session import Session, SessionError, SessionOptions, return_freed_memory
+from fitserve_service.session import (
+    RunawayError,
+    Session,
+    SessionError,
+    SessionOptions,
+    device_kind,
+    return_freed_memory,
+)
 from fitserve_service.signature import Signature
+from fitserve_service.variants import AUTO, Choice, choices
 from fitserve_service.warmup import batching_problem, has_free_first_axis, measure
 
 MAX_MODEL_BYTES: Final = 8 << 30
@@ -53,6 +62,9 @@ _REFUSALS: Final = (
     *(UnsafeFileError, ManifestError, ChecksumError, CertificateError),
     *(OnnxFileError, SessionError, ProofError),
 )
+
+
+_log = logging.getLogger(__name__)
 
 
 class LoadError(Exception):
@@ -74,13 +86,21 @@ class Loader:
         is_proof_required: Refuses versions without manifest, checksums and probe, which are else served unverified.
         process_count: Processes that share the cores.
         p99_target_ms: Latency target of models whose overrides name none; 0: no target.
+        variant: "auto", "fp32" or a variant's name, where the model's overrides name none.
     """
 
     def __init__(
-        self, device: str, *, is_proof_required: bool = False, process_count: int = 1, p99_target_ms: float = 0.0
+        self,
+        device: str,
+        *,
+        is_proof_required: bool = False,
+        process_count: int = 1,
+        variant: str = AUTO,
+        p99_target_ms: float = 0.0,
     ) -> None:
         self._device = device
         self._defaults = ModelConfig(p99_target_ms=p99_target_ms)
+        self._variant = variant
         self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
         self._is_proof_required = is_proof_required
 
@@ -95,7 +115,7 @@ class Loader:
         try:
             content = _read(path.folder)
             manifest = Manifest.from_bytes(content.manifest_json) if content.manifest_json else None
-            served = self._make(path, overrides, content, manifest)
+            served = self._make_best(path, overrides, content, manifest)
         except FileNotFoundError as error:
             raise LoadError(
                 f"file '{Path(error.filename or '').name}': expected it in the version, found none"
@@ -109,34 +129,53 @@ class Loader:
         served.load_ms = (time.monotonic() - begin_s) * 1e3
         return served
 
-    def _make(
+    def _make_best(
         self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None
+    ) -> ServedVersion:
+        """Makes it of the best variant that holds here; one that does not is named, and fp32 goes on serving."""
+        wanted = str(overrides.values.get("variant") or self._variant)
+        device = device_kind(str(overrides.values.get("device", self._device)))
+        *variants, fp32 = choices(manifest if content.sums is not None else None, wanted, device)
+        for choice in variants:
+            try:
+                model = _read_checked(path.folder, choice.file, content.sums, MAX_MODEL_BYTES)
+                return self._make(path, overrides, replace(content, model=model), manifest, choice)
+            except (*_REFUSALS, LoadError, OSError) as error:
+                note = f"variant {choice.name} does not serve here: {error}"
+                _log.warning("%s version %d: %s; fp32 serves in its place", path.model, path.version, note)
+                fp32 = replace(fp32, reason=note)
+        return self._make(path, overrides, content, manifest, fp32)
+
+    def _make(
+        self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None, choice: Choice
     ) -> ServedVersion:
         facts = read_facts(content.model)
         external = {
             name: _read_checked(path.folder, name, content.sums, MAX_MODEL_BYTES)
             for name in sorted(facts.external_files)
         }
-        config = replace(overrides.apply(self._defaults), device=str(overrides.values.get("device", self._device)))
+        device = str(overrides.values.get("device", self._device))
+        config = replace(overrides.apply(self._defaults), device=device, variant=choice.name)
 
         def open_session(threads: int) -> Session:
             return Session(content.model, facts, SessionOptions(config.device, threads), external)
 
         session = open_session(config.intra_op_num_threads or 1)
-        config, comments = _settle_batching(session, config, overrides)
+        config, comments = _settle_batching(session, config, overrides, choice.proved_error)
         _check_buckets(config)
         session, config, costs = _settle_threads(session, config, open_session, self._core_count)
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
-        replayed, held_out = self._prove(path.folder, content, manifest, session, signature)
+        comments = comments | dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason}
+        replayed, held_out = self._prove(path.folder, content, _proved_by(manifest, choice), session, signature)
         return ServedVersion(
             model=path.model,
             version=path.version,
             session=session,
             signature=signature,
             config=config,
-            effective_toml=config.to_toml(comments | dict.fromkeys(overrides.values, "model.toml")),
+            effective_toml=config.to_toml(comments),
             manifest=manifest,
             manifest_json=content.manifest_json,
             is_verified=replayed is not None and content.sums is not None,
@@ -162,6 +201,13 @@ class Loader:
             raise LoadError(f"certificate: {text}")
         replayed = replay(session, certificate) if certificate is not None else None
         return replayed, read_held_out(read, manifest, signature) if manifest is not None else None
+
+
+def _proved_by(manifest: Manifest | None, choice: Choice) -> Manifest | None:
+    """Gives the manifest with the record of the file that serves: a variant has bounds of its own."""
+    if manifest is None or choice.verification is None:
+        return manifest
+    return replace(manifest, verification=choice.verification)
 
 
 def _read(folder: Path) -> _Content:
@@ -198,12 +244,14 @@ def _files_for_callers(folder: Path, manifest: Manifest | None, content: _Conten
     }
 
 
-def _settle_batching(session: Session, config: ModelConfig, overrides: Overrides) -> tuple[ModelConfig, dict[str, str]]:
+def _settle_batching(
+    session: Session, config: ModelConfig, overrides: Overrides, proved_error: float
+) -> tuple[ModelConfig, dict[str, str]]:
     """Decides whether requests are joined: as model.toml says, else by proof."""
     if "max_batch_size" in overrides.values:
         _check_claim(session, config.max_batch_size)
         return config, {}
-    problem = batching_problem(session)
+    problem = batching_problem(session, proved_error)
     if problem:
         return replace(config, max_batch_size=0), {"max_batch_size": f"requests are not joined: {problem}"}
     comment = "inferred: every input and output has a free first axis, and rows were found independent"

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fitserve_contract.files import read_beneath
 from fitserve_contract.repository import MAX_TEXT_BYTES, OVERRIDES_FILE
+from fitserve_service.variants import is_variant_name
 
 DEFAULT_MAX_BATCH_SIZE: Final = 256
 
@@ -33,6 +34,7 @@ class ModelConfig:
         versions: The policy instead: exactly these; empty: `keep_versions` decides.
         p99_target_ms: What 99 of 100 requests should take at most, from arrival to the end of their run: it sets delay
             and size by itself, from `max_queue_delay_ms` 0 and up to `max_batch_size`; 0: they stay as they are.
+        variant: "auto", "fp32" or the name of a variant that the version holds; "" takes the server's.
     """
 
     max_batch_size: int = -1
@@ -44,6 +46,7 @@ class ModelConfig:
     keep_versions: int = 1
     versions: tuple[int, ...] = ()
     p99_target_ms: float = 0.0
+    variant: str = ""
 
     def to_toml(self, comments: Mapping[str, str] | None = None) -> str:
         """Writes the configuration as the TOML file that would say it, with where each value comes from."""
@@ -115,6 +118,10 @@ def _is_device(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("cuda:") and value[5:].isdecimal()
 
 
+def _is_variant(value: Any) -> bool:
+    return isinstance(value, str) and is_variant_name(value)
+
+
 _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "max_batch_size": ("an integer >= 0 (0: never join requests)", _is_int(0)),
     "max_queue_delay_ms": ("milliseconds, 0..60000", _is_delay),
@@ -123,6 +130,7 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "batch_size_buckets": ("ascending integers >= 1", _is_ascending),
     "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),
     "device": ("auto, cpu, cuda or cuda:N", _is_device),
+    "variant": ("auto, fp32 or a variant's name", _is_variant),
     "keep_versions": ("an integer >= 1", _is_int(1)),
     "versions": ("ascending version numbers >= 1", _is_ascending),
 }

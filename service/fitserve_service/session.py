@@ -108,6 +108,11 @@ def cuda_problem() -> str | None:
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA provider: install onnxruntime-gpu in place of onnxruntime"
     if _missing_library("libcuda.so.1"):
+def provider_names() -> tuple[str, ...]:
+    """Lists the execution providers that are compiled in, ONNX Runtime's names, whether they work here or not."""
+    return tuple(onnxruntime.get_available_providers())
+
+
         return "libcuda.so.1 is missing: no NVIDIA driver is installed, or the container was started without it"
     # It prints what it does not find; what matters of that is told below.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -123,6 +128,12 @@ def _missing_library(library: str) -> str:
         ctypes.CDLL(library)
     except OSError as error:
         return Path(str(error).split(":")[0]).name
+def device_kind(device: str) -> str:
+    """Tells where a session of a device runs here: "cpu" or "cuda"."""
+    is_cuda = device.startswith("cuda") or (device == "auto" and cuda_problem() is None)
+    return "cuda" if is_cuda else "cpu"
+
+
     return ""
 
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from fitserve_service import logs
 from fitserve_service.transport import CHOICES
+from fitserve_service.variants import is_variant_name
 
 ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
 """`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
@@ -31,6 +32,7 @@ class ServerSettings:
         port: gRPC port; 0 takes a free one.
         metrics_port: Prometheus port; 0 takes a free one; None: no metrics.
         device: "auto", "cpu", "cuda" or "cuda:N", for models that do not say.
+        variant: "auto", "fp32" or a variant's name, for models that do not say.
         transport: "auto", "fast" or "stock"; see `transport_choice`.
         insecure: May listen where other machines reach it, in cleartext and for everybody.
         require_proof: Refuses versions without a certificate, which are else served unverified.
@@ -54,6 +56,7 @@ class ServerSettings:
     device: str = "auto"
     transport: str = "auto"
     insecure: bool = False
+    variant: str = "auto"
     require_proof: bool = False
     poll_interval_s: float = 1.0
     grace_s: float = 10.0
@@ -120,6 +123,12 @@ def _path(text: str) -> Path:
     if not text or "\0" in text:
         raise ValueError(text)
     return Path(text)
+def _variant(text: str) -> str:
+    if not is_variant_name(text):
+        raise ValueError(text)
+    return text
+
+
 
 
 def _host(text: str) -> str:
@@ -150,6 +159,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "NAME",
         "auto, fast or stock; fast falls back where grpcio is not as it needs (auto)",
         _TRANSPORTS,
+    "variant": Option(
+        "NAME",
+        "auto, fp32, int8, fused, …; auto takes the fastest that the version holds for the device (auto)",
+        "auto, fp32 or a variant's name",
+        _variant,
+    ),
         _one_of(*CHOICES),
     ),
     "insecure": Option("", _INSECURE_HELP, "true or false", _switch),

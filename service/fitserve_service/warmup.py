@@ -43,8 +43,14 @@ def looks_batched(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -
     return bool(specs) and all(has_free_first_axis(spec) for spec in (*specs, *outputs))
 
 
-def batching_problem(session: Session) -> str:
-    """Tells why requests to a model cannot be joined; empty where a run showed that rows are independent."""
+def batching_problem(session: Session, proved_error: float = 0.0) -> str:
+    """Tells why requests to a model cannot be joined; empty where a run showed that rows are independent.
+
+    Args:
+        session: The model.
+        proved_error: How far the answers of a variant that rounds by what is in a batch were proved to be off at most:
+            two of them may be twice as far from each other without any row being mixed with others.
+    """
     if not looks_batched(session.inputs, session.outputs):
         return "not every input and output has a free first axis"
     names = [spec.name for spec in session.outputs]
@@ -56,7 +62,7 @@ def batching_problem(session: Session) -> str:
                 alone = [session.run(_row(joined, index), names, limit) for index in range(_ROWS)]
             except OperatorError:
                 continue
-            return _difference(whole, alone)
+            return _difference(whole, alone, proved_error)
     return "the model did not run on made-up inputs, so that its rows are not known to be independent"
 
 
@@ -157,28 +163,29 @@ def _row(inputs: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
     return {name: Tensor(tensor.datatype, tensor.array[index : index + 1]) for name, tensor in inputs.items()}
 
 
-def _difference(whole: Mapping[str, Tensor], alone: Sequence[Mapping[str, Tensor]]) -> str:
+def _difference(whole: Mapping[str, Tensor], alone: Sequence[Mapping[str, Tensor]], proved_error: float) -> str:
     for name, tensor in whole.items():
         rows = [part[name].array for part in alone]
         if tensor.array.shape[:1] != (_ROWS,) or any(row.shape != (1, *tensor.array.shape[1:]) for row in rows):
             return f"output '{name}' does not give one row for each row of the inputs"
-        if not _is_same(tensor, np.concatenate(rows)):
+        if not _is_same(tensor, np.concatenate(rows), 2 * proved_error):
             return f"a row of output '{name}' depends on the other rows of the batch"
     return ""
 
 
-def _is_same(tensor: Tensor, rows: Array) -> bool:
+def _is_same(tensor: Tensor, rows: Array, atol: float) -> bool:
     if tensor.datatype == BF16:
         widened = [array.astype(np.uint32) << 16 for array in (tensor.array, rows)]
         left, right = (array.view(np.float32) for array in widened)
-        return _is_close(left, right, _ROW_TOLERANCES["FP16"])
+        return _is_close(left, right, _ROW_TOLERANCES["FP16"], atol)
     tolerance = _ROW_TOLERANCES.get(tensor.datatype)
     if tolerance is None:
         return bool((tensor.array == rows).all())
-    return _is_close(tensor.array, rows, tolerance)
+    return _is_close(tensor.array, rows, tolerance, atol)
 
 
-def _is_close(left: Array, right: Array, tolerance: float) -> bool:
+def _is_close(left: Array, right: Array, rtol: float, atol: float) -> bool:
     finite = np.abs(left[np.isfinite(left)], dtype=np.float64)
     scale = float(finite.max(initial=0.0))
-    return bool(np.allclose(left, right, rtol=0.0, atol=tolerance * max(scale, 1e-6), equal_nan=True))
+    allowed = max(rtol * max(scale, 1e-6), atol)
+    return bool(np.allclose(left, right, rtol=0.0, atol=allowed, equal_nan=True))

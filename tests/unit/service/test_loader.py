@@ -269,7 +269,7 @@ def test_what_model_toml_says_is_shown_as_such_and_can_be_read_back(tmp_path: Pa
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
     served = load(path, max_batch_size=8, batch_size_buckets=(2, 8), intra_op_num_threads=2, device="cpu")
 
-    assert served.config == ModelConfig(8, 0.0, 8192, (2, 8), 2, "cpu")
+    assert served.config == ModelConfig(8, 0.0, 8192, (2, 8), 2, "cpu", variant="fp32")
     for key in ("max_batch_size = 8", "batch_size_buckets = [2, 8]", 'device = "cpu"'):
         assert f"{key}  # model.toml\n" in served.effective_toml
     document = tomllib.loads(served.effective_toml)

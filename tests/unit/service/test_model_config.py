@@ -29,10 +29,12 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
     folder = written(
         tmp_path,
         "max_batch_size = 8\nmax_queue_delay_ms = 1.5\nmax_queued_examples = 9\nbatch_size_buckets = [2, 8]\n"
-        'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\np99_target_ms = 20.0\n',
+        'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\np99_target_ms = 20.0\nvariant = "int8"\n',
     )
 
-    assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(8, 1.5, 9, (2, 8), 2, "cuda:1", 2, (1, 3), 20.0)
+    assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(
+        8, 1.5, 9, (2, 8), 2, "cuda:1", 2, (1, 3), 20.0, "int8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,7 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
         ("max_batch_size = 1.0", "max_batch_size: .* got 1.0"),
         ("max_queue_delay_ms = nan", "max_queue_delay_ms: expected milliseconds, 0..60000, got nan"),
         ("max_queue_delay_ms = 60001", "got 60001"),
+        ('variant = "../int8"', "variant: expected auto, fp32 or a variant's name, got '../int8'"),
         ("max_queued_examples = 0", "max_queued_examples: expected an integer >= 1, got 0"),
         ("batch_size_buckets = [4, 2]", r"batch_size_buckets: expected ascending integers >= 1, got \[4, 2\]"),
         ("batch_size_buckets = [2, 2]", "ascending"),
