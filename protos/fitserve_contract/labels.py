@@ -283,6 +283,9 @@ def _corrections(logged: Mapping[str, int], labels: Mapping[str, int]) -> list[L
 def _write_labels(root: Path, model: str, labels: Mapping[str, int], move: LabelMove) -> None:
     moved = {label: version for label, version in {**labels, move.label: move.after}.items() if version}
     content = json.dumps(moved, indent=2, sort_keys=True) + "\n"
+    # Under the lock nobody else writes: what lies aside is of a writer that was killed.
+    for leftover in (root / model).glob(f".{LABELS_FILE}.*.tmp"):
+        leftover.unlink(missing_ok=True)
     replace_durably(root / model / LABELS_FILE, content.encode())
 
 

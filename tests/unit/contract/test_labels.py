@@ -187,6 +187,30 @@ def test_processes_exclude_each_other(tmp_path: Path) -> None:
     assert replay(log) == read_labels(root, "m")
 
 
+@pytest.mark.parametrize("kill_after", [1, 7, 20])
+def test_a_writer_that_is_killed_leaves_labels_that_the_next_one_can_move(tmp_path: Path, kill_after: int) -> None:
+    root = model_of(tmp_path, 1, 2)
+    script = (
+        "import sys; from itertools import count; from pathlib import Path; from fitserve_contract.labels import *\n"
+        "for at in count():\n"
+        "    move_label(Path(sys.argv[1]), 'm', LabelMove('stable', 0 if at == 0 else 1 + (at + 1) % 2, 1 + at % 2))\n"
+        "    print(flush=True)"
+    )
+    writer = subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    for _ in range(kill_after):
+        assert writer.stdout.readline() == b"\n"
+    writer.kill()
+    writer.communicate()
+    (root / "m" / f".{LABELS_FILE}.{writer.pid}.tmp").write_text("half a fi")
+    log_length = len(read_log(root, "m"))
+    assert log_length >= kill_after
+    at = read_labels(root, "m")["stable"]
+    move_label(root, "m", LabelMove("stable", at, 3 - at))
+    assert replay(read_log(root, "m")) == read_labels(root, "m") == {"stable": 3 - at}
+    assert {path.name for path in (root / "m").iterdir()} == {"1", "2", LABELS_FILE, LOG_FILE}
+
+
 def test_a_label_file_edited_by_hand_is_right_and_the_log_says_so(tmp_path: Path) -> None:
     root = model_of(tmp_path, 1, 2)
     move_label(root, "m", LabelMove("stable", 0, 1))
