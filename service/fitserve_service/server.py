@@ -102,6 +102,7 @@ class Server:
                 is_proof_required=settings.require_proof,
                 process_count=settings.workers,
                 p99_target_ms=settings.p99_target_ms,
+                variant=settings.variant,
             ),
             self.registry,
             poll_interval_s=settings.poll_interval_s,
@@ -225,17 +226,6 @@ class Server:
         )
         own_host = host if is_loopback(host) else None
         return Pages(repository, self.registry, self._telemetry.exposition, status, own_host)
-    def _new_loader(self) -> VersionLoader:
-        settings = self.settings
-        loader = Loader(
-            settings.device,
-            is_proof_required=settings.require_proof,
-            process_count=settings.workers,
-            variant=settings.variant,
-            p99_target_ms=settings.p99_target_ms,
-        )
-        return TriedLoader(loader, self._canaries) if self._canaries else loader
-
 
     def _methods(self) -> MethodTable:
         draw = Draw()

@@ -102,17 +102,17 @@ def runtime_version() -> str:
     return str(onnxruntime.__version__)
 
 
+def provider_names() -> tuple[str, ...]:
+    """Lists the execution providers that are compiled in, ONNX Runtime's names, whether they work here or not."""
+    return tuple(onnxruntime.get_available_providers())
+
+
 @functools.cache
 def cuda_problem() -> str | None:
     """Tells why CUDA sessions cannot run here, naming the missing library; None where they can."""
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA provider: install onnxruntime-gpu in place of onnxruntime"
     if _missing_library("libcuda.so.1"):
-def provider_names() -> tuple[str, ...]:
-    """Lists the execution providers that are compiled in, ONNX Runtime's names, whether they work here or not."""
-    return tuple(onnxruntime.get_available_providers())
-
-
         return "libcuda.so.1 is missing: no NVIDIA driver is installed, or the container was started without it"
     # It prints what it does not find; what matters of that is told below.
     with contextlib.redirect_stdout(io.StringIO()):
@@ -122,18 +122,18 @@ def provider_names() -> tuple[str, ...]:
     return f"{missing} is missing: pip install 'fitserve[cuda]', or a torch build for CUDA 13" if missing else None
 
 
-def _missing_library(library: str) -> str:
-    """Names the library that keeps another from loading; empty where it loads."""
-    try:
-        ctypes.CDLL(library)
-    except OSError as error:
-        return Path(str(error).split(":")[0]).name
 def device_kind(device: str) -> str:
     """Tells where a session of a device runs here: "cpu" or "cuda"."""
     is_cuda = device.startswith("cuda") or (device == "auto" and cuda_problem() is None)
     return "cuda" if is_cuda else "cpu"
 
 
+def _missing_library(library: str) -> str:
+    """Names the library that keeps another from loading; empty where it loads."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        return Path(str(error).split(":")[0]).name
     return ""
 
 

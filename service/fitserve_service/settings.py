@@ -54,9 +54,9 @@ class ServerSettings:
     port: int = 8001
     metrics_port: int | None = 8002
     device: str = "auto"
+    variant: str = "auto"
     transport: str = "auto"
     insecure: bool = False
-    variant: str = "auto"
     require_proof: bool = False
     poll_interval_s: float = 1.0
     grace_s: float = 10.0
@@ -119,16 +119,16 @@ def _device(text: str) -> str:
     return text
 
 
-def _path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise ValueError(text)
-    return Path(text)
 def _variant(text: str) -> str:
     if not is_variant_name(text):
         raise ValueError(text)
     return text
 
 
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise ValueError(text)
+    return Path(text)
 
 
 def _host(text: str) -> str:
@@ -155,16 +155,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "device": Option(
         "DEVICE", "auto, cpu, cuda or cuda:N; cuda never falls back (auto)", "auto, cpu, cuda or cuda:N", _device
     ),
-    "transport": Option(
-        "NAME",
-        "auto, fast or stock; fast falls back where grpcio is not as it needs (auto)",
-        _TRANSPORTS,
     "variant": Option(
         "NAME",
         "auto, fp32, int8, fused, …; auto takes the fastest that the version holds for the device (auto)",
         "auto, fp32 or a variant's name",
         _variant,
     ),
+    "transport": Option(
+        "NAME",
+        "auto, fast or stock; fast falls back where grpcio is not as it needs (auto)",
+        _TRANSPORTS,
         _one_of(*CHOICES),
     ),
     "insecure": Option("", _INSECURE_HELP, "true or false", _switch),
