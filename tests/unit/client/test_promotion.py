@@ -101,7 +101,9 @@ def moves(*steps: tuple[int, int]) -> list[pb.LabelMove]:
 
 def test_a_rollback_goes_where_the_log_says_and_nowhere_else() -> None:
     history = pb.ListLabelMovesResponse(labels={"stable": 3}, moves=moves((0, 1), (1, 3)))
-    done = pb.SetLabelResponse(move=pb.LabelMove(label="stable", from_version=3, to_version=1, action=2))
+    done = pb.SetLabelResponse(
+        move=pb.LabelMove(label="stable", from_version=3, to_version=1, action=pb.LABEL_ACTION_ROLLBACK)
+    )
     requests, move = answered(control.rollback("m"), history, done)
     assert (requests[1].version, requests[1].expected_version) == (1, 3)
     assert (requests[1].action, requests[1].why) == (pb.LABEL_ACTION_ROLLBACK, "rollback from version 3")
