@@ -35,7 +35,6 @@ from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
 from fitserve_service.session import (
-    RunawayError,
     Session,
     SessionError,
     SessionOptions,
