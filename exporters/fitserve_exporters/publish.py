@@ -19,15 +19,12 @@ from fitserve_exporters.judge import objections
 from fitserve_exporters.latency import measure_latency
 from fitserve_exporters.onnx_export import describe, export_onnx, parameter_count
 from fitserve_exporters.provenance import environment, utc_now
-from fitserve_exporters.reference import TorchReference
+from fitserve_exporters.replay import MAX_PROBE_EXAMPLES, check_replay, make_probe
 from fitserve_exporters.report import verification_text
 from fitserve_exporters.sessions import OrtSession, sessions_here
 from fitserve_exporters.signature import output_specs
 from fitserve_exporters.variants import Variant, make_variants, variant_files
 from fitserve_exporters.verify import Verification, sampled_indices, verify
-
-MAX_PROBE_EXAMPLES: Final = 32
-"""Replayed at every load of the version: enough to meet any weight, few enough to take milliseconds."""
 
 MAX_HELD_OUT_EXAMPLES: Final = 2000
 MAX_HELD_OUT_BYTES: Final = 8_000_000
@@ -89,7 +86,9 @@ def publish_candidate(
     record = _record(verification, candidate, sessions)
     made = make_variants(candidate, content, variants)
     others, other_facts = variant_files(made)
-    files = {**candidate.extra_files, **certificate_files(candidate)}
+    certificate = certificate_files(candidate)
+    check_replay(Probe.from_bytes(certificate[PROBE_FILE]), sessions, verification.tolerances)
+    files = {**candidate.extra_files, **certificate}
     facts = {file: _facts(file, data, candidate) for file, data in files.items()}
     manifest = _manifest(candidate, name, content, record, {**facts, **other_facts})
     described = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: model_card(manifest)}
@@ -114,19 +113,12 @@ def write_version(repository: Path, name: str, files: Mapping[str, bytes]) -> Ve
 
 def certificate_files(candidate: Candidate) -> dict[str, bytes]:
     """Builds the probe and, where there are labels, the bounded sample of the held-out set; file name to content."""
-    files = {PROBE_FILE: _probe(candidate).to_bytes()}
+    files = {PROBE_FILE: make_probe(candidate).to_bytes()}
     held_out = candidate.held_out
     if held_out.labels is not None and candidate.task is not None:
         indices = sampled_indices(candidate, _affordable_count(candidate))
         files[HELD_OUT_FILE] = HeldOutExamples(held_out.rows(indices), held_out.labels[indices], indices).to_bytes()
     return files
-
-
-def _probe(candidate: Candidate) -> Probe:
-    inputs = candidate.held_out.rows(sampled_indices(candidate, MAX_PROBE_EXAMPLES))
-    names = tuple(spec.name for spec in candidate.inputs)
-    reference = TorchReference(candidate.module, names, candidate.output_names)
-    return Probe(inputs, reference.fp32(inputs), reference.fp64(inputs))
 
 
 def _affordable_count(candidate: Candidate) -> int:
