@@ -211,7 +211,9 @@ class Engine:
 
     def _start(self, lane: _Lane, run: Run) -> None:
         lane.running_count += 1
-        is_short = run.served.costs.expected_s(run.example_count, run.row_elements) <= INLINE_LIMIT_S
+        expected_s = run.served.costs.expected_s(run.example_count, run.row_elements)
+        # What loops may run for ever by a request's values, whatever it took before: never on the loop thread.
+        is_short = expected_s <= INLINE_LIMIT_S and not run.served.session.has_loops
         if is_short and is_carried_out(run):
             self._complete(lane, run)
         else:

@@ -35,6 +35,7 @@ from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
 from fitserve_service.session import (
+    RunawayError,
     Session,
     SessionError,
     SessionOptions,
@@ -59,7 +60,7 @@ _WARM_UP_BUDGET_S: Final = 0.2
 
 _REFUSALS: Final = (
     *(UnsafeFileError, ManifestError, ChecksumError, CertificateError),
-    *(OnnxFileError, SessionError, ProofError),
+    *(OnnxFileError, SessionError, RunawayError, ProofError),
 )
 
 

@@ -20,7 +20,7 @@ _MODEL_IR_VERSION, _MODEL_GRAPH, _MODEL_OPSET_IMPORT, _MODEL_FUNCTIONS = 1, 7, 8
 _OPSET_DOMAIN, _OPSET_VERSION = 1, 2
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 1, 5, 11, 12, 15
 _FUNCTION_NODE, _FUNCTION_ATTRIBUTE = 7, 11
-_NODE_ATTRIBUTE = 5
+_NODE_OPERATOR, _NODE_ATTRIBUTE = 4, 5
 _ATTRIBUTE_TENSOR, _ATTRIBUTE_GRAPH, _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE, _ATTRIBUTE_SPARSES = (
     5,
     6,
@@ -34,6 +34,9 @@ _TENSOR_EXTERNAL_DATA = 13
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_NAME, _VALUE_TYPE = 1, 2
 _TYPE_TENSOR, _TENSOR_SHAPE, _SHAPE_DIM, _DIM_VALUE, _DIM_PARAM = 1, 2, 1, 1, 2
+
+
+_LOOPS = (b"Loop", b"Scan")
 
 
 class OnnxFileError(ValueError):
@@ -50,6 +53,7 @@ class OnnxFacts:
         input_shapes: Input name to shape: int, name or None for each axis; None where the rank is open.
         output_shapes: The same for outputs.
         external_files: Relative paths of the files that hold tensors, as the model writes them.
+        has_loops: It has an operator that runs as often as its values say.
     """
 
     ir_version: int = 0
@@ -57,6 +61,7 @@ class OnnxFacts:
     input_shapes: dict[str, tuple[int | str | None, ...] | None] = field(default_factory=dict)
     output_shapes: dict[str, tuple[int | str | None, ...] | None] = field(default_factory=dict)
     external_files: set[str] = field(default_factory=set)
+    has_loops: bool = False
 
 
 def read_facts(content: bytes) -> OnnxFacts:
@@ -122,6 +127,8 @@ def _read_node(message: memoryview, facts: OnnxFacts, depth: int) -> None:
     for number, value in _fields(message):
         if number == _NODE_ATTRIBUTE and isinstance(value, memoryview):
             _read_attribute(value, facts, depth)
+        elif number == _NODE_OPERATOR and isinstance(value, memoryview):
+            facts.has_loops = facts.has_loops or bytes(value) in _LOOPS
 
 
 def _read_attribute(message: memoryview, facts: OnnxFacts, depth: int) -> None:

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from fitserve_contract.repository import VersionPath, version_path
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.loader import Loader, LoadError
+from fitserve_service.loader import LoadError
+from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry, ServedVersion
 from fitserve_service.source import ModelSource, RepositorySource
 from fitserve_service.status import incident
@@ -25,6 +26,14 @@ OnDone: TypeAlias = Callable[[ServiceError | None], None]
 _log = logging.getLogger(__name__)
 
 _UNSETTLED = (State.PENDING, State.LOADING, State.UNLOADING)
+
+
+class VersionLoader(Protocol):
+    """Makes served versions; see `loader.Loader`."""
+
+    def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
+        """Loads one version; raises LoadError."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +60,7 @@ class Reconciler:
     def __init__(
         self,
         source: RepositorySource,
-        loader: Loader,
+        loader: VersionLoader,
         registry: Registry,
         *,
         poll_interval_s: float = 1.0,

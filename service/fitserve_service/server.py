@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 from fitserve_service import session
 from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
+from fitserve_service.canary_trials import Canaries, TriedLoader
 from fitserve_service.engine import Engine
 from fitserve_service.intake import Intake
 from fitserve_service.loader import Loader
@@ -21,7 +22,7 @@ from fitserve_service.pages_activity import Activity
 from fitserve_service.pages_http import Request, Response
 from fitserve_service.pages_status import StatusReport
 from fitserve_service.readiness import Readiness
-from fitserve_service.reconciler import Reconciler
+from fitserve_service.reconciler import Reconciler, VersionLoader
 from fitserve_service.registry import Registry, ServedVersion
 from fitserve_service.servicers.control import ControlServicer, ModelLoader
 from fitserve_service.servicers.health import HealthServicer
@@ -95,15 +96,10 @@ class Server:
         self._transport = choose(settings.transport, _transport_options(settings, peers is not None))
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
         self._engine = Engine(self._transport, self._telemetry, runner_count=settings.runner_count)
+        self._canaries = _new_canaries(settings)
         self._reconciler = Reconciler(
             RepositorySource(settings.repository),
-            Loader(
-                settings.device,
-                is_proof_required=settings.require_proof,
-                process_count=settings.workers,
-                p99_target_ms=settings.p99_target_ms,
-                variant=settings.variant,
-            ),
+            self._new_loader(),
             self.registry,
             poll_interval_s=settings.poll_interval_s,
             loader_count=settings.loader_count,
@@ -144,6 +140,8 @@ class Server:
             raise StartError(str(error)) from None
         finally:
             self._engine.close()
+            if self._canaries is not None:
+                self._canaries.close()
             self._reconciler.stop()
             if self._metrics is not None:
                 self._metrics.close()
@@ -226,6 +224,17 @@ class Server:
         )
         own_host = host if is_loopback(host) else None
         return Pages(repository, self.registry, self._telemetry.exposition, status, own_host)
+
+    def _new_loader(self) -> VersionLoader:
+        settings = self.settings
+        loader = Loader(
+            settings.device,
+            is_proof_required=settings.require_proof,
+            process_count=settings.workers,
+            variant=settings.variant,
+            p99_target_ms=settings.p99_target_ms,
+        )
+        return TriedLoader(loader, self._canaries) if self._canaries else loader
 
     def _methods(self) -> MethodTable:
         draw = Draw()
@@ -314,6 +323,13 @@ def _tracer(settings: ServerSettings) -> OpenTelemetryTracer | None:
         return open_tracer(settings.tracing)
     except TracingError as error:
         raise StartError(str(error)) from None
+
+
+def _new_canaries(settings: ServerSettings) -> Canaries | None:
+    if settings.canary == "off":
+        return None
+    is_final = settings.device == "cpu" or session.cuda_problem() is not None
+    return Canaries(settings.repository, limit_s=settings.canary_limit_s, is_final=is_final)
 
 
 def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOptions:

@@ -59,6 +59,8 @@ _RUNTIME_ERRORS: Final = "onnxruntime.capi.onnxruntime_pybind11_state"
 """Module of the errors that the runtime itself raises; any other in a run is a fault of ours."""
 
 _NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
+_NO_MEMORY = re.compile(r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory", re.IGNORECASE)
+"""What the runtime says where memory is not to be had: an error like any other, but for its text."""
 _SOURCE_PLACE = re.compile(r"\S*/\S+(:\d+)?")
 
 onnxruntime.set_default_logger_severity(4)
@@ -70,6 +72,10 @@ class SessionError(Exception):
 
 class OperatorError(Exception):
     """An operator that refused the values of a run; the text is fit for a caller."""
+
+
+class RunawayError(OperatorError):
+    """A run that took all the time it was given, or wanted more memory than there is; the text is fit for a caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +182,7 @@ class Session:
         inputs: Inputs in the model's order; those with a default last.
         outputs: Outputs that are tensors, in the model's order.
         provider: Execution provider that runs it, ONNX Runtime's name.
+        has_loops: A run's time depends on the values: what runs short once may never end.
     """
 
     def __init__(
@@ -209,6 +216,7 @@ class Session:
         self.outputs = tuple(spec for spec in outputs if spec is not None)
         if not self.outputs:
             raise SessionError("outputs: expected at least one tensor, found none")
+        self.has_loops = facts.has_loops
         self._has_bfloat16 = any(spec.datatype == BF16 for spec in (*self.inputs, *self.outputs))
         if self._has_bfloat16 and any(spec.datatype == BYTES for spec in self.inputs):
             raise SessionError("inputs: expected no BYTES beside BF16: onnxruntime for Python cannot take both at once")
@@ -228,15 +236,19 @@ class Session:
             Output name to tensor, in the order asked for.
 
         Raises:
-            OperatorError: an operator refused the values, or the limit ended the run.
+            OperatorError: an operator refused the values.
+            RunawayError: the limit ended the run, or its memory was not to be had.
         """
         options = limit.options if limit else None
         try:
             arrays = (self._run_ort_values if self._has_bfloat16 else self._run)(inputs, output_names, options)
+        except MemoryError:
+            raise RunawayError("the model wants more memory for these values than there is") from None
         except Exception as error:
             if type(error).__module__ != _RUNTIME_ERRORS:
                 raise
-            raise OperatorError(_operator_text(str(error))) from error
+            is_runaway = (limit and limit.options.terminate) or _NO_MEMORY.search(str(error))
+            raise (RunawayError if is_runaway else OperatorError)(_operator_text(str(error))) from error
         pairs = zip(output_names, arrays, strict=True)
         return {name: Tensor(self._datatypes[name], _taken(name, array)) for name, array in pairs}
 

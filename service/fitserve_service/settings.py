@@ -36,6 +36,8 @@ class ServerSettings:
         transport: "auto", "fast" or "stock"; see `transport_choice`.
         insecure: May listen where other machines reach it, in cleartext and for everybody.
         require_proof: Refuses versions without a certificate, which are else served unverified.
+        canary: "auto": a version is first loaded and run in a throw-away process with limits; "off": at once here.
+        canary_limit_s: How long a small version may take there; larger ones have longer.
         poll_interval_s: How often the repository is looked at.
         grace_s: How long requests in flight have to end when the server stops.
         max_message_bytes: Larger requests are refused.
@@ -58,6 +60,8 @@ class ServerSettings:
     transport: str = "auto"
     insecure: bool = False
     require_proof: bool = False
+    canary: str = "auto"
+    canary_limit_s: float = 30.0
     poll_interval_s: float = 1.0
     grace_s: float = 10.0
     max_message_bytes: int = 64 << 20
@@ -170,6 +174,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "insecure": Option("", _INSECURE_HELP, "true or false", _switch),
     "require_proof": Option(
         "", "refuse versions without a certificate, else served unverified", "true or false", _switch
+    ),
+    "canary": Option(
+        "WHEN",
+        "auto: try each version out in a throw-away process first; off: never (auto)",
+        "auto or off",
+        _one_of("auto", "off"),
+    ),
+    "canary_limit_s": Option(
+        "S", "seconds that a small version may take to load and run there (30)", "1..3600", _number(1, 3600, float)
     ),
     "poll_interval_s": Option(
         "S", "seconds between looks at the repository (1)", "0.05..3600", _number(0.05, 3600, float)

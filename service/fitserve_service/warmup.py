@@ -17,7 +17,7 @@ from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array, shape_text
 from fitserve_service.costs import CostTable, row_elements
-from fitserve_service.session import OperatorError, RunLimit, Session
+from fitserve_service.session import OperatorError, RunawayError, RunLimit, Session
 from fitserve_service.signature import Tensor
 
 _FREE_AXIS_SIZES: Final = (8, 32, 224)
@@ -60,6 +60,8 @@ def batching_problem(session: Session, proved_error: float = 0.0) -> str:
                 joined = made_up_inputs(session.inputs, _ROWS, size)
                 whole = session.run(joined, names, limit)
                 alone = [session.run(_row(joined, index), names, limit) for index in range(_ROWS)]
+            except RunawayError:
+                raise
             except OperatorError:
                 continue
             return _difference(whole, alone, proved_error)
@@ -76,6 +78,9 @@ def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) ->
 
     Returns:
         The fastest run of the first size, seconds, and all of them; 0 and nothing where made-up inputs do not run.
+
+    Raises:
+        RunawayError: the first run did not end, or wanted more memory than there is.
     """
     costs, first_s = CostTable(), 0.0
     begin_s = time.monotonic()
@@ -85,7 +90,9 @@ def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) ->
             try:
                 inputs = made_up_inputs(session.inputs, batch_size, size or 1)
                 fastest_s = min(_timed_run(session, inputs, limit) for _ in range(_REPEATS))
-            except OperatorError:
+            except OperatorError as error:
+                if isinstance(error, RunawayError) and not first_s:
+                    raise
                 # A model that refuses made-up values may well serve real ones.
                 break
             costs.record(batch_size, row_elements(inputs, batch_size), fastest_s)
@@ -125,6 +132,8 @@ def _free_axis_sizes(session: Session, limit: RunLimit) -> Iterator[int]:
     for size in _FREE_AXIS_SIZES:
         try:
             session.run(made_up_inputs(session.inputs, 1, size), names, limit)
+        except RunawayError:
+            raise
         except OperatorError:
             continue
         yield size

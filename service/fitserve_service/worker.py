@@ -6,10 +6,8 @@ restarted worker never gets a call that it cannot answer; and it dies with its p
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import os
-import signal
 import socket
 import sys
 import threading
@@ -26,16 +24,13 @@ from fitserve_service.pages_http import Request, RequestError, Response, refusal
 from fitserve_service.server import Server, StartError
 from fitserve_service.servicers.control import ModelLoader
 from fitserve_service.settings import ServerSettings
-from fitserve_service.stopping import watch_stop_signals
+from fitserve_service.stopping import die_with, watch_stop_signals
 from fitserve_service.worker_link import Link, Message
 
 OnDone: TypeAlias = Callable[[ServiceError | None], None]
 
 _CLOSING_S: Final = 2.0
 """How long the process may take to end once the grace time is over."""
-
-_PR_SET_PDEATHSIG: Final = 1
-"""Source: prctl(2)."""
 
 
 class Fleet:
@@ -147,7 +142,7 @@ def response_fields(response: Response) -> dict[str, Any]:
 def main() -> NoReturn:
     """Serves until it is told to stop; the arguments are the link's file descriptor and the parent's process id."""
     descriptor, parent = map(int, sys.argv[1:])
-    _die_with(parent)
+    die_with(parent)
     link = Link(socket.socket(fileno=descriptor))
     begin = link.receive()
     if begin is None:
@@ -172,14 +167,6 @@ def _serve(settings: ServerSettings, link: Link, unloaded: Sequence[str]) -> int
 
 def _say_listening(server: Server, link: Link) -> None:
     link.send("listening", text=ready_text(server.settings, server.port, server.settings.metrics_port, server.registry))
-
-
-def _die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent dies, where the kernel can; elsewhere the link's end does."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,14 @@ WAIT_S = 30.0
 @contextmanager
 def serving(root: Path, **changes: Any) -> Iterator[Server]:
     """Serves a repository, looked at every 50 ms; inside the block it is ready."""
-    values = {"port": 0, "metrics_port": None, "device": "cpu", "poll_interval_s": 0.05, "grace_s": 5.0} | changes
+    values = {
+        "port": 0,
+        "metrics_port": None,
+        "device": "cpu",
+        "canary": "off",
+        "poll_interval_s": 0.05,
+        "grace_s": 5.0,
+    } | changes
     with running_server(ServerSettings(repository=root, **values)) as server:
         yield server
 

@@ -1,0 +1,170 @@
+"""What a model does to the process that tries it out, it does to nobody else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import builders
+import numpy as np
+import psutil
+import pytest
+from onnx import helper
+from tests.wire.serving import serving
+
+from fitserve_contract.repository import VersionPath
+from fitserve_service.canary_trials import Canaries
+from fitserve_service.loader import LoadError
+from fitserve_service.model_config import Overrides
+from fitserve_service.version_policy import State
+
+NO_OVERRIDES = Overrides({})
+
+
+@contextmanager
+def canaries(root: Path, limit_s: float = 30.0) -> Iterator[Canaries]:
+    made = Canaries(root, limit_s=limit_s, is_final=True)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def memory_bomb() -> bytes:
+    """x -> y = x + the sum of a terabyte that the graph makes."""
+    nodes = [
+        helper.make_node("Expand", ["x", "size"], ["bomb"]),
+        helper.make_node("ReduceSum", ["bomb"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    size = {"size": np.array([2**18, 2**19, 2, 1], np.int64)}
+    return builders.model(nodes, [builders.value("x", (1, 1, 1, 1))], [builders.value("y", (1, 1, 1, 1))], size)
+
+
+def children() -> set[int]:
+    found = psutil.Process().children()
+    return {child.pid for child in found if "fitserve_service.canary" in child.cmdline()}
+
+
+def kill_canaries_of(trial: threading.Thread, count: int) -> None:
+    """Kills the first processes that try something out, each once."""
+    seen: set[int] = set()
+    while trial.is_alive() and len(seen) < count:
+        for pid in children() - seen:
+            seen.add(pid)
+            os.kill(pid, signal.SIGSEGV)
+
+
+def test_good_models_pass_one_process(tmp_path: Path) -> None:
+    paths = [builders.bare_version(tmp_path, f"m{index}", 1, builders.scaled(index)) for index in range(5)]
+    with canaries(tmp_path) as made:
+        made.try_out(paths[0], NO_OVERRIDES)
+        first = children()
+        for path in paths[1:]:
+            made.try_out(path, Overrides({"max_batch_size": 4, "device": "cuda", "batch_size_buckets": (1, 4)}))
+        assert children() == first
+        assert len(first) == 1
+    assert not children()
+
+
+def test_a_refusal_is_in_the_loaders_words(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, b"garbage")
+    with canaries(tmp_path) as made, pytest.raises(LoadError, match=r"model\.onnx"):
+        made.try_out(path, NO_OVERRIDES)
+
+
+def test_an_endless_model_is_ended_and_the_next_one_passes(tmp_path: Path) -> None:
+    endless = builders.bare_version(tmp_path, "endless", 1, builders.endless())
+    good = builders.bare_version(tmp_path, "good", 1, builders.scaled())
+    with canaries(tmp_path, limit_s=3.0) as made:
+        with pytest.raises(LoadError, match="had to end it"):
+            made.try_out(endless, NO_OVERRIDES)
+        assert not children()
+        made.try_out(good, NO_OVERRIDES)
+
+
+def test_a_memory_bomb_is_refused(tmp_path: Path) -> None:
+    bomb = builders.bare_version(tmp_path, "bomb", 1, memory_bomb())
+    with canaries(tmp_path) as made, pytest.raises(LoadError, match="memory|alloc"):
+        made.try_out(bomb, NO_OVERRIDES)
+
+
+def test_a_model_that_kills_its_process_is_told_apart_from_its_neighbours(tmp_path: Path) -> None:
+    good = builders.bare_version(tmp_path, "good", 1, builders.scaled())
+    deadly = builders.bare_version(tmp_path, "deadly", 1, builders.endless())
+    outcome: list[BaseException] = []
+
+    def try_deadly(made: Canaries) -> None:
+        try:
+            made.try_out(deadly, NO_OVERRIDES)
+        except LoadError as error:
+            outcome.append(error)
+
+    with canaries(tmp_path) as made:
+        made.try_out(good, NO_OVERRIDES)
+        trial = threading.Thread(target=try_deadly, args=(made,))
+        trial.start()
+        # The first that it kills had tried another before; only the second death is its own.
+        kill_canaries_of(trial, 2)
+        trial.join()
+        made.try_out(good, NO_OVERRIDES)
+    assert "SIGSEGV" in str(outcome[0])
+
+
+def test_what_is_tried_out_in_a_process_that_died_of_others_is_tried_again(tmp_path: Path) -> None:
+    good = builders.bare_version(tmp_path, "good", 1, builders.scaled())
+    with canaries(tmp_path) as made:
+        made.try_out(good, NO_OVERRIDES)
+        (pid,) = children()
+        os.kill(pid, signal.SIGKILL)
+        made.try_out(good, NO_OVERRIDES)
+        assert children() != {pid}
+
+
+def test_a_server_goes_on_while_models_fail(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "good", 1, builders.scaled())
+    builders.bare_version(tmp_path, "endless", 1, builders.endless())
+    with serving(tmp_path, canary="auto", canary_limit_s=3.0) as server:
+        states = {name: server.registry.states(name)[1] for name in ("good", "endless")}
+        assert states == {"good": State.READY, "endless": State.FAILED}
+    assert not children()
+
+
+def test_what_tries_models_out_can_neither_read_nor_write_nor_call(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    for folder in (inside, tmp_path):
+        (folder / "outside").write_bytes(b"secret")
+    program = f"""
+import socket
+from fitserve_service import canary_limits as limits
+in_force = [limits.leave_network(), limits.read_only([{str(inside)!r}])]
+limits.bound_resources()
+def tried(what):
+    try:
+        what()
+        return "done"
+    except OSError as error:
+        return type(error).__name__
+print(in_force, tried(lambda: open({str(inside / "outside")!r}).read()), tried(lambda: open({str(outside)!r}).read()),
+      tried(lambda: open({str(inside / "new")!r}, "w")), tried(lambda: socket.create_connection(("127.0.0.1", 1))))
+"""
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    if said.startswith("[True, True]"):
+        assert said.split("]")[1].split() == ["done", "PermissionError", "PermissionError", "PermissionError"]
+    else:
+        assert "done" in said
+
+
+def test_a_version_that_lies_about_its_size_gets_no_more_than_the_machine_has(tmp_path: Path) -> None:
+    path: VersionPath = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    with (path.folder / "sparse").open("wb") as file:
+        file.truncate(1 << 42)
+    with canaries(tmp_path) as made:
+        made.try_out(path, NO_OVERRIDES)
