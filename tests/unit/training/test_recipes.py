@@ -35,7 +35,7 @@ def test_linear_regression_has_the_published_medians(
     recipe: str, medians: tuple[float, float, float], tmp_path: Path
 ) -> None:
     runs = []
-    for seed in range(7):
+    for seed in range(5):
         summary = trained(recipe, tmp_path / str(seed), seed=seed)
         assert summary["parameter_error"] < 2e-3
         assert all(band["is_inside"] for band in summary["published"]), summary["published"]
@@ -43,9 +43,9 @@ def test_linear_regression_has_the_published_medians(
 
     found = [statistics.median(epoch) for epoch in zip(*runs, strict=True)]
 
-    # Epoch 1 varies with the start by tens of percent, later ones with the noise of 1,000 examples alone.
-    assert found[0] == pytest.approx(medians[0], rel=0.35)
-    assert found[1:] == pytest.approx(medians[1:], rel=0.15)
+    # What is left of the start varies by tens of percent; the last epoch has only the noise of 1,000 examples.
+    assert found[:2] == pytest.approx(medians[:2], rel=0.4)
+    assert found[2] == pytest.approx(medians[2], rel=0.1)
 
 
 @pytest.mark.parametrize("seed", [0, 5])
