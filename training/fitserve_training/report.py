@@ -192,6 +192,8 @@ def _verdict(answers: Answers, data: DataSet, place: int) -> str:
     output, target = answers.outputs[place], answers.targets[place]
     if answers.kind is TaskKind.CLASSIFICATION:
         predicted, share = int(output.argmax()), output.softmax(0).max().item()
+        if predicted == int(target):
+            return f"{data.class_names[predicted]}, right ({share:.0%})"
         return f"{data.class_names[int(target)]}, taken for {data.class_names[predicted]} ({share:.0%})"
     if answers.kind is TaskKind.MULTI_LABEL:
         true, said = (_names(each, data.class_names) for each in (target.bool(), output >= 0))

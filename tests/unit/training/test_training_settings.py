@@ -223,3 +223,12 @@ def test_tensorboard_gets_every_epoch(tmp_path: Path) -> None:
     events.Reload()
     losses = [row["test_loss"] for row in rundir.read_lines(run_dir / rundir.METRICS)]
     assert [event.value for event in events.Scalars("test/loss")] == pytest.approx(losses, rel=1e-6)
+
+
+@pytest.mark.needs_gpu
+def test_a_run_on_a_gpu_compiles_its_step_once(tmp_path: Path) -> None:
+    changes: Values = {"data.name": "digits", "epochs": 3, "device": "cuda", "lr_schedule": "cosine"}
+    summary = json.loads((train(Request("lenet", tmp_path / "l", changes=changes), quiet) / rundir.SUMMARY).read_text())
+    record = summary["compile"]
+    assert record["used"] == "step", record["reason"]
+    assert record["graph_count"] == record["graph_count_after_first_step"] > 0
