@@ -5,7 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
-from fitserve_training.fit import EpochReport
+from fitserve_training.fit import EpochReport, Progress
 from fitserve_training.plots import draw_curves
 from fitserve_training.progress import BarDisplay, PlainDisplay, metrics_text, short_text
 
@@ -15,7 +15,7 @@ def test_plain_lines_are_about_twenty() -> None:
     display = PlainDisplay(5000, lines.append)
 
     for epoch in range(1, 5001):
-        display.epoch(EpochReport(epoch, epoch == 5000, {"epoch": epoch, "train_loss": 1.0}))
+        display.epoch(EpochReport(Progress(epoch, epoch == 5000), {"epoch": epoch, "train_loss": 1.0}))
     display.close()
 
     assert len(lines) == 21
@@ -36,7 +36,7 @@ def test_the_bar_runs_to_its_end() -> None:
     display = BarDisplay(2)
     for epoch in (1, 2):
         display.progress(epoch, 0.5)
-        display.epoch(EpochReport(epoch, epoch == 2, {"train_loss": 1.0}))
+        display.epoch(EpochReport(Progress(epoch, epoch == 2), {"train_loss": 1.0}))
     assert display.is_complete
     display.close()
 
