@@ -1,0 +1,88 @@
+"""Tuning: which candidate wins, what is written, and what is said where none meets the target."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import bare_version, scaled
+
+from fitserve_benchmarks.tune import NoCandidateError, Trial, TunePlan, best_trial, run_tune, tuned_toml, write_tuned
+from fitserve_benchmarks.wire import WireRow
+from fitserve_service.model_config import read_overrides
+
+
+def plan(root: Path, target_ms: float = 5.0) -> TunePlan:
+    return TunePlan(root, "m", target_ms, duration_s=0.2)
+
+
+def trial(rate: float, p99_ms: float | None, failed: int = 0, **values: Any) -> Trial:
+    row = WireRow(
+        in_flight=8,
+        connections=1,
+        batch_size=1,
+        requests_per_s=rate,
+        turn_rates=(rate,),
+        p50_s=1e-3,
+        p99_s=None if p99_ms is None else p99_ms / 1e3,
+        sample_count=2000,
+        failed_count=failed,
+        checked_count=10,
+        wrong_count=0,
+        load_processor_share=0.5,
+    )
+    return Trial({"variant": "fp32", "intra_op_num_threads": 1, **values}, row)
+
+
+def test_the_most_requests_among_those_that_meet_the_target_win(tmp_path: Path) -> None:
+    trials = [
+        trial(100.0, 4.0),
+        trial(300.0, 4.9, variant="int8"),
+        trial(900.0, 5.1),
+        trial(950.0, 1.0, failed=1),
+        trial(990.0, None),
+    ]
+    assert best_trial(trials, plan(tmp_path)).values["variant"] == "int8"
+
+
+def test_none_that_meets_it_is_named_with_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(
+        NoCandidateError, match=r"p99: expected at most 1 ms .* the nearest was 2.00 ms with variant int8"
+    ):
+        best_trial([trial(1.0, 2.0, variant="int8"), trial(9.0, 3.0)], plan(tmp_path, 1.0))
+    with pytest.raises(NoCandidateError, match="got too few: give more --seconds"):
+        best_trial([trial(1.0, None)], plan(tmp_path))
+
+
+def test_what_is_written_the_server_takes_and_other_keys_stay(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.toml").write_text('keep_versions = 2\nvariant = "fp32"\nbatch_size_buckets = [1, 8]\n')
+    text = tuned_toml([trial(100.0, 4.0, variant="int8", max_batch_size=8)], plan(tmp_path))
+    path = write_tuned(text, plan(tmp_path))
+
+    assert tomllib.loads(path.read_text()) == {
+        "keep_versions": 2,
+        "batch_size_buckets": [1, 8],
+        "variant": "int8",
+        "intra_op_num_threads": 1,
+        "max_batch_size": 8,
+    }
+    assert read_overrides(tmp_path / "m").values["variant"] == "int8"
+    assert "p99 4.00 ms of at most 5 ms" in text
+
+
+def test_candidates_are_served_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fitserve_benchmarks.tune.BATCH_LIMITS", (8,))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    bare_version(tmp_path, "m", 1, scaled())
+    said: list[str] = []
+    trials = run_tune(plan(tmp_path, 1e4), said.append)
+
+    assert [dict(one.values) for one in trials] == [
+        {"variant": "fp32", "intra_op_num_threads": 1},
+        {"variant": "fp32", "intra_op_num_threads": 1, "max_batch_size": 8},
+    ]
+    assert all(one.row.is_right and one.row.requests_per_s > 0 for one in trials)
+    assert len(said) == 2
