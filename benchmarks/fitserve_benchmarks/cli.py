@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_commands
+from fitserve_benchmarks.performance_commands import PERFORMANCE_COMMANDS, add_performance_commands
 
 _DESCRIPTION: Final = "Measures what fitserve trains, exports and serves."
 _EXAMPLES: Final = """examples:
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_training(
         commands.add_parser("training", formatter_class=formatter, help="our training loop against the textbook's")
     )
+    add_performance_commands(commands)
     add_fault_commands(commands)
     return parser
 
@@ -311,5 +313,6 @@ _COMMANDS: Final = {
     "demo": _demo,
     "reproduce": _reproduce,
     "training": _training,
+    **PERFORMANCE_COMMANDS,
     **FAULT_COMMANDS,
 }
