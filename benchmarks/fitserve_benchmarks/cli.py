@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_commands
+from fitserve_benchmarks.hostile_commands import HOSTILE_COMMANDS, add_hostile_commands
 from fitserve_benchmarks.performance_commands import PERFORMANCE_COMMANDS, add_performance_commands
 
 _DESCRIPTION: Final = "Measures what fitserve trains, exports and serves."
@@ -73,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_performance_commands(commands)
     add_fault_commands(commands)
+    add_hostile_commands(commands)
     return parser
 
 
@@ -315,4 +317,5 @@ _COMMANDS: Final = {
     "training": _training,
     **PERFORMANCE_COMMANDS,
     **FAULT_COMMANDS,
+    **HOSTILE_COMMANDS,
 }

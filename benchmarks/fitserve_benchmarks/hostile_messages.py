@@ -91,7 +91,7 @@ class HostileMessages:
             if self._random.random() < 0.6:
                 self._set(message, field, depth)
 
-    def _set(self, message: Any, field: FieldDescriptor, depth: int) -> None:
+    def _set(self, message: Any, field: Any, depth: int) -> None:
         if field.message_type is not None and depth >= _MAX_DEPTH:
             return
         if not field.is_repeated:
@@ -119,7 +119,7 @@ class HostileMessages:
         else:
             self._fill(entries[key], depth + 1)
 
-    def _scalar(self, field: FieldDescriptor) -> Any:
+    def _scalar(self, field: Any) -> Any:
         random, kind = self._random, field.cpp_type
         if kind in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_INT32):
             return random.choice(_INT64 if kind == FieldDescriptor.CPPTYPE_INT64 else _INT32)

@@ -2,8 +2,8 @@
 
     python tests/fuzz/fuzz.py onnx_file -max_total_time=60
 
-The law's name comes first, what follows is libFuzzer's; it begins with inputs that are taken. Needs the extra `fuzz` (atheris). A crash is written to a file
-`crash-…`, which repeats it: `python tests/fuzz/fuzz.py onnx_file crash-…`.
+The law's name comes first, what follows is libFuzzer's; it begins with inputs that are taken. Needs the extra `fuzz`
+(atheris). A crash is written to a file `crash-…`, which repeats it: `python tests/fuzz/fuzz.py onnx_file crash-…`.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def test_an_endless_model_is_ended_and_the_next_one_passes(tmp_path: Path) -> No
 
 def test_a_memory_bomb_is_refused(tmp_path: Path) -> None:
     bomb = builders.bare_version(tmp_path, "bomb", 1, memory_bomb())
-    with canaries(tmp_path) as made, pytest.raises(LoadError, match="memory|alloc"):
+    with canaries(tmp_path) as made, pytest.raises(LoadError, match=r"memory|alloc"):
         made.try_out(bomb, NO_OVERRIDES)
 
 
