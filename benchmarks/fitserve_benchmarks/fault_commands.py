@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 _STEPS: Final = 1_000_000
@@ -14,6 +17,8 @@ def add_fault_commands(commands: Any) -> None:
     _add_simulate(
         commands.add_parser("simulate", help="the service's state machines on a virtual clock, by seeded chance")
     )
+    _add_chaos(commands.add_parser("chaos", help="faults by seeded chance under load that knows every answer"))
+    _add_soak(commands.add_parser("soak", help="what a server holds after a long load: memory, descriptors, threads"))
 
 
 def _add_simulate(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +28,29 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "example: fitserve-bench simulate --seed 0 --steps 1000000"
     parser.add_argument("--seed", type=int, default=0, help="of the first world (0)")
     parser.add_argument("--steps", type=int, default=_STEPS, help=f"steps in all worlds together ({_STEPS})")
+
+
+def _add_chaos(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Publishes under faults (killed at each system call, without room, raced), then runs two servers through hot "
+        "swaps, corrupt publishes, kills, stops and rolling restarts while callers check every answer."
+    )
+    parser.epilog = "example: fitserve-bench chaos --seed 0 --minutes 5"
+    parser.add_argument("--seed", type=int, default=0, help="of faults and load (0)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of servers under faults (5)")
+    parser.add_argument("--callers", type=int, default=4, help="callers at once (4)")
+    parser.add_argument("--races", type=int, default=1000, help="rounds of 32 publishers that race; 0: none (1000)")
+    parser.add_argument("--every", type=int, default=1, help="kill at each so many system calls; 0: at none (1)")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="empty folder to work in (a temporary one)")
+
+
+def _add_soak(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Loads one server for long and fails where its memory, descriptors or threads grow."
+    parser.epilog = "examples:\n  fitserve-bench soak --minutes 30\n  fitserve-bench soak --minutes 1 --leak"
+    parser.add_argument("--seed", type=int, default=0, help="of faults and load (0)")
+    parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
+    parser.add_argument("--leak", action="store_true", help="the negative control: a server that leaks, and must fail")
+    parser.add_argument("--work-dir", type=Path, metavar="DIR", help="empty folder to work in (a temporary one)")
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
@@ -42,4 +70,72 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-FAULT_COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {"simulate": _simulate}
+def _chaos(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.chaos import run_chaos
+
+    with _folder(arguments.work_dir) as work:
+        _publish_faults(work, arguments)
+        result = run_chaos(work / "chaos", arguments.seed, arguments.minutes * 60, _say, caller_count=arguments.callers)
+    tally = result.tally
+    _say("; ".join(f"{count} {name}" for name, count in sorted(result.faults.items())))
+    _say(
+        f"seed {result.seed}, {result.elapsed_s:.0f} s: {tally.answer_count} right answers by "
+        f"{len(tally.versions)} versions, {len(tally.wrong)} wrong, {len(tally.failed)} failed, "
+        f"longest call {tally.longest_s:.1f} s"
+    )
+    for line in [*tally.wrong, *tally.failed][:20]:
+        _say(line)
+    return 0 if result.is_right else 1
+
+
+def _publish_faults(work: Path, arguments: argparse.Namespace) -> None:
+    from fitserve_benchmarks.chaos_publish import kill_at_every_call, publish_without_room, race
+
+    _say(f"publish without room: {publish_without_room(work / 'room')} publishes failed, none left anything")
+    if arguments.every:
+        kills = kill_at_every_call(work / "killed", _say, every=arguments.every)
+        _say(
+            f"publish killed at {kills.call_count} system calls: {kills.old_count} times as before, {kills.new_count} "
+            f"times the new version, torn 0 times; {kills.leftover_count} left a folder, removed"
+        )
+    if arguments.races:
+        raced = race(work / "raced", 32, arguments.races)
+        _say(f"32 publishers raced {arguments.races} times: {raced} versions, all distinct and whole")
+
+
+def _soak(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.soak import growth_lines, soak
+
+    with _folder(arguments.work_dir) as work:
+        result = soak(work, arguments.seed, arguments.minutes * 60, _say, leak=arguments.leak)
+    _say(
+        f"{result.elapsed_s:.0f} s, {result.tally.answer_count} right answers, {len(result.tally.wrong)} wrong, "
+        f"{len(result.tally.failed)} failed, {result.swap_count} hot swaps"
+    )
+    for line in [*growth_lines(result), *result.tally.wrong[:5], *result.tally.failed[:5]]:
+        _say(line)
+    return 0 if result.is_right else 1
+
+
+@contextmanager
+def _folder(named: Path | None) -> Iterator[Path]:
+    """Gives a folder to work in; a temporary one is removed afterwards, a named one stays."""
+    if named is None:
+        with tempfile.TemporaryDirectory(prefix="fitserve-faults-") as made:
+            yield Path(made)
+    else:
+        named.mkdir(parents=True, exist_ok=True)
+        if any(named.iterdir()):
+            raise ValueError(f"--work-dir {named}: expected an empty folder")
+        yield named
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+FAULT_COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
+    "simulate": _simulate,
+    "chaos": _chaos,
+    "soak": _soak,
+}

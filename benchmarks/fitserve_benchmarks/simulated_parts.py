@@ -25,7 +25,7 @@ from fitserve_service.costs import CostTable
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.registry import ServedVersion
-from fitserve_service.session import OperatorError, Session
+from fitserve_service.session import OperatorError, RunSwitch, Session
 from fitserve_service.signature import Signature, Tensor
 from fitserve_service.source import ModelSource, RepositorySource
 
@@ -171,8 +171,14 @@ class SimulatedSession:
     inputs: tuple[TensorSpec, ...] = (INPUT,)
     outputs: tuple[TensorSpec, ...] = OUTPUTS
     provider: str = "simulated"
+    has_loops: bool = False
 
-    def run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str]) -> dict[str, Tensor]:
+    def run(
+        self,
+        inputs: Mapping[str, Tensor],
+        output_names: Sequence[str],
+        switch: RunSwitch | None = None,  # noqa: ARG002
+    ) -> dict[str, Tensor]:
         """Runs a batch. OperatorError: one of its rows is to be refused."""
         rows = inputs["x"].array
         self.on_run(list(dict.fromkeys(rows[:, 0].tolist())), len(rows))

@@ -309,7 +309,8 @@ class World:
         if is_closed := self.random.random() < 0.3:
             self.laws.is_draining = True
             self._step(self.engine.close)
-        ends = (self.loop.turn, self.loop.fire, self.runners.end_one)
+        # A timer that watches runs sets itself again while there are any: it comes last.
+        ends = (self.loop.turn, self.runners.end_one, self.loop.fire)
         for _ in range(_REST_STEPS):
             if not any(self._made(end) for end in ends):
                 break

@@ -172,11 +172,12 @@ class Reconciler:
     def _models(self) -> set[str]:
         return {*self._sources, *self._registry.names()}
 
-    def _aspired(self, model: str) -> list[int]:
+    def _aspired(self, model: str, *, has_stand_ins: bool = True) -> list[int]:
         source = self._sources.get(model)
         if source is None or model in self._unloaded:
             return []
         values = source.overrides.values
+        states = self._registry.states(model) if has_stand_ins else {}
         return aspired_versions(
             source.versions,
             keep=values.get("keep_versions", 1),
@@ -186,6 +187,7 @@ class Reconciler:
                 *self._registry.labels(model).values(),
                 *(edit.version for edit in self._edits if edit.model == model),
             ],
+            failed=[version for version, state in states.items() if state is State.FAILED],
         )
 
     def _retry_changed(self, model: str, source: ModelSource) -> None:
@@ -324,7 +326,7 @@ class Reconciler:
                 on_done(self._outcome(model))
 
     def _outcome(self, model: str) -> ServiceError | None:
-        aspired = self._aspired(model)
+        aspired = self._aspired(model, has_stand_ins=False)
         states = self._registry.states(model)
         if not aspired or any(states.get(version) is State.READY for version in aspired):
             return None

@@ -10,10 +10,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from fitserve_contract.manifest import Manifest
 from fitserve_contract.repository import MODEL_FILE
+
+if TYPE_CHECKING:
+    # The settings come here for a name, and numpy's threads must not be there before stop signals are blocked.
+    from fitserve_contract.manifest import Manifest
 
 AUTO: Final = "auto"
 FP32: Final = "fp32"

@@ -39,7 +39,12 @@ class Step:
 
 
 def aspired_versions(
-    present: Sequence[int], *, keep: int, exactly: Sequence[int], labelled: Sequence[int]
+    present: Sequence[int],
+    *,
+    keep: int,
+    exactly: Sequence[int],
+    labelled: Sequence[int],
+    failed: Collection[int] = (),
 ) -> list[int]:
     """Tells which versions of a model should be loaded.
 
@@ -48,11 +53,14 @@ def aspired_versions(
         keep: How many of the highest.
         exactly: These instead, where not empty.
         labelled: Versions that a label points at; always aspired, or the label would point at nothing.
+        failed: Versions that FAILED: they stay aspired, and of those kept the next lower ones stand in for them, so
+            that a server that starts anew, after a bad version came, serves what it served before.
 
     Returns:
         Those that are present, ascending.
     """
-    wanted = set(exactly) if exactly else set(sorted(present)[-keep:])
+    highest = set(sorted(present)[-keep:]) | set(sorted(set(present) - set(failed))[-keep:])
+    wanted = set(exactly) if exactly else highest
     return sorted((wanted | set(labelled)) & set(present))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from fitserve_benchmarks.simulation import simulate
 from fitserve_benchmarks.simulation_laws import BrokenLawError
-from fitserve_service import engine, reconciler, registry
+from fitserve_service import engine, reconciler, registry, runs
 from fitserve_service.batcher import Batcher, Entry
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.version_policy import Action, State, Step, next_steps
@@ -59,15 +59,15 @@ def refuses_too_much(patch: pytest.MonkeyPatch) -> None:
 
 def forgets_the_timer(patch: pytest.MonkeyPatch) -> None:
     def on_timer(self: Any, lane: Any) -> None:
-        if not lane.is_running:
+        if not lane.is_full:
             self._dispatch_lane(lane)
 
     patch.setattr(engine.Engine, "_on_timer", on_timer)
 
 
 def deals_rows_wrongly(patch: pytest.MonkeyPatch) -> None:
-    honest = engine.split
-    patch.setattr(engine, "split", lambda outputs, counts: honest(outputs, counts)[::-1])
+    honest = runs.split
+    patch.setattr(runs, "split", lambda outputs, counts: honest(outputs, counts)[::-1])
 
 
 def keeps_the_lease(patch: pytest.MonkeyPatch) -> None:
@@ -91,14 +91,14 @@ def answers_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def blames_neighbours(patch: pytest.MonkeyPatch) -> None:
-    honest = engine._answer
+    honest = runs._answer
 
     def answer(run: Any, jobs: Any) -> Any:
         answers = honest(run, jobs)
         culprit = next((found for found in answers if isinstance(found, Exception)), None)
         return answers if culprit is None else [culprit] * len(jobs)
 
-    patch.setattr(engine, "_answer", answer)
+    patch.setattr(runs, "_answer", answer)
 
 
 def runs_the_last_first(patch: pytest.MonkeyPatch) -> None:

@@ -371,7 +371,7 @@ def test_an_edit_that_cannot_be_made_says_why_and_the_next_one_is_made(tmp_path:
         builders.publish_version(tmp_path, "m", builders.scaled())
         broken = builders.publish_version(tmp_path, "m", builders.scaled())
         break_version(broken)
-        it.until(v1=State.UNLOADED, v2=State.FAILED)
+        it.until(v1=State.READY, v2=State.FAILED)
 
         def fail() -> None:
             raise RuntimeError("a defect")
@@ -419,3 +419,14 @@ def test_an_old_stable_version_serves_until_the_new_one_does(tmp_path: Path) -> 
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+def test_a_server_that_starts_with_a_bad_highest_version_serves_the_one_below(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        builders.bare_version(tmp_path, "m", 1, builders.scaled(1))
+        builders.bare_version(tmp_path, "m", 2, builders.scaled(2))
+        bad = builders.bare_version(tmp_path, "m", 3, b"garbage")
+        it.until(v1=State.UNLOADED, v2=State.READY, v3=State.FAILED)
+
+        (bad.folder / "model.onnx").write_bytes(builders.scaled(3))
+        it.until(v1=State.UNLOADED, v2=State.UNLOADED, v3=State.READY)

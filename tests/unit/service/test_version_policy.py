@@ -69,6 +69,23 @@ def test_aspired_versions(
     assert aspired_versions(present, keep=keep, exactly=exactly, labelled=labelled) == expected
 
 
+@pytest.mark.parametrize(
+    ("failed", "keep", "exactly", "expected"),
+    [
+        ([10], 1, (), [2, 10]),
+        ([2, 10], 1, (), [1, 10]),
+        ([1, 2, 10], 1, (), [10]),
+        ([2], 1, (), [10]),
+        ([10], 2, (), [1, 2, 10]),
+        ([10], 1, (10,), [10]),
+    ],
+)
+def test_the_next_lower_version_stands_in_for_one_that_failed(
+    failed: list[int], keep: int, exactly: tuple[int, ...], expected: list[int]
+) -> None:
+    assert aspired_versions([1, 2, 10], keep=keep, exactly=exactly, labelled=(), failed=failed) == expected
+
+
 @settings(deadline=None, max_examples=300)
 @given(
     st.dictionaries(st.integers(1, 6), st.sampled_from(State), max_size=6),
