@@ -39,6 +39,8 @@ def _run(arguments: Sequence[str]) -> int:
 
         return doctor.run(arguments[1:])
     options = vars(_parser().parse_args(arguments))
+    # Before the first thread starts (numpy's import starts some): the one that waits for signals alone must get them.
+    block_stop_signals()
     config = options.pop("config")
     flags = {name: text for name, text in options.items() if text is not None}
     try:
@@ -50,8 +52,6 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _serve(settings: ServerSettings) -> int:
-    # Before the first thread starts, so that the one that waits for signals alone gets them.
-    block_stop_signals()
     return _serve_alone(settings) if settings.workers == 1 else _serve_with_workers(settings)
 
 

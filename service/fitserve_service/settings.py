@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from fitserve_service import logs
 from fitserve_service.transport import CHOICES
-from fitserve_service.variants import is_variant_name
 
 ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
 """`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
@@ -124,6 +123,9 @@ def _device(text: str) -> str:
 
 
 def _variant(text: str) -> str:
+    # Only here: it brings numpy, whose threads a parent of workers has no use for.
+    from fitserve_service.variants import is_variant_name
+
     if not is_variant_name(text):
         raise ValueError(text)
     return text
