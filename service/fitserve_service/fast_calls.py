@@ -16,6 +16,7 @@ from fitserve_service.calls import Metadata, StreamHandler, StreamMethod, UnaryM
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, incident, wire_status
 from fitserve_service.transport import check_arrival, check_request
+from fitserve_service.waiting_calls import WaitingCalls
 
 _MAX_UNSENT: Final = 64
 """A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
@@ -57,12 +58,14 @@ class _Call:
 class UnaryCall(_Call):
     """One request, one answer."""
 
-    __slots__ = ("_limit", "_run")
+    __slots__ = ("_limit", "_run", "_waiting")
 
-    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event) -> None:
+    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event, waiting: WaitingCalls) -> None:
         super().__init__(method, event)
         self._run = run
         self._limit = limit
+        self._waiting = waiting
+        waiting.add(self)
         core.receive_close(event.call, self._closed)
         core.receive_message(event.call, self._received)
 
@@ -85,6 +88,7 @@ class UnaryCall(_Call):
             _send_error(held, error, True, core.ignore)
 
     def _received(self, event: core.Event) -> None:
+        self._waiting.remove(self)
         if self._core is not None:
             with answering(self):
                 self._run(self, check_request(core.message_of(event), self._limit, self._remaining_s()))

@@ -37,6 +37,8 @@ class TransportOptions:
             grpcio's default does not.
         handshake_timeout_s: A connection that does not speak HTTP/2 by then is closed.
         is_shared: Other processes of this user listen on the same port; the kernel deals connections out.
+        max_waiting_calls: Calls, over all connections, whose message has not come; beyond, the oldest are given up.
+        message_limit_s: How long a call may wait for its first message.
         connection_age_s: A connection is asked to end after about this long, so that it is dealt anew; 0: never.
     """
 
@@ -47,6 +49,8 @@ class TransportOptions:
     handshake_timeout_s: float = 5.0
     is_shared: bool = False
     connection_age_s: float = 0.0
+    max_waiting_calls: int = 4096
+    message_limit_s: float = 30.0
 
     @property
     def address(self) -> str:

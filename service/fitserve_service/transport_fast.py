@@ -20,6 +20,7 @@ from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
 from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_listenable
+from fitserve_service.waiting_calls import WaitingCalls
 
 _AHEAD_COUNT: Final = 64
 """Calls asked of the core ahead."""
@@ -50,6 +51,7 @@ class FastTransport:
         self._timers: list[tuple[float, int, _Callback]] = []
         self._timer_numbers = itertools.count()
         self._is_stopping = False
+        self._waiting = WaitingCalls(self, options.max_waiting_calls, options.message_limit_s)
 
     def post(self, callback: Callable[[], None]) -> None:
         """Runs a callback on the loop thread soon; after the loop has ended, not at all."""
@@ -129,7 +131,7 @@ class FastTransport:
         name: bytes = event.call_details.method
         unary = self._unary.get(name)
         if unary is not None:
-            UnaryCall(unary[0], unary[1], self._options.max_message_bytes, event)
+            UnaryCall(unary[0], unary[1], self._options.max_message_bytes, event, self._waiting)
         elif name in self._streaming:
             self._begin_stream(*self._streaming[name], event)
         else:

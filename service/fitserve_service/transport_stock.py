@@ -27,6 +27,7 @@ from fitserve_service.transport import (
     check_listenable,
     check_request,
 )
+from fitserve_service.waiting_calls import WaitingCalls
 
 _MAX_UNSENT: Final = 64
 """A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
@@ -35,6 +36,9 @@ _GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 _Context: TypeAlias = Any
 """grpc.aio.ServicerContext; its `read` and `write` are of its Cython class alone."""
+
+_Message: TypeAlias = Any
+"""Bytes, or grpc.aio.EOF."""
 
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 
@@ -51,6 +55,7 @@ class StockTransport:
         self._options = options
         self._loop = _new_loop()
         self._streams: set[_StreamCall] = set()
+        self._waiting = WaitingCalls(self, options.max_waiting_calls, options.message_limit_s)
         self._stopped: asyncio.Future[float] = self._loop.create_future()
 
     def post(self, callback: Callable[[], None]) -> None:
@@ -93,7 +98,8 @@ class StockTransport:
         handlers: dict[str, _Handler] = {}
         for name, unary in table.unary.items():
             # As a unary handler, grpc.aio would leave a call without a whole message open and never say so.
-            handlers[name] = grpc.stream_unary_rpc_method_handler(functools.partial(_run_unary, unary, name, limit))
+            run = functools.partial(_run_unary, unary, name, limit, self._waiting)
+            handlers[name] = grpc.stream_unary_rpc_method_handler(run)
         for name, stream in table.stream.items():
             handlers[name] = grpc.stream_stream_rpc_method_handler(functools.partial(self._run_stream, stream, name))
         return handlers
@@ -136,6 +142,7 @@ class _UnaryCall(_Call):
     def __init__(self, method: str, context: _Context) -> None:
         super().__init__(method, context)
         self.outcome: asyncio.Future[_Answer | ServiceError] = asyncio.get_running_loop().create_future()
+        self.reader: asyncio.Task[Any] | None = None
 
     def reply(self, message: bytes, trailing: Metadata = ()) -> None:
         if not self.outcome.done():
@@ -144,14 +151,35 @@ class _UnaryCall(_Call):
     def fail(self, error: ServiceError) -> None:
         if not self.outcome.done():
             self.outcome.set_result(error)
+            if self.reader is not None:
+                self.reader.cancel()
 
 
-async def _run_unary(method: UnaryMethod, name: str, limit: int, _: object, context: _Context) -> bytes:
-    message = await context.read()
+async def _first_message(call: _UnaryCall, context: _Context, waiting: WaitingCalls) -> _Message:
+    """Waits for a message, or for the call to be given up: then there is none, and the outcome is there."""
+    call.reader = asyncio.current_task()
+    waiting.add(call)
+    try:
+        return await context.read()
+    except asyncio.CancelledError:
+        if call.reader is None or not call.outcome.done():
+            raise
+        call.reader.uncancel()
+        return None
+    finally:
+        call.reader = None
+        waiting.remove(call)
+
+
+async def _run_unary(
+    method: UnaryMethod, name: str, limit: int, waiting: WaitingCalls, _: object, context: _Context
+) -> bytes:
     call = _UnaryCall(name, context)
+    message = await _first_message(call, context, waiting)
     with answering(call):
-        is_missing = message is grpc.aio.EOF  # type: ignore[attr-defined]
-        method(call, check_request(None if is_missing else message, limit, call.remaining_s))
+        if not call.outcome.done():
+            is_missing = message is grpc.aio.EOF  # type: ignore[attr-defined]
+            method(call, check_request(None if is_missing else message, limit, call.remaining_s))
     try:
         outcome = await call.outcome
     except asyncio.CancelledError:
