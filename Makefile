@@ -13,6 +13,7 @@ TORCH_INDEX ?=
 VENV        ?= .venv
 
 BIN := $(VENV)/bin
+RECIPES := linreg-scratch linreg line thermometer two-layer softmax lenet bert-multilabel
 # An empty DATA_DIR must not reach the programs as a folder of that name.
 ifneq ($(DATA_DIR),)
 export DATA_DIR
@@ -25,7 +26,7 @@ PACKAGES := fitserve_contract fitserve_oip fitserve_training fitserve_exporters 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train-and-export serve bench test check lint types layers protos protos-check format reproduce clean
+.PHONY: help setup demo train-and-export serve bench gpu-check hostile chaos soak test check lint types layers protos protos-check format reproduce clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -49,15 +50,34 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup ## train, export, serve, predict, evaluate and benchmark LeNet, with a table at the end
 	$(BIN)/fitserve-bench demo --repository $(REPOSITORY) --runs $(RUNS) --device $(DEVICE)
 
-train-and-export: setup ## train RECIPE, verify it and publish it into REPOSITORY
+train-and-export: setup ## train RECIPE, verify it and publish it into REPOSITORY; RECIPE=all for all eight
+ifeq ($(RECIPE),all)
+	$(BIN)/python -m fitserve_training.all_recipes --runs $(RUNS) --device $(DEVICE) || test $$? -eq 1
+	for recipe in $(RECIPES); do $(BIN)/fitserve-export $(RUNS)/$$recipe --repository $(REPOSITORY) || exit 1; done
+	$(BIN)/fitserve-train --index $(RUNS)
+	@$(BIN)/python -m fitserve_training.all_recipes --runs $(RUNS) --table-only
+else
 	$(BIN)/fitserve-train $(RECIPE) --run-dir $(RUNS)/$(RECIPE) --device $(DEVICE)
 	$(BIN)/fitserve-export $(RUNS)/$(RECIPE) --repository $(REPOSITORY)
+endif
 
 serve: setup ## serve REPOSITORY on PORT
 	$(BIN)/fitserve-serve --repository $(REPOSITORY) --port $(PORT) --device $(DEVICE)
 
 bench: setup ## latency of torch eager, torch.compile and ONNX Runtime, into RESULTS
 	$(BIN)/fitserve-bench latency --repository $(REPOSITORY) --model $(RECIPE) --run-dir $(RUNS)/$(RECIPE) --output-dir $(RESULTS)
+
+gpu-check: setup ## train, export, serve and benchmark LeNet on a GPU, and report what was run
+	$(BIN)/fitserve-bench gpu-check
+
+hostile: setup ## 1,000,000 hostile requests and 1,000 hostile models while innocents measure
+	$(BIN)/fitserve-bench hostile --requests 1000000 --models 1000 --output-dir $(RESULTS)
+
+chaos: setup ## faults by seeded chance under load that knows every answer
+	$(BIN)/fitserve-bench chaos
+
+soak: setup ## half an hour of load, and what a server holds after it
+	$(BIN)/fitserve-bench soak
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2
