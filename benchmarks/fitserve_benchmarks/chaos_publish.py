@@ -135,7 +135,8 @@ def _calls(root: Path, prepared: Path, trace: Path) -> list[tuple[str, int]]:
     command = [*_PUBLISHER, "once", str(root), _MODEL, str(prepared)]
     subprocess.run(["strace", "-f", "-o", str(trace), *command], check=True, stdout=subprocess.DEVNULL)
     seen: Counter[str] = Counter()
-    calls, is_inside = [], False
+    calls: list[tuple[str, int]] = []
+    is_inside = False
     for line in trace.read_text(errors="replace").splitlines():
         match = _CALL.match(line)
         if match is None:
@@ -167,6 +168,9 @@ def _check_whole(root: Path, prepared: Path, before: list[int], after: list[int]
         raise PublishError(f"publish, {when}: versions {before} became {after}")
     for number in after[-1:]:
         folder = version_path(root, _MODEL, number).folder
-        verify_checksums(folder)
+        try:
+            verify_checksums(folder)
+        except (OSError, ValueError) as error:
+            raise PublishError(f"publish, {when}: version {number} is torn: {error}") from error
         if (folder / MODEL_FILE).read_bytes() != (prepared / MODEL_FILE).read_bytes():
             raise PublishError(f"publish, {when}: version {number} is not what was published")
