@@ -27,6 +27,9 @@ OPSET: Final = 18
 IR_VERSION: Final = 10
 """What belongs to opset 18 and later; onnxruntime reads it since 1.18, our floor 1.30.1 reads up to 13."""
 
+LOWEST_ONNX: Final = (1, 21)
+"""Below this, onnx reads external data from outside a model's folder."""
+
 MAX_ONE_FILE_BYTES: Final = 2**31 - 1
 """A protobuf message ends there; larger weights would need files beside the model."""
 
@@ -46,8 +49,10 @@ def export_onnx(candidate: Candidate) -> bytes:
         The serialized model: opset 18, IR version 10, free axes under their names.
 
     Raises:
-        ExportError: torch cannot export the module (it says where), the result is over 2 GB, or is no valid ONNX.
+        ExportError: torch cannot export the module (it says where), the result is over 2 GB or no valid ONNX, or the
+                onnx that is installed is unsafe.
     """
+    check_onnx()
     module = on_cpu(candidate.module)
     with _quiet():
         program = _exported_program(module, candidate)
@@ -58,6 +63,14 @@ def export_onnx(candidate: Candidate) -> bytes:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"export: the result is no valid ONNX: {_first_line(error)}") from error
     return content
+
+
+def check_onnx() -> None:
+    """Holds the installed onnx against the version below which it is unsafe. ExportError: it is older."""
+    found = tuple(int(part) for part in re.findall(r"\d+", onnx.__version__)[:2])
+    if found < LOWEST_ONNX:
+        expected = ".".join(map(str, LOWEST_ONNX))
+        raise ExportError(f"onnx: expected at least {expected}, got {onnx.__version__}")
 
 
 def on_cpu(module: nn.Module) -> nn.Module:

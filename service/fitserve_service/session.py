@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnxruntime
+from google.protobuf.internal import api_implementation
 
 from fitserve_contract.datatypes import BF16, BYTES
 from fitserve_contract.manifest import TensorSpec
@@ -92,15 +93,18 @@ class SessionOptions:
 
 
 def check_runtime() -> None:
-    """Holds the installed ONNX Runtime against the version below which it is unsafe.
+    """Holds what parses models and requests against what is safe: ONNX Runtime's version, protobuf's implementation.
 
     Raises:
-        SessionError: it is older.
+        SessionError: the runtime is older; or protobuf is not on upb: the one in Python is no match for hostile input.
     """
     found = tuple(int(part) for part in re.findall(r"\d+", onnxruntime.__version__)[:3])
     if found < LOWEST_VERSION:
         expected = ".".join(map(str, LOWEST_VERSION))
         raise SessionError(f"onnxruntime: expected at least {expected}, got {onnxruntime.__version__}")
+    if (implementation := api_implementation.Type()) != "upb":
+        hint = "unset PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION, or install protobuf's wheel"
+        raise SessionError(f"protobuf: expected its implementation upb, got {implementation}; {hint}")
 
 
 def runtime_version() -> str:

@@ -163,3 +163,9 @@ def test_branch_on_the_number_of_examples_is_refused() -> None:
 def test_module_that_gives_its_input_back_is_told_what_to_do() -> None:
     with pytest.raises(ExportError, match=r"has to clone\(\) it"):
         export_onnx(candidate(nn.Identity(), {"x": rows(5, 3)}))
+
+
+def test_an_onnx_that_is_unsafe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx, "__version__", "1.20.1")
+    with pytest.raises(ExportError, match=r"^onnx: expected at least 1\.21, got 1\.20\.1$"):
+        export_onnx(candidate(nn.Linear(3, 2), {"x": rows(5, 3)}))

@@ -259,3 +259,9 @@ def test_the_runtime_is_new_enough_and_an_older_one_is_refused(monkeypatch: pyte
     monkeypatch.setattr(onnxruntime, "__version__", "1.30.0")
     with pytest.raises(SessionError, match=r"^onnxruntime: expected at least 1\.30\.1, got 1\.30\.0$"):
         check_runtime()
+
+
+def test_a_protobuf_that_is_not_upb_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("google.protobuf.internal.api_implementation.Type", lambda: "python")
+    with pytest.raises(SessionError, match=r"^protobuf: expected its implementation upb, got python; unset PROTOCOL_"):
+        check_runtime()
