@@ -213,7 +213,20 @@ def _serve(plan: GpuPlan) -> Mapping[str, Any]:
 def _latency(plan: GpuPlan) -> Mapping[str, Any]:
     sizes = ",".join(map(str, plan.batch_sizes))
     places = ["--repository", str(plan.repository), "--run-dir", str(plan.run_dir), "--output-dir", str(plan.work_dir)]
-    _run(plan, "fitserve-bench", "latency", "--model", RECIPE, "--batch-sizes", sizes, "--threads", "1", *places)
+    _run(
+        plan,
+        "fitserve-bench",
+        "latency",
+        "--model",
+        RECIPE,
+        "--batch-sizes",
+        sizes,
+        "--threads",
+        "1",
+        "--contestants",
+        "all",
+        *places,
+    )
     result: dict[str, Any] = json.loads((plan.work_dir / f"latency-{RECIPE}.json").read_text())
     return {"settings": result["settings"], "rows": result["rows"]}
 

@@ -19,7 +19,9 @@ from typing import Final
 
 import numpy as np
 
-from fitserve_benchmarks.contestants import ENTRIES, Contestant, Entry
+from fitserve_benchmarks.contestants import Contestant, Entry, ResidentContestant
+from fitserve_benchmarks.further_contestants import all_entries, selected
+from fitserve_benchmarks.peak_memory import PeakMemory
 from fitserve_benchmarks.processes import run_child
 from fitserve_benchmarks.rows import Row, rows_from_json
 from fitserve_benchmarks.statistics import Times, percentile, samples_for_percentile
@@ -53,7 +55,7 @@ class Plan:
         batch_sizes: Examples per call, each >= 1.
         trials: Trials of each contestant, >= 3 for a stable row.
         budget_s: Time that one row's calls may take; slow models get fewer samples instead of hours.
-        entry_names: Contestants that take part; empty for all.
+        entry_names: Contestants that take part; empty for the usual ones, `all` for everybody.
     """
 
     repository: str
@@ -95,7 +97,12 @@ def measure_in_process(plan: Plan, setting: ThreadSetting) -> tuple[Row, ...]:
 
 
 def measure(
-    subject: Subject, plan: Plan, thread_count: int, *, entries: Sequence[Entry] = ENTRIES, say: Callable[[str], None]
+    subject: Subject,
+    plan: Plan,
+    thread_count: int,
+    *,
+    entries: Sequence[Entry] | None = None,
+    say: Callable[[str], None],
 ) -> list[Row]:
     """Measures every contestant at every batch size, in this process.
 
@@ -103,10 +110,10 @@ def measure(
         subject: The version.
         plan: Batch sizes, trials and budget.
         thread_count: Threads of this process; the caller has set them.
-        entries: Who may take part; the first that does is the reference.
+        entries: Who may take part, the first that does is the reference; None: everybody.
         say: Takes a line of progress.
     """
-    taking_part = [entry for entry in entries if not plan.entry_names or entry.name in plan.entry_names]
+    taking_part = selected(all_entries(subject) if entries is None else entries, plan.entry_names)
     rows: list[Row] = []
     for batch_size in plan.batch_sizes:
         say(f"{subject.model}: batch {batch_size}, {thread_count} thread{'s' if thread_count > 1 else ''}")
@@ -128,16 +135,18 @@ class _BatchRun:
     def measure(self, entries: Sequence[Entry]) -> list[Row]:
         prepared = [self._prepare(entry) for entry in entries]
         running = [(row, contestant) for row, contestant in prepared if contestant is not None]
-        checked = self._check(running)
+        bounds = [entry.bound for entry, (_, made) in zip(entries, prepared, strict=True) if made is not None]
+        checked = self._check(running, bounds)
         times = self._take_turns([contestant for _, contestant in running])
         measured = iter([_with_times(row, taken) for row, taken in zip(checked, times, strict=True)])
         return [row if contestant is None else next(measured) for row, contestant in prepared]
 
     def _prepare(self, entry: Entry) -> tuple[Row, Contestant | None]:
-        row = Row(entry.name, entry.device, len(next(iter(self.batches[0].values()))), self.thread_count)
+        size = len(next(iter(self.batches[0].values())))
+        row = Row(entry.name, entry.device, size, self.thread_count, transfer=entry.transfer)
         if reason := entry.why_not(self.subject):
             return replace(row, skipped=reason), None
-        contestant = entry.make(self.subject, self.thread_count)
+        contestant, memory = entry.make(self.subject, self.thread_count), PeakMemory()
         try:
             preparation = contestant.prepare(self.batches[0])
             started_s = time.perf_counter()
@@ -146,18 +155,24 @@ class _BatchRun:
             return replace(row, skipped=_first_line(error)), None
         first_call_s = time.perf_counter() - started_s
         return replace(
-            row, load_s=preparation.load_s, compile_s=preparation.compile_s, first_call_s=first_call_s
+            row,
+            load_s=preparation.load_s,
+            compile_s=preparation.compile_s,
+            first_call_s=first_call_s,
+            peak_memory_bytes=memory.growth_bytes(),
+            nodes=preparation.nodes,
+            fused_attention_count=preparation.fused_attention_count,
         ), contestant
 
-    def _check(self, running: Sequence[tuple[Row, Contestant]]) -> list[Row]:
+    def _check(self, running: Sequence[tuple[Row, Contestant]], bounds: Sequence[float | None]) -> list[Row]:
         if not running:
             return []
         expected = [running[0][1].run(batch) for batch in self.batches]
         largest = max(float(np.abs(array).max(initial=1.0)) for outputs in expected for array in outputs)
         diffs = [_max_abs_diff(contestant, self.batches, expected) for _, contestant in running]
         return [
-            replace(row, max_abs_diff=diff, agrees=diff <= _AGREEMENT * largest)
-            for (row, _), diff in zip(running, diffs, strict=True)
+            replace(row, max_abs_diff=diff, agrees=diff <= max(_AGREEMENT * largest, bound or 0.0))
+            for (row, _), diff, bound in zip(running, diffs, bounds, strict=True)
         ]
 
     def _take_turns(self, contestants: Sequence[Contestant]) -> list[Times]:
@@ -187,7 +202,8 @@ def _with_times(row: Row, times_s: Times) -> Row:
 
 def _time_calls(contestant: Contestant, batches: Sequence[Batch], times_s: Times) -> None:
     """Fills (K) with the time of each call; the garbage collector waits until the trial is over."""
-    run, clock, count = contestant.run, time.perf_counter, len(batches)
+    run = contestant.call if isinstance(contestant, ResidentContestant) else contestant.run
+    clock, count = time.perf_counter, len(batches)
     for index in range(SETTLE_CALLS):
         run(batches[index % count])
     gc.collect()

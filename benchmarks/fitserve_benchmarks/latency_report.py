@@ -9,7 +9,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from fitserve_benchmarks.contestants import REFERENCE
+from fitserve_benchmarks.contestants import HOST_TO_HOST, REFERENCE
 from fitserve_benchmarks.quantities import duration, duration_with_interval, three_digits, times
 from fitserve_benchmarks.rows import LatencyResult, Row
 from fitserve_benchmarks.statistics import samples_for_percentile
@@ -47,15 +47,25 @@ def latency_table(rows: Sequence[Row], title: str) -> Table:
 
 
 def startup_table(rows: Sequence[Row], title: str) -> Table:
-    """Makes the table of what loading, compiling and the first call cost; skipped rows are left out."""
+    """Makes the table of what came before steady state: times, the peak of memory it added, where nodes were placed.
+
+    Skipped rows are left out.
+    """
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("batch", "contestant", "load", "compile", "first call"):
-        table.add_column(heading, justify="left" if heading == "contestant" else "right")
+    for heading in ("batch", "contestant", "load", "compile", "first call", "memory", "nodes"):
+        table.add_column(heading, justify="left" if heading in ("contestant", "nodes") else "right")
     for row in (row for row in rows if row.skipped is None):
         compile_text = "" if row.compile_s is None else duration(row.compile_s)
-        cells = (duration(row.load_s), compile_text, duration(row.first_call_s))
+        memory = "" if row.peak_memory_bytes is None else f"{row.peak_memory_bytes / 1e6:.0f} MB"
+        cells = (duration(row.load_s), compile_text, duration(row.first_call_s), memory, _nodes_text(row))
         table.add_row(str(row.batch_size), row.label, *cells)
     return table
+
+
+def _nodes_text(row: Row) -> str:
+    places = [f"{count} {provider.removesuffix('ExecutionProvider')}" for provider, count in row.nodes.items()]
+    fused = [f"{row.fused_attention_count} fused attention"] if row.fused_attention_count else []
+    return ", ".join(places + fused)
 
 
 def method_text(result: LatencyResult) -> str:
@@ -63,7 +73,8 @@ def method_text(result: LatencyResult) -> str:
     settings, environment = result.settings, result.environment
     versions = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
     return (
-        f"Host to host, numpy in and out; contestants in turns, {settings['trials']} trials each; median of the "
+        f"Host to host, numpy in and out, but for rows on the device; "
+        f"contestants in turns, {settings['trials']} trials each; median of the "
         f"trials' medians with its bootstrap interval; p99 where there are {samples_for_percentile(0.99):,} calls or "
         f"more (± 0.5 points); ~ marks a row whose last three windows differ by more than 10 %; max |diff| against "
         f"{result.reference}. {environment['processor']}, {len(environment['usable_processors'])} processors, "
@@ -89,7 +100,8 @@ def verdict(result: LatencyResult) -> str:
 
 def _thread_sentences(thread_count: int, rows: Sequence[Row]) -> Iterator[str]:
     """Yields a sentence for each stretch of batch sizes with the same winner."""
-    contests = [group for _, group in _by_batch(rows) if len(group) > 1]
+    host_rows = [row for row in rows if row.transfer == HOST_TO_HOST]
+    contests = [group for _, group in _by_batch(host_rows) if len(group) > 1]
     lead = f"With {_threads(thread_count)}, at"
     for winner, stretch in groupby(contests, key=_winner):
         groups = list(stretch)

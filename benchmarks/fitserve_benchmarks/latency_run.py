@@ -43,7 +43,6 @@ def run_latency(
         **asdict(pinned),
         "threads": [asdict(setting) for setting in settings],
         "spinning": SPINNING,
-        "transfer": "host to host",
         "input_batches": POOL_SIZE,
         "settle_calls": SETTLE_CALLS,
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,12 @@ class Row:
         p99_s: 99th percentile of all calls; None where there are too few to print it.
         sample_count: Calls timed.
         max_abs_diff: Largest difference from the reference's answers, over the batches and outputs.
-        agrees: That difference is within 1e-4 · max(1, largest answer of the reference).
+        agrees: That difference is within 1e-4 · max(1, largest answer of the reference), or, for a variant, within what
+            its own record allows.
+        transfer: `host to host`, or `device to device` where inputs and outputs stay on the device.
+        peak_memory_bytes: By how much preparing it and its first call raised the process's peak; None where unknown.
+        nodes: Nodes of its optimized graph by execution provider; empty for what has none.
+        fused_attention_count: Attention nodes among them that are one node each.
     """
 
     contestant: str
@@ -51,6 +56,10 @@ class Row:
     sample_count: int = 0
     max_abs_diff: float = 0.0
     agrees: bool = True
+    transfer: str = "host to host"
+    peak_memory_bytes: int | None = None
+    nodes: Mapping[str, int] = field(default_factory=dict)
+    fused_attention_count: int = 0
 
     @property
     def label(self) -> str:

@@ -14,6 +14,8 @@ import numpy as np
 
 from fitserve_contract import repository
 from fitserve_contract.certificate import HELD_OUT_FILE, read_held_out
+from fitserve_contract.files import UnsafeFileError
+from fitserve_contract.manifest import ManifestError, read_manifest
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +54,21 @@ class InputSpec:
         return any(not isinstance(axis, int) for axis in self.shape[1:])
 
 
+@dataclass(frozen=True, slots=True)
+class VariantFile:
+    """A further file of the version.
+
+    Args:
+        path: Where it is.
+        device: `cpu` or `cuda`: where it is meant to run.
+        bound: How far its answers may be off by its own record.
+    """
+
+    path: Path
+    device: str
+    bound: float
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model version under measurement.
@@ -63,6 +80,7 @@ class Subject:
         inputs: Its inputs in order; the first axis of each counts the examples.
         rows: Real examples by input name, from which inputs that cannot be invented are drawn.
         module: The eager module in eval mode that was exported, taking the inputs by position; None without a run.
+        variants: The version's variants, by name.
     """
 
     model: str
@@ -71,6 +89,7 @@ class Subject:
     inputs: tuple[InputSpec, ...]
     rows: Batch = field(default_factory=dict)
     module: torch.nn.Module | None = None
+    variants: Mapping[str, VariantFile] = field(default_factory=dict)
 
 
 def open_subject(root: Path, model: str, version: int | None = None, run_dir: Path | None = None) -> Subject:
@@ -93,7 +112,8 @@ def open_subject(root: Path, model: str, version: int | None = None, run_dir: Pa
     onnx_path = path.folder / repository.MODEL_FILE
     inputs = _read_inputs(onnx_path)
     module = None if run_dir is None else _open_module(run_dir)
-    return Subject(model, path.version, onnx_path, inputs, _read_rows(path.folder), module)
+    rows, variants = _read_rows(path.folder), _read_variants(path.folder)
+    return Subject(model, path.version, onnx_path, inputs, rows, module, variants)
 
 
 def highest_version(root: Path, model: str) -> int:
@@ -164,6 +184,25 @@ def _read_rows(folder: Path) -> Batch:
     except ValueError as error:
         raise SubjectError(f"version '{folder}': {error}") from None
     return {} if examples is None else examples.inputs
+
+
+def _read_variants(folder: Path) -> dict[str, VariantFile]:
+    try:
+        manifest = read_manifest(folder)
+    except (ManifestError, UnsafeFileError) as error:
+        raise SubjectError(f"version '{folder}': {error}") from None
+    files = manifest.files if manifest else {}
+    return {
+        str(facts["variant"]): VariantFile(folder / file, str(facts["device"]), _bound(facts))
+        for file, facts in files.items()
+        if isinstance(facts, Mapping) and {"variant", "device", "verification"} <= set(facts)
+    }
+
+
+def _bound(facts: Mapping[str, Any]) -> float:
+    """Gives the largest tolerance of any output in a variant's record."""
+    bounds = facts["verification"].get("tolerance", {}).get("per_output", {})
+    return max(map(float, bounds.values()), default=0.0)
 
 
 def _open_module(run_dir: Path) -> torch.nn.Module:
