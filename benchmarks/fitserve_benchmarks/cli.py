@@ -93,6 +93,12 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-sizes", type=positive_numbers, default=(1, 2, 4, 8, 16, 32, 64), metavar="N,N,…")
     parser.add_argument("--threads", default="1,all", help="thread counts to measure with (1,all)")
+    parser.add_argument(
+        "--contestants",
+        default="",
+        metavar="NAME,NAME",
+        help="by the names of the tables, or all: torch.compile's other modes, AOTInductor, bound memory, CUDA graphs",
+    )
     parser.add_argument("--trials", type=int, default=20, help="turns of each contestant, at least 3 (20)")
     parser.add_argument("--budget-s", type=float, default=10.0, help="time for the calls of one row, in seconds (10)")
     parser.add_argument(
@@ -209,6 +215,7 @@ def _latency(arguments: argparse.Namespace) -> int:
         batch_sizes=arguments.batch_sizes,
         trials=arguments.trials,
         budget_s=arguments.budget_s,
+        entry_names=tuple(name.strip() for name in arguments.contestants.split(",") if name.strip()),
     )
     result, paths = run_latency(plan, thread_settings(arguments.threads), arguments.output_dir)
     print_report(result, report_console())
