@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         optimizer: Its state dict is saved, tensors under `optimizer.`.
         progress: JSON-able; at least the last epoch.
     """
-    tensors = {f"{_MODEL}{name}": value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    tensors = {f"{_MODEL}{name}": _plain(value) for name, value in model.state_dict().items()}
     state = _strip_tensors(optimizer.state_dict(), "optimizer", tensors)
     _save(path, tensors, {"format": _FORMAT, "state": json.dumps({"optimizer": state, "progress": progress})})
 
@@ -48,13 +48,26 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     saved = json.loads(metadata["state"])
     _load_into(model, {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}, path)
     optimizer.load_state_dict(_restore_tensors(saved["optimizer"], tensors))
+    _lay_out_like_parameters(optimizer)
     progress: dict[str, Any] = saved["progress"]
     return progress
 
 
+def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Gives state the strides of its parameter, as fused updates need it, and a rate that is a tensor its device."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].to(group["params"][0].device)
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if name != "step" and isinstance(value, Tensor) and value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def save_weights(path: Path, model: nn.Module) -> None:
     """Writes the model's state dict alone, under its own names."""
-    _save(path, {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}, {"format": "pt"})
+    _save(path, {name: _plain(value) for name, value in model.state_dict().items()}, {"format": "pt"})
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -76,6 +89,11 @@ def _load_into(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None
                 f"got {found.get(name, 'none')}"
             )
     model.load_state_dict(tensors)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Gives a copy in main memory, row-major whatever it was."""
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -100,7 +118,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _strip_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Replaces every tensor inside by its key in `tensors`; keeps what JSON would lose (tuples, keys not text)."""
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().clone()
+        tensors[name] = _plain(value)
         return {"tensor": name}
     if isinstance(value, dict):
         return {"map": [[key, _strip_tensors(item, f"{name}.{key}", tensors)] for key, item in value.items()]}

@@ -30,29 +30,52 @@ _COMPILERS = ("g++", "clang++", "c++")
 
 @dataclass
 class CompileRecord:
-    """What was asked and what happened: `used` is off, module or step; `reason` says why it is not what was asked.
+    """What was asked and what happened.
 
-    `first_step_s` is the first full step with compilation in it; `graph_count_after_first_step` and `graph_count` show
-    whether anything was compiled again later.
+    Args:
+        requested: auto, off, module or step.
+        used: off, module or step.
+        reason: Why that is not what was asked, or why a compiled step was not captured.
+        first_step_s: The first full step, with compilation in it.
+        warm_up_s: All full steps before the steady ones, the first and the capture among them.
+        capture_s: Capturing the step as a CUDA graph.
+        is_captured: Whether full steps were replayed from a CUDA graph.
+        graph_count_after_warm_up: Graphs that dynamo had compiled when the steps became steady.
+        graph_count: Graphs that it has compiled by now.
+        recompilation_count: Those after the warm-up; 0 is as it should be.
     """
 
     requested: str
     used: str
     reason: str = ""
     first_step_s: float = 0.0
-    graph_count_after_first_step: int = 0
+    warm_up_s: float = 0.0
+    capture_s: float = 0.0
+    is_captured: bool = False
+    graph_count_after_warm_up: int = 0
     graph_count: int = 0
+    recompilation_count: int = 0
+
+    def count_graphs(self, is_warm_up: bool = False) -> None:
+        """Takes down how many graphs there are; those compiled after the warm-up are the recompilations."""
+        self.graph_count = compiled_graph_count() if self.used != "off" else 0
+        if is_warm_up or self.used == "off":
+            self.graph_count_after_warm_up = self.graph_count
+        self.recompilation_count = self.graph_count - self.graph_count_after_warm_up
 
 
-def choose_compile(requested: str, device: torch.device, cache_dir: Path) -> CompileRecord:
+def choose_compile(requested: str, device: torch.device, cache_dir: Path, has_lengths: bool = False) -> CompileRecord:
     """Decides the mode for this machine; what cannot compile here goes on eagerly, with the reason.
 
     Args:
         requested: auto, off, module or step.
         device: Where training runs.
         cache_dir: Inductor's cache goes below it, so that a later run need not compile again.
+        has_lengths: Whether batches differ in shape; `auto` then compiles nothing, for it would do so for each shape.
     """
-    mode = _AUTO[device.type] if requested == "auto" else requested
+    mode = requested
+    if requested == "auto":
+        mode = "off" if has_lengths else _AUTO[device.type]
     if mode == "off":
         return CompileRecord(requested, "off")
     if reason := why_not_compile(device):
@@ -101,6 +124,7 @@ def quiet_compilation() -> Iterator[None]:
             r"`torch\.jit\.script",
             r"The \.grad attribute of a Tensor that is not a leaf",
             r"<class 'torch\.autograd\.function\.Function'> should not be instantiated",
+            r"This instance was constructed with capturable=True",
         ):
             warnings.filterwarnings("ignore", message)
         yield

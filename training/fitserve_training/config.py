@@ -25,6 +25,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "precision": ("float32", "bfloat16"),
     "lr_schedule": ("constant", "linear", "cosine"),
     "keep_weights": ("last", "best"),
+    "memory_format": ("contiguous", "channels_last"),
 }
 _AT_LEAST: dict[str, float] = {
     "seed": 0,
@@ -71,6 +72,8 @@ class RunConfig:
             sums in another order end in other last bits.
         compile: `auto`, `off`, `module` (forward and backward) or `step` (the whole step).
         precision: `float32`, or `bfloat16` for the forward pass under autocast.
+        memory_format: Of weights of four dimensions: `contiguous`, or `channels_last`, which GPUs convolve faster.
+        deterministic: On a GPU the same bits each time; without it cuDNN tries what is quickest.
         log_every: A metrics line every so many epochs; 0 means every epoch up to 100, beyond that the first ten and
             then a hundred spread evenly.
         checkpoint_every_s: Seconds between checkpoints at least; they are taken where an epoch ends.
@@ -100,6 +103,8 @@ class RunConfig:
     threads: int = 0
     compile: str = "auto"
     precision: str = "float32"
+    memory_format: str = "contiguous"
+    deterministic: bool = True
     log_every: int = 0
     checkpoint_every_s: float = 1.0
     stop_when_still: float = 0.0

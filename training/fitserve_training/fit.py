@@ -10,10 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from fitserve_training.compiling import compiled_graph_count
 from fitserve_training.config import RunConfig
 from fitserve_training.data.buckets import bucketed_batches
-from fitserve_training.data.dataset import Batch, Split
+from fitserve_training.data.dataset import Split
 from fitserve_training.device import now
 from fitserve_training.errors import RunStoppedError
 from fitserve_training.evaluating import evaluate
@@ -139,7 +138,7 @@ def fit(job: Job, observer: Observer, progress: Progress | None = None) -> Progr
         if is_last:
             _check_finite("test loss", report.metrics["test_loss"], epoch, job)
         progress = replace(report.progress, is_last=is_last)
-        job.stepper.record.graph_count = compiled_graph_count() if job.stepper.record.used != "off" else 0
+        job.stepper.record.count_graphs()
         observer.on_epoch(replace(report, progress=progress))
     return progress
 
@@ -150,15 +149,14 @@ def _train_epoch(job: Job, epoch: int, observer: Observer) -> dict[int, list[flo
     seed_global(config.seed, "epoch", epoch, *([workers.rank] if workers.rank else []))
     batches = list(epoch_indices(config.seed, epoch, len(job.train), config.batch_size, device, job.train.lengths))
     marks, snapshots = curve_marks(len(batches)), []
-    sums = torch.zeros(job.objective.sum_count, dtype=torch.float64, device=device)
+    sums = job.stepper.sums.zero_()
     is_scheduled = is_lr_scheduled(config)
     job.model.train()
     for number, indices in enumerate(batches, start=1):
         if is_scheduled:
             step = (epoch - 1) * len(batches) + number - 1
             set_learning_rate(job.stepper.optimizer, learning_rate(config, step, config.epochs * len(batches)))
-        batch, share = _own_part(job, indices)
-        job.stepper(batch, sums, share)
+        job.stepper.train_on(job.train, indices)
         if number in marks:
             snapshots.append(sums.clone())
             observer.on_progress(epoch, number / len(batches))
@@ -167,28 +165,19 @@ def _train_epoch(job: Job, epoch: int, observer: Observer) -> dict[int, list[flo
     return dict(zip(sorted(marks), stacked.tolist(), strict=True))
 
 
-def _own_part(job: Job, indices: Tensor | None) -> tuple[Batch, float]:
-    workers = job.stepper.plan.workers
-    if workers.count == 1:
-        return (job.train.whole() if indices is None else job.train.take(indices)), 1.0
-    if indices is None:
-        indices = torch.arange(len(job.train), device=job.train.targets.device)
-    own = workers.part(indices)
-    return job.train.take(own), len(own) / len(indices)
-
-
 class EpochClock:
-    """Measures an epoch's training; a first step with compilation in it is left out, with its examples."""
+    """Measures an epoch's training; steps of the warm-up, compilation in them, are left out with their examples."""
 
     def __init__(self, stepper: Stepper, device: torch.device) -> None:
         self._stepper, self._device = stepper, device
-        self._first_step_s, self._started = stepper.record.first_step_s, now(device)
+        self._warm_up = stepper.record.warm_up_s, stepper.warm_up_examples
+        self._started = now(device)
 
     def examples_per_s(self, example_count: int) -> dict[str, float]:
-        """Gives the speed until now; nothing where compilation was all there was."""
-        elapsed_s, compile_s = now(self._device) - self._started, self._stepper.record.first_step_s - self._first_step_s
-        if compile_s:
-            elapsed_s, example_count = elapsed_s - compile_s, example_count - self._stepper.full_size
+        """Gives the speed until now; nothing where the warm-up was all there was."""
+        warm_up_s, warm_up_examples = self._warm_up
+        elapsed_s = now(self._device) - self._started - (self._stepper.record.warm_up_s - warm_up_s)
+        example_count -= self._stepper.warm_up_examples - warm_up_examples
         return {"examples_per_s": example_count / elapsed_s} if example_count > 0 and elapsed_s > 0 else {}
 
 

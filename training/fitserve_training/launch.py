@@ -12,6 +12,7 @@ from torch import nn
 
 from fitserve_contract.tasks import TaskKind
 from fitserve_training import rundir
+from fitserve_training.capturing import choose_capture
 from fitserve_training.catalogue import load_recipe
 from fitserve_training.checkpoint import load_checkpoint, load_weights, save_weights
 from fitserve_training.compiling import CompileRecord, choose_compile
@@ -33,7 +34,7 @@ from fitserve_training.recipe import Finish, Recipe
 from fitserve_training.recording import Follower, Recorder, check_tensorboard
 from fitserve_training.report import write_report
 from fitserve_training.rundir import RunWriter
-from fitserve_training.seeding import make_deterministic, seed_global
+from fitserve_training.seeding import seed_global, set_determinism
 from fitserve_training.settings import config_text, read_config, resolve_config
 from fitserve_training.stepping import Stepper, StepPlan
 
@@ -131,20 +132,25 @@ def _resumed_config(request: Request, recipe: Recipe, places: Places) -> RunConf
 
 def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.device, workers: Workers) -> Built:
     _check_settings(recipe, config, workers)
-    make_deterministic(device)
+    set_determinism(device, config.deterministic)
     data = recipe.load_data(config, places)
     recipe = recipe.for_form(Form.of(data)) if recipe.for_form else recipe
     seed_global(config.seed, "init")
     model = recipe.build_model(config).to(device)
+    if config.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.start:
         recipe.start(config, model, data)
-    record = choose_compile(config.compile, device, places.cache_dir)
+    record = choose_compile(config.compile, device, places.cache_dir, data.train.lengths is not None)
+    return Built(recipe, config, data, model, _optimizer(config, model, device, record), device, record, workers)
+
+
+def _optimizer(
+    config: RunConfig, model: nn.Module, device: torch.device, record: CompileRecord
+) -> torch.optim.Optimizer:
     # A compiled step reads a scheduled rate from a tensor: a number would be compiled in, and again each time it moves.
-    is_lr_read = record.used == "step" and is_lr_scheduled(config)
-    optimizer = make_optimizer(
-        model.parameters(), config, torch.tensor(config.lr, device=device) if is_lr_read else None
-    )
-    return Built(recipe, config, data, model, optimizer, device, record, workers)
+    lr = torch.tensor(config.lr, device=device) if record.used == "step" and is_lr_scheduled(config) else None
+    return make_optimizer(model.parameters(), config, lr, record.used == "step" and device.type == "cuda")
 
 
 def _check_settings(recipe: Recipe, config: RunConfig, workers: Workers) -> None:
@@ -195,7 +201,8 @@ def _job(built: Built, say: Callable[[str], None]) -> Job:
     config, scoring = built.config, built.recipe.objective
     objective = Classification(config.label_smoothing) if config.label_smoothing else scoring
     autocast = torch.autocast(built.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-    plan = StepPlan(config.micro_batch_size, config.clip_norm, built.workers)
+    capture = choose_capture(built.device, built.optimizer, built.data.train.lengths is not None)
+    plan = StepPlan(config.micro_batch_size, config.clip_norm, built.workers, capture)
     return Job(
         config=config,
         model=built.model,

@@ -28,6 +28,9 @@ _SETTINGS: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[str, ...]
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 """One kernel for all parameters instead of several per parameter, on CPU and CUDA."""
 
+_CAPTURABLE = (*_FUSED[1:], torch.optim.Adamax, torch.optim.ASGD, torch.optim.RMSprop, torch.optim.Rprop)
+"""Can keep all of their state on a GPU, their count of steps included. SGD counts none; the others have no such way."""
+
 
 def check_optimizer(config: RunConfig) -> None:
     """Checks the optimizer's name and that every setting given to it is one that it takes.
@@ -77,7 +80,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def make_optimizer(
-    parameters: Iterable[Parameter], config: RunConfig, lr: float | torch.Tensor | None = None
+    parameters: Iterable[Parameter],
+    config: RunConfig,
+    lr: float | torch.Tensor | None = None,
+    is_on_device: bool = False,
 ) -> torch.optim.Optimizer:
     """Builds the optimizer that the configuration names, fused where torch has such a kernel.
 
@@ -85,6 +91,7 @@ def make_optimizer(
         parameters: What it updates.
         config: Names it and its settings.
         lr: A tensor on the device where a compiled step is to follow a schedule: a number would be compiled in.
+        is_on_device: Keep all state on the GPU, so that a captured step can go on with it.
 
     Raises:
         UsageError: as `check_optimizer`.
@@ -94,4 +101,6 @@ def make_optimizer(
     settings: dict[str, Any] = {key: getattr(config, key) for key in takes}
     if kind in _FUSED:
         settings["fused"] = True
+    if kind in _CAPTURABLE and is_on_device:
+        settings["capturable"] = True
     return kind(parameters, lr=config.lr if lr is None else lr, **settings)

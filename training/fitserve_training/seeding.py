@@ -28,12 +28,16 @@ def seed_global(seed: int, *names: str | int) -> None:
     torch.manual_seed(derive(seed, *names))
 
 
-def make_deterministic(device: torch.device) -> None:
-    """Asks torch for deterministic algorithms on a GPU; on the CPU ours are deterministic as they are.
+def set_determinism(device: torch.device, is_deterministic: bool) -> None:
+    """Says whether a GPU gives the same bits each time, or may choose its quickest way; a CPU's are the same anyway.
 
     Has to be called before cuBLAS is used for the first time, which reads its workspace setting then.
     """
-    if device.type == "cuda":
+    if device.type != "cuda":
+        return
+    if is_deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = not is_deterministic
+    torch.use_deterministic_algorithms(is_deterministic, warn_only=True)
+    # Nothing here reads memory that it has not written; filling it first costs a launch for each tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

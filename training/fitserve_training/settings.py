@@ -10,7 +10,10 @@ from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError, unknown_name
 from fitserve_training.recipe import Recipe
 
-_NOT_THE_MATHEMATICS = ("seed", "device", "threads", "compile", "log_every", "checkpoint_every_s", "tensorboard")
+_NOT_THE_MATHEMATICS = (
+    *("seed", "device", "threads", "compile", "memory_format", "deterministic"),
+    *("log_every", "checkpoint_every_s", "tensorboard"),
+)
 
 
 def resolve_config(recipe: Recipe, config_file: Path | None, changes: Values, places: Places) -> RunConfig:

@@ -1,4 +1,4 @@
-"""One training step, the same code for eager, compiled module and compiled step."""
+"""One training step, the same code for eager, compiled module, compiled step and a step captured as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from fitserve_training.compiling import (
-    CompileRecord,
-    Gradient,
-    compile_forward,
-    compile_step,
-    compiled_graph_count,
-    quiet_compilation,
-)
-from fitserve_training.data.dataset import Batch
+from fitserve_training.capturing import Capture, IndexStep, side_stream
+from fitserve_training.compiling import CompileRecord, Gradient, compile_forward, compile_step, quiet_compilation
+from fitserve_training.data.dataset import Batch, Split
 from fitserve_training.device import now
 from fitserve_training.objectives import Objective
 from fitserve_training.parallel import Workers
+
+_WARM_UP_STEPS = {"off": 0, "module": 1, "step": 3}
+"""Full steps before the steady ones. The first update of a step makes the optimizer's state, so the second is compiled
+again; only the third is like all that follow."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,13 @@ class StepPlan:
         micro_batch_size: Examples that go through the model at once; 0 means all of the batch.
         clip_norm: Largest L2 norm of all gradients together; 0 means no bound.
         workers: Those who share each batch.
+        capture: How a compiled step is captured; None where it is not.
     """
 
     micro_batch_size: int = 0
     clip_norm: float = 0.0
     workers: Workers = field(default_factory=Workers)
+    capture: Capture | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -61,8 +61,9 @@ def make_gradient(forward: Callable[..., Tensor], objective: Objective, autocast
 class Stepper:
     """Takes steps: full batches through the compiled path, a ragged last one eagerly, so nothing is compiled twice.
 
-    Owns the compile record and keeps it up to date; `full_size` is the size of a full (micro-)batch once the first was
-    seen. Not thread-safe.
+    Owns the compile record and keeps it up to date, and `sums`, which the batches of `train_on` add to; `full_size` is
+    the size of a full (micro-)batch once the first was seen, `warm_up_examples` how many the warm-up took. Not
+    thread-safe.
     """
 
     def __init__(
@@ -78,13 +79,37 @@ class Stepper:
         self.record = record
         self.plan = plan or StepPlan()
         self.optimizer = optimizer
+        device = next(model.parameters()).device
+        self.sums = torch.zeros(objective.sum_count, dtype=torch.float64, device=device)
         self._model, self._objective, self._autocast, self._say = model, objective, autocast, say
         self._eager = make_gradient(model, objective, autocast)
         self._full = self._eager
         self._is_search = isinstance(optimizer, torch.optim.LBFGS)
-        self.full_size = 0
+        self._captured: tuple[Split, IndexStep] | None = None
+        self.full_size, self.warm_up_examples = 0, 0
         if record.used == "step" and (not self.plan.is_whole or self._is_search):
             record.used, record.reason = "module", "a step of several parts is not compiled as a whole"
+        self._warm_up_left = _WARM_UP_STEPS[record.used]
+        self._capture = self.plan.capture if record.used == "step" else None
+
+    def train_on(self, split: Split, indices: Tensor | None) -> None:
+        """Trains on the examples of `split` at `indices`, int64 (B,) on its device; None stands for all of them."""
+        if indices is not None and len(indices) == self.full_size and self._warm_up_left == 0:
+            if self._capture:
+                self._capture_step(self._capture, split, indices)
+            if self._captured and self._captured[0] is split:
+                self._captured[1](indices)
+                return
+        batch, share = self._own_part(split, indices)
+        self(batch, self.sums, share)
+
+    def _own_part(self, split: Split, indices: Tensor | None) -> tuple[Batch, float]:
+        if self.plan.workers.count == 1:
+            return (split.whole() if indices is None else split.take(indices)), 1.0
+        if indices is None:
+            indices = torch.arange(len(split), device=split.targets.device)
+        own = self.plan.workers.part(indices)
+        return split.take(own), len(own) / len(indices)
 
     def __call__(self, batch: Batch, sums: Tensor, share: float = 1.0) -> None:
         """Trains on one batch.
@@ -112,12 +137,13 @@ class Stepper:
             yield Batch(tuple(x[start : start + size] for x in batch.inputs), batch.targets[start : start + size])
 
     def _add_gradient(self, batch: Batch, sums: Tensor, share: float) -> None:
-        if self.full_size == 0:
-            self._first(batch, sums, share)
-        elif len(batch.targets) == self.full_size:
-            self._full(batch, sums, share)
-        else:
+        self.full_size = self.full_size or len(batch.targets)
+        if len(batch.targets) != self.full_size:
             self._eager(batch, sums, share)
+        elif self._warm_up_left:
+            self._warm_up(batch, sums, share)
+        else:
+            self._full(batch, sums, share)
 
     def _is_update_apart(self, batch: Batch) -> bool:
         return self.record.used != "step" or len(batch.targets) != self.full_size
@@ -159,28 +185,48 @@ class Stepper:
 
         return compile_step(step)
 
-    def _first(self, batch: Batch, sums: Tensor, share: float) -> None:
-        self.full_size = len(batch.targets)
+    def _warm_up(self, batch: Batch, sums: Tensor, share: float) -> None:
         started, sums_before = now(sums.device), sums.clone()
-        if self.record.used == "off":
-            self._eager(batch, sums, share)
-            return
         try:
-            with quiet_compilation():
-                self._full = self._make_full()
+            with quiet_compilation(), side_stream(sums.device):
+                self._full = self._make_full() if self._full is self._eager else self._full
                 self._full(batch, sums, share)
+            self._warm_up_left -= 1
         except Exception as error:
             self._go_on_eagerly(error)
             sums.copy_(sums_before)
             self._eager(batch, sums, share)
-        self.record.first_step_s = now(sums.device) - started
-        self.record.graph_count_after_first_step = compiled_graph_count()
+        self._add_warm_up(now(sums.device) - started, len(batch.targets))
+
+    def _add_warm_up(self, elapsed_s: float, example_count: int) -> None:
+        self.warm_up_examples += example_count
+        self.record.first_step_s = self.record.first_step_s or elapsed_s
+        self.record.warm_up_s += elapsed_s
+        self.record.count_graphs(is_warm_up=True)
 
     def _go_on_eagerly(self, error: Exception) -> None:
         # A failure to compile comes before anything was updated, but gradients may already have been left behind.
         self.optimizer.zero_grad(set_to_none=True)
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        self.record.reason = f"{type(error).__name__}: {' '.join(lines[:2])}"[:200]
+        self.record.reason = _first_lines(error)
         self.record.used = "off"
-        self._full = self._eager
+        self._full, self._warm_up_left, self._capture = self._eager, 0, None
         self._say(f"cannot compile here, going on eagerly: {self.record.reason}")
+
+    def _capture_step(self, capture: Capture, split: Split, indices: Tensor) -> None:
+        started = now(self.sums.device)
+        try:
+            self._captured = split, capture(lambda held: self(split.take(held), self.sums), indices)
+        except Exception as error:
+            # Nothing was carried out, but the gradients of the attempt lie in its memory.
+            self.optimizer.zero_grad(set_to_none=True)
+            self.record.reason = f"not captured: {_first_lines(error)}"
+            self._say(f"cannot capture the step, going on without: {self.record.reason}")
+        self._capture = None
+        self.record.is_captured = self._captured is not None
+        self.record.capture_s = now(self.sums.device) - started
+        self._add_warm_up(self.record.capture_s, 0)
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])}"[:200]
