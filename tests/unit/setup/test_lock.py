@@ -39,3 +39,17 @@ def test_each_archive_stands_in_the_lock_with_its_hash_by_name() -> None:
 def test_an_archive_without_a_hash_is_refused(hashes: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"numpy 2\.4\.6: expected an archive with a SHA-256"):
         script().lock_text({"install": [entry("numpy", "2.4.6", **hashes)]}, "here")
+
+
+def test_the_lock_that_is_committed_pins_what_the_constraints_pin() -> None:
+    root = Path(__file__).parents[3]
+    pins = [line for line in (root / "constraints.txt").read_text().splitlines() if "==" in line and line[0] != "#"]
+    locked = [
+        line.removesuffix(" \\") for line in (root / "requirements.lock").read_text().splitlines() if "==" in line
+    ]
+    wanted = [pin for pin in pins if not script()._LEFT_OUT.match(pin)]
+
+    def normal(pin: str) -> str:
+        return pin.lower().replace("_", "-").replace(".", "-")
+
+    assert sorted(map(normal, locked)) == sorted(map(normal, wanted))
