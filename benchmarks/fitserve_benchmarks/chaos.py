@@ -32,6 +32,9 @@ from fitserve_contract.repository import (
 )
 
 _PUBLISH: Final = (sys.executable, "-m", "fitserve_benchmarks.chaos_publisher", "once")
+_LEAST_BYTES: Final = 64
+"""Every file of a version is larger."""
+
 _SERVERS: Final = 2
 _WORKERS: Final = 2
 
@@ -181,7 +184,7 @@ def publish_corrupt(chaos: Chaos) -> None:
 def publish_without_room(chaos: Chaos) -> None:
     """The disk is full: the publish fails, and nothing appears."""
     before = versions(chaos.repository, MODEL)
-    code = publish(chaos.repository, chaos.prepare(), str(chaos.random.randrange(200)))
+    code = publish(chaos.repository, chaos.prepare(), str(chaos.random.randrange(_LEAST_BYTES)))
     if not code or versions(chaos.repository, MODEL) != before:
         raise ServerError(f"publish without room: expected it to fail without a trace, got exit code {code}")
 
