@@ -16,6 +16,7 @@ from typing import Final
 from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_commands
 from fitserve_benchmarks.hostile_commands import HOSTILE_COMMANDS, add_hostile_commands
 from fitserve_benchmarks.performance_commands import PERFORMANCE_COMMANDS, add_performance_commands
+from fitserve_benchmarks.serve_command import add_serve, serve
 
 _DESCRIPTION: Final = "Measures what fitserve trains, exports and serves."
 _EXAMPLES: Final = """examples:
@@ -61,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
         )
     )
     _add_wire(commands.add_parser("wire", formatter_class=formatter, help="requests/s and latency of a running server"))
+    add_serve(
+        commands.add_parser(
+            "serve", formatter_class=formatter, help="our servers, their floors and their peers, in turns"
+        ),
+        positive_numbers,
+    )
     _add_demo(
         commands.add_parser(
             "demo", formatter_class=formatter, help="train, export, serve, predict, evaluate and benchmark LeNet"
@@ -319,6 +326,7 @@ def _training_speed(arguments: argparse.Namespace) -> int:
 _COMMANDS: Final = {
     "latency": _latency,
     "wire": _wire,
+    "serve": serve,
     "demo": _demo,
     "reproduce": _reproduce,
     "training": _training,

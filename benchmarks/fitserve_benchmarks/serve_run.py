@@ -1,0 +1,283 @@
+"""The servers' benchmark: everybody up at once, one after the other under load, turn by turn.
+
+Shapes: B examples of a request.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from fitserve_benchmarks.environment import describe_environment
+from fitserve_benchmarks.load import LoadFailedError
+from fitserve_benchmarks.peers import Peer, PeerError
+from fitserve_benchmarks.poisson import PoissonPlan, poisson_in_process
+from fitserve_benchmarks.serve_inprocess import IN_PROCESS, in_process_turn
+from fitserve_benchmarks.serve_large import LARGE, LARGE_IN_FLIGHT, is_for_large, write_large_model
+from fitserve_benchmarks.serve_load import Turn, load_source, own_turn, put_turn
+from fitserve_benchmarks.serve_requests import Traffic, is_right, make_traffic
+from fitserve_benchmarks.serve_rows import Check, PoissonRow, ServeResult, ServeRow, make_row
+from fitserve_benchmarks.serve_servers import (
+    Contestant,
+    Launch,
+    Served,
+    own_launches,
+    peer_launch,
+    running,
+    try_install,
+)
+from fitserve_benchmarks.statistics import percentile
+from fitserve_benchmarks.subject import Subject, highest_version, open_subject
+from fitserve_contract import repository
+
+_CHECK_S: Final = 0.5
+_CHECK_IN_FLIGHT: Final = 8
+_HTTP_CHECKS: Final = 8
+_CAPACITY_IN_FLIGHT: Final = 32
+_POISSON_SHARE: Final = 0.7
+_POISSON_CONNECTIONS: Final = 4
+
+
+@dataclass(frozen=True)
+class ServePlan:
+    """What is measured.
+
+    Args:
+        repository: Model repository.
+        models: Names; the highest version of each.
+        batch_sizes: Examples in a request.
+        in_flight: Calls in flight.
+        turns: Turns of each contestant at each level.
+        turn_s: Time that counts of a turn.
+        thread_count: Threads inside an operator, for everybody.
+        peers: Who takes part beside ours.
+        poisson_s: Time of the open loop for each contestant; 0: none.
+        has_large: Measure 10 MB in and out too.
+    """
+
+    repository: Path
+    models: tuple[str, ...]
+    batch_sizes: tuple[int, ...] = (1, 8, 64)
+    in_flight: tuple[int, ...] = (1, 8, 32, 64, 128)
+    turns: int = 3
+    turn_s: float = 1.0
+    thread_count: int = 1
+    peers: Sequence[Peer] = field(default_factory=tuple)
+    poisson_s: float = 4.0
+    has_large: bool = True
+
+
+def run_serve(plan: ServePlan, say: Callable[[str], None]) -> ServeResult:
+    """Measures; nothing that it starts goes on after it.
+
+    Args:
+        plan: How.
+        say: Takes a line of progress.
+
+    Raises:
+        SubjectError: a model cannot be measured.
+        PeerError: a contestant of ours did not come up.
+        LoadFailedError: the load could not be put on.
+    """
+    environment = describe_environment()
+    with tempfile.TemporaryDirectory(prefix="fitserve-bench-") as folder, ExitStack() as stack:
+        served = _prepare(plan, Path(folder))
+        subjects = {model: open_subject(served.repository, model) for model in plan.models}
+        first = make_traffic(subjects[plan.models[0]], 1, 1)
+        line_up = _LineUp(served, first.messages[0], stack, say)
+        for launch in own_launches(served):
+            line_up.start(launch)
+        line_up.start_peers(plan.peers)
+        bench = _Bench(plan, line_up.contestants, subjects, say)
+        bench.measure()
+        if plan.has_large:
+            bench.measure_large(open_subject(served.repository, LARGE))
+    return ServeResult(
+        settings=_settings(plan),
+        environment=environment,
+        load_average_after=os.getloadavg(),
+        versions={c.name: c.launch.version for c in line_up.contestants if c.launch.version},
+        absent=line_up.absent,
+        rows=bench.rows,
+        checks=bench.checks,
+        poisson=bench.poisson,
+    )
+
+
+def _settings(plan: ServePlan) -> dict[str, object]:
+    names = [peer.name for peer in plan.peers]
+    return {**asdict(plan), "repository": str(plan.repository), "peers": names, "load_source": load_source()}
+
+
+def _prepare(plan: ServePlan, folder: Path) -> Served:
+    """Copies the versions that are measured, each with the thread count that everybody has."""
+    root, logs = folder / "repository", folder / "logs"
+    logs.mkdir()
+    files = []
+    for model in plan.models:
+        path = repository.version_path(plan.repository, model, highest_version(plan.repository, model))
+        shutil.copytree(path.folder, root / model / path.folder.name)
+        (root / model / "model.toml").write_text(f"intra_op_num_threads = {plan.thread_count}\n")
+        files.append(f"{model}={root / model / path.folder.name / repository.MODEL_FILE}")
+    if plan.has_large:
+        write_large_model(root)
+    return Served(root, files, plan.thread_count, logs)
+
+
+class _LineUp:
+    """Starts contestants; they run until the stack is closed."""
+
+    def __init__(self, served: Served, message: bytes, stack: ExitStack, say: Callable[[str], None]) -> None:
+        self.contestants: list[Contestant] = []
+        self.absent: dict[str, str] = {}
+        self._served = served
+        self._message = message
+        self._stack = stack
+        self._say = say
+
+    def start(self, launch: Launch) -> None:
+        self._say(f"starting {launch.name}")
+        self.contestants.append(self._stack.enter_context(running(launch, self._served, self._message)))
+
+    def start_peers(self, peers: Sequence[Peer]) -> None:
+        runtime_version = importlib.metadata.version("onnxruntime-gpu")
+        for peer in peers:
+            python, reason = try_install(peer, runtime_version)
+            if python is None:
+                self.absent[peer.name] = reason
+                continue
+            try:
+                self.start(peer_launch(peer, python, self._served))
+            except PeerError as error:
+                self.absent[peer.name] = str(error)
+                self._say(f"{peer.name}: left out, {error}")
+
+
+class _Bench:
+    """The turns, and what they gave."""
+
+    def __init__(
+        self,
+        plan: ServePlan,
+        contestants: Sequence[Contestant],
+        subjects: dict[str, Subject],
+        say: Callable[[str], None],
+    ) -> None:
+        self.rows: list[ServeRow] = []
+        self.checks: list[Check] = []
+        self.poisson: list[PoissonRow] = []
+        self._plan = plan
+        self._contestants = contestants
+        self._subjects = subjects
+        self._say = say
+
+    def measure(self) -> None:
+        """Runs each model at each batch size, and the open loop at batch 1."""
+        for subject in self._subjects.values():
+            for batch_size in self._plan.batch_sizes:
+                traffic = make_traffic(subject, batch_size)
+                self._closed_loop(subject, traffic, self._contestants, self._plan.in_flight, has_in_process=True)
+            if self._plan.poisson_s > 0:
+                self._open_loop(make_traffic(subject, 1))
+
+    def measure_large(self, subject: Subject) -> None:
+        """Runs ours and the echoes on 10 MB in and out."""
+        contestants = [contestant for contestant in self._contestants if is_for_large(contestant)]
+        traffic = make_traffic(subject, 1, 2)
+        self._closed_loop(subject, traffic, contestants, LARGE_IN_FLIGHT, has_in_process=False)
+
+    def _closed_loop(
+        self,
+        subject: Subject,
+        traffic: Traffic,
+        contestants: Sequence[Contestant],
+        levels: Sequence[int],
+        *,
+        has_in_process: bool,
+    ) -> None:
+        sizes = {contestant.name: self._check(contestant, traffic) for contestant in contestants}
+        for level in levels:
+            key = (traffic.model, traffic.batch_size, level)
+            turns: dict[str, list[Turn]] = {}
+            cpu_s: dict[str, float] = {}
+            for number in range(self._plan.turns):
+                self._say(f"{key[0]}, batch {key[1]}, {level} in flight, turn {number + 1} of {self._plan.turns}")
+                for contestant in contestants:
+                    if (size := sizes[contestant.name]) is not None:
+                        turn, spent_s = self._turn(contestant, traffic, size, level)
+                        turns.setdefault(contestant.name, []).append(turn)
+                        cpu_s[contestant.name] = cpu_s.get(contestant.name, 0.0) + spent_s
+                if has_in_process:
+                    turn = self._in_process(subject, traffic, level)
+                    turns.setdefault(IN_PROCESS, []).append(turn)
+                    cpu_s[IN_PROCESS] = cpu_s.get(IN_PROCESS, 0.0) + turn.load_cpu_s
+            self.rows += [make_row(key, name, results, cpu_s[name]) for name, results in turns.items()]
+
+    def _turn(self, contestant: Contestant, traffic: Traffic, size: int, level: int) -> tuple[Turn, float]:
+        requests = [contestant.launch.request_of(message) for message in traffic.messages]
+        before_s = contestant.cpu_s()
+        turn = put_turn(contestant.launch.target, requests, size, level, self._plan.turn_s)
+        return turn, contestant.cpu_s() - before_s
+
+    def _in_process(self, subject: Subject, traffic: Traffic, level: int) -> Turn:
+        callers = min(level, os.cpu_count() or 1)
+        count, turn_s = self._plan.thread_count, self._plan.turn_s
+        return in_process_turn(subject.onnx_path, count, callers, turn_s, traffic.batches[0])
+
+    def _check(self, contestant: Contestant, traffic: Traffic) -> int | None:
+        """Checks sampled answers; gives the length of one to the first request, None where there was none."""
+        launch = contestant.launch
+        try:
+            size = len(contestant.ask(launch.request_of(traffic.messages[0])))
+            samples = self._samples(contestant, traffic)
+        except (OSError, LoadFailedError) as error:
+            self._say(f"{contestant.name}: no answer to {traffic.model}, batch {traffic.batch_size}: {error}")
+            self.checks.append(Check(traffic.model, traffic.batch_size, contestant.name, 0, 1))
+            return None
+        wrong = sum(not _is_right(launch, traffic, index, answer) for index, answer in samples)
+        self.checks.append(Check(traffic.model, traffic.batch_size, contestant.name, len(samples), wrong))
+        return size
+
+    def _samples(self, contestant: Contestant, traffic: Traffic) -> list[tuple[int, bytes]]:
+        launch = contestant.launch
+        if launch.target.protocol == "grpc":
+            turn = own_turn(launch.target, traffic.messages, _CHECK_IN_FLIGHT, _CHECK_S)
+            return list(turn.samples)
+        count = min(_HTTP_CHECKS, len(traffic.messages))
+        return [(index, contestant.ask(launch.request_of(traffic.messages[index]))) for index in range(count)]
+
+    def _open_loop(self, traffic: Traffic) -> None:
+        for contestant in self._contestants:
+            if contestant.launch.is_echo or contestant.launch.target.protocol != "grpc":
+                continue
+            self._say(f"{traffic.model}: Poisson arrivals, {contestant.name}")
+            self.poisson.append(self._poisson_row(contestant, traffic))
+
+    def _poisson_row(self, contestant: Contestant, traffic: Traffic) -> PoissonRow:
+        target = contestant.launch.target
+        capacity = own_turn(target, traffic.messages, _CAPACITY_IN_FLIGHT, self._plan.turn_s).rate
+        rate = _POISSON_SHARE * capacity
+        plan = PoissonPlan(target.port, target.path, rate, _POISSON_CONNECTIONS, self._plan.poisson_s)
+        result = poisson_in_process(plan, traffic.messages)
+        latencies_s = result.latencies_s
+        p50_s = float(np.median(latencies_s)) if latencies_s.size else 0.0
+        spread = (p50_s, percentile(latencies_s, 0.99), int(latencies_s.size))
+        return PoissonRow(traffic.model, contestant.name, capacity, rate, *spread, result.failed_count, result.late_s)
+
+
+def _is_right(launch: Launch, traffic: Traffic, index: int, answer: bytes) -> bool:
+    if launch.is_echo:
+        return answer == traffic.messages[index]
+    try:
+        return is_right(launch.message_of(answer), traffic.expected[index])
+    except (ValueError, KeyError):
+        return False
