@@ -62,7 +62,7 @@ class ReflectionServicer:
             names = [ServiceResponse(name=name) for name in self._services]
             response.list_services_response.CopyFrom(ListServiceResponse(service=names))
         elif kind == "all_extension_numbers_of_type":
-            self._pool.FindMessageTypeByName(request.all_extension_numbers_of_type)  # type: ignore[no-untyped-call]
+            self._pool.FindMessageTypeByName(request.all_extension_numbers_of_type)
             numbers = ExtensionNumberResponse(base_type_name=request.all_extension_numbers_of_type)
             response.all_extension_numbers_response.CopyFrom(numbers)
         elif kind is None:
@@ -74,9 +74,9 @@ class ReflectionServicer:
 
     def _file(self, kind: str, request: ServerReflectionRequest) -> FileDescriptor:
         if kind == "file_by_filename":
-            found = self._pool.FindFileByName(request.file_by_filename)  # type: ignore[no-untyped-call]
+            found = self._pool.FindFileByName(request.file_by_filename)
         elif kind == "file_containing_symbol":
-            found = self._pool.FindFileContainingSymbol(request.file_containing_symbol)  # type: ignore[no-untyped-call]
+            found = self._pool.FindFileContainingSymbol(request.file_containing_symbol)
         else:
             # No message on the port is extensible but descriptor.proto's options, which tools know themselves.
             raise KeyError(kind)
@@ -91,7 +91,7 @@ class ReflectionServicer:
         for module in (control_pb2, inference_pb2):
             _add(pool, module.DESCRIPTOR, added)
         for file in descriptor_set().file:
-            pool.Add(file)  # type: ignore[no-untyped-call]
+            pool.Add(file)
         return pool
 
 
@@ -119,7 +119,7 @@ def _add(pool: DescriptorPool, file: FileDescriptor, added: set[str]) -> None:
     added.add(file.name)
     for imported in file.dependencies:
         _add(pool, imported, added)
-    pool.Add(_proto(file))  # type: ignore[no-untyped-call]
+    pool.Add(_proto(file))
 
 
 def _with_imports(file: FileDescriptor) -> list[bytes]:
@@ -136,5 +136,5 @@ def _with_imports(file: FileDescriptor) -> list[bytes]:
 
 def _proto(file: FileDescriptor) -> FileDescriptorProto:
     proto = FileDescriptorProto()
-    file.CopyToProto(proto)  # type: ignore[no-untyped-call]
+    file.CopyToProto(proto)
     return proto
