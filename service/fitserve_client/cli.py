@@ -13,12 +13,14 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any, Final
 
 from fitserve_client.client import Client
 from fitserve_client.commands import COMMANDS
 from fitserve_client.connection import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from fitserve_client.control_commands import CONTROL_COMMANDS, add_control_commands
 from fitserve_client.errors import FileError, FitserveError, UnavailableError
 from fitserve_client.reports import Report
 from fitserve_client.tables import printable
@@ -63,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         timings: list[Mapping[str, int]] = []
         on_timing = timings.append if getattr(arguments, "timing", False) else None
         with Client(arguments.server, timeout_s=arguments.timeout, on_timing=on_timing) as client:
-            report = COMMANDS[arguments.command](client, arguments)
+            report = {**COMMANDS, **CONTROL_COMMANDS}[arguments.command](client, arguments)
         _print(replace(report, notes=[*report.notes, *map(_timing_text, timings)]), is_json=arguments.json)
     except (FitserveError, FileError) as error:
         print(f"{_PROGRAM}: {printable(_sentence(error, arguments.server))}", file=sys.stderr)
@@ -72,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except BrokenPipeError:
         _drop_output()
-    return DONE
+        return DONE
+    return REFUSED if report.is_refused else DONE
 
 
 def _timing_text(timing: Mapping[str, int]) -> str:
@@ -150,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     waiting = _add(commands, "wait", "waits until the server, or a model, is ready", "wait lenet --timeout 60")
     waiting.add_argument("model", metavar="MODEL", nargs="?")
     waiting.add_argument("--model-version", metavar="N", type=_positive, help="this version of it")
+    add_control_commands(partial(_add, commands))
     return parser
 
 
