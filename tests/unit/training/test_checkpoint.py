@@ -84,3 +84,37 @@ def test_nothing_is_left_beside_a_checkpoint(tmp_path: Path) -> None:
     model, optimizer = trained(RunConfig(), 1)
     save_checkpoint(tmp_path / "last.safetensors", model, optimizer, {"epoch": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["last.safetensors"]
+
+
+def test_weights_of_channels_last_come_back_with_their_strides(tmp_path: Path) -> None:
+    def convolution() -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(0)
+        module = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return module, make_optimizer(module.parameters(), RunConfig(lr=0.1, momentum=0.9))
+
+    def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        module(torch.ones(2, 3, 5, 5)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    (straight, optimizer), (resumed, other) = convolution(), convolution()
+    step(straight, optimizer)
+    save_checkpoint(tmp_path / "c", straight, optimizer, {"epoch": 1})
+    load_checkpoint(tmp_path / "c", resumed, other)
+    step(straight, optimizer)
+    step(resumed, other)
+
+    for a, b in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert b.stride() == a.stride() == other.state[b]["momentum_buffer"].stride()
+
+
+def test_a_rate_that_is_a_tensor_comes_back_as_one(tmp_path: Path) -> None:
+    model = nn.Linear(2, 1)
+    optimizer = make_optimizer(model.parameters(), RunConfig(), torch.tensor(0.25))
+    save_checkpoint(tmp_path / "c", model, optimizer, {"epoch": 1})
+    other = make_optimizer(model.parameters(), RunConfig(), torch.tensor(0.5))
+
+    load_checkpoint(tmp_path / "c", model, other)
+
+    assert torch.equal(other.param_groups[0]["lr"], torch.tensor(0.25))

@@ -233,3 +233,22 @@ def test_a_run_on_a_gpu_compiles_its_step_once(tmp_path: Path) -> None:
     assert record["used"] == "step", record["reason"]
     assert record["is_captured"], record["reason"]
     assert record["graph_count"] > 0 == record["recompilation_count"]
+
+
+@pytest.mark.needs_gpu
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_run_on_a_gpu_resumes_to_the_same_bits(tmp_path: Path, optimizer: str) -> None:
+    changes: Values = {"data.name": "digits", "device": "cuda", "lr_schedule": "cosine", "optimizer": optimizer}
+    changes |= {"epochs": 4, "checkpoint_every_s": 0.0, "memory_format": "channels_last", "lr": 1e-3}
+
+    def stopping(line: str) -> None:
+        if line.startswith("epoch 2"):
+            raise KeyboardInterrupt
+
+    straight = train(Request("lenet", tmp_path / "straight", changes=changes), quiet)
+    with pytest.raises(KeyboardInterrupt):
+        train(Request("lenet", tmp_path / "resumed", changes=changes), stopping)
+    resumed = train(Request("lenet", tmp_path / "resumed", is_resumed=True), quiet)
+
+    expected, found = load_file(straight / rundir.WEIGHTS), load_file(resumed / rundir.WEIGHTS)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
