@@ -1,7 +1,7 @@
 """A process that tries models out before the server loads them, and is thrown away: what kills it kills nothing else.
 
 Run as `python -m fitserve_service.canary`, by `canary_trials` alone. It loads and runs each version as the server
-would, on the CPU, with bounded memory and time, without network, and with nothing to read but the repository and itself.
+would, on the CPU, with bounded memory and time, without network, with nothing to read but the repository and itself.
 
 | from   | kind      | means                                                                                         |
 |--------|-----------|-----------------------------------------------------------------------------------------------|

@@ -29,7 +29,8 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
     folder = written(
         tmp_path,
         "max_batch_size = 8\nmax_queue_delay_ms = 1.5\nmax_queued_examples = 9\nbatch_size_buckets = [2, 8]\n"
-        'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\np99_target_ms = 20.0\nvariant = "int8"\n',
+        'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\n'
+        'p99_target_ms = 20.0\nvariant = "int8"\n',
     )
 
     assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(
