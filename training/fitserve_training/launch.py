@@ -220,6 +220,8 @@ def _finish(built: Built, writer: RunWriter, progress: Progress, say: Callable[[
     rows, points = (rundir.read_lines(writer.path / name) for name in (rundir.METRICS, rundir.CURVE))
     if progress.epoch < built.config.epochs:
         say(f"stopped after epoch {progress.epoch} of {built.config.epochs}; best epoch {progress.best_epoch}")
+    if again := built.compile_record.recompilation_count:
+        say(f"compiled again after the warm-up: {again} graphs; batches of one shape would need none")
     kept = rows
     if built.config.keep_weights == "best":
         load_weights(writer.path / rundir.BEST, built.model)
