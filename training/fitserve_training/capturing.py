@@ -41,7 +41,7 @@ def capture_step(step: IndexStep, indices: Tensor) -> IndexStep:
         RuntimeError: the step does what no graph can, for example it waits for an answer of the device.
     """
     held, graph = indices.clone(), torch.cuda.CUDAGraph()
-    stream = torch.cuda.Stream(indices.device)
+    stream = torch.cuda.Stream(indices.device)  # type: ignore[no-untyped-call]
     with torch.cuda.device(indices.device), torch.cuda.graph(graph, stream=stream):
         step(held)
 
@@ -58,7 +58,7 @@ def side_stream(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(current)
     with torch.cuda.stream(stream):
         yield
