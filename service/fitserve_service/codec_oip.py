@@ -87,18 +87,18 @@ def axis_sizes(spec: TensorSpec) -> list[int]:
 
 def _check_contents(request: ModelInferRequest) -> bool:
     """Tells whether the inputs are raw; raw and typed never come together."""
+    raw_count = len(request.raw_input_contents)
     for tensor in request.inputs:
-        _check_parameters(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor.parameters)
-    if not request.raw_input_contents:
-        return False
-    typed = next((tensor.name for tensor in request.inputs if tensor.HasField("contents")), None)
-    if typed is not None:
-        text = f"input '{typed[:MAX_NAME_CHARS]}': expected no contents beside raw_input_contents, got both"
-        raise ServiceError(Reason.INVALID_INPUT, text)
-    if len(request.raw_input_contents) != len(request.inputs):
-        text = f"expected one entry per input, {len(request.inputs)}, got {len(request.raw_input_contents)}"
+        if tensor.parameters:
+            _check_parameters(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor.parameters)
+        if raw_count and tensor.HasField("contents"):
+            name = tensor.name[:MAX_NAME_CHARS]
+            text = f"input '{name}': expected no contents beside raw_input_contents, got both"
+            raise ServiceError(Reason.INVALID_INPUT, text)
+    if raw_count and raw_count != len(request.inputs):
+        text = f"expected one entry per input, {len(request.inputs)}, got {raw_count}"
         raise ServiceError(Reason.INVALID_INPUT, f"raw_input_contents: {text}")
-    return True
+    return raw_count > 0
 
 
 def _check_parameters(what: str, parameters: Any) -> None:
