@@ -115,7 +115,7 @@ def run_serve(plan: ServePlan, say: Callable[[str], None]) -> ServeResult:
 
 def _settings(plan: ServePlan) -> dict[str, object]:
     names = [peer.name for peer in plan.peers]
-    return {**asdict(plan), "repository": str(plan.repository), "peers": names, "load_source": load_source()}
+    return {**asdict(plan), "repository": plan.repository.name, "peers": names, "load_source": load_source()}
 
 
 def _prepare(plan: ServePlan, folder: Path) -> Served:
