@@ -8,6 +8,7 @@ DEVICE      ?= auto
 SEEDS       ?= 0 1 2
 RUNS        ?= runs
 RESULTS     ?= results
+PEERS       ?= none
 PYTHON      ?= python3
 TORCH_INDEX ?=
 VENV        ?= .venv
@@ -26,7 +27,7 @@ PACKAGES := fitserve_contract fitserve_oip fitserve_training fitserve_exporters 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train-and-export serve bench gpu-check hostile chaos soak test check lint types layers protos protos-check format reproduce clean
+.PHONY: help setup demo train-and-export serve bench bench-serve gpu-check hostile chaos soak sbom test check lint types layers protos protos-check format reproduce clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -67,6 +68,9 @@ serve: setup ## serve REPOSITORY on PORT
 bench: setup ## latency of torch eager, torch.compile and ONNX Runtime, into RESULTS
 	$(BIN)/fitserve-bench latency --repository $(REPOSITORY) --model $(RECIPE) --run-dir $(RUNS)/$(RECIPE) --output-dir $(RESULTS)
 
+bench-serve: setup ## requests per second of our transports, the floors and, with PEERS=all, of other servers
+	$(BIN)/fitserve-bench serve --repository $(REPOSITORY) --models $(RECIPE) --peers $(PEERS) --output-dir $(RESULTS)
+
 gpu-check: setup ## train, export, serve and benchmark LeNet on a GPU, and report what was run
 	$(BIN)/fitserve-bench gpu-check
 
@@ -78,6 +82,10 @@ chaos: setup ## faults by seeded chance under load that knows every answer
 
 soak: setup ## half an hour of load, and what a server holds after it
 	$(BIN)/fitserve-bench soak
+
+sbom: setup ## a bill of materials (CycloneDX) of what is installed, into RESULTS
+	@mkdir -p $(RESULTS)
+	$(BIN)/python setup/write_sbom.py $(RESULTS)/sbom.json
 
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2
