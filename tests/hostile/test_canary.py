@@ -48,8 +48,15 @@ def memory_bomb() -> bytes:
 
 
 def children() -> set[int]:
-    found = psutil.Process().children()
-    return {child.pid for child in found if "fitserve_service.canary" in child.cmdline()}
+    return {child.pid for child in psutil.Process().children() if is_canary(child)}
+
+
+def is_canary(process: psutil.Process) -> bool:
+    """Whether a child tries models out; one that has died meanwhile does not."""
+    try:
+        return "fitserve_service.canary" in process.cmdline()
+    except psutil.Error:
+        return False
 
 
 def kill_canaries_of(trial: threading.Thread, count: int) -> None:

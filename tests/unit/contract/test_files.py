@@ -124,3 +124,25 @@ def test_failed_replacement_leaves_the_old_content(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="folder"):
         replace_durably(target, b"new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_file_that_is_replaced_while_it_is_open_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "labels.json").write_bytes(b"old")
+    with open_beneath(tmp_path, "labels.json") as descriptor:
+        replace_durably(tmp_path / "labels.json", b"new")
+        assert os.read(descriptor, 9) == b"old"
+        assert os.fstat(descriptor).st_nlink == 0
+    assert read_beneath(tmp_path, "labels.json", max_bytes=9) == b"new"
+
+
+def test_a_file_that_is_replaced_as_it_is_opened_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "labels.json").write_bytes(b"old")
+    fstat = os.fstat
+
+    def replaced(descriptor: int) -> os.stat_result:
+        monkeypatch.setattr(os, "fstat", fstat)
+        replace_durably(tmp_path / "labels.json", b"new")
+        return fstat(descriptor)
+
+    monkeypatch.setattr(os, "fstat", replaced)
+    assert read_beneath(tmp_path, "labels.json", max_bytes=9) == b"old"
