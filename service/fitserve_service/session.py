@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,10 +86,16 @@ class SessionOptions:
     Args:
         device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it works, else the CPU.
         intra_op_num_threads: Threads inside an operator, >= 1.
+        saves_to: File that takes the model as it was optimized for this machine; None: it is not saved.
+        is_optimized: The model is one that was saved so.
+        entries: Further settings by ONNX Runtime's names.
     """
 
     device: str = "auto"
     intra_op_num_threads: int = 1
+    saves_to: Path | None = None
+    is_optimized: bool = False
+    entries: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_runtime() -> None:
@@ -271,6 +277,12 @@ def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) 
     settings.inter_op_num_threads = 1
     # A thread that spins after a run takes the core that the next request needs.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in options.entries.items():
+        settings.add_session_config_entry(key, value)
+    if options.saves_to is not None:
+        settings.optimized_model_filepath = str(options.saves_to)
+    if options.is_optimized:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if external:
         names = list(external)
         contents = [external[name] for name in names]
