@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_contract.repository import VersionPath
-from fitserve_service.loader import MAX_MODEL_BYTES, Loader, LoadError
+from fitserve_service import run_record
+from fitserve_service.loader import MAX_MODEL_BYTES, LoadError
 from fitserve_service.model_config import Overrides
+from fitserve_service.reconciler import VersionLoader
 from fitserve_service.registry import ServedVersion
 from fitserve_service.worker_link import Link, Message
 
@@ -130,6 +132,18 @@ class Canaries:
         return self._limit_s + _size_bytes(path.folder) / _BYTES_PER_S
 
 
+class RecordedLoader:
+    """A loader whose loads are written down, for when one crashes this process."""
+
+    def __init__(self, loader: VersionLoader) -> None:
+        self._loader = loader
+
+    def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
+        """Loads a version; see `Loader.load`."""
+        with run_record.running(path.model, path.version):
+            return self._loader.load(path, overrides)
+
+
 class TriedLoader:
     """A loader before which each version is tried out.
 
@@ -138,7 +152,7 @@ class TriedLoader:
         canaries: Where versions are tried out.
     """
 
-    def __init__(self, loader: Loader, canaries: Canaries) -> None:
+    def __init__(self, loader: VersionLoader, canaries: Canaries) -> None:
         self._loader = loader
         self._canaries = canaries
 

@@ -52,7 +52,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _serve(settings: ServerSettings) -> int:
-    return _serve_alone(settings) if settings.workers == 1 else _serve_with_workers(settings)
+    return _serve_alone(settings) if settings.workers == 0 else _serve_with_workers(settings)
 
 
 def _serve_alone(settings: ServerSettings) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from fitserve_contract.repository import VersionPath, version_path
+from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.loader import LoadError
 from fitserve_service.model_config import Overrides
@@ -54,6 +55,7 @@ class Reconciler:
         poll_interval_s: How often the repository is looked at.
         loader_count: How many versions load at once.
         unloaded: Models not to be loaded until a call of `load`.
+        set_aside: Versions not to be loaded until their files change or a call of `load`.
         loaders: What carries out loads instead of threads of its own.
     """
 
@@ -66,6 +68,7 @@ class Reconciler:
         poll_interval_s: float = 1.0,
         loader_count: int = 2,
         unloaded: Iterable[str] = (),
+        set_aside: Iterable[SetAside] = (),
         loaders: Executor | None = None,
     ) -> None:
         self._source = source
@@ -80,6 +83,7 @@ class Reconciler:
         self._waiting: list[tuple[str, OnDone]] = []
         self._edits: list[_Edit] = []
         self._unloaded: set[str] = set(unloaded)
+        self._aside = {(entry.model, entry.version): entry for entry in set_aside}
         self._sources: Mapping[str, ModelSource] = {}
         self._attempts: dict[tuple[str, int], tuple[object, ...]] = {}
         self._is_readable = True
@@ -128,6 +132,10 @@ class Reconciler:
         """
         self._command(lambda: self._edits.append(_Edit(model, apply, on_done, version)))
 
+    def set_aside(self, entry: SetAside) -> None:
+        """Unloads a version that crashes its process; it stays FAILED until its files change or a call of `load`."""
+        self._command(lambda: self._aside.update({(entry.model, entry.version): entry}))
+
     def reconcile_once(self) -> None:
         """Looks at the repository and starts all that is to be done now."""
         self._run_commands()
@@ -135,6 +143,7 @@ class Reconciler:
         for model in sorted(self._models()):
             source = self._sources.get(model, ModelSource())
             self._show(model, source)
+            self._retire_aside(model)
             self._retry_changed(model, source)
             aspired = self._aspired(model)
             self._rest(model, aspired)
@@ -190,6 +199,15 @@ class Reconciler:
             failed=[version for version, state in states.items() if state is State.FAILED],
         )
 
+    def _retire_aside(self, model: str) -> None:
+        """Takes versions out of service that were set aside; one whose files changed since is like any other."""
+        for entry in [entry for entry in self._aside.values() if entry.model == model]:
+            if self._source.version_stamp(model, entry.version) != entry.stamp:
+                del self._aside[model, entry.version]
+            elif self._registry.states(model).get(entry.version) is State.READY:
+                _log.error("%s version %d: %s", model, entry.version, entry.reason)
+                self._registry.retire(model, entry.version, self._wake.set)
+
     def _retry_changed(self, model: str, source: ModelSource) -> None:
         """Makes failed versions PENDING whose files or settings changed since: copied to the end, or put right."""
         for version, state in self._registry.states(model).items():
@@ -211,8 +229,9 @@ class Reconciler:
             self._registry.retire(model, step.version, self._wake.set)
             return
         self._attempts[model, step.version] = self._attempt(model, step.version, source)
-        if source.problem:
-            self._registry.set_state(model, step.version, State.FAILED, reason=source.problem)
+        aside = self._aside.get((model, step.version))
+        if problem := aside.reason if aside else source.problem:
+            self._registry.set_state(model, step.version, State.FAILED, reason=problem)
             return
         self._registry.set_state(model, step.version, State.LOADING)
         path = version_path(self._source.root, model, step.version)
@@ -251,6 +270,7 @@ class Reconciler:
     def _begin_load(self, model: str, on_done: OnDone) -> None:
         self._scan()
         self._unloaded.discard(model)
+        self._aside = {name: entry for name, entry in self._aside.items() if entry.model != model}
         for version, state in self._registry.states(model).items():
             if state is State.FAILED:
                 self._registry.set_state(model, version, State.PENDING)

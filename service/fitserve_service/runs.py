@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from fitserve_service import run_record
 from fitserve_service.batcher import Entry, Priority
 from fitserve_service.costs import row_elements
 from fitserve_service.errors import ServiceError
@@ -149,7 +150,11 @@ def _run_together(run: Run, jobs: list[Job]) -> list[dict[str, Tensor]]:
     joined_s = time.perf_counter()
     with run.slot:
         entered_s = time.perf_counter()
-        outputs = run.served.session.run(inputs, jobs[0].output_names, run.switch)
+        run_record.begin(run.served.model, run.served.version)
+        try:
+            outputs = run.served.session.run(inputs, jobs[0].output_names, run.switch)
+        finally:
+            run_record.end()
         ran_s = time.perf_counter()
     if len(jobs) > 1 or padded:
         _check_rows(outputs, rows + padded)

@@ -8,19 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import Final, Protocol
 
 from fitserve_service import session
 from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
-from fitserve_service.canary_trials import Canaries, TriedLoader
+from fitserve_service.canary_trials import Canaries, RecordedLoader, TriedLoader
+from fitserve_service.crashes import SetAside
 from fitserve_service.engine import Engine
 from fitserve_service.intake import Intake
 from fitserve_service.loader import Loader
+from fitserve_service.memory_metrics import MemoryCollector
 from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.pages import Pages
 from fitserve_service.pages_activity import Activity
 from fitserve_service.pages_http import Request, Response
 from fitserve_service.pages_status import StatusReport
+from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler, VersionLoader
 from fitserve_service.registry import Registry, ServedVersion
@@ -34,6 +38,7 @@ from fitserve_service.servicers.reflection import ReflectionServicer
 from fitserve_service.settings import ServerSettings
 from fitserve_service.shadow import Shadow
 from fitserve_service.shadow_metrics import ShadowCollector
+from fitserve_service.shared_weights import SharedWeights
 from fitserve_service.source import RepositorySource
 from fitserve_service.telemetry import Telemetry
 from fitserve_service.tracing import OpenTelemetryTracer, TracingError, open_tracer
@@ -56,10 +61,20 @@ class StartError(Exception):
 
 
 class Peers(Protocol):
-    """The other workers of a server of several processes."""
+    """The workers of a server, and the parent that starts them again, as one of them sees them."""
 
     unloaded: Sequence[str]
     """Models that a call has unloaded."""
+    number: int
+    """This worker's place among them."""
+    weights: Path | None
+    """The folder of copies of models, whose weights the workers share; None: they do not."""
+
+    set_aside: Sequence[SetAside]
+    """Versions that have crashed workers."""
+
+    is_alone: bool
+    """There is no other worker: nobody answers while this one loads."""
 
     def share(self, own: ModelLoader) -> ModelLoader:
         """Takes this worker's loader, and gives one that loads in all workers."""
@@ -104,9 +119,11 @@ class Server:
             poll_interval_s=settings.poll_interval_s,
             loader_count=settings.loader_count,
             unloaded=peers.unloaded if peers else (),
+            set_aside=peers.set_aside if peers else (),
         )
+        self._telemetry.add(MemoryCollector(peers.number if peers else 0, read_memory))
         self._loader: ModelLoader = peers.share(self._reconciler) if peers else self._reconciler
-        if peers is not None:
+        if peers is not None and not peers.is_alone:
             self.registry.agree(frozenset())
         self._tracer = _tracer(settings)
         self._activity = Activity(self._telemetry.counts)
@@ -133,7 +150,7 @@ class Server:
         try:
             if self._peers is None:
                 self._open_metrics()
-            else:
+            elif not self._peers.is_alone:
                 self._load_first()
             self._transport.run(self._methods(), self._begin)
         except ListenError as error:
@@ -155,9 +172,14 @@ class Server:
 
     def agree(self, ready: frozenset[tuple[str, int]], *, is_settled: bool) -> None:
         """Tells, from any thread, what all workers can answer, and whether all have listened."""
-        self.registry.agree(ready)
+        if self._peers is not None and not self._peers.is_alone:
+            self.registry.agree(ready)
         if is_settled and not self._readiness.is_ready:
             self._transport.post(self._readiness.settle)
+
+    def set_aside(self, version: SetAside) -> None:
+        """Unloads, from any thread, a version that crashes workers; it stays FAILED until somebody wants it again."""
+        self._reconciler.set_aside(version)
 
     def answer_page(self, request: Request) -> Response:
         """Answers a request to the metrics port, from any thread.
@@ -170,9 +192,9 @@ class Server:
     def _begin(self, port: int) -> None:
         self.port = port
         _log.info("listening on %s:%d", self.settings.host, port)
-        if self._peers is None:
+        if self._peers is None or self._peers.is_alone:
             self._reconciler.start()
-        else:
+        if self._peers is not None:
             self._sample()
         self._await_settled()
 
@@ -221,6 +243,7 @@ class Server:
             self._queued_examples,
             lambda: self._readiness.is_ready,
             _build_facts(self.settings),
+            self._peers.number if self._peers else 0,
         )
         own_host = host if is_loopback(host) else None
         return Pages(repository, self.registry, self._telemetry.exposition, status, own_host)
@@ -230,11 +253,13 @@ class Server:
         loader = Loader(
             settings.device,
             is_proof_required=settings.require_proof,
-            process_count=settings.workers,
+            process_count=max(settings.workers, 1),
             variant=settings.variant,
             p99_target_ms=settings.p99_target_ms,
+            weights=SharedWeights(self._peers.weights) if self._peers and self._peers.weights else None,
         )
-        return TriedLoader(loader, self._canaries) if self._canaries else loader
+        recorded = RecordedLoader(loader)
+        return TriedLoader(recorded, self._canaries) if self._canaries else recorded
 
     def _methods(self) -> MethodTable:
         draw = Draw()
@@ -338,7 +363,7 @@ def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOp
         settings.port,
         settings.max_message_bytes,
         is_shared=is_shared,
-        connection_age_s=settings.connection_age_s if is_shared else 0.0,
+        connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
     )
 
 

@@ -43,7 +43,10 @@ class ServerSettings:
         loader_count: Versions that load at once.
         p99_target_ms: For models that do not say: what 99 of 100 requests should take at most; 0: no target.
         runner_count: Threads for long runs.
-        workers: Processes on the one port; several share the cores, each with all models.
+        workers: Processes on the one port, each with all models, under a parent that starts them again; several share
+            the cores. 0: the one process that was started, with none to start it again.
+        crash_limit: A version that crashes its worker so often is set aside; 0: never.
+        crash_window_s: How long a crash counts.
         connection_age_s: With several workers: how long a connection stays with one; 0: for good.
         tracing: "off" or "otlp"; see `tracing`.
         log_format: "auto", "json" or "text".
@@ -68,6 +71,8 @@ class ServerSettings:
     runner_count: int = 2
     p99_target_ms: float = 0.0
     workers: int = 1
+    crash_limit: int = 3
+    crash_window_s: float = 600.0
     connection_age_s: float = 60.0
     tracing: str = "off"
     log_format: str = "auto"
@@ -201,7 +206,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "0..60000",
         _number(0, 60000, float),
     ),
-    "workers": Option("N", "processes on the one port, each with all models (1)", "1..256", _number(1, 256)),
+    "workers": Option(
+        "N",
+        "processes on the one port, each with all models, started again when one dies; 0: none but this one (1)",
+        "0..256",
+        _number(0, 256),
+    ),
+    "crash_limit": Option(
+        "N", "crashes of its worker after which a version is set aside, 0: never (3)", "0..1000", _number(0, 1000)
+    ),
+    "crash_window_s": Option("S", "seconds that a crash counts (600)", "1..86400", _number(1, 86400, float)),
     "connection_age_s": Option(
         "S",
         "with several workers, seconds that a connection stays with one, 0: for good (60)",

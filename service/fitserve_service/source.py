@@ -85,9 +85,8 @@ class RepositorySource:
         return (_modified_ns(folder), *(_modified_ns(f"{folder}/{name}") for name in names))
 
     def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
-        """Gives what changes when a version's files do: a version that failed is worth another try then."""
-        folder = f"{self.root}/{model}/{version}"
-        return (_modified_ns(folder), _modified_ns(f"{folder}/{repository.MODEL_FILE}"))
+        """Gives what changes when a version's files do; see `version_stamp`."""
+        return version_stamp(self.root, model, version)
 
     def _read(self, model: str, last: ModelSource) -> ModelSource:
         try:
@@ -99,6 +98,12 @@ class RepositorySource:
             return replace(last, problem=str(error))
         except OSError as error:
             return replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}")
+
+
+def version_stamp(root: Path, model: str, version: int) -> tuple[int, ...]:
+    """Gives what changes when a version's files do: a version that failed is worth another try then."""
+    folder = f"{root}/{model}/{version}"
+    return (_modified_ns(folder), _modified_ns(f"{folder}/{repository.MODEL_FILE}"))
 
 
 def _modified_ns(path: str) -> int:

@@ -12,13 +12,14 @@ import socket
 import sys
 import threading
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
-from fitserve_service import logs
+from fitserve_service import logs, run_record
 from fitserve_service.announcement import ready_text
+from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.pages_http import Request, RequestError, Response, refusal
 from fitserve_service.server import Server, StartError
@@ -36,8 +37,12 @@ _CLOSING_S: Final = 2.0
 class Fleet:
     """The other workers, by way of the parent: loads and unloads reach all, and all agree on what is ready."""
 
-    def __init__(self, link: Link, unloaded: Sequence[str]) -> None:
-        self.unloaded = unloaded
+    def __init__(self, link: Link, begin: Message) -> None:
+        self.unloaded: Sequence[str] = begin["unloaded"]
+        self.set_aside: Sequence[SetAside] = [SetAside.of(fields) for fields in begin["set_aside"]]
+        self.number: int = begin["number"]
+        self.weights = Path(begin["weights"]) if begin["weights"] else None
+        self.is_alone: bool = begin["settings"]["workers"] == 1
         self._link = link
         self._numbers = itertools.count()
         self._asked: dict[int, OnDone] = {}
@@ -99,6 +104,10 @@ class Fleet:
         carry_out = self._own.load if message["action"] == "load" else self._own.unload
         carry_out(message["model"], done)
 
+    def _on_set_aside(self, message: Message) -> None:
+        assert self._server is not None
+        self._server.set_aside(SetAside.of(message["version"]))
+
     def _on_answered(self, message: Message) -> None:
         self._asked.pop(message["id"])(error_of(message["error"]))
 
@@ -113,6 +122,15 @@ class Fleet:
         except RequestError as error:
             response = refusal(error)
         self._link.send("page", id=message["id"], **response_fields(response))
+
+
+def settings_of(fields: Mapping[str, Any]) -> ServerSettings:
+    """Reads what `workers.settings_fields` wrote."""
+    return ServerSettings(**{name: _value(value) for name, value in fields.items()})
+
+
+def _value(value: Any) -> Any:
+    return Path(value["path"]) if isinstance(value, dict) else value
 
 
 def error_fields(error: ServiceError | None) -> dict[str, Any] | None:
@@ -140,20 +158,20 @@ def response_fields(response: Response) -> dict[str, Any]:
 
 
 def main() -> NoReturn:
-    """Serves until it is told to stop; the arguments are the link's file descriptor and the parent's process id."""
-    descriptor, parent = map(int, sys.argv[1:])
+    """Serves until it is told to stop; the arguments are the descriptors of link and record, and the parent's id."""
+    descriptor, record, parent = map(int, sys.argv[1:])
     die_with(parent)
+    run_record.keep_in(record)
     link = Link(socket.socket(fileno=descriptor))
     begin = link.receive()
     if begin is None:
         sys.exit(1)
-    settings = ServerSettings(**{**begin["settings"], "repository": Path(begin["settings"]["repository"])})
+    settings = settings_of(begin["settings"])
     logs.configure(settings.log_format, settings.log_level)
-    sys.exit(_serve(settings, link, begin["unloaded"]))
+    sys.exit(_serve(settings, link, Fleet(link, begin)))
 
 
-def _serve(settings: ServerSettings, link: Link, unloaded: Sequence[str]) -> int:
-    fleet = Fleet(link, unloaded)
+def _serve(settings: ServerSettings, link: Link, fleet: Fleet) -> int:
     try:
         server = Server(settings, fleet)
         watch_stop_signals(server.stop, settings.grace_s + _CLOSING_S)

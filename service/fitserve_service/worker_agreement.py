@@ -37,6 +37,47 @@ Exposition: TypeAlias = dict[str, Family]
 """Metrics by name, in order."""
 
 
+def crash_exposition(
+    restart_count: int, crashes: Mapping[ReadyName, int], set_aside: Iterable[ReadyName]
+) -> Exposition:
+    """Gives what the parent of the workers measures of them itself.
+
+    Args:
+        restart_count: Workers that were started in the place of one that ended.
+        crashes: Crashes by the version that ran.
+        set_aside: Versions that are not loaded any more because of them.
+    """
+    return {
+        **_family(
+            "fitserve_worker_restarts_total",
+            "counter",
+            "Workers started in the place of one that ended.",
+            {"": restart_count},
+        ),
+        **_family(
+            "fitserve_worker_crashes_total",
+            "counter",
+            "Crashes of workers by what they ran.",
+            {_labels(name): count for name, count in crashes.items()},
+        ),
+        **_family(
+            "fitserve_version_set_aside",
+            "gauge",
+            "1: not loaded any more, because it crashed its workers.",
+            {_labels(name): 1 for name in set_aside},
+        ),
+    }
+
+
+def _family(name: str, kind: str, help_text: str, values: Mapping[str, int]) -> Exposition:
+    comments = [f"# HELP {name} {help_text}", f"# TYPE {name} {kind}"]
+    return {name: Family(kind, comments, {f"{name}{labels}": float(value) for labels, value in values.items()})}
+
+
+def _labels(name: ReadyName) -> str:
+    return f'{{model="{name[0]}",version="{name[1]}"}}'
+
+
 def common(ready: Iterable[frozenset[ReadyName]]) -> frozenset[ReadyName]:
     """Gives what every worker can answer; nothing where there is none."""
     sets = list(ready)
@@ -97,6 +138,7 @@ def merge_statuses(documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         **first,
         "is_ready": all(document["is_ready"] for document in documents),
+        "workers": sorted((one for each in documents for one in each["workers"]), key=lambda one: int(one["worker"])),
         "window_s": min(document["window_s"] for document in documents),
         "models": [_merge_models(found) for _, found in sorted(models.items())],
     }

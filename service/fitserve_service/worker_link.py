@@ -2,7 +2,9 @@
 
 | from     | kind          | means                                                                                   |
 |----------|---------------|-----------------------------------------------------------------------------------------|
-| parent   | `begin`       | settings, and models that were unloaded by a call: load, then listen                    |
+| parent   | `begin`       | settings, models that were unloaded by a call, versions set aside: load, then listen    |
+|          |               | also its `number`, and `weights`: the folder of copies of models that all share, or none |
+| parent   | `set_aside`   | a `version` crashes its workers: unload it, and do not load it again                    |
 | worker   | `listening`   | it has loaded what it aspires to and takes calls; `text` says what it serves            |
 | worker   | `refused`     | it cannot start; `text` says why                                                        |
 | worker   | `ready`       | what it can answer now: pairs of model and version, version 0 for the default           |

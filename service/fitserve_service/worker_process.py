@@ -10,6 +10,7 @@ import sys
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from fitserve_service.run_record import RunRecord
 from fitserve_service.worker_agreement import Exposition, ReadyName
 from fitserve_service.worker_link import Link, Message
 
@@ -22,8 +23,10 @@ class WorkerProcess:
         number: Its place among the workers; the one that follows it has the same.
         process: The process.
         link: The parent's end.
+        record: What it runs at any moment, for when it crashes.
         began_s: Monotonic time of its start.
         is_listening: It takes calls.
+        has_spoken: It can write pages.
         ready: What it can answer.
         refusal: Why it cannot start; empty where it has not said so.
         exposition: Its metrics, when they were last asked for.
@@ -33,8 +36,10 @@ class WorkerProcess:
     number: int
     process: subprocess.Popen[bytes]
     link: Link
+    record: RunRecord
     began_s: float
     is_listening: bool = False
+    has_spoken: bool = False
     ready: frozenset[ReadyName] = frozenset()
     refusal: str = ""
     exposition: Exposition = field(default_factory=dict)
@@ -48,14 +53,19 @@ class WorkerProcess:
 def start_worker(number: int, began_s: float) -> WorkerProcess:
     """Starts a process that waits for `begin`: a fresh interpreter, never a fork of what this process has."""
     own, other = socket.socketpair()
+    record = RunRecord()
+    descriptors = (other.fileno(), record.descriptor)
     with other:
         # -P: no module of the directory that the server was started in takes the place of its own.
-        command = (sys.executable, "-P", "-m", "fitserve_service.worker", str(other.fileno()), str(os.getpid()))
+        program = (sys.executable, "-P", "-m", "fitserve_service.worker")
         # Out of the terminal's group: Ctrl-C is for the parent, which tells the workers.
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, pass_fds=[other.fileno()], process_group=0, close_fds=True
+            [*program, *map(str, (*descriptors, os.getpid()))],
+            stdin=subprocess.DEVNULL,
+            pass_fds=descriptors,
+            process_group=0,
         )
-    return WorkerProcess(number, process, Link(own), began_s)
+    return WorkerProcess(number, process, Link(own), record, began_s)
 
 
 @dataclass(slots=True)

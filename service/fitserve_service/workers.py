@@ -17,13 +17,25 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Final
 
+from fitserve_service.crashes import Crashes, SetAside, crash_of
 from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.pages_http import Request
+from fitserve_service.run_record import VersionName
 from fitserve_service.settings import ServerSettings
+from fitserve_service.source import version_stamp
 from fitserve_service.transport import ListenError, reserve_port
-from fitserve_service.worker_agreement import Exposition, common, grown, merge_expositions, read_exposition
+from fitserve_service.weight_files import OwnedFolder
+from fitserve_service.worker_agreement import (
+    Exposition,
+    common,
+    crash_exposition,
+    grown,
+    merge_expositions,
+    read_exposition,
+)
 from fitserve_service.worker_link import Message
 from fitserve_service.worker_pages import WorkerPages, read_content
 from fitserve_service.worker_process import BackOff, WorkerProcess, start_worker
@@ -59,7 +71,11 @@ class Workers:
         self._back_offs = [BackOff() for _ in range(settings.workers)]
         self._errands: dict[int, _Errand] = {}
         self._unloaded: set[str] = set()
+        self._crashes = Crashes(settings.crash_limit, settings.crash_window_s)
+        self._aside: dict[VersionName, SetAside] = {}
+        self._restart_count = 0
         self._lost: Exposition = {}
+        self._weights: OwnedFolder | None = None
         self._is_settled = False
         self._is_stopping = False
         self._refusal = ""
@@ -79,6 +95,7 @@ class Workers:
         self._settings = replace(
             self._settings, port=port.getsockname()[1], metrics_port=metrics.port if metrics else None
         )
+        self._weights = _open_weights() if self._settings.workers > 1 else None
         try:
             for number in range(self._settings.workers):
                 self._start(number)
@@ -88,6 +105,8 @@ class Workers:
             port.close()
             if metrics is not None:
                 metrics.close()
+            if self._weights is not None:
+                self._weights.close()
         if self._refusal:
             raise WorkersError(self._refusal)
 
@@ -107,7 +126,8 @@ class Workers:
 
     def metrics(self) -> Exposition:
         """Gives, from any thread, the metrics of all workers as last asked for, those that ended included."""
-        return merge_expositions([*(worker.exposition for worker in tuple(self._live)), self._lost])
+        own = crash_exposition(self._restart_count, dict(self._crashes.totals), tuple(self._aside))
+        return merge_expositions([*(worker.exposition for worker in tuple(self._live)), self._lost, own])
 
     def _take_ports(self) -> tuple[socket.socket, MetricsPort | None]:
         settings = self._settings
@@ -152,8 +172,9 @@ class Workers:
             return
         worker = start_worker(number, time.monotonic())
         self._live.add(worker)
-        fields = asdict(self._settings) | {"repository": str(self._settings.repository)}
-        worker.link.send("begin", settings=fields, unloaded=sorted(self._unloaded))
+        begin: dict[str, Any] = {"number": number, "settings": settings_fields(self._settings), "unloaded": sorted(self._unloaded)}
+        begin["weights"] = str(self._weights.path) if self._weights is not None else None
+        worker.link.send("begin", **begin, set_aside=[asdict(entry) for entry in self._aside.values()])
         threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
 
     def _listen(self, worker: WorkerProcess) -> None:
@@ -165,6 +186,8 @@ class Workers:
     def _ended(self, worker: WorkerProcess) -> None:
         self._live.discard(worker)
         worker.link.close()
+        self._note_crash(worker)
+        worker.record.close()
         for page in worker.pages.values():
             page.cancel()
         self._lost = merge_expositions([self._lost, grown(worker.exposition)])
@@ -176,11 +199,26 @@ class Workers:
         if self._is_stopping:
             return
         self._agree()
+        self._restart_count += 1
         wait_s = self._back_offs[worker.number].after(time.monotonic() - worker.began_s)
         why = worker.refusal or f"exit code {worker.process.returncode}"
         _log.error("worker %d ended (%s); starting another in %g s", worker.number, why, wait_s)
         start: Callable[[], None] = partial(self._start, worker.number)
         heapq.heappush(self._timers, (time.monotonic() + wait_s, next(self._numbers), start))
+
+    def _note_crash(self, worker: WorkerProcess) -> None:
+        """Counts a crash against what the worker was running, and sets aside what has crashed too often."""
+        if not (crash := crash_of(worker.process.returncode)):
+            return
+        running = worker.record.running()
+        names = ", ".join(f"{model} version {version}" for model, version in sorted(running)) or "no version"
+        _log.error("worker %d crashed (%s) while running %s\n%s", worker.number, crash, names, worker.record.trace())
+        for name in self._crashes.add(running, time.monotonic()):
+            stamp = version_stamp(self._settings.repository, *name)
+            self._aside[name] = SetAside(*name, self._crashes.reason(crash, running - {name}), stamp)
+            _log.error("%s version %d: %s", *name, self._aside[name].reason)
+            for other in self._live:
+                other.link.send("set_aside", version=asdict(self._aside[name]))
 
     def _stop(self) -> None:
         if not self._is_stopping:
@@ -196,7 +234,8 @@ class Workers:
             worker.link.send("agreed", names=names, is_settled=self._is_settled)
 
     def _ask_pages(self, request: Request, *, is_for_all: bool) -> list[Future[Message]]:
-        listening = [worker for worker in self._live if worker.is_listening]
+        # Before the first listens, one that still loads tells how far it is.
+        listening = [w for w in self._live if w.is_listening] or [w for w in self._live if w.has_spoken]
         asked = []
         for worker in listening if is_for_all else listening[:1]:
             number, page = next(self._numbers), Future[Message]()
@@ -220,6 +259,7 @@ class Workers:
         worker.refusal = message["text"]
 
     def _on_ready(self, worker: WorkerProcess, message: Message) -> None:
+        worker.has_spoken = True
         worker.ready = frozenset((str(model), int(version)) for model, version in message["names"])
         self._agree()
 
@@ -227,6 +267,8 @@ class Workers:
         number, action, model = next(self._numbers), message["action"], message["model"]
         if action == "load":
             self._unloaded.discard(model)
+            self._crashes.forgive(model)
+            self._aside = {name: entry for name, entry in self._aside.items() if entry.model != model}
         elif message["is_known"]:
             self._unloaded.add(model)
         self._errands[number] = _Errand(worker, message["id"], set(self._live))
@@ -246,6 +288,21 @@ class Workers:
 
     def _on_page(self, worker: WorkerProcess, message: Message) -> None:
         worker.pages.pop(message["id"]).set_result(message)
+
+
+def settings_fields(settings: ServerSettings) -> dict[str, Any]:
+    """Writes settings for the link."""
+    return {
+        name: {"path": str(value)} if isinstance(value, Path) else value for name, value in asdict(settings).items()
+    }
+
+
+def _open_weights() -> OwnedFolder | None:
+    try:
+        return OwnedFolder()
+    except OSError as error:
+        _log.warning("weights are not shared between workers: %s: %s", error.filename, error.strerror)
+        return None
 
 
 def _keep_exposition(worker: WorkerProcess, page: Future[Message]) -> None:
