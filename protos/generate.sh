@@ -10,7 +10,7 @@ cd "$here"
 mapfile -t api < <(find fitserve -name '*.proto' | sort)
 "$python" -m grpc_tools.protoc -I . -I "$google" --python_out="$out" --pyi_out="$out" --grpc_python_out="$out" "${api[@]}"
 # A file without services yields an empty service stub.
-rm -f "$out"/fitserve/types/v1/tensor_pb2_grpc.py
+rm -f "$out"/fitserve/types/v1/tensor_pb2_grpc.py "$out"/fitserve/access/v1/access_pb2_grpc.py
 
 # Protocols that others define go into a descriptor pool of our own (fitserve_oip/pool.py), so no Python stub that would
 # register them in the default one: the descriptors as one file, and the types for mypy.

@@ -16,6 +16,19 @@ from fitserve_service.errors import ServiceError
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a call comes from.
+
+    Args:
+        peer: Address of the other end of the connection, as grpcio writes it: `ipv4:127.0.0.1:40312`.
+        identities: Names in the certificate that the caller has shown and TLS has checked; none without one.
+    """
+
+    peer: str
+    identities: tuple[str, ...] = ()
+
+
 class Call(Protocol):
     """What unary and streaming calls have in common."""
 
@@ -27,6 +40,10 @@ class Call(Protocol):
 
     metadata: Metadata
     """What the caller sent along."""
+
+    def origin(self) -> Origin:
+        """Tells where the call comes from; looked up when it is asked for, before the call is answered."""
+        ...
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Registers what to do when the caller goes away before the answer; at most one, replaces the last."""

@@ -21,7 +21,8 @@ from typing import Any, Final, TypeAlias, cast
 import grpc
 import grpc._cython.cygrpc as cygrpc
 
-from fitserve_service.calls import Metadata
+from fitserve_service.calls import Metadata, Origin
+from fitserve_service.transport_tls import identities_of
 
 TESTED_FIRST: Final = (1, 80)
 TESTED_LAST: Final = (1, 85)
@@ -92,6 +93,11 @@ def remaining_s(event: Event) -> float | None:
     return None if left > 1e9 else left
 
 
+def origin_of(call: CoreCall) -> Origin:
+    """Tells where a call comes from that is not over yet."""
+    return Origin(call.peer().decode(errors="replace"), identities_of(cygrpc.auth_context(call) or {}))
+
+
 def send_reply(call: CoreCall, message: bytes, trailing: Metadata, tag: Tag) -> None:
     """Sends a unary call's whole answer at once.
 
@@ -154,13 +160,21 @@ class CoreServer:
         self.is_down = False
         self.bell = Bell(self._queue)
 
-    def listen(self, address: str) -> int:
+    def listen(self, address: str, credentials: grpc.ServerCredentials | None = None) -> int:
         """Takes a port and gives its number.
+
+        Args:
+            address: `host:port`.
+            credentials: TLS; None is cleartext.
 
         Raises:
             RuntimeError: grpcio cannot listen there.
         """
-        port: int = self._public.add_insecure_port(address)
+        port: int = (
+            self._public.add_insecure_port(address)
+            if credentials is None
+            else self._public.add_secure_port(address, credentials)
+        )
         return port
 
     def start(self, ahead_count: int, on_request: Tag) -> None:

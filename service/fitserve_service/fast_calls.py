@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from fitserve_service import completion_queue as core
-from fitserve_service.calls import Metadata, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.calls import Metadata, Origin, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, incident, wire_status
 from fitserve_service.transport import check_arrival, check_request
@@ -34,6 +34,10 @@ class _Call:
         self.deadline_s = None if left_s is None else time.monotonic() + left_s
         self._core: core.CoreCall | None = event.call
         self._on_cancel: Callable[[], None] | None = None
+
+    def origin(self) -> Origin:
+        """Tells where the call comes from; nothing of it once the call is over."""
+        return Origin("") if self._core is None else core.origin_of(self._core)
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         """Registers what to do when the caller goes away before the answer."""

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from fitserve_service.access.tls_files import TlsFiles
 from fitserve_service.calls import Loop, MethodTable
 from fitserve_service.errors import Reason, ServiceError
 
@@ -40,6 +41,7 @@ class TransportOptions:
         max_waiting_calls: Calls, over all connections, whose message has not come; beyond, the oldest are given up.
         message_limit_s: How long a call may wait for its first message.
         connection_age_s: A connection is asked to end after about this long, so that it is dealt anew; 0: never.
+        tls: Certificate and key; None: cleartext.
     """
 
     host: str = "127.0.0.1"
@@ -51,6 +53,7 @@ class TransportOptions:
     connection_age_s: float = 0.0
     max_waiting_calls: int = 4096
     message_limit_s: float = 30.0
+    tls: TlsFiles | None = None
 
     @property
     def address(self) -> str:

@@ -20,6 +20,7 @@ from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
 from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_listenable
+from fitserve_service.transport_tls import server_credentials
 from fitserve_service.waiting_calls import WaitingCalls
 
 _AHEAD_COUNT: Final = 64
@@ -154,6 +155,6 @@ def _run(callback: _Callback) -> None:
 
 def _listen(server: core.CoreServer, options: TransportOptions) -> int:
     try:
-        return server.listen(options.address)
+        return server.listen(options.address, server_credentials(options.tls) if options.tls else None)
     except RuntimeError as error:
         raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import grpc
 import grpc.aio
 
-from fitserve_service.calls import Metadata, MethodTable, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.calls import Metadata, MethodTable, Origin, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, wire_status
 from fitserve_service.transport import (
@@ -27,6 +27,7 @@ from fitserve_service.transport import (
     check_listenable,
     check_request,
 )
+from fitserve_service.transport_tls import identities_of, server_credentials
 from fitserve_service.waiting_calls import WaitingCalls
 
 _MAX_UNSENT: Final = 64
@@ -129,6 +130,10 @@ class _Call:
         self.remaining_s: float | None = context.time_remaining()
         self.deadline_s = None if self.remaining_s is None else time.monotonic() + self.remaining_s
         self._on_cancel: Callable[[], None] | None = None
+        self._context = context
+
+    def origin(self) -> Origin:
+        return Origin(self._context.peer(), identities_of(self._context.auth_context()))
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
         self._on_cancel = callback
@@ -198,7 +203,6 @@ class _StreamCall(_Call):
 
     def __init__(self, method: str, context: _Context) -> None:
         super().__init__(method, context)
-        self._context = context
         self._unsent: deque[bytes | ServiceError | None] = deque()
         self._has_unsent = asyncio.Event()
         self._has_room = asyncio.Event()
@@ -288,7 +292,11 @@ async def _abort(context: _Context, error: ServiceError) -> None:
 async def _listen(server: grpc.aio.Server, options: TransportOptions) -> int:
     check_listenable(options.host, options.port, is_shared=options.is_shared)
     try:
-        port: int = server.add_insecure_port(options.address)
+        port: int = (
+            server.add_secure_port(options.address, server_credentials(options.tls))
+            if options.tls
+            else server.add_insecure_port(options.address)
+        )
     except RuntimeError as error:
         raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None
     await server.start()

@@ -1,3 +1,4 @@
+from fitserve.access.v1 import access_pb2 as _access_pb2
 from fitserve.types.v1 import tensor_pb2 as _tensor_pb2
 from google.api import field_behavior_pb2 as _field_behavior_pb2
 from google.protobuf.internal import containers as _containers
