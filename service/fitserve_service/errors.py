@@ -60,6 +60,9 @@ class Reason(StrEnum):
     TOO_LARGE = "TOO_LARGE"
     DEADLINE_PASSED = "DEADLINE_PASSED"
     CALLER_CANCELLED = "CALLER_CANCELLED"
+    NOT_AUTHENTICATED = "NOT_AUTHENTICATED"
+    NOT_PERMITTED = "NOT_PERMITTED"
+    AUDIT_FAILED = "AUDIT_FAILED"
     UNKNOWN_METHOD = "UNKNOWN_METHOD"
     INTERNAL = "INTERNAL"
 
@@ -92,6 +95,9 @@ CODES: dict[Reason, Code] = {
     Reason.TOO_LARGE: Code.RESOURCE_EXHAUSTED,
     Reason.DEADLINE_PASSED: Code.DEADLINE_EXCEEDED,
     Reason.CALLER_CANCELLED: Code.CANCELLED,
+    Reason.NOT_AUTHENTICATED: Code.UNAUTHENTICATED,
+    Reason.NOT_PERMITTED: Code.PERMISSION_DENIED,
+    Reason.AUDIT_FAILED: Code.FAILED_PRECONDITION,
     Reason.UNKNOWN_METHOD: Code.UNIMPLEMENTED,
     Reason.INTERNAL: Code.INTERNAL,
 }
@@ -104,7 +110,12 @@ class ServiceError(Exception):
         reason: The case; it decides the code.
         message: Names the thing, what was expected and what was found; never the text of an unknown exception.
         metadata: `ErrorInfo.metadata`: facts for programs, for example the tensor's name.
+
+    Attributes:
+        retry_after_s: When to try again, seconds, told as `RetryInfo`; None: nothing is known of that.
     """
+
+    retry_after_s: float | None = None
 
     def __init__(self, reason: Reason, message: str, **metadata: str) -> None:
         super().__init__(message)

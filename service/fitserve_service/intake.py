@@ -15,7 +15,7 @@ from fitserve_service.calls import Metadata, UnaryCall
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Code, ServiceError
 from fitserve_service.registry import Lease, Registry, ServedVersion
-from fitserve_service.series import ExampleSet, Series
+from fitserve_service.series import MAX_ROWS, ExampleSet, Series
 from fitserve_service.shadow import Answered, Shadow
 from fitserve_service.signature import Tensor
 from fitserve_service.status import incident
@@ -24,6 +24,9 @@ from fitserve_service.traffic import Draw, routing_key
 
 Answer: TypeAlias = bytes | ServiceError
 Encode: TypeAlias = "Callable[[ServedVersion, Completed], bytes]"
+Admit: TypeAlias = Callable[[ServedVersion, int], None]
+"""Is told of a request's version and number of examples before it is queued; raises ServiceError where its caller has
+too much under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +108,10 @@ class Intake:
         draw: Draw,
         clock: Callable[[], float] = time.monotonic,
         tracer: RequestTracer | None = None,
+        admit: Admit | None = None,
     ) -> None:
         self._tracer = tracer
+        self._admit = admit
         self._registry = registry
         self._shadow = shadow
         self._draw = draw
@@ -163,6 +168,9 @@ class Intake:
                 lease = self._registry.lease(target.model, version=target.version, label=target.label)
                 leases.append(lease)
             examples = order.prepare([lease.served for lease in leases])
+            if self._admit is not None:
+                # A series has one batch under way, however long it is.
+                self._admit(leases[0].served, min(examples.example_count, MAX_ROWS))
         except BaseException as error:
             for lease in leases:
                 lease.release()
@@ -208,6 +216,8 @@ class Intake:
             signature = lease.served.signature
             example_count = signature.check(inputs)
             outputs = signature.check_outputs(names)
+            if self._admit is not None:
+                self._admit(lease.served, example_count)
         except BaseException:
             lease.release()
             raise

@@ -1,4 +1,7 @@
-"""Errors as they travel: `google.rpc.Status` with one `ErrorInfo`; an exception nobody foresaw as an incident id."""
+"""Errors as they travel: `google.rpc.Status` with one `ErrorInfo`, and `RetryInfo` where it is known when to try again.
+
+An exception that nobody foresaw is told as an incident id.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from types import TracebackType
 from typing import Final, NamedTuple
 
 from google.protobuf.any_pb2 import Any
-from google.rpc.error_details_pb2 import ErrorInfo
+from google.protobuf.message import Message
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from fitserve_service.calls import Call
@@ -38,9 +42,11 @@ def wire_status(error: ServiceError) -> WireStatus:
     info = ErrorInfo(reason=error.reason.value, domain=DOMAIN)
     for key, value in error.metadata.items():
         info.metadata[key] = _cut(value, 128)
-    packed = Any()
-    packed.Pack(info)
-    status = Status(code=int(error.code), message=message, details=[packed])
+    status = Status(code=int(error.code), message=message, details=[_packed(info)])
+    if error.retry_after_s is not None:
+        retry = RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        status.details.append(_packed(retry))
     return WireStatus(int(error.code), message, status.SerializeToString())
 
 
@@ -75,6 +81,12 @@ class answering:
         else:
             return False
         return True
+
+
+def _packed(message: Message) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed
 
 
 def _cut(text: str, limit_bytes: int = MAX_MESSAGE_BYTES) -> str:
