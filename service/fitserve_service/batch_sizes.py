@@ -53,6 +53,20 @@ def cost_curve(measured: Mapping[int, float], most: int, padded: Callable[[int],
     return curve
 
 
+def row_cost(measured: Mapping[int, float]) -> float:
+    """Gives what each of many waiting rows should cost, when as many run at once as is cheapest for each.
+
+    Args:
+        measured: Rows to seconds; at least one.
+
+    Returns:
+        Seconds for each row.
+    """
+    sizes = sorted(measured)
+    smooth = isotonic([measured[size] for size in sizes])
+    return min(cost / size for cost, size in zip(smooth, sizes, strict=True))
+
+
 def cheapest_plans(costs: Costs) -> Costs:
     """Gives the least that n rows can cost, in however many runs.
 

@@ -7,10 +7,12 @@ nobody waits unless `max_queue_delay_s` asks for it.
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from enum import IntEnum
+from math import inf
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -36,6 +38,8 @@ class Entry(Generic[Item]):
         example_count: Rows it brings, >= 0.
         priority: Its class.
         deadline_s: When its run must begin at the latest, so that its caller still waits at the end; None: never.
+        size_bytes: Memory that it holds while it waits.
+        run_s: What its run should take, as far as what comes after it has to wait for that; 0: unknown, or nothing.
         arrived_s: When it was added; set by the batcher.
     """
 
@@ -44,6 +48,8 @@ class Entry(Generic[Item]):
     example_count: int
     priority: Priority
     deadline_s: float | None
+    size_bytes: int = 0
+    run_s: float = 0.0
     arrived_s: float = 0.0
     is_queued: bool = field(default=False, init=False)
 
@@ -62,16 +68,18 @@ class Taken(Generic[Item]):
 
 
 class Batcher(Generic[Item]):
-    """Bounded queues, one per priority and key, each first in, first out.
+    """Queues that are bounded in examples, bytes and time, one per priority and key, each first in, first out.
 
-    Invariants: `queued_examples` is the sum over queued entries (one without rows counts as one) and at most
-    `max_queued_examples`, but that an empty queue takes any single entry; an entry leaves exactly once, by `take` or
-    by `remove`.
+    Invariants: `queued_examples`, `queued_bytes` and `queued_s` are the sums over queued entries (one without rows
+    counts as one example) and at most their bounds, but that an empty queue takes any single entry; an entry leaves
+    exactly once, by `take` or by `remove`. One that would be late by what already waits is not taken in.
 
     Args:
         max_batch_size: Most examples in one batch; 0: every entry runs alone.
         max_queue_delay_s: How long the oldest entry may wait for a fuller batch.
         max_queued_examples: Bound of the queue.
+        max_queued_bytes: Bound of the queue.
+        max_queued_s: Bound of the queue: how long all that waits should take to run.
         choose_rows: Gives how many of the rows that wait behind an item to run at once, itself among them.
     """
 
@@ -81,14 +89,20 @@ class Batcher(Generic[Item]):
         max_batch_size: int,
         max_queue_delay_s: float,
         max_queued_examples: int,
+        max_queued_bytes: int = sys.maxsize,
+        max_queued_s: float = inf,
         choose_rows: Callable[[Item, int], int] = lambda _, rows: rows,
     ) -> None:
         self._choose_rows = choose_rows
         self._max_batch_size = max_batch_size
         self._max_queue_delay_s = max_queue_delay_s
         self._max_queued_examples = max_queued_examples
+        self._max_queued_bytes = max_queued_bytes
+        self._max_queued_s = max_queued_s
         self._queues: dict[tuple[Priority, Hashable], deque[Entry[Item]]] = {}
         self.queued_examples = 0
+        self.queued_bytes = 0
+        self.queued_s = 0.0
         self.entry_count = 0
 
     def pace(self, max_queue_delay_s: float) -> None:
@@ -96,9 +110,14 @@ class Batcher(Generic[Item]):
         self._max_queue_delay_s = max_queue_delay_s
 
     def add(self, entry: Entry[Item], now_s: float) -> bool:
-        """Queues an entry; False where the queue is full."""
-        weight = max(entry.example_count, 1)
-        if self.entry_count and self.queued_examples + weight > self._max_queued_examples:
+        """Queues an entry; False where there is no room for it, or it would be late by what already waits."""
+        weight = entry.example_count or 1
+        # In a row, without a call in between: ten thousand requests a second come by here.
+        if self.entry_count and (
+            self.queued_examples + weight > self._max_queued_examples
+            or self.queued_bytes + entry.size_bytes > self._max_queued_bytes
+            or (self.queued_s and self._is_too_long(entry, now_s))
+        ):
             return False
         if self._max_batch_size == 0:
             entry.key = None
@@ -109,8 +128,21 @@ class Batcher(Generic[Item]):
             queue = self._queues[entry.priority, entry.key] = deque()
         queue.append(entry)
         self.queued_examples += weight
+        self.queued_bytes += entry.size_bytes
+        self.queued_s += entry.run_s
         self.entry_count += 1
         return True
+
+    def why_refused(self, entry: Entry[Item], now_s: float) -> str:
+        """Says why there was no room for an entry that has just been refused, for whoever sent it."""
+        if self.queued_examples + (entry.example_count or 1) > self._max_queued_examples:
+            return f"its queue holds {self._max_queued_examples} examples"
+        if self.queued_bytes + entry.size_bytes > self._max_queued_bytes:
+            return f"its queue holds {self._max_queued_bytes} bytes"
+        waits = f"what waits takes about {self.queued_s * 1e3:.1f} ms"
+        if self.queued_s + entry.run_s > self._max_queued_s:
+            return f"{waits}, and its queue holds work for {self._max_queued_s * 1e3:.1f} ms"
+        return f"{waits}, and the deadline is in {((entry.deadline_s or now_s) + entry.run_s - now_s) * 1e3:.1f} ms"
 
     def remove(self, entry: Entry[Item]) -> bool:
         """Takes a cancelled entry out; False where it has left already."""
@@ -142,6 +174,11 @@ class Batcher(Generic[Item]):
         """When the next batch is due, as far as waiting alone decides; None where nothing is queued."""
         heads = [queue[0].arrived_s for queue in self._queues.values()]
         return min(heads) + self._max_queue_delay_s if heads else None
+
+    def _is_too_long(self, entry: Entry[Item], now_s: float) -> bool:
+        """What waits and what comes are too much work together, or what waits leaves it no time."""
+        is_over = self.queued_s + entry.run_s > self._max_queued_s
+        return is_over or (entry.deadline_s is not None and now_s + self.queued_s > entry.deadline_s)
 
     def _by_turn(self, now_s: float) -> list[deque[Entry[Item]]]:
         if len(self._queues) <= 1:
@@ -204,8 +241,11 @@ class Batcher(Generic[Item]):
 
     def _left(self, entry: Entry[Item], queue: deque[Entry[Item]]) -> None:
         entry.is_queued = False
-        self.queued_examples -= max(entry.example_count, 1)
+        self.queued_examples -= entry.example_count or 1
+        self.queued_bytes -= entry.size_bytes
         self.entry_count -= 1
+        # Differences of floats leave dust behind: an empty queue has none.
+        self.queued_s = self.queued_s - entry.run_s if self.entry_count else 0.0
         if not queue:
             del self._queues[(entry.priority, entry.key)]
 

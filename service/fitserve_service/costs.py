@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from fitserve_service.batch_sizes import cost_curve, first_batches
+from fitserve_service.batch_sizes import cost_curve, first_batches, row_cost
 from fitserve_service.joining import bucket_size
 from fitserve_service.signature import Tensor
 
@@ -19,6 +19,10 @@ _PLAN_RUNS: Final = 512
 """Runs for which a plan of batch sizes holds: it costs about as much as ten short ones."""
 
 
+_ROW_RUNS: Final = 32
+"""Runs for which what a row costs holds: it decides who is let in, and must keep up with a machine that slows down."""
+
+
 class CostTable:
     """Run times by rows and by size of a row. Not thread-safe: filled by the loader, then kept on the loop thread.
 
@@ -30,6 +34,7 @@ class CostTable:
         self._run_s: dict[int, dict[int, float]] = {}
         self._run_count = 0
         self._plans: dict[int, tuple[int, list[int]]] = {}
+        self._rows_s: dict[int, tuple[int, float]] = {}
 
     def record(self, rows: int, row_elements: int, run_s: float) -> None:
         """Counts a run in; one without rows says nothing and is left out.
@@ -83,6 +88,20 @@ class CostTable:
             self._plans[size] = (self._run_count, plan)
         return plan[wanted]
 
+    def row_s(self, row_elements: int) -> float:
+        """Tells what each of many waiting rows should take, run together; 0 where rows of this size were never run."""
+        size = row_elements.bit_length()
+        made, row_s = self._rows_s.get(size, (-_ROW_RUNS, 0.0))
+        if self._run_count - made >= _ROW_RUNS and (measured := self._run_s.get(size)):
+            row_s = row_cost(measured)
+            self._rows_s[size] = (self._run_count, row_s)
+        return row_s
+
+    @property
+    def least_s(self) -> float:
+        """The shortest run measured, seconds; 0 where there was none."""
+        return min((run_s for costs in self._run_s.values() for run_s in costs.values()), default=0.0)
+
     def doubt(self, rows: int, row_elements: int) -> None:
         """Lowers what a run is expected to take: a request was refused by it, and will not be measured."""
         expected_s = self.expected_s(rows, row_elements)
@@ -93,3 +112,13 @@ class CostTable:
 def row_elements(inputs: Mapping[str, Tensor], rows: int) -> int:
     """Counts the elements of one example, all inputs together; of a whole request where it has no rows."""
     return sum(tensor.array.size for tensor in inputs.values()) // max(rows, 1)
+
+
+def inputs_bytes(inputs: Mapping[str, Tensor]) -> int:
+    """Counts the bytes that a request's inputs hold; of texts their own, beside the references to them."""
+    total = 0
+    for _, array in inputs.values():
+        total += array.nbytes
+        if array.dtype.hasobject:
+            total += sum(map(len, array.flat))
+    return total

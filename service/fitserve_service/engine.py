@@ -15,12 +15,13 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from fitserve_service.batcher import Batcher, Entry
+from fitserve_service.batcher import Batcher, Entry, Priority
 from fitserve_service.calls import Loop
-from fitserve_service.costs import row_elements
+from fitserve_service.costs import inputs_bytes, row_elements
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.joining import joining_key
 from fitserve_service.pacing import Pacing
@@ -112,8 +113,7 @@ class Engine:
         elif job.deadline_s is not None and job.deadline_s <= now_s + _least_run_s(job):
             self._miss(job, 0.0, now_s)
         elif not self._queue(job, now_s):
-            text = f"model '{served.model}': its queue holds {served.config.max_queued_examples} examples; try later"
-            self._finish(job, ServiceError(Reason.QUEUE_FULL, text, model=served.model))
+            self._finish(job, self._queue_full(job, now_s))
         elif not self._is_scheduled:
             self._schedule()
 
@@ -162,8 +162,18 @@ class Engine:
             lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing), pacing)
         key = joining_key(served.signature, job.inputs, job.output_names, job.example_count)
         latest_s = None if job.deadline_s is None else job.deadline_s - _least_run_s(job)
-        job.entry = Entry(job, key, job.example_count, job.priority, latest_s)
+        run_s = 0.0
+        if served.config.max_queue_ms and job.priority is Priority.PREDICT:
+            run_s = job.example_count * served.costs.row_s(row_elements(job.inputs, job.example_count))
+        size_bytes = inputs_bytes(job.inputs)
+        job.entry = Entry(job, key, job.example_count, job.priority, latest_s, size_bytes, run_s)
         return lane.batcher.add(job.entry, now_s)
+
+    def _queue_full(self, job: Job, now_s: float) -> ServiceError:
+        served, why = job.lease.served, "its queue is full"
+        if job.entry is not None and (lane := self._lanes.get(served)) is not None:
+            why = lane.batcher.why_refused(job.entry, now_s)
+        return ServiceError(Reason.QUEUE_FULL, f"model '{served.model}': {why}; try later", model=served.model)
 
     def _pacing_of(self, served: ServedVersion) -> Pacing | None:
         """A lane comes and goes with its jobs; what was learnt stays as long as the version."""
@@ -316,6 +326,8 @@ def _batcher_for(served: ServedVersion, pacing: Pacing | None) -> Batcher[Job]:
         max_batch_size=config.max_batch_size,
         max_queue_delay_s=config.max_queue_delay_ms / 1e3 if pacing is None else pacing.delay_s,
         max_queued_examples=config.max_queued_examples,
+        max_queued_bytes=config.max_queued_bytes,
+        max_queued_s=config.max_queue_ms / 1e3 or inf,
         choose_rows=choose_rows,
     )
 

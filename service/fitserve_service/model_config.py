@@ -15,6 +15,11 @@ from fitserve_service.variants import is_variant_name
 DEFAULT_MAX_BATCH_SIZE: Final = 256
 
 
+_SHORT_RUN_MS: Final = 1.0
+_QUEUED_RUNS: Final = 12
+_LEAST_QUEUE_MS: Final = 50.0
+
+
 class ModelConfigError(ValueError):
     """A `model.toml` that cannot be taken; the message names the key, what was expected and what was found."""
 
@@ -27,6 +32,9 @@ class ModelConfig:
         max_batch_size: Most examples in one request and in one run; 0: no batch axis, requests are never joined.
         max_queue_delay_ms: How long a request may wait for others to join, >= 0; 0: runs with whatever has arrived.
         max_queued_examples: Examples that may wait; more are refused with QUEUE_FULL.
+        max_queued_bytes: Bytes of inputs that may wait, likewise; an empty queue takes any single request.
+        max_queue_ms: How long all that waits may take to run, by measured costs, likewise; 0: no bound in time. Where
+            nobody says, `queue_ms` decides when the model is loaded. What waits to be evaluated does not count.
         batch_size_buckets: Sizes that runs are padded to, ascending; empty: no padding. Each is run before READY.
         intra_op_num_threads: Threads inside an operator; 0: one for a model that answers within 2 ms, else all cores.
         device: "auto", "cpu", "cuda" or "cuda:N"; "" takes the server's.
@@ -40,6 +48,8 @@ class ModelConfig:
     max_batch_size: int = -1
     max_queue_delay_ms: float = 0.0
     max_queued_examples: int = 8192
+    max_queued_bytes: int = 256 << 20
+    max_queue_ms: float = 0.0
     batch_size_buckets: tuple[int, ...] = ()
     intra_op_num_threads: int = 0
     device: str = ""
@@ -59,6 +69,28 @@ class ModelConfig:
             comment = "".join(c if c.isprintable() else "?" for c in (comments or {}).get(entry.name, ""))
             lines.append(f"{entry.name} = {text}" + (f"  # {comment}" if comment else ""))
         return "\n".join(lines) + "\n"
+
+
+def queue_ms(p99_target_ms: float, run_ms: float) -> tuple[float, str]:
+    """Decides how much work may wait for a model that does not say.
+
+    With a latency target it is half of that: the other half is for the run under way. Else a model whose runs are
+    long has room for 12 of them, and 50 ms at least. Arrivals by chance at 80 % of what such a model can do find no
+    room once in 2,000 times, and at ten times that much those who are let in wait at most about 1.5 times what the 99th
+    percentile waits at 80 %. Short runs need no bound in time: their examples are bounded.
+
+    Args:
+        p99_target_ms: The target; 0: none.
+        run_ms: The shortest run measured; 0: none was.
+
+    Returns:
+        Milliseconds, 0 for no bound, and where they come from.
+    """
+    if p99_target_ms:
+        return p99_target_ms / 2, "half of p99_target_ms"
+    if run_ms < _SHORT_RUN_MS:
+        return 0.0, ""
+    return round(max(_QUEUED_RUNS * run_ms, _LEAST_QUEUE_MS), 1), f"for runs of {run_ms:.1f} ms"
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +159,8 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "max_queue_delay_ms": ("milliseconds, 0..60000", _is_delay),
     "p99_target_ms": ("milliseconds, 0..60000 (0: none)", _is_delay),
     "max_queued_examples": ("an integer >= 1", _is_int(1)),
+    "max_queued_bytes": ("an integer >= 1", _is_int(1)),
+    "max_queue_ms": ("milliseconds, 0..60000 (0: no bound in time)", _is_delay),
     "batch_size_buckets": ("ascending integers >= 1", _is_ascending),
     "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),
     "device": ("auto, cpu, cuda or cuda:N", _is_device),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitserve_service.model_config import ModelConfig, ModelConfigError, read_overrides
+from fitserve_service.model_config import ModelConfig, ModelConfigError, queue_ms, read_overrides
 
 
 def written(root: Path, text: str | bytes) -> Path:
@@ -30,11 +30,22 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
         tmp_path,
         "max_batch_size = 8\nmax_queue_delay_ms = 1.5\nmax_queued_examples = 9\nbatch_size_buckets = [2, 8]\n"
         'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\n'
-        'p99_target_ms = 20.0\nvariant = "int8"\n',
+        'p99_target_ms = 20.0\nvariant = "int8"\nmax_queued_bytes = 1000\nmax_queue_ms = 60\n',
     )
 
     assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(
-        8, 1.5, 9, (2, 8), 2, "cuda:1", 2, (1, 3), 20.0, "int8"
+        max_batch_size=8,
+        max_queue_delay_ms=1.5,
+        max_queued_examples=9,
+        max_queued_bytes=1000,
+        max_queue_ms=60,
+        batch_size_buckets=(2, 8),
+        intra_op_num_threads=2,
+        device="cuda:1",
+        keep_versions=2,
+        versions=(1, 3),
+        p99_target_ms=20.0,
+        variant="int8",
     )
 
 
@@ -52,6 +63,8 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
         ("max_queue_delay_ms = 60001", "got 60001"),
         ('variant = "../int8"', "variant: expected auto, fp32 or a variant's name, got '../int8'"),
         ("max_queued_examples = 0", "max_queued_examples: expected an integer >= 1, got 0"),
+        ("max_queued_bytes = 0", "max_queued_bytes: expected an integer >= 1, got 0"),
+        ("max_queue_ms = -1", r"max_queue_ms: expected milliseconds, 0..60000 \(0: no bound in time\), got -1"),
         ("batch_size_buckets = [4, 2]", r"batch_size_buckets: expected ascending integers >= 1, got \[4, 2\]"),
         ("batch_size_buckets = [2, 2]", "ascending"),
         ('batch_size_buckets = ["2"]', "ascending"),
@@ -108,3 +121,24 @@ def test_what_is_shown_is_toml_that_says_the_same(config: ModelConfig, comment: 
 
 def test_a_comment_says_where_a_value_comes_from() -> None:
     assert "max_batch_size = 4  # model.toml\n" in ModelConfig(4).to_toml({"max_batch_size": "model.toml"})
+
+
+@pytest.mark.parametrize(
+    ("target_ms", "run_ms", "queue"),
+    [
+        (0.0, 0.0, 0.0),
+        (0.0, 0.9, 0.0),
+        (0.0, 2.0, 50.0),
+        (0.0, 5.0, 60.0),
+        (0.0, 100.0, 1200.0),
+        (30.0, 0.1, 15.0),
+        (30.0, 100.0, 15.0),
+    ],
+)
+def test_how_much_work_may_wait_follows_from_the_target_or_from_a_run(
+    target_ms: float, run_ms: float, queue: float
+) -> None:
+    found_ms, comment = queue_ms(target_ms, run_ms)
+
+    assert found_ms == queue
+    assert bool(comment) is (queue > 0)
