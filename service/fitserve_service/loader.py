@@ -30,7 +30,7 @@ from fitserve_contract.repository import (
 )
 from fitserve_contract.tensor_bytes import shape_text
 from fitserve_service.costs import CostTable
-from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides
+from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides, queue_ms
 from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
@@ -86,6 +86,7 @@ class Loader:
         is_proof_required: Refuses versions without manifest, checksums and probe, which are else served unverified.
         process_count: Processes that share the cores.
         p99_target_ms: Latency target of models whose overrides name none; 0: no target.
+        max_queue_ms: How much work may wait for models whose overrides do not say; None: by the time of a run.
         variant: "auto", "fp32" or a variant's name, where the model's overrides name none.
     """
 
@@ -97,9 +98,11 @@ class Loader:
         process_count: int = 1,
         variant: str = AUTO,
         p99_target_ms: float = 0.0,
+        max_queue_ms: float | None = None,
     ) -> None:
         self._device = device
         self._defaults = ModelConfig(p99_target_ms=p99_target_ms)
+        self._max_queue_ms = max_queue_ms
         self._variant = variant
         self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
         self._is_proof_required = is_proof_required
@@ -164,6 +167,8 @@ class Loader:
         config, comments = _settle_batching(session, config, overrides, choice.proved_error)
         _check_buckets(config)
         session, config, costs = _settle_threads(session, config, open_session, self._core_count)
+        if "max_queue_ms" not in overrides.values:
+            config, comments["max_queue_ms"] = _settle_queue(config, self._max_queue_ms, costs)
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
@@ -288,6 +293,14 @@ def _settle_threads(
         if 0 < wider_s < single_s:
             return wider, replace(config, intra_op_num_threads=cores), wider_costs
     return session, replace(config, intra_op_num_threads=config.intra_op_num_threads or 1), costs
+
+
+def _settle_queue(config: ModelConfig, wanted_ms: float | None, costs: CostTable) -> tuple[ModelConfig, str]:
+    """Decides how much work may wait: as the server says, else by what a run takes; with where it comes from."""
+    if wanted_ms is not None:
+        return replace(config, max_queue_ms=wanted_ms), "--max-queue-ms"
+    found_ms, comment = queue_ms(config.p99_target_ms, costs.least_s * 1e3)
+    return replace(config, max_queue_ms=found_ms), comment
 
 
 def _warm_up_sizes(config: ModelConfig) -> list[int]:

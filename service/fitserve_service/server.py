@@ -256,6 +256,7 @@ class Server:
             process_count=max(settings.workers, 1),
             variant=settings.variant,
             p99_target_ms=settings.p99_target_ms,
+            max_queue_ms=settings.max_queue_ms,
             weights=SharedWeights(self._peers.weights) if self._peers and self._peers.weights else None,
         )
         recorded = RecordedLoader(loader)

@@ -15,6 +15,7 @@ ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
 """`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
 
 NO_METRICS: Final = "off"
+AUTO: Final = "auto"
 
 
 class SettingsError(ValueError):
@@ -42,6 +43,8 @@ class ServerSettings:
         max_message_bytes: Larger requests are refused.
         loader_count: Versions that load at once.
         p99_target_ms: For models that do not say: what 99 of 100 requests should take at most; 0: no target.
+        max_queue_ms: For models that do not say: how long all that waits may take to run; 0: no bound in time; None:
+            by the time of a run, see `model_config.queue_ms`.
         runner_count: Threads for long runs.
         workers: Processes on the one port, each with all models, under a parent that starts them again; several share
             the cores. 0: the one process that was started, with none to start it again.
@@ -70,6 +73,7 @@ class ServerSettings:
     loader_count: int = 2
     runner_count: int = 2
     p99_target_ms: float = 0.0
+    max_queue_ms: float | None = None
     workers: int = 1
     crash_limit: int = 3
     crash_window_s: float = 600.0
@@ -117,6 +121,10 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _metrics_port(text: str) -> int | None:
     return None if text == NO_METRICS else _number(0, 65535)(text)
+
+
+def _queue_ms(text: str) -> float | None:
+    return None if text == AUTO else _number(0, 60_000, float)(text)
 
 
 def _device(text: str) -> str:
@@ -205,6 +213,13 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "sets delay and size of batches so that 99 of 100 take less, 0: none (0)",
         "0..60000",
         _number(0, 60000, float),
+    ),
+    "max_queue_ms": Option(
+        "MS",
+        "how long all that waits for a model may take to run, more is refused at once, 0: no such bound "
+        "(auto: 12 runs of a model that takes 1 ms or more)",
+        "auto or 0..60000",
+        _queue_ms,
     ),
     "workers": Option(
         "N",
