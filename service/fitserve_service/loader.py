@@ -42,6 +42,7 @@ from fitserve_service.session import (
     device_kind,
     return_freed_memory,
 )
+from fitserve_service.shared_weights import SharedWeights
 from fitserve_service.signature import Signature
 from fitserve_service.variants import AUTO, Choice, choices
 from fitserve_service.warmup import batching_problem, has_free_first_axis, measure
@@ -88,6 +89,7 @@ class Loader:
         p99_target_ms: Latency target of models whose overrides name none; 0: no target.
         max_queue_ms: How much work may wait for models whose overrides do not say; None: by the time of a run.
         variant: "auto", "fp32" or a variant's name, where the model's overrides name none.
+        weights: Opens sessions whose weights other processes share; None: each session has its own.
     """
 
     def __init__(
@@ -99,8 +101,10 @@ class Loader:
         variant: str = AUTO,
         p99_target_ms: float = 0.0,
         max_queue_ms: float | None = None,
+        weights: SharedWeights | None = None,
     ) -> None:
         self._device = device
+        self._open: Callable[..., Session] = Session if weights is None else weights.open_session
         self._defaults = ModelConfig(p99_target_ms=p99_target_ms)
         self._max_queue_ms = max_queue_ms
         self._variant = variant
@@ -161,7 +165,7 @@ class Loader:
         config = replace(overrides.apply(self._defaults), device=device, variant=choice.name)
 
         def open_session(threads: int) -> Session:
-            return Session(content.model, facts, SessionOptions(config.device, threads), external)
+            return self._open(content.model, facts, SessionOptions(config.device, threads), external)
 
         session = open_session(config.intra_op_num_threads or 1)
         config, comments = _settle_batching(session, config, overrides, choice.proved_error)

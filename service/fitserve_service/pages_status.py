@@ -9,6 +9,7 @@ from typing import Any
 
 from fitserve_contract.repository import CARD_FILE, version_path
 from fitserve_service.pages_activity import Activity, Figures
+from fitserve_service.process_memory import read_memory
 from fitserve_service.registry import ModelSnapshot, Registry, ServedVersion, VersionSnapshot
 from fitserve_service.telemetry import VersionKey
 
@@ -25,6 +26,7 @@ class StatusReport:
         queued_examples: Gives how many examples wait, by version.
         is_ready: Tells whether the server takes requests.
         build: Facts of this server: version, ONNX Runtime's version, device.
+        worker: Its place among the workers.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class StatusReport:
         queued_examples: Callable[[], Mapping[ServedVersion, int]],
         is_ready: Callable[[], bool],
         build: Mapping[str, str],
+        worker: int = 0,
     ) -> None:
         self._repository = repository
         self._registry = registry
@@ -42,6 +45,7 @@ class StatusReport:
         self._queued_examples = queued_examples
         self._is_ready = is_ready
         self._build = build
+        self._worker = worker
 
     @property
     def is_ready(self) -> bool:
@@ -55,9 +59,14 @@ class StatusReport:
         return {
             "is_ready": self.is_ready,
             "build": dict(self._build),
+            "workers": [self._memory()],
             "window_s": round(window_s, 3),
             "models": [self._model(model, figures, waiting) for model in self._registry.snapshot()],
         }
+
+    def _memory(self) -> dict[str, Any]:
+        memory = read_memory()
+        return {"worker": self._worker, **(asdict(memory) if memory is not None else {})}
 
     def _model(
         self, model: ModelSnapshot, figures: Mapping[VersionKey, Figures], waiting: Mapping[ServedVersion, int]

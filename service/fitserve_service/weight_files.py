@@ -1,7 +1,7 @@
 """A private folder of copies of models that several processes map, so that their weights are in memory once.
 
-The parent of the workers makes the folder and removes it; a folder whose owner was killed goes when the next one is made.
-A copy is made by whoever needs it first, kept as long as any process has a lease of it, and removed with the last lease.
+The parent of the workers makes the folder and removes it; one whose owner was killed goes when the next one is made. A
+copy is made by whoever needs it first, kept as long as any process has a lease of it, and removed with the last lease.
 Leases are locks of the kernel's, so that a killed process holds none.
 
     fitserve-weights-xxxxxxxx/   0700, of the server's user

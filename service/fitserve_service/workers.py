@@ -172,9 +172,11 @@ class Workers:
             return
         worker = start_worker(number, time.monotonic())
         self._live.add(worker)
-        begin: dict[str, Any] = {"number": number, "settings": settings_fields(self._settings), "unloaded": sorted(self._unloaded)}
-        begin["weights"] = str(self._weights.path) if self._weights is not None else None
-        worker.link.send("begin", **begin, set_aside=[asdict(entry) for entry in self._aside.values()])
+        fields = settings_fields(self._settings)
+        aside = [asdict(entry) for entry in self._aside.values()]
+        weights = str(self._weights.path) if self._weights is not None else None
+        unloaded = sorted(self._unloaded)
+        worker.link.send("begin", number=number, settings=fields, unloaded=unloaded, set_aside=aside, weights=weights)
         threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
 
     def _listen(self, worker: WorkerProcess) -> None:

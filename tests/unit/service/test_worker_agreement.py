@@ -43,7 +43,7 @@ def version(number: int, state: str = "READY", **activity: Any) -> dict[str, Any
 
 def status(*versions: dict[str, Any], is_ready: bool = True) -> dict[str, Any]:
     models = [{"name": "m", "labels": {}, "versions": list(versions)}]
-    return {"is_ready": is_ready, "build": {"version": "1"}, "window_s": 10.0, "models": models}
+    return {"is_ready": is_ready, "build": {"version": "1"}, "workers": [], "window_s": 10.0, "models": models}
 
 
 @given(CALLS)
@@ -100,6 +100,11 @@ def test_a_version_is_ready_where_it_is_ready_in_all() -> None:
         (2, "LOADING"),
         (1, "READY"),
     ]
+
+
+def test_each_worker_tells_of_its_own_memory_in_the_order_of_their_numbers() -> None:
+    documents = [status() | {"workers": [{"worker": number, "private_bytes": number}]} for number in (2, 0, 1)]
+    assert merge_statuses(documents)["workers"] == [{"worker": n, "private_bytes": n} for n in range(3)]
 
 
 def test_rates_add_up_and_latency_is_the_slowest_workers() -> None:

@@ -48,7 +48,7 @@ class Played:
 
 
 def document(is_ready: bool) -> bytes:
-    status: dict[str, Any] = {"is_ready": is_ready, "window_s": 1.0, "models": []}
+    status: dict[str, Any] = {"is_ready": is_ready, "workers": [], "window_s": 1.0, "models": []}
     return json.dumps(status).encode()
 
 
