@@ -32,9 +32,6 @@ class ModelConfig:
         max_batch_size: Most examples in one request and in one run; 0: no batch axis, requests are never joined.
         max_queue_delay_ms: How long a request may wait for others to join, >= 0; 0: runs with whatever has arrived.
         max_queued_examples: Examples that may wait; more are refused with QUEUE_FULL.
-        max_queued_bytes: Bytes of inputs that may wait, likewise; an empty queue takes any single request.
-        max_queue_ms: How long all that waits may take to run, by measured costs, likewise; 0: no bound in time. Where
-            nobody says, `queue_ms` decides when the model is loaded. What waits to be evaluated does not count.
         batch_size_buckets: Sizes that runs are padded to, ascending; empty: no padding. Each is run before READY.
         intra_op_num_threads: Threads inside an operator; 0: one for a model that answers within 2 ms, else all cores.
         device: "auto", "cpu", "cuda" or "cuda:N"; "" takes the server's.
@@ -43,13 +40,15 @@ class ModelConfig:
         p99_target_ms: What 99 of 100 requests should take at most, from arrival to the end of their run: it sets delay
             and size by itself, from `max_queue_delay_ms` 0 and up to `max_batch_size`; 0: they stay as they are.
         variant: "auto", "fp32" or the name of a variant that the version holds; "" takes the server's.
+        max_queued_bytes: Bytes of inputs that may wait; more are refused with QUEUE_FULL. An empty queue takes any
+            single request.
+        max_queue_ms: How long all that waits may take to run, by measured costs; more is refused with QUEUE_FULL. 0: no
+            bound in time. Where nobody says, `queue_ms` decides. What waits to be evaluated does not count.
     """
 
     max_batch_size: int = -1
     max_queue_delay_ms: float = 0.0
     max_queued_examples: int = 8192
-    max_queued_bytes: int = 256 << 20
-    max_queue_ms: float = 0.0
     batch_size_buckets: tuple[int, ...] = ()
     intra_op_num_threads: int = 0
     device: str = ""
@@ -57,6 +56,8 @@ class ModelConfig:
     versions: tuple[int, ...] = ()
     p99_target_ms: float = 0.0
     variant: str = ""
+    max_queued_bytes: int = 256 << 20
+    max_queue_ms: float = 0.0
 
     def to_toml(self, comments: Mapping[str, str] | None = None) -> str:
         """Writes the configuration as the TOML file that would say it, with where each value comes from."""
