@@ -14,7 +14,6 @@ import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +22,41 @@ import onnxruntime
 from google.protobuf.internal import api_implementation
 
 from fitserve_contract.datatypes import BF16, BYTES
-from fitserve_contract.manifest import TensorSpec
+from fitserve_service.cuda_libraries import ask_driver, driver_problem, libraries_problem, missing_file
+from fitserve_service.device_runs import GATE, DeviceRuns, Tools
 from fitserve_service.onnx_file import OnnxFacts
+from fitserve_service.placement import Placement, placement_of, placement_problem
+from fitserve_service.run_errors import (
+    OperatorError,
+    RunawayError,
+    SessionError,
+    is_of_runtime,
+    load_error,
+    run_error,
+)
+from fitserve_service.runtime_values import datatype, fed, taken, tensor_spec
+from fitserve_service.session_options import SessionOptions, cuda_options, has_kept_shapes, is_kept_size, settled
 from fitserve_service.signature import Tensor
+
+__all__ = [
+    "CPU_PROVIDER",
+    "CUDA_PROVIDER",
+    "LOWEST_VERSION",
+    "OperatorError",
+    "RunLimit",
+    "RunSwitch",
+    "RunawayError",
+    "Session",
+    "SessionError",
+    "SessionOptions",
+    "check_runtime",
+    "cuda_problem",
+    "cuda_version",
+    "device_kind",
+    "provider_names",
+    "return_freed_memory",
+    "runtime_version",
+]
 
 LOWEST_VERSION: Final = (1, 30, 1)
 """ONNX Runtime below this can be killed by a model or by a request's values."""
@@ -33,69 +64,12 @@ LOWEST_VERSION: Final = (1, 30, 1)
 CPU_PROVIDER: Final = "CPUExecutionProvider"
 CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 
-_CUDA_OPTIONS: Final = {"use_tf32": "0"}
-"""TF32 rounds the factors of a product to 10 bits: its answers are not the fp32 ones that were verified."""
-
 _BFLOAT16_ONNX: Final = 16
 """TensorProto.DataType.BFLOAT16. Source: onnx/onnx.proto."""
 
-_DATATYPES: Final = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(bfloat16)": BF16,
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": BYTES,
-}
-
-_RUNTIME_ERRORS: Final = "onnxruntime.capi.onnxruntime_pybind11_state"
-"""Module of the errors that the runtime itself raises; any other in a run is a fault of ours."""
-
-_NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
-_NO_MEMORY = re.compile(r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory", re.IGNORECASE)
-"""What the runtime says where memory is not to be had: an error like any other, but for its text."""
-_SOURCE_PLACE = re.compile(r"\S*/\S+(:\d+)?")
+_RECORDS_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
 
 onnxruntime.set_default_logger_severity(4)
-
-
-class SessionError(Exception):
-    """A model that ONNX Runtime cannot load, or a provider that is not there; the text is fit for a caller."""
-
-
-class OperatorError(Exception):
-    """An operator that refused the values of a run; the text is fit for a caller."""
-
-
-class RunawayError(OperatorError):
-    """A run that took all the time it was given, or wanted more memory than there is; the text is fit for a caller."""
-
-
-@dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """How a session runs.
-
-    Args:
-        device: "cpu", "cuda", "cuda:N", or "auto": CUDA where it works, else the CPU.
-        intra_op_num_threads: Threads inside an operator, >= 1.
-        saves_to: File that takes the model as it was optimized for this machine; None: it is not saved.
-        is_optimized: The model is one that was saved so.
-        entries: Further settings by ONNX Runtime's names.
-    """
-
-    device: str = "auto"
-    intra_op_num_threads: int = 1
-    saves_to: Path | None = None
-    is_optimized: bool = False
-    entries: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_runtime() -> None:
@@ -123,34 +97,34 @@ def provider_names() -> tuple[str, ...]:
     return tuple(onnxruntime.get_available_providers())
 
 
+def cuda_version() -> str:
+    """Tells which CUDA this ONNX Runtime was built for, for example "13.0"; empty where it was built without."""
+    return str(getattr(onnxruntime, "cuda_version", None) or "")
+
+
 @functools.cache
 def cuda_problem() -> str | None:
-    """Tells why CUDA sessions cannot run here, naming the missing library; None where they can."""
+    """Tells why CUDA sessions cannot run here, naming the missing library and its package; None where they can."""
     if CUDA_PROVIDER not in onnxruntime.get_available_providers():
         return "this onnxruntime has no CUDA provider: install onnxruntime-gpu in place of onnxruntime"
-    if _missing_library("libcuda.so.1"):
-        return "libcuda.so.1 is missing: no NVIDIA driver is installed, or the container was started without it"
+    # The driver first: without one nothing of CUDA is loaded into a process that cannot use it.
+    if problem := driver_problem(ask_driver(), cuda_version()):
+        return problem
     # It prints what it does not find; what matters of that is told below.
     with contextlib.redirect_stdout(io.StringIO()):
-        onnxruntime.preload_dlls()
-    provider = Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"
-    missing = _missing_library(str(provider))
-    return f"{missing} is missing: pip install 'fitserve[cuda]', or a torch build for CUDA 13" if missing else None
+        onnxruntime.preload_dlls(directory="")
+    if problem := libraries_problem(cuda_version()):
+        return problem
+    missing = missing_file(str(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
+    return (
+        f"{missing} is missing: pip install 'fitserve[cuda]', or a torch build for the same CUDA" if missing else None
+    )
 
 
 def device_kind(device: str) -> str:
     """Tells where a session of a device runs here: "cpu" or "cuda"."""
     is_cuda = device.startswith("cuda") or (device == "auto" and cuda_problem() is None)
     return "cuda" if is_cuda else "cpu"
-
-
-def _missing_library(library: str) -> str:
-    """Names the library that keeps another from loading; empty where it loads."""
-    try:
-        ctypes.CDLL(library)
-    except OSError as error:
-        return Path(str(error).split(":")[0]).name
-    return ""
 
 
 class RunSwitch:
@@ -192,6 +166,7 @@ class Session:
         inputs: Inputs in the model's order; those with a default last.
         outputs: Outputs that are tensors, in the model's order.
         provider: Execution provider that runs it, ONNX Runtime's name.
+        placement: Which provider runs how many nodes; recorded on a GPU alone.
         has_loops: A run's time depends on the values: what runs short once may never end.
     """
 
@@ -212,17 +187,20 @@ class Session:
         missing = facts.external_files - set(external or {})
         if missing:
             raise SessionError(f"external data: expected file '{min(missing)[:128]}', found none")
+        options = settled(options, facts)
         self._session = _open(model, options, external or {})
         self.provider: str = self._session.get_providers()[0]
-        required = [_spec(node, facts.input_shapes, False) for node in self._session.get_inputs()]
-        defaulted = [_spec(node, facts.input_shapes, True) for node in self._session.get_overridable_initializers()]
-        untensored = [node.name for node in self._session.get_inputs() if _datatype(node.type) is None]
+        self.placement = _checked_placement(self._session, options)
+        required = [tensor_spec(node, facts.input_shapes, has_default=False) for node in self._session.get_inputs()]
+        overridable = self._session.get_overridable_initializers()
+        defaulted = [tensor_spec(node, facts.input_shapes, has_default=True) for node in overridable]
+        untensored = [node.name for node in self._session.get_inputs() if datatype(node.type) is None]
         if untensored:
             raise SessionError(
                 f"input '{untensored[0]}': expected a tensor, got a sequence, map or unknown element type"
             )
         self.inputs = tuple(spec for spec in (*required, *defaulted) if spec is not None)
-        outputs = [_spec(node, facts.output_shapes, False) for node in self._session.get_outputs()]
+        outputs = [tensor_spec(node, facts.output_shapes, has_default=False) for node in self._session.get_outputs()]
         self.outputs = tuple(spec for spec in outputs if spec is not None)
         if not self.outputs:
             raise SessionError("outputs: expected at least one tensor, found none")
@@ -231,6 +209,29 @@ class Session:
         if self._has_bfloat16 and any(spec.datatype == BYTES for spec in self.inputs):
             raise SessionError("inputs: expected no BYTES beside BF16: onnxruntime for Python cannot take both at once")
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
+        self._buckets = options.batch_size_buckets
+        # Its wrapper would look for what no session of ours has (a graph of WebGPU, a fallback), at each run.
+        self._run_natively = getattr(self._session, "_sess", self._session).run
+        self._device_runs = self._new_device_runs(options)
+        if self._has_bfloat16:
+            self._run_arrays = self._run_ort_values
+        else:
+            self._run_arrays = self._run if self._device_runs is None else self._run_on_gpu
+
+    def keep(self, inputs: Mapping[str, Tensor]) -> None:
+        """Keeps buffers for inputs of these shapes on the GPU, where their batch size is one of the buckets.
+
+        Args:
+            inputs: Required inputs, with values that the model runs.
+
+        Raises:
+            OperatorError: an operator refused the values.
+            GraphError: the run cannot be captured as a CUDA graph.
+        """
+        if self._device_runs is None or not has_kept_shapes(self.inputs, self.outputs):
+            return
+        if is_kept_size(self.inputs, [tensor.array.shape for tensor in inputs.values()], self._buckets):
+            self._device_runs.keep({name: tensor.array for name, tensor in inputs.items()})
 
     def run(
         self, inputs: Mapping[str, Tensor], output_names: Sequence[str], limit: RunLimit | RunSwitch | None = None
@@ -251,24 +252,41 @@ class Session:
         """
         options = limit.options if limit else None
         try:
-            arrays = (self._run_ort_values if self._has_bfloat16 else self._run)(inputs, output_names, options)
+            arrays = self._run_arrays(inputs, output_names, options)
         except MemoryError:
             raise RunawayError("the model wants more memory for these values than there is") from None
         except Exception as error:
-            if type(error).__module__ != _RUNTIME_ERRORS:
+            if not is_of_runtime(error):
                 raise
-            is_runaway = (limit and limit.options.terminate) or _NO_MEMORY.search(str(error))
-            raise (RunawayError if is_runaway else OperatorError)(_operator_text(str(error))) from error
+            is_ended = limit is not None and bool(limit.options.terminate)
+            raise run_error(error, is_ended=is_ended, is_on_gpu=self.provider == CUDA_PROVIDER) from error
         pairs = zip(output_names, arrays, strict=True)
-        return {name: Tensor(self._datatypes[name], _taken(name, array)) for name, array in pairs}
+        return {name: Tensor(self._datatypes[name], taken(name, array)) for name, array in pairs}
 
     def _run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str], options: Any) -> Sequence[Any]:
-        feed = {name: _fed(name, tensor) for name, tensor in inputs.items()}
-        return self._session.run(output_names, feed, options)  # type: ignore[no-any-return]
+        feed = {name: fed(name, tensor) for name, tensor in inputs.items()}
+        return self._run_natively(output_names, feed, options)  # type: ignore[no-any-return]
+
+    def _run_on_gpu(self, inputs: Mapping[str, Tensor], output_names: Sequence[str], options: Any) -> Sequence[Any]:
+        assert self._device_runs is not None
+        return self._device_runs.run(
+            {name: fed(name, tensor) for name, tensor in inputs.items()}, output_names, options
+        )
 
     def _run_ort_values(self, inputs: Mapping[str, Tensor], output_names: Sequence[str], options: Any) -> Sequence[Any]:
         feed = {name: _ort_value(tensor) for name, tensor in inputs.items()}
         return [_from_ort_value(value) for value in self._session.run_with_ort_values(output_names, feed, options)]
+
+    def _new_device_runs(self, options: SessionOptions) -> DeviceRuns | None:
+        if self.provider != CUDA_PROVIDER:
+            return None
+
+        def new_buffer(shape: Sequence[int], dtype: Any) -> Any:
+            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, "cuda", options.gpu_index)
+
+        names = [spec.name for spec in self.inputs if not spec.is_optional]
+        tools = Tools(new_buffer, onnxruntime.RunOptions)
+        return DeviceRuns(self._session, names, list(self._datatypes), tools, has_graphs=options.has_graphs)
 
 
 def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) -> Any:
@@ -287,11 +305,15 @@ def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) 
         names = list(external)
         contents = [external[name] for name in names]
         settings.add_external_initializers_from_files_in_memory(names, contents, [len(part) for part in contents])
-    providers = _providers(options.device)
+    providers = _providers(options)
+    is_on_gpu = providers[0] != CPU_PROVIDER
+    if is_on_gpu:
+        settings.add_session_config_entry(_RECORDS_PLACEMENT, "1")
     try:
-        session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
+        with GATE.together() if is_on_gpu else contextlib.nullcontext():
+            session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:
-        raise SessionError(f"onnxruntime refused the model: {_short(str(error))}") from error
+        raise load_error(error, is_on_gpu=is_on_gpu) from error
     if options.device.startswith("cuda") and session.get_providers()[0] != CUDA_PROVIDER:
         raise SessionError(f"device '{options.device}': expected {CUDA_PROVIDER}, got {session.get_providers()[0]}")
     # It would keep the file's bytes for a fallback that is switched off: the weights a second time.
@@ -305,57 +327,29 @@ def return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _providers(device: str) -> list[Any]:
+def _providers(options: SessionOptions) -> list[Any]:
+    device = options.device
     if device == "cpu":
         return [CPU_PROVIDER]
     problem = cuda_problem()
+    if problem is None and options.gpu_index:
+        problem = driver_problem(ask_driver(), cuda_version(), options.gpu_index) or None
     if problem is None:
-        _, _, index = device.partition(":")
-        return [(CUDA_PROVIDER, {"device_id": int(index or 0), **_CUDA_OPTIONS}), CPU_PROVIDER]
+        return [(CUDA_PROVIDER, cuda_options(options)), CPU_PROVIDER]
     if device == "auto":
         return [CPU_PROVIDER]
     raise SessionError(f"device '{device}': {problem}")
 
 
-def _datatype(runtime_type: str) -> str | None:
-    if runtime_type.startswith("optional(") and runtime_type.endswith(")"):
-        runtime_type = runtime_type[len("optional(") : -1]
-    return _DATATYPES.get(runtime_type)
-
-
-def _spec(node: Any, shapes: Mapping[str, tuple[int | str | None, ...] | None], has_default: bool) -> TensorSpec | None:
-    datatype = _datatype(node.type)
-    if datatype is None:
-        return None
-    is_optional = has_default or node.type.startswith("optional(")
-    # The runtime says [] for a scalar and for an open rank alike; the file tells them apart.
-    shape = tuple(node.shape) if node.shape or node.name not in shapes else shapes[node.name]
-    return TensorSpec(node.name, datatype, None if node.type.startswith("optional(") else shape, is_optional)
-
-
-def _fed(name: str, tensor: Tensor) -> Any:
-    return _strings(name, tensor.array) if tensor.datatype == BYTES else tensor.array
-
-
-def _strings(name: str, array: Any) -> Any:
-    """BYTES elements as str: the runtime's strings are UTF-8, and it would quote other bytes without a word."""
-    strings = np.empty(array.size, object)
-    for index, element in enumerate(array.reshape(-1)):
-        try:
-            strings[index] = element.decode()
-        except UnicodeDecodeError:
-            raise OperatorError(f"input '{name}': expected UTF-8 text, got other bytes in element {index}") from None
-    return strings.reshape(array.shape)
-
-
-def _taken(name: str, array: Any) -> Any:
-    if array is None:
-        raise OperatorError(f"output '{name}': expected a tensor, got none for these values")
-    if array.dtype != object:
-        return array
-    taken = np.empty(array.size, object)
-    taken[:] = [element.encode() if isinstance(element, str) else bytes(element) for element in array.reshape(-1)]
-    return taken.reshape(array.shape)
+def _checked_placement(session: Any, options: SessionOptions) -> Placement:
+    """Reads where the nodes are, and holds it against what the device asks for."""
+    if session.get_providers()[0] != CUDA_PROVIDER:
+        return Placement()
+    placement = placement_of(session.get_provider_graph_assignment_info(), CUDA_PROVIDER)
+    problem = placement_problem(placement, CUDA_PROVIDER, options.max_cpu_nodes)
+    if problem and options.device.startswith("cuda"):
+        raise SessionError(f"device '{options.device}': {problem}")
+    return placement
 
 
 def _ort_value(tensor: Tensor) -> Any:
@@ -379,15 +373,3 @@ def _from_ort_value(value: Any) -> Any:
         raise OperatorError("BF16 outputs on a GPU cannot be copied by this runtime: cast them to FP32 in the graph")
     bits = ctypes.string_at(value.data_ptr(), count * 2)
     return np.frombuffer(bits, "<u2").reshape(shape)
-
-
-def _operator_text(text: str) -> str:
-    match = _NODE_ERROR.search(text)
-    if match is None:
-        return f"the model cannot run these values: {_short(text)}"
-    return f"operator {match[1]} (node '{match[2][:128]}') refused the values: {_short(match[3])}"
-
-
-def _short(text: str) -> str:
-    """The runtime's words without the places of its own sources, which mean nothing to a caller."""
-    return _SOURCE_PLACE.sub("…", " ".join(text.split()))[:400]

@@ -1,0 +1,91 @@
+"""What goes wrong when a model is loaded or run: the runtime's errors in words that are fit for a caller."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_RUNTIME_ERRORS: Final = "onnxruntime.capi.onnxruntime_pybind11_state"
+"""Module of the errors that the runtime itself raises; any other in a run is a fault of ours."""
+
+_BOUND_RUN_ERROR: Final = "Error in execution: "
+"""How the runtime's error begins where memory was bound: then it is a plain RuntimeError."""
+
+_NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
+_NO_MEMORY = re.compile(
+    r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory|out of memory"
+    r"|Available memory of \d+ is smaller than|CUDA_ERROR_OUT_OF_MEMORY|(CUBLAS|CUDNN|CUFFT)\w*_ALLOC(ATION)?_FAILED",
+    re.IGNORECASE,
+)
+"""What the runtime says where memory is not to be had: an error like any other, but for its text."""
+_SOURCE_PLACE = re.compile(r"\S*/\S+(:\d+)?")
+
+_GPU_REMEDIES: Final = (
+    "free memory on the GPU, raise --device-memory-limit-bytes where it is set, "
+    "serve a smaller variant (--variant), or take a smaller max_batch_size"
+)
+
+
+class SessionError(Exception):
+    """A model that ONNX Runtime cannot load, or a provider that is not there; the text is fit for a caller."""
+
+
+class GraphError(SessionError):
+    """A model whose runs cannot be captured as CUDA graphs; it may well run without."""
+
+
+class OperatorError(Exception):
+    """An operator that refused the values of a run; the text is fit for a caller."""
+
+
+class RunawayError(OperatorError):
+    """A run that took all the time it was given, or wanted more memory than there is; the text is fit for a caller."""
+
+
+class DeviceMemoryError(RunawayError):
+    """A run for which the GPU had no memory left: not the fault of its values alone. The text is fit for a caller."""
+
+
+def is_of_runtime(error: Exception) -> bool:
+    """Tells whether the runtime itself raised an error."""
+    is_bound = isinstance(error, RuntimeError) and str(error).startswith(_BOUND_RUN_ERROR)
+    return type(error).__module__ == _RUNTIME_ERRORS or is_bound
+
+
+def load_error(error: Exception, *, is_on_gpu: bool) -> SessionError:
+    """Puts into words why the runtime refused a model."""
+    text = str(error)
+    if is_on_gpu and _NO_MEMORY.search(text):
+        return SessionError(f"the GPU has no memory for the model ({_short(text)}): {_GPU_REMEDIES}")
+    if "graph capture feature" in text:
+        return GraphError(f"runs cannot be captured as CUDA graphs: {_short(text)}")
+    return SessionError(f"onnxruntime refused the model: {_short(text)}")
+
+
+def run_error(error: Exception, *, is_ended: bool, is_on_gpu: bool) -> OperatorError:
+    """Puts into words why the runtime ended a run.
+
+    Args:
+        error: Its own.
+        is_ended: It was told to.
+        is_on_gpu: The run was on a GPU, whose memory all models share.
+    """
+    text = str(error)
+    has_no_memory = _NO_MEMORY.search(text) is not None
+    if has_no_memory and is_on_gpu and not is_ended:
+        return DeviceMemoryError(
+            f"the GPU has no memory left for this run: send fewer examples at once, or {_GPU_REMEDIES}"
+        )
+    return (RunawayError if is_ended or has_no_memory else OperatorError)(_operator_text(text))
+
+
+def _operator_text(text: str) -> str:
+    match = _NODE_ERROR.search(text)
+    if match is None:
+        return f"the model cannot run these values: {_short(text)}"
+    return f"operator {match[1]} (node '{match[2][:128]}') refused the values: {_short(match[3])}"
+
+
+def _short(text: str) -> str:
+    """The runtime's words without the places of its own sources, which mean nothing to a caller."""
+    return _SOURCE_PLACE.sub("…", " ".join(text.split()))[:400]
