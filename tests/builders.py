@@ -111,6 +111,16 @@ def linear(rows: int = 2, columns: int = 3, seed: int = 0) -> bytes:
     )
 
 
+def killer(divisor: int = -1) -> bytes:
+    """x INT32 (B, 1) -> y = x / divisor; with -1 the lowest integer kills the process: its quotient is none (SIGFPE)."""
+    return model(
+        [helper.make_node("Div", ["x", "divisor"], ["y"])],
+        [value("x", ("B", 1), TensorProto.INT32)],
+        [value("y", ("B", 1), TensorProto.INT32)],
+        {"divisor": np.array([divisor], np.int32)},
+    )
+
+
 def fixed_shape() -> bytes:
     """x FP32 (2, 3) -> y: no batch axis."""
     return identity(shape=(2, 3))
