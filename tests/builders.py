@@ -112,7 +112,7 @@ def linear(rows: int = 2, columns: int = 3, seed: int = 0) -> bytes:
 
 
 def killer(divisor: int = -1) -> bytes:
-    """x INT32 (B, 1) -> y = x / divisor; with -1 the lowest integer kills the process: its quotient is none (SIGFPE)."""
+    """x INT32 (B, 1) -> y = x / divisor; by -1 the lowest integer has no quotient, which kills the process (SIGFPE)."""
     return model(
         [helper.make_node("Div", ["x", "divisor"], ["y"])],
         [value("x", ("B", 1), TensorProto.INT32)],

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from fitserve_benchmarks.chaos_load import MODEL
-from fitserve_benchmarks.processes import child_process
+from fitserve_benchmarks.processes import child_process, children
 from fitserve_client import Client
 
 _SERVE: Final = "from fitserve_service.cli import main; main()"
@@ -75,11 +75,7 @@ class ChaosServer:
 
     def workers(self) -> list[int]:
         """Lists the process ids of its workers."""
-        found = []
-        with suppress(OSError):
-            for task in Path(f"/proc/{self.process_id}/task").iterdir():
-                found += [int(text) for text in (task / "children").read_text().split()]
-        return sorted(found)
+        return children(self.process_id)
 
     def stop(self) -> None:
         """Ends it as a rolling restart does. ServerError: it does not end with exit code 0."""

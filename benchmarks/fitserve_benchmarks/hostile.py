@@ -23,7 +23,7 @@ from fitserve.control.v1 import control_pb2
 from fitserve_benchmarks.hostile_attack import AttackPlan, AttackResult
 from fitserve_benchmarks.hostile_innocents import Innocents, innocent_callers
 from fitserve_benchmarks.hostile_models import INNOCENT, HostileModel, HostileModels, put_good_models
-from fitserve_benchmarks.processes import run_child
+from fitserve_benchmarks.processes import children, run_child
 from fitserve_benchmarks.programs import RunningService, running_service
 
 MOST_GROWTH_BYTES: Final = 32 << 20
@@ -150,13 +150,14 @@ def _attack_all(
     result: HostileResult,
     say: Callable[[str], None],
 ) -> None:
-    started = _started(service.pid)
+    (worker,) = children(service.pid)
+    started = _started(worker)
     with innocent_callers(service.address) as quiet:
         time.sleep(1.0)
     secret = outside.read_bytes().hex()
     warm = int(plan.requests * _WARM_SHARE)
     _take(_attack(AttackPlan(service.address, warm, plan.seed + 1, secret)), result)
-    before_bytes = _memory_bytes(service.pid)
+    before_bytes = _memory_bytes(worker)
     say(f"attacking: {plan.requests} requests, {plan.models} models; memory {before_bytes >> 20} MiB")
     with innocent_callers(service.address) as found:
         answers: list[AttackResult] = []
@@ -167,8 +168,8 @@ def _attack_all(
         attacker.join()
     for each in answers:
         _take(each, result)
-    result.growth_bytes = _memory_bytes(service.pid) - before_bytes
-    result.is_same_process = started == _started(service.pid) and bool(answers)
+    result.growth_bytes = _memory_bytes(worker) - before_bytes
+    result.is_same_process = started == _started(worker) and bool(answers)
     _take_innocents(quiet, found, result)
 
 
@@ -243,9 +244,11 @@ def _take_innocents(quiet: Innocents, found: Innocents, result: HostileResult) -
 
 
 def _memory_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    """Resident memory of a process; 0 where it is gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def _started(pid: int) -> str:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO, Final
 
@@ -87,6 +88,15 @@ def run_child(
     ) as process:
         output, _ = process.communicate(message)
     return process.returncode, output or b""
+
+
+def children(process_id: int) -> list[int]:
+    """Lists the process ids of a process's children, ascending; none where it is gone."""
+    found: list[int] = []
+    with suppress(OSError):
+        for task in Path(f"/proc/{process_id}/task").iterdir():
+            found += [int(text) for text in (task / "children").read_text().split()]
+    return sorted(found)
 
 
 @contextmanager

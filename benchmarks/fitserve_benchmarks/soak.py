@@ -48,7 +48,7 @@ _WARM_UP: Final = 1 / 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a process holds at one moment."""
+    """What a server's processes hold at one moment."""
 
     at_s: float
     memory_mib: float
@@ -121,7 +121,7 @@ def soak(work: Path, seed: int, seconds: float, progress: Callable[[str], None],
         began_s = time.monotonic()
         with _RudeCallers(server.address):
             while (now_s := time.monotonic() - began_s) < seconds:
-                samples.append(sample(server.process_id, now_s))
+                samples.append(sample([server.process_id, *server.workers()], now_s))
                 _disturb(chaos)
                 if len(samples) % 30 == 0:
                     progress(f"{now_s:.0f} s: {load.tally.answer_count} answers, {_sample_text(samples[-1])}")
@@ -130,12 +130,12 @@ def soak(work: Path, seed: int, seconds: float, progress: Callable[[str], None],
     return SoakResult(elapsed_s, tuple(samples), growths(samples), swaps, load.tally)
 
 
-def sample(process_id: int, at_s: float) -> Sample:
-    """Reads what a process holds."""
-    folder = Path(f"/proc/{process_id}")
-    pages = int((folder / "statm").read_text().split()[1])
-    memory_mib = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-    return Sample(at_s, memory_mib, len(os.listdir(folder / "fd")), len(os.listdir(folder / "task")))
+def sample(process_ids: Sequence[int], at_s: float) -> Sample:
+    """Reads what processes hold together: the worker that serves, and the parent that would start it again."""
+    folders = [Path(f"/proc/{process_id}") for process_id in process_ids]
+    pages = sum(int((folder / "statm").read_text().split()[1]) for folder in folders)
+    descriptors, threads = (sum(len(os.listdir(folder / name)) for folder in folders) for name in ("fd", "task"))
+    return Sample(at_s, pages * os.sysconf("SC_PAGE_SIZE") / 2**20, descriptors, threads)
 
 
 def growths(samples: Sequence[Sample]) -> tuple[Growth, ...]:

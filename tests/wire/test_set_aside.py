@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests import builders
-from tests.wire.test_workers import started
+from tests.wire.test_workers import Running, started
 
 from fitserve_client import Client, FitserveError
 from fitserve_client.errors import UnavailableError
@@ -36,6 +37,11 @@ def answer(client: Client) -> int | None:
         return None
 
 
+def has_crashed(running: Running, count: int) -> bool:
+    """Whether the log lays so many crashes at the killer's door."""
+    return running.log.read_text().count("crashed (SIGFPE) while running killer version 1") == count
+
+
 @pytest.mark.parametrize(("workers", "limit"), [(1, 3), (2, 2)])
 def test_a_model_that_crashes_is_set_aside_and_the_others_go_on(tmp_path: Path, workers: int, limit: int) -> None:
     builders.bare_version(tmp_path, "twice", 1, builders.scaled())
@@ -51,7 +57,7 @@ def test_a_model_that_crashes_is_set_aside_and_the_others_go_on(tmp_path: Path, 
             innocent.wait_until_ready("killer", timeout_s=WAIT_S)
             with pytest.raises(UnavailableError, match="expected an answer, got none"):
                 hostile.predict("killer", LOWEST)
-            until(lambda: running.log.read_text().count("crashed (SIGFPE) while running killer version 1") == count)
+            until(partial(has_crashed, running, count))
         until(lambda: running.starts() == workers + limit)
         innocent.wait_until_ready("twice", timeout_s=WAIT_S)
         assert (innocent.predict("twice", ones).array == 2).all()
