@@ -5,7 +5,7 @@ would, on the CPU, with bounded memory and time, without network, with nothing t
 
 | from   | kind      | means                                                                                         |
 |--------|-----------|-----------------------------------------------------------------------------------------------|
-| server | `begin`   | what all trials have in common: `repository`                                                  |
+| server | `begin`   | what all trials have in common: `repository`, `variant`, `is_proof_required`                  |
 | canary | `ready`   | send versions: `in_force`, the limits that the kernel took                                    |
 | server | `try_out` | load and run this one: `model`, `version`, `overrides`, `memory_bytes`, `cpu_s`               |
 | canary | `verdict` | it ran (`refusal` is empty), or what the loader said; `is_runaway`: it took more than it may   |
@@ -34,7 +34,7 @@ def main() -> NoReturn:
     begin = link.receive()
     if begin is None:
         sys.exit(1)
-    try_out = _loading(Path(begin["repository"]))
+    try_out = _loading(begin)
     canary_limits.bound_resources()
     if canary_limits.read_only([begin["repository"], sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path)]):
         in_force.append(canary_limits.FILES)
@@ -44,14 +44,15 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _loading(repository: Path) -> Callable[[Message], Message]:
+def _loading(begin: Message) -> Callable[[Message], Message]:
     # Only now: numpy and the runtime may start threads, and a process with threads cannot give up the network.
     from fitserve_contract.repository import version_path
     from fitserve_service.loader import Loader, LoadError
     from fitserve_service.model_config import Overrides
     from fitserve_service.session import RunawayError
 
-    loader = Loader("cpu")
+    repository = Path(begin["repository"])
+    loader = Loader("cpu", variant=begin["variant"], is_proof_required=begin["is_proof_required"])
 
     def try_out(message: Message) -> Message:
         path = version_path(repository, message["model"], message["version"])

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,19 @@ _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYT
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a version is loaded by that its own folder does not say; see `Loader`.
+
+    Args:
+        variant: "auto", "fp32" or a variant's name.
+        is_proof_required: Refuses versions without manifest, checksums and probe.
+    """
+
+    variant: str = "auto"
+    is_proof_required: bool = False
+
+
 class Canaries:
     """Tries versions out, each call of `try_out` in a process of its own at that time. Thread-safe.
 
@@ -50,10 +64,12 @@ class Canaries:
         repository: The model repository.
         limit_s: Time that a small version may take to load and run.
         is_final: What a canary refuses the server need not try: it would run on the same kind of device.
+        terms: What the server loads by.
     """
 
-    def __init__(self, repository: Path, *, limit_s: float, is_final: bool) -> None:
+    def __init__(self, repository: Path, *, limit_s: float, is_final: bool, terms: Terms | None = None) -> None:
         self._repository = repository
+        self._terms = terms or Terms()
         self._limit_s = limit_s
         self._is_final = is_final
         self._lock = threading.Lock()
@@ -97,7 +113,7 @@ class Canaries:
         return self._start()
 
     def _start(self) -> _Canary:
-        canary = _Canary(self._repository)
+        canary = _Canary(self._repository, self._terms)
         with self._lock:
             self._live.add(canary)
             is_closed = self._is_closed
@@ -165,7 +181,7 @@ class TriedLoader:
 class _Canary:
     """One process. Used by one thread at a time, but for `end`."""
 
-    def __init__(self, repository: Path) -> None:
+    def __init__(self, repository: Path, terms: Terms) -> None:
         own, other = socket.socketpair()
         with other:
             # -P: no module of the directory that the server was started in takes the place of its own.
@@ -180,7 +196,7 @@ class _Canary:
                 env=os.environ | _ENVIRONMENT,
             )
         self._link = Link(own)
-        self._link.send("begin", repository=str(repository.resolve()))
+        self._link.send("begin", repository=str(repository.resolve()), **asdict(terms))
         self.tried_count = 0
         self.is_late = False
         ready = self._receive(_START_S)

@@ -32,8 +32,10 @@ from fitserve_contract.tensor_bytes import shape_text
 from fitserve_service.costs import CostTable
 from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides, queue_ms
 from fitserve_service.onnx_file import OnnxFileError, read_facts
+from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
+from fitserve_service.run_errors import GraphError
 from fitserve_service.session import (
     RunawayError,
     Session,
@@ -87,6 +89,7 @@ class Loader:
         is_proof_required: Refuses versions without manifest, checksums and probe, which are else served unverified.
         process_count: Processes that share the cores.
         p99_target_ms: Latency target of models whose overrides name none; 0: no target.
+        device_memory_limit_bytes: On a GPU, most memory of a model whose overrides name none; 0: all that is free.
         max_queue_ms: How much work may wait for models whose overrides do not say; None: by the time of a run.
         variant: "auto", "fp32" or a variant's name, where the model's overrides name none.
         weights: Opens sessions whose weights other processes share; None: each session has its own.
@@ -100,12 +103,13 @@ class Loader:
         process_count: int = 1,
         variant: str = AUTO,
         p99_target_ms: float = 0.0,
+        device_memory_limit_bytes: int = 0,
         max_queue_ms: float | None = None,
         weights: SharedWeights | None = None,
     ) -> None:
         self._device = device
         self._open: Callable[..., Session] = Session if weights is None else weights.open_session
-        self._defaults = ModelConfig(p99_target_ms=p99_target_ms)
+        self._defaults = ModelConfig(p99_target_ms=p99_target_ms, device_memory_limit_bytes=device_memory_limit_bytes)
         self._max_queue_ms = max_queue_ms
         self._variant = variant
         self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
@@ -156,6 +160,23 @@ class Loader:
     def _make(
         self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None, choice: Choice
     ) -> ServedVersion:
+        """Makes it of one file; without CUDA graphs where its runs cannot be captured."""
+        try:
+            return self._make_of(path, overrides, content, manifest, choice)
+        except GraphError as error:
+            _log.info("%s version %d: %s; it runs without", path.model, path.version, error)
+            plain = Overrides({**overrides.values, "cuda_graphs": False})
+            return self._make_of(path, plain, content, manifest, choice, {"cuda_graphs": str(error)})
+
+    def _make_of(
+        self,
+        path: VersionPath,
+        overrides: Overrides,
+        content: _Content,
+        manifest: Manifest | None,
+        choice: Choice,
+        notes: Mapping[str, str] | None = None,
+    ) -> ServedVersion:
         facts = read_facts(content.model)
         external = {
             name: _read_checked(path.folder, name, content.sums, MAX_MODEL_BYTES)
@@ -165,7 +186,7 @@ class Loader:
         config = replace(overrides.apply(self._defaults), device=device, variant=choice.name)
 
         def open_session(threads: int) -> Session:
-            return self._open(content.model, facts, SessionOptions(config.device, threads), external)
+            return self._open(content.model, facts, _session_options(config, threads), external)
 
         session = open_session(config.intra_op_num_threads or 1)
         config, comments = _settle_batching(session, config, overrides, choice.proved_error)
@@ -176,7 +197,9 @@ class Loader:
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
-        comments = comments | dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason}
+        comments |= dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason} | dict(notes or {})
+        if session.placement.node_counts:
+            comments["device"] = placement_text(session.placement)
         replayed, held_out = self._prove(path.folder, content, _proved_by(manifest, choice), session, signature)
         return ServedVersion(
             model=path.model,
@@ -210,6 +233,17 @@ class Loader:
             raise LoadError(f"certificate: {text}")
         replayed = replay(session, certificate) if certificate is not None else None
         return replayed, read_held_out(read, manifest, signature) if manifest is not None else None
+
+
+def _session_options(config: ModelConfig, threads: int) -> SessionOptions:
+    return SessionOptions(
+        config.device,
+        threads,
+        max_cpu_nodes=config.max_cpu_nodes,
+        batch_size_buckets=config.batch_size_buckets,
+        has_graphs=config.cuda_graphs,
+        device_memory_limit_bytes=config.device_memory_limit_bytes,
+    )
 
 
 def _proved_by(manifest: Manifest | None, choice: Choice) -> Manifest | None:

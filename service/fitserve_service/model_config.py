@@ -44,6 +44,10 @@ class ModelConfig:
             single request.
         max_queue_ms: How long all that waits may take to run, by measured costs; more is refused with QUEUE_FULL. 0: no
             bound in time. Where nobody says, `queue_ms` decides. What waits to be evaluated does not count.
+        max_cpu_nodes: On device "cuda": nodes that the CUDA provider may leave to the CPU, arithmetic of shapes aside;
+            where it leaves more, the version does not load.
+        cuda_graphs: On a GPU: runs of `batch_size_buckets` are captured as CUDA graphs where they can be.
+        device_memory_limit_bytes: On a GPU: most memory that the model's arena takes there; 0: all that is free.
     """
 
     max_batch_size: int = -1
@@ -58,15 +62,15 @@ class ModelConfig:
     variant: str = ""
     max_queued_bytes: int = 256 << 20
     max_queue_ms: float = 0.0
+    max_cpu_nodes: int = 0
+    cuda_graphs: bool = True
+    device_memory_limit_bytes: int = 0
 
     def to_toml(self, comments: Mapping[str, str] | None = None) -> str:
         """Writes the configuration as the TOML file that would say it, with where each value comes from."""
         lines = []
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            text = (
-                f"{list(value)}" if isinstance(value, tuple) else f'"{value}"' if isinstance(value, str) else f"{value}"
-            )
+            text = _toml_text(getattr(self, entry.name))
             comment = "".join(c if c.isprintable() else "?" for c in (comments or {}).get(entry.name, ""))
             lines.append(f"{entry.name} = {text}" + (f"  # {comment}" if comment else ""))
         return "\n".join(lines) + "\n"
@@ -133,6 +137,14 @@ def _checked(where: str, key: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _toml_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"{list(value)}"
+    return f'"{value}"' if isinstance(value, str) else f"{value}"
+
+
 def _is_int(lowest: int) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and value >= lowest
 
@@ -166,6 +178,9 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),
     "device": ("auto, cpu, cuda or cuda:N", _is_device),
     "variant": ("auto, fp32 or a variant's name", _is_variant),
+    "max_cpu_nodes": ("an integer >= 0", _is_int(0)),
+    "cuda_graphs": ("true or false", lambda value: isinstance(value, bool)),
+    "device_memory_limit_bytes": ("an integer >= 0 (0: no limit)", _is_int(0)),
     "keep_versions": ("an integer >= 1", _is_int(1)),
     "versions": ("ascending version numbers >= 1", _is_ascending),
 }

@@ -13,7 +13,7 @@ from typing import Final, Protocol
 
 from fitserve_service import session
 from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
-from fitserve_service.canary_trials import Canaries, RecordedLoader, TriedLoader
+from fitserve_service.canary_trials import Canaries, RecordedLoader, Terms, TriedLoader
 from fitserve_service.crashes import SetAside
 from fitserve_service.engine import Engine
 from fitserve_service.intake import Intake
@@ -256,6 +256,7 @@ class Server:
             process_count=max(settings.workers, 1),
             variant=settings.variant,
             p99_target_ms=settings.p99_target_ms,
+            device_memory_limit_bytes=settings.device_memory_limit_bytes,
             max_queue_ms=settings.max_queue_ms,
             weights=SharedWeights(self._peers.weights) if self._peers and self._peers.weights else None,
         )
@@ -355,7 +356,8 @@ def _new_canaries(settings: ServerSettings) -> Canaries | None:
     if settings.canary == "off":
         return None
     is_final = settings.device == "cpu" or session.cuda_problem() is not None
-    return Canaries(settings.repository, limit_s=settings.canary_limit_s, is_final=is_final)
+    terms = Terms(settings.variant, settings.require_proof)
+    return Canaries(settings.repository, limit_s=settings.canary_limit_s, is_final=is_final, terms=terms)
 
 
 def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOptions:

@@ -27,6 +27,7 @@ from fitserve_service.device_runs import GATE, DeviceRuns, Tools
 from fitserve_service.onnx_file import OnnxFacts
 from fitserve_service.placement import Placement, placement_of, placement_problem
 from fitserve_service.run_errors import (
+    GraphError,
     OperatorError,
     RunawayError,
     SessionError,
@@ -182,7 +183,8 @@ class Session:
             external: Contents of its external files by their relative path; must hold all of `facts.external_files`.
 
         Raises:
-            SessionError: the runtime refuses the model, or the provider asked for is not there.
+            SessionError: the runtime refuses the model, or the provider asked for is not there, or does not take all
+                of it; a GraphError where only its runs cannot be captured as CUDA graphs.
         """
         missing = facts.external_files - set(external or {})
         if missing:
@@ -209,14 +211,13 @@ class Session:
         if self._has_bfloat16 and any(spec.datatype == BYTES for spec in self.inputs):
             raise SessionError("inputs: expected no BYTES beside BF16: onnxruntime for Python cannot take both at once")
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
-        self._buckets = options.batch_size_buckets
         # Its wrapper would look for what no session of ours has (a graph of WebGPU, a fallback), at each run.
         self._run_natively = getattr(self._session, "_sess", self._session).run
+        self._buckets = options.batch_size_buckets
         self._device_runs = self._new_device_runs(options)
-        if self._has_bfloat16:
-            self._run_arrays = self._run_ort_values
-        else:
-            self._run_arrays = self._run if self._device_runs is None else self._run_on_gpu
+        # Functions, not methods of this object: a session that refers to itself outlives its last user.
+        plain = Session._run if self._device_runs is None else Session._run_on_gpu
+        self._run_arrays = Session._run_ort_values if self._has_bfloat16 else plain
 
     def keep(self, inputs: Mapping[str, Tensor]) -> None:
         """Keeps buffers for inputs of these shapes on the GPU, where their batch size is one of the buckets.
@@ -252,7 +253,7 @@ class Session:
         """
         options = limit.options if limit else None
         try:
-            arrays = self._run_arrays(inputs, output_names, options)
+            arrays = self._run_arrays(self, inputs, output_names, options)
         except MemoryError:
             raise RunawayError("the model wants more memory for these values than there is") from None
         except Exception as error:
@@ -275,11 +276,15 @@ class Session:
 
     def _run_ort_values(self, inputs: Mapping[str, Tensor], output_names: Sequence[str], options: Any) -> Sequence[Any]:
         feed = {name: _ort_value(tensor) for name, tensor in inputs.items()}
-        return [_from_ort_value(value) for value in self._session.run_with_ort_values(output_names, feed, options)]
+        with contextlib.nullcontext() if self._device_runs is None else GATE.together():
+            values = self._session.run_with_ort_values(output_names, feed, options)
+            return [_from_ort_value(value) for value in values]
 
     def _new_device_runs(self, options: SessionOptions) -> DeviceRuns | None:
         if self.provider != CUDA_PROVIDER:
             return None
+        if options.has_graphs and not has_kept_shapes(self.inputs, self.outputs):
+            raise GraphError("CUDA graphs: expected numbers of fixed shapes behind the batch axis, got others")
 
         def new_buffer(shape: Sequence[int], dtype: Any) -> Any:
             return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, "cuda", options.gpu_index)

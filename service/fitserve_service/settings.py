@@ -33,6 +33,7 @@ class ServerSettings:
         metrics_port: Prometheus port; 0 takes a free one; None: no metrics.
         device: "auto", "cpu", "cuda" or "cuda:N", for models that do not say.
         variant: "auto", "fp32" or a variant's name, for models that do not say.
+        device_memory_limit_bytes: On a GPU, most memory of each model that does not say; 0: all that is free.
         transport: "auto", "fast" or "stock"; see `transport_choice`.
         insecure: May listen where other machines reach it, in cleartext and for everybody.
         require_proof: Refuses versions without a certificate, which are else served unverified.
@@ -62,6 +63,7 @@ class ServerSettings:
     metrics_port: int | None = 8002
     device: str = "auto"
     variant: str = "auto"
+    device_memory_limit_bytes: int = 0
     transport: str = "auto"
     insecure: bool = False
     require_proof: bool = False
@@ -179,6 +181,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "auto, fp32, int8, fused, …; auto takes the fastest that the version holds for the device (auto)",
         "auto, fp32 or a variant's name",
         _variant,
+    ),
+    "device_memory_limit_bytes": Option(
+        "N", "most memory of a model on a GPU, bytes, 0: all that is free (0)", "0..2^62", _number(0, 1 << 62)
     ),
     "transport": Option(
         "NAME",

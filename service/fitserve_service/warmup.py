@@ -17,6 +17,7 @@ from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array, shape_text
 from fitserve_service.costs import CostTable, row_elements
+from fitserve_service.run_errors import DeviceMemoryError
 from fitserve_service.session import OperatorError, RunawayError, RunLimit, Session
 from fitserve_service.signature import Tensor
 
@@ -74,13 +75,14 @@ def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) ->
     Args:
         session: The model.
         batch_sizes: Examples in a run, ascending; a model without a batch axis ignores them.
-        budget_s: Once this time is spent the remaining sizes are left out.
+        budget_s: Once this time is spent the remaining sizes are left out; infinite: all of them must fit into memory.
 
     Returns:
         The fastest run of the first size, seconds, and all of them; 0 and nothing where made-up inputs do not run.
 
     Raises:
         RunawayError: the first run did not end, or wanted more memory than there is.
+        GraphError: a run could not be captured as a CUDA graph.
     """
     costs, first_s = CostTable(), 0.0
     begin_s = time.monotonic()
@@ -89,10 +91,13 @@ def measure(session: Session, batch_sizes: Sequence[int], *, budget_s: float) ->
         for batch_size in batch_sizes if size is not None else ():
             try:
                 inputs = made_up_inputs(session.inputs, batch_size, size or 1)
+                session.keep(inputs)
                 fastest_s = min(_timed_run(session, inputs, limit) for _ in range(_REPEATS))
             except OperatorError as error:
                 if isinstance(error, RunawayError) and not first_s:
                     raise
+                if isinstance(error, DeviceMemoryError) and math.isinf(budget_s):
+                    raise DeviceMemoryError(f"batch size {batch_size}: {error}") from None
                 # A model that refuses made-up values may well serve real ones.
                 break
             costs.record(batch_size, row_elements(inputs, batch_size), fastest_s)
