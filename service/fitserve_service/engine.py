@@ -26,6 +26,7 @@ from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.joining import joining_key
 from fitserve_service.pacing import Pacing
 from fitserve_service.registry import ServedVersion
+from fitserve_service.run_errors import DeviceMemoryError
 from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out, is_carried_out
 from fitserve_service.session import CUDA_PROVIDER, OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
@@ -223,7 +224,9 @@ class Engine:
         lane.running_count += 1
         expected_s = run.served.costs.expected_s(run.example_count, run.row_elements)
         # What loops may run for ever by a request's values, whatever it took before: never on the loop thread.
-        is_short = expected_s <= INLINE_LIMIT_S and not run.served.session.has_loops
+        # A second run waits for the GPU: on the loop thread everybody would wait with it.
+        is_alone = lane.running_count == 1
+        is_short = expected_s <= INLINE_LIMIT_S and is_alone and not run.served.session.has_loops
         if is_short and is_carried_out(run):
             self._complete(lane, run)
         else:
@@ -343,7 +346,8 @@ def _run_error(served: ServedVersion, error: Exception) -> ServiceError:
         return error
     if isinstance(error, OperatorError):
         text = f"model '{served.model}' version {served.version}: {error}"
-        return ServiceError(Reason.OPERATOR_FAILED, text, model=served.model)
+        reason = Reason.DEVICE_MEMORY if isinstance(error, DeviceMemoryError) else Reason.OPERATOR_FAILED
+        return ServiceError(reason, text, model=served.model)
     incident = uuid.uuid4().hex[:12]
     _log.error("incident %s: a run of %s version %d failed", incident, served.model, served.version, exc_info=error)
     return ServiceError(Reason.INTERNAL, f"internal error, incident {incident}", incident=incident)

@@ -33,7 +33,8 @@ class InferenceServiceStub(object):
     NOT_FOUND           no such model, version or label
     FAILED_PRECONDITION the version is in state FAILED
     UNAVAILABLE         the version is loading or unloading, or the server drains; retry after a pause
-    RESOURCE_EXHAUSTED  queue full (reason QUEUE_FULL), quota (QUOTA) or message too large (TOO_LARGE)
+    RESOURCE_EXHAUSTED  queue full (reason QUEUE_FULL), quota (QUOTA), message too large (TOO_LARGE) or no memory left on
+    the GPU for this run (DEVICE_MEMORY)
     DEADLINE_EXCEEDED   the deadline passed while the request was queued; the model never ran for it
     INTERNAL            anything else; the message carries an incident id that the server's log has too
     """
@@ -69,7 +70,8 @@ class InferenceServiceServicer(object):
     NOT_FOUND           no such model, version or label
     FAILED_PRECONDITION the version is in state FAILED
     UNAVAILABLE         the version is loading or unloading, or the server drains; retry after a pause
-    RESOURCE_EXHAUSTED  queue full (reason QUEUE_FULL), quota (QUOTA) or message too large (TOO_LARGE)
+    RESOURCE_EXHAUSTED  queue full (reason QUEUE_FULL), quota (QUOTA), message too large (TOO_LARGE) or no memory left on
+    the GPU for this run (DEVICE_MEMORY)
     DEADLINE_EXCEEDED   the deadline passed while the request was queued; the model never ran for it
     INTERNAL            anything else; the message carries an incident id that the server's log has too
     """
@@ -135,7 +137,8 @@ class InferenceService(object):
     NOT_FOUND           no such model, version or label
     FAILED_PRECONDITION the version is in state FAILED
     UNAVAILABLE         the version is loading or unloading, or the server drains; retry after a pause
-    RESOURCE_EXHAUSTED  queue full (reason QUEUE_FULL), quota (QUOTA) or message too large (TOO_LARGE)
+    RESOURCE_EXHAUSTED  queue full (reason QUEUE_FULL), quota (QUOTA), message too large (TOO_LARGE) or no memory left on
+    the GPU for this run (DEVICE_MEMORY)
     DEADLINE_EXCEEDED   the deadline passed while the request was queued; the model never ran for it
     INTERNAL            anything else; the message carries an incident id that the server's log has too
     """
