@@ -13,7 +13,7 @@ def ready_text(settings: ServerSettings, port: int, metrics_port: int | None, re
     workers = f" with {settings.workers} workers" if settings.workers > 1 else ""
     place = f"fitserve is ready on {settings.host}:{port}{workers}"
     if metrics_port is not None:
-        page = f"http://{settings.host}:{metrics_port}/"
+        page = f"http://{settings.metrics_host}:{metrics_port}/"
         place += f", status page on {page}, metrics on {page}metrics"
     models = registry.snapshot()
     if not models:

@@ -20,6 +20,7 @@ _EPILOG = f"""example:
   fitserve-serve --repository models
   fitserve-client predict lenet digit.png
   fitserve-serve doctor --device cuda
+  fitserve-serve token ci --access-file access.toml --scopes infer,evaluate
 
 Every setting can also stand in a TOML file (--config FILE, keys as above with _ for -), or in the
 environment as {ENVIRONMENT_PREFIX}<SETTING>, for example {ENVIRONMENT_PREFIX}PORT=9001.
@@ -38,6 +39,10 @@ def _run(arguments: Sequence[str]) -> int:
         from fitserve_service import doctor
 
         return doctor.run(arguments[1:])
+    if arguments[:1] == ["token"]:
+        from fitserve_service.access import token_command
+
+        return token_command.run(arguments[1:])
     options = vars(_parser().parse_args(arguments))
     # Before the first thread starts (numpy's import starts some): the one that waits for signals alone must get them.
     block_stop_signals()

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from fitserve_service import session
-from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
+from fitserve_service.calls import Loop, MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.canary_trials import Canaries, RecordedLoader, Terms, TriedLoader
 from fitserve_service.crashes import SetAside
 from fitserve_service.engine import Engine
+from fitserve_service.entrance import Entrance, EntranceError, check_entrance, tls_files
 from fitserve_service.intake import Intake
 from fitserve_service.loader import Loader
 from fitserve_service.memory_metrics import MemoryCollector
@@ -43,7 +44,7 @@ from fitserve_service.source import RepositorySource
 from fitserve_service.telemetry import Telemetry
 from fitserve_service.tracing import OpenTelemetryTracer, TracingError, open_tracer
 from fitserve_service.traffic import Draw
-from fitserve_service.transport import ListenError, TransportOptions, is_loopback
+from fitserve_service.transport import ListenError, TransportOptions
 from fitserve_service.transport_choice import choose
 
 _SETTLE_POLL_S: Final = 0.01
@@ -126,6 +127,7 @@ class Server:
         if peers is not None and not peers.is_alone:
             self.registry.agree(frozenset())
         self._tracer = _tracer(settings)
+        self._entrance = _entrance(settings, self._transport)
         self._activity = Activity(self._telemetry.counts)
         self._pages = self._new_pages()
         self._metrics: MetricsPort | None = None
@@ -164,6 +166,7 @@ class Server:
                 self._metrics.close()
             if self._tracer is not None:
                 self._tracer.close()
+            self._entrance.close()
 
     def stop(self) -> None:
         """Refuses new requests, answers those in flight within the grace time, then ends `run`."""
@@ -228,14 +231,14 @@ class Server:
     def _open_metrics(self) -> None:
         if self.settings.metrics_port is None:
             return
-        host, port = self.settings.host, self.settings.metrics_port
+        host, port = self.settings.metrics_host, self.settings.metrics_port
         try:
             self._metrics = MetricsPort(host, port, self._pages.answer, tick=self._activity.sample)
         except ListenError as error:
             raise ListenError(f"--metrics-port: {error}") from None
 
     def _new_pages(self) -> Pages:
-        repository, host = self.settings.repository, self.settings.host
+        repository = self.settings.repository
         status = StatusReport(
             repository,
             self.registry,
@@ -245,8 +248,7 @@ class Server:
             _build_facts(self.settings),
             self._peers.number if self._peers else 0,
         )
-        own_host = host if is_loopback(host) else None
-        return Pages(repository, self.registry, self._telemetry.exposition, status, own_host)
+        return Pages(repository, self.registry, self._telemetry.exposition, status, self.settings.metrics_host)
 
     def _new_loader(self) -> VersionLoader:
         settings = self.settings
@@ -267,7 +269,8 @@ class Server:
         draw = Draw()
         shadow = Shadow(self.registry, self._engine, self._transport, draw)
         self._telemetry.add(ShadowCollector(shadow.counts))
-        intake = Intake(self.registry, self._engine, self._telemetry, shadow, draw, tracer=self._tracer)
+        admit = self._entrance.admit
+        intake = Intake(self.registry, self._engine, self._telemetry, shadow, draw, tracer=self._tracer, admit=admit)
         health = HealthServicer(self.registry, self._readiness, self._transport)
         infer = OipInferServicer(intake)
         models = OipModelsServicer(
@@ -281,7 +284,7 @@ class Server:
             unary |= servicer.unary()
         stream: dict[str, StreamMethod] = {**infer.stream(), **health.stream()}
         services = {name.split("/")[1] for name in (*unary, *stream)}
-        return MethodTable(unary, {**stream, **ReflectionServicer(services).stream()})
+        return self._entrance.wrap(MethodTable(unary, {**stream, **ReflectionServicer(services).stream()}))
 
     def _queued_examples(self) -> dict[ServedVersion, int]:
         """Asks the loop, from a scrape's thread."""
@@ -302,12 +305,10 @@ def check_can_start(settings: ServerSettings) -> None:
     if not settings.repository.is_dir():
         hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
         raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
-    if not settings.insecure and not is_loopback(settings.host):
-        hint = "without TLS and tokens everybody who reaches it could use it; --insecure accepts that"
-        raise StartError(f"--host {settings.host}: expected an address of this machine alone (127.0.0.1); {hint}")
     try:
+        check_entrance(settings)
         session.check_runtime()
-    except session.SessionError as error:
+    except (EntranceError, session.SessionError) as error:
         raise StartError(str(error)) from None
     problem = session.cuda_problem() if settings.device.startswith("cuda") else None
     if problem:
@@ -345,6 +346,13 @@ def running_server(settings: ServerSettings) -> Iterator[Server]:
         thread.join()
 
 
+def _entrance(settings: ServerSettings, loop: Loop) -> Entrance:
+    try:
+        return Entrance(settings, loop)
+    except EntranceError as error:
+        raise StartError(str(error)) from None
+
+
 def _tracer(settings: ServerSettings) -> OpenTelemetryTracer | None:
     try:
         return open_tracer(settings.tracing)
@@ -367,6 +375,7 @@ def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOp
         settings.max_message_bytes,
         is_shared=is_shared,
         connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
+        tls=tls_files(settings),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fitserve_service import logs
-from fitserve_service.transport import CHOICES
+from fitserve_service.transport import CHOICES, is_loopback
 
 ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
 """`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
@@ -35,7 +35,11 @@ class ServerSettings:
         variant: "auto", "fp32" or a variant's name, for models that do not say.
         device_memory_limit_bytes: On a GPU, most memory of each model that does not say; 0: all that is free.
         transport: "auto", "fast" or "stock"; see `transport_choice`.
-        insecure: May listen where other machines reach it, in cleartext and for everybody.
+        tls_cert: PEM certificate of the server; None: cleartext.
+        tls_key: PEM key of the certificate.
+        tls_client_ca: PEM authorities of the certificates that callers must show; None: they show none.
+        access_file: Tokens, certificates, scopes and quotas; None: everybody who reaches the port may do everything.
+        audit_log: Where control actions are written down; None: in the log.
         require_proof: Refuses versions without a certificate, which are else served unverified.
         canary: "auto": a version is first loaded and run in a throw-away process with limits; "off": at once here.
         canary_limit_s: How long a small version may take there; larger ones have longer.
@@ -65,7 +69,11 @@ class ServerSettings:
     variant: str = "auto"
     device_memory_limit_bytes: int = 0
     transport: str = "auto"
-    insecure: bool = False
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    access_file: Path | None = None
+    audit_log: Path | None = None
     require_proof: bool = False
     canary: str = "auto"
     canary_limit_s: float = 30.0
@@ -83,6 +91,11 @@ class ServerSettings:
     tracing: str = "off"
     log_format: str = "auto"
     log_level: str = "info"
+
+    @property
+    def metrics_host(self) -> str:
+        """Where the metrics port listens: on this machine alone, whatever `host` is, because it asks for no token."""
+        return self.host if is_loopback(self.host) else "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,16 +175,23 @@ def _switch(text: str) -> bool:
     return _one_of("true", "false")(text) == "true"
 
 
-_INSECURE_HELP = "listen where other machines reach it, in cleartext and for everybody"
 _TRANSPORTS = ", ".join(CHOICES)
 _LOG_FORMATS, _LOG_LEVELS = ", ".join(logs.FORMATS), ", ".join(logs.LEVELS)
 
 OPTIONS: Final[Mapping[str, Option]] = {
     "repository": Option("DIR", "model repository: DIR/<model>/<version>/model.onnx", "a directory", _path),
-    "host": Option("HOST", "address to listen on (127.0.0.1)", "a host name or address", _host),
+    "host": Option(
+        "HOST",
+        "address to listen on; any but this machine's own needs TLS and tokens (127.0.0.1)",
+        "a host name or address",
+        _host,
+    ),
     "port": Option("PORT", "gRPC port, 0 takes a free one (8001)", "0..65535", _number(0, 65535)),
     "metrics_port": Option(
-        "PORT", "Prometheus port, 0 takes a free one, off: none (8002)", "0..65535 or off", _metrics_port
+        "PORT",
+        "Prometheus port, on this machine alone, 0 takes a free one, off: none (8002)",
+        "0..65535 or off",
+        _metrics_port,
     ),
     "device": Option(
         "DEVICE", "auto, cpu, cuda or cuda:N; cuda never falls back (auto)", "auto, cpu, cuda or cuda:N", _device
@@ -191,7 +211,15 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _TRANSPORTS,
         _one_of(*CHOICES),
     ),
-    "insecure": Option("", _INSECURE_HELP, "true or false", _switch),
+    "tls_cert": Option("FILE", "PEM certificate of the server; read anew when it changes (cleartext)", "a file", _path),
+    "tls_key": Option("FILE", "PEM key of the certificate, not encrypted, not for others to read", "a file", _path),
+    "tls_client_ca": Option(
+        "FILE", "PEM authorities; callers must show a certificate of one of them (they need none)", "a file", _path
+    ),
+    "access_file": Option(
+        "FILE", "TOML of tokens, scopes and quotas; see `fitserve-serve token --help` (open to all)", "a file", _path
+    ),
+    "audit_log": Option("FILE", "appends control actions, one JSON line each (they go into the log)", "a file", _path),
     "require_proof": Option(
         "", "refuse versions without a certificate, else served unverified", "true or false", _switch
     ),

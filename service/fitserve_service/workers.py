@@ -139,7 +139,7 @@ class Workers:
             return port, None
         pages = WorkerPages(self)
         try:
-            return port, MetricsPort(settings.host, settings.metrics_port, pages.answer, tick=self._refresh)
+            return port, MetricsPort(settings.metrics_host, settings.metrics_port, pages.answer, tick=self._refresh)
         except ListenError as error:
             port.close()
             raise WorkersError(f"--metrics-port: {error}") from None

@@ -202,7 +202,7 @@ def test_it_refuses_to_start_in_one_sentence(tmp_path: Path) -> None:
     assert "expected a directory, found none; create it" in refusal("--repository", str(tmp_path / "none"))
     assert "--port: expected 0..65535, got 'x'" in refusal(*repository, "--port", "x")
     assert "FITSERVE_SERVE_PROT: expected one of" in refusal(*repository, FITSERVE_SERVE_PROT="1")
-    assert "--insecure accepts that" in refusal(*repository, "--host", "0.0.0.0")
+    assert "give it --tls-cert, --tls-key and --access-file" in refusal(*repository, "--host", "0.0.0.0")
     config = tmp_path / "server.toml"
     config.write_text("prot = 1\n")
     assert f"{config}: prot: expected one of" in refusal(*repository, "--config", str(config))

@@ -1,1 +1,1 @@
-"""Who may do what: TLS files, credentials, scopes, quotas, the audit log, and the guard that puts them before methods."""
+"""Who may do what: TLS files, credentials, scopes, quotas, the audit log, and the guard that stands before methods."""

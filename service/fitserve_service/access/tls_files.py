@@ -122,7 +122,7 @@ def _check_authorities(path: Path, content: Content) -> None:
 
 @contextmanager
 def _as_file(data: bytes) -> Iterator[str]:
-    """Gives a name under which OpenSSL finds these very bytes: what was checked is what is used, and touches no disk."""
+    """Gives a name under which OpenSSL finds these very bytes: what was checked is what is used, and is on no disk."""
     descriptor = os.memfd_create("pem", os.MFD_CLOEXEC)
     try:
         os.write(descriptor, data)

@@ -12,16 +12,16 @@ from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSetting
 
 def test_a_flag_wins_over_the_environment_over_the_file_over_the_default(tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
-    config.write_text('repository = "r"\nport = 1\ngrace_s = 2.5\nhost = "::1"\ninsecure = true\n')
+    config.write_text('repository = "r"\nport = 1\ngrace_s = 2.5\nhost = "::1"\nrequire_proof = true\n')
     environment = {f"{ENVIRONMENT_PREFIX}PORT": "2", f"{ENVIRONMENT_PREFIX}GRACE_S": "3", "OTHER": "x"}
     settings = resolve({"port": "4"}, environment, config)
-    assert settings == ServerSettings(Path("r"), host="::1", port=4, grace_s=3.0, insecure=True)
+    assert settings == ServerSettings(Path("r"), host="::1", port=4, grace_s=3.0, require_proof=True)
 
 
 def test_the_defaults_are_loopback_and_tritons_ports() -> None:
     settings = resolve({"repository": "r"}, {}, None)
     assert (settings.host, settings.port, settings.metrics_port) == ("127.0.0.1", 8001, 8002)
-    assert not settings.insecure
+    assert settings.access_file is None
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_defaults_are_loopback_and_tritons_ports() -> None:
         ("metrics_port", "0", 0),
         ("device", "cuda:1", "cuda:1"),
         ("host", "[::1]", "::1"),
-        ("insecure", "true", True),
+        ("tls_cert", "a/b.pem", Path("a/b.pem")),
         ("grace_s", "0.5", 0.5),
         ("log_format", "json", "json"),
     ],
@@ -53,7 +53,7 @@ def test_values_are_read(name: str, text: str, value: object) -> None:
         ("grace_s", "-1"),
         ("grace_s", "inf"),
         ("max_message_bytes", "0"),
-        ("insecure", "yes"),
+        ("require_proof", "yes"),
         ("log_level", "loud"),
         ("host", " "),
         ("repository", ""),
