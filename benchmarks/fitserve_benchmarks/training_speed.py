@@ -197,7 +197,7 @@ def _our_epoch(recipe: Recipe, config: RunConfig, split: Split, places: Places) 
     optimizer = make_optimizer(model.parameters(), config)
     stepper = Stepper(model, recipe.objective, optimizer, record, autocast, print)
     few = Split(tuple(x[:256] for x in split.inputs), split.targets[:256])
-    job, speeds = Job(config, model, recipe.objective, stepper, split, few), _Speeds()
+    job, speeds = Job(config, model, recipe.objective, stepper, split.packed(), few), _Speeds()
 
     def epoch(trial: int) -> float:
         fit(replace(job, config=replace(config, epochs=trial + 1)), speeds, Progress(epoch=trial))

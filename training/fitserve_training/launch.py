@@ -17,7 +17,7 @@ from fitserve_training.catalogue import load_recipe
 from fitserve_training.checkpoint import load_checkpoint, load_weights, save_weights
 from fitserve_training.compiling import CompileRecord, choose_compile
 from fitserve_training.config import RunConfig, Values
-from fitserve_training.data.dataset import DataSet
+from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.places import Places
 from fitserve_training.device import cpu_threads, device_title, resolve_device
 from fitserve_training.environment import describe
@@ -208,12 +208,17 @@ def _job(built: Built, say: Callable[[str], None]) -> Job:
         model=built.model,
         objective=objective,
         stepper=Stepper(built.model, objective, built.optimizer, built.compile_record, autocast, say, plan),
-        train=built.data.train.to(built.device),
+        train=_resident(built.data.train, built.device),
         held_out=built.data.held_out.to(built.device),
         scoring=scoring,
         is_loss_after_epoch=built.recipe.is_loss_after_epoch,
         cure=built.recipe.cure,
     )
+
+
+def _resident(train: Split, device: torch.device) -> Split:
+    # A GPU divides by a number as it multiplies by its inverse, so bytes would not give the same bits there.
+    return train.packed() if device.type == "cpu" else train.to(device)
 
 
 def _finish(built: Built, writer: RunWriter, progress: Progress, say: Callable[[str], None]) -> Path:

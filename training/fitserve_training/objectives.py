@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fitserve_contract.tasks import TaskKind
+from fitserve_training.cross_entropy import cross_entropy
 
 
 class Objective(Protocol):
@@ -53,15 +54,17 @@ class Classification:
     sum_count = 2
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        self._label_smoothing = label_smoothing
+        self.label_smoothing = label_smoothing
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gives the mean cross-entropy."""
-        return functional.cross_entropy(outputs, targets, label_smoothing=self._label_smoothing)
+        if self.label_smoothing:
+            return functional.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
+        return cross_entropy(outputs, targets)
 
     def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
         """Sums the loss and counts the right answers."""
-        correct = (outputs.argmax(dim=1) == targets).sum()
+        correct = (outputs.contiguous().argmax(dim=1) == targets).sum()
         return torch.stack((loss.double() * len(targets), correct.double()))
 
     def metrics(self, sums: Sequence[float], example_count: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fitserve_training.capturing import Capture, IndexStep, side_stream
 from fitserve_training.compiling import CompileRecord, Gradient, compile_forward, compile_step, quiet_compilation
 from fitserve_training.data.dataset import Batch, Split
+from fitserve_training.derived import derived_gradient, plain_descent
 from fitserve_training.device import now
 from fitserve_training.objectives import Objective
 from fitserve_training.parallel import Workers
@@ -81,10 +82,12 @@ class Stepper:
         self.optimizer = optimizer
         device = next(model.parameters()).device
         self.sums = torch.zeros(objective.sum_count, dtype=torch.float64, device=device)
+        self._parameters = list(model.parameters())
         self._model, self._objective, self._autocast, self._say = model, objective, autocast, say
-        self._eager = make_gradient(model, objective, autocast)
+        self._eager = derived_gradient(model, objective, autocast) or make_gradient(model, objective, autocast)
         self._full = self._eager
         self._is_search = isinstance(optimizer, torch.optim.LBFGS)
+        self._descend = plain_descent(optimizer) if record.used == "off" else None
         self._captured: tuple[Split, IndexStep] | None = None
         self.full_size, self.warm_up_examples = 0, 0
         if record.used == "step" and (not self.plan.is_whole or self._is_search):
@@ -149,12 +152,12 @@ class Stepper:
         return self.record.used != "step" or len(batch.targets) != self.full_size
 
     def _update(self) -> None:
-        parameters = list(self._model.parameters())
-        self.plan.workers.add_up_gradients(parameters)
+        self.plan.workers.add_up_gradients(self._parameters)
         if self.plan.clip_norm:
-            nn.utils.clip_grad_norm_(parameters, self.plan.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            nn.utils.clip_grad_norm_(self._parameters, self.plan.clip_norm)
+        (self._descend or self.optimizer.step)()
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _search(self, batch: Batch, sums: Tensor) -> None:
         """LBFGS asks for the loss several times a step; the first answer is the step's."""

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from fitserve_training.blocks import block_kernel_index, pooled_sigmoid_convolution, space_to_depth
 from fitserve_training.config import RunConfig
-from fitserve_training.narrow import NarrowLinear
 from fitserve_training.recipes.lenet import build_model
 
 
@@ -54,22 +53,6 @@ def test_lenet_trains_by_blocks_to_the_gradients_of_its_layers() -> None:
     torch.testing.assert_close(by_blocks, by_layers, rtol=1e-12, atol=1e-12)
     for a, b in zip(gradients(by_blocks, *parameters), gradients(by_layers, *parameters), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 4), st.integers(0, 2**31))
-def test_a_narrow_layer_is_the_plain_one(count: int, inputs: int, outputs: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    layer = NarrowLinear(inputs, outputs).double()
-    x = torch.randn(count, inputs, dtype=torch.float64, requires_grad=True)
-
-    found, plain = layer(x), nn.functional.linear(x, layer.weight, layer.bias)
-
-    torch.testing.assert_close(found, plain)
-    for a, b in zip(
-        gradients(found, x, layer.weight, layer.bias), gradients(plain, x, layer.weight, layer.bias), strict=True
-    ):
-        torch.testing.assert_close(a, b)
 
 
 def test_blocks_add_nothing_to_the_state() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ from fitserve_training.data.buckets import padded_length
 
 _TOKENS_PER_CHUNK = 8192
 """Padded sequences are evaluated in chunks of about so many tokens."""
+
+_LARGEST_BYTE = 255
+_ROWS_AT_ONCE = 1024
 
 
 class Batch(NamedTuple):
@@ -32,18 +35,20 @@ class Split:
         targets: (N, …).
         lengths: For padded sequences (N, S): how much of each is no padding, int64 (N,) on the CPU. A batch is then cut
             to its longest.
+        is_bytes: Whether inputs are kept as uint8 and stand for float32 in steps of 1/255, which batches then hold.
     """
 
     inputs: tuple[Tensor, ...]
     targets: Tensor
     lengths: Tensor | None = None
+    is_bytes: bool = False
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, indices: Tensor) -> Batch:
         """Gathers the examples at `indices`, int64 (B,), on the split's own device."""
-        inputs = tuple(x.index_select(0, indices) for x in self.inputs)
+        inputs = self._values(tuple(x.index_select(0, indices) for x in self.inputs))
         if self.lengths is not None:
             longest = int(self.lengths.index_select(0, indices.cpu()).max())
             length = padded_length(longest, self.inputs[0].shape[1])
@@ -51,15 +56,15 @@ class Split:
         return Batch(inputs, self.targets.index_select(0, indices))
 
     def whole(self) -> Batch:
-        """Gives all examples in order, without a copy."""
-        return Batch(self.inputs, self.targets)
+        """Gives all examples in order, without a copy unless they are kept as bytes."""
+        return Batch(self._values(self.inputs), self.targets)
 
     def chunks(self, size: int) -> Iterator[Batch]:
         """Gives every example once, at most `size` at a time; in order, padded sequences by length."""
         if self.lengths is None:
             for start in range(0, len(self), size):
                 end = start + size
-                yield Batch(tuple(x[start:end] for x in self.inputs), self.targets[start:end])
+                yield Batch(self._values(tuple(x[start:end] for x in self.inputs)), self.targets[start:end])
             return
         order = self.lengths.argsort(stable=True).to(self.targets.device)
         for indices in torch.split(order, min(size, max(1, _TOKENS_PER_CHUNK // self.inputs[0].shape[1]))):
@@ -68,7 +73,32 @@ class Split:
     def to(self, device: torch.device) -> Split:
         """Copies the split to `device`; gives the same tensors where they are there already."""
         inputs = tuple(x.to(device, non_blocking=True) for x in self.inputs)
-        return Split(inputs, self.targets.to(device), self.lengths)
+        return replace(self, inputs=inputs, targets=self.targets.to(device))
+
+    def packed(self) -> Split:
+        """Keeps inputs as bytes, a fourth of the memory to gather from, where batches are the same to the last bit."""
+        if self.is_bytes or self.lengths is not None or not all(_are_greys(x) for x in self.inputs):
+            return self
+        return replace(self, inputs=tuple(map(_to_bytes, self.inputs)), is_bytes=True)
+
+    def _values(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return tuple(_from_bytes(x) for x in inputs) if self.is_bytes else inputs
+
+
+def _are_greys(values: Tensor) -> bool:
+    """Says whether pictures (N, C, H, W) hold nothing but float32 multiples of 1/255 from 0 to 1."""
+    if values.ndim != 4 or values.dtype != torch.float32 or values.device.type != "cpu":
+        return False
+    rows = torch.split(values, _ROWS_AT_ONCE)
+    return all(torch.equal(_from_bytes(_to_bytes(row.clamp(0, 1))), row) for row in rows)
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    return torch.cat([(row * _LARGEST_BYTE).round_().to(torch.uint8) for row in torch.split(values, _ROWS_AT_ONCE)])
+
+
+def _from_bytes(values: Tensor) -> Tensor:
+    return values.to(torch.float32).div_(_LARGEST_BYTE)
 
 
 @dataclass(frozen=True)

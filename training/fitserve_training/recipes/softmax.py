@@ -9,7 +9,6 @@ from torch import nn
 
 from fitserve_training.config import RunConfig
 from fitserve_training.data import images
-from fitserve_training.narrow import NarrowLinear
 from fitserve_training.objectives import Classification
 from fitserve_training.recipe import Band, Recipe
 from fitserve_training.recipes.images import INPUTS, OUTPUT_NAME, load_data
@@ -17,7 +16,7 @@ from fitserve_training.recipes.images import INPUTS, OUTPUT_NAME, load_data
 
 def build_model(_config: RunConfig) -> nn.Module:
     """Builds 784 -> 10, weights N(0, 0.01²), biases 0."""
-    linear = NarrowLinear(28 * 28, 10)
+    linear = nn.Linear(28 * 28, 10)
     nn.init.normal_(linear.weight, std=0.01)
     nn.init.zeros_(linear.bias)
     return nn.Sequential(nn.Flatten(), linear)
