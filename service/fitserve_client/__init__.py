@@ -6,6 +6,7 @@ Needs grpcio, protobuf and numpy; never torch, onnx, onnxruntime or the service.
 from fitserve_client.async_client import AsyncClient
 from fitserve_client.client import Client
 from fitserve_client.comparison import Comparison
+from fitserve_client.credentials import Tls
 from fitserve_client.errors import (
     AccessError,
     CallCancelledError,
@@ -41,6 +42,7 @@ __all__ = [
     "Prediction",
     "ResourceExhaustedError",
     "RetryPolicy",
+    "Tls",
     "UnavailableError",
     "VersionDetails",
 ]

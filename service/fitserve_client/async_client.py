@@ -239,12 +239,13 @@ class AsyncClient:
             response_deserializer=call.response_type.FromString,
         )
         return await method(
-            call.request, timeout=grpc_timeout_s(remaining_s), metadata=tuple(self._connection.metadata)
+            call.request, timeout=grpc_timeout_s(remaining_s), metadata=self._connection.call_metadata()
         )
 
 
 def _channel(connection: Connection) -> grpc.aio.Channel:
     options = connection.channel_options()
-    if connection.credentials is None:
+    credentials = connection.channel_credentials()
+    if credentials is None:
         return grpc.aio.insecure_channel(connection.target, options=options)
-    return grpc.aio.secure_channel(connection.target, connection.credentials, options=options)
+    return grpc.aio.secure_channel(connection.target, credentials, options=options)

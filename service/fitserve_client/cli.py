@@ -19,8 +19,9 @@ from typing import Any, Final
 
 from fitserve_client.client import Client
 from fitserve_client.commands import COMMANDS
-from fitserve_client.connection import DEFAULT_TARGET, DEFAULT_TIMEOUT_S
+from fitserve_client.connection import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, ConnectionOptions
 from fitserve_client.control_commands import CONTROL_COMMANDS, add_control_commands
+from fitserve_client.credentials import Tls
 from fitserve_client.errors import FileError, FitserveError, UnavailableError
 from fitserve_client.reports import Report
 from fitserve_client.tables import printable
@@ -45,6 +46,9 @@ example:
   fitserve-client predict lenet boot.png --server localhost:8001
 """
 
+_TLS_FILES: Final = ("tls_ca", "tls_cert", "tls_key")
+"""In the order of `Tls`."""
+
 _SOURCES: Final = ("file", "held_out", "text")
 """Where examples come from: one of these."""
 
@@ -64,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         timings: list[Mapping[str, int]] = []
         on_timing = timings.append if getattr(arguments, "timing", False) else None
-        with Client(arguments.server, timeout_s=arguments.timeout, on_timing=on_timing) as client:
+        access = _access(arguments, os.environ)
+        with Client(arguments.server, timeout_s=arguments.timeout, on_timing=on_timing, **access) as client:
             report = {**COMMANDS, **CONTROL_COMMANDS}[arguments.command](client, arguments)
         _print(replace(report, notes=[*report.notes, *map(_timing_text, timings)]), is_json=arguments.json)
     except (FitserveError, FileError) as error:
@@ -76,6 +81,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return DONE
     return REFUSED if report.is_refused else DONE
+
+
+def _access(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ConnectionOptions:
+    """Gives TLS and token: a flag wins over the environment. The token itself is never a flag: others could see it."""
+    files = [getattr(arguments, name) or environment.get(f"FITSERVE_{name.upper()}") or None for name in _TLS_FILES]
+    has_tls = arguments.tls or any(files)
+    token_file = arguments.token_file or environment.get("FITSERVE_TOKEN_FILE") or None
+    token = "" if token_file else environment.get("FITSERVE_TOKEN", "")
+    return {"tls": Tls(*files) if has_tls else None, "token_file": token_file, "token": token}
 
 
 def _timing_text(timing: Mapping[str, int]) -> str:
@@ -222,7 +236,19 @@ def _add(commands: Any, name: str, what: str, example: str, details: str = "") -
         help="deadline of a call (default %(default)g)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    _add_access(parser)
     return parser
+
+
+def _add_access(parser: argparse.ArgumentParser) -> None:
+    access = parser.add_argument_group("access", "Each FILE may also be named in the environment: $FITSERVE_TLS_CA …")
+    access.add_argument("--tls", action="store_true", help="TLS, with the authorities that this system trusts")
+    access.add_argument("--tls-ca", metavar="FILE", help="TLS, with these authorities (PEM)")
+    access.add_argument("--tls-cert", metavar="FILE", help="the certificate to show, where the server asks for one")
+    access.add_argument("--tls-key", metavar="FILE", help="its key")
+    access.add_argument(
+        "--token-file", metavar="FILE", help="the token to send (or in $FITSERVE_TOKEN itself); over TLS alone"
+    )
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

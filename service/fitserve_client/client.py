@@ -296,7 +296,7 @@ class Client:
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response_type.FromString,
         )
-        options = {"timeout": grpc_timeout_s(remaining_s), "metadata": tuple(self._connection.metadata)}
+        options = {"timeout": grpc_timeout_s(remaining_s), "metadata": self._connection.call_metadata()}
         if self._on_timing is None:
             return method(call.request, **options)
         response, answered = method.with_call(call.request, **options)
@@ -307,6 +307,7 @@ class Client:
 
 def _channel(connection: Connection) -> grpc.Channel:
     options = connection.channel_options()
-    if connection.credentials is None:
+    credentials = connection.channel_credentials()
+    if credentials is None:
         return grpc.insecure_channel(connection.target, options=options)
-    return grpc.secure_channel(connection.target, connection.credentials, options=options)
+    return grpc.secure_channel(connection.target, credentials, options=options)

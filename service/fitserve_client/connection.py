@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Generic, TypedDict, cast
 
 import grpc
 
+from fitserve_client.credentials import AUTHORIZATION, Tls, Token
 from fitserve_client.errors import (
     DeadlineExceededError,
     FitserveError,
@@ -43,6 +45,9 @@ class ConnectionOptions(TypedDict, total=False):
     options: Sequence[tuple[str, Any]]
     credentials: grpc.ChannelCredentials | None
     metadata: Sequence[tuple[str, str | bytes]]
+    tls: Tls | None
+    token: str
+    token_file: str | Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,15 @@ class Connection:
         retry: Which failed calls are made again.
         max_message_bytes: Largest message that is sent or taken.
         options: Further gRPC channel options; they win over the client's own.
-        credentials: TLS; None is cleartext.
+        credentials: TLS as grpc has it; None: as `tls` says.
         metadata: Sent with every call.
+        tls: TLS by files; None is cleartext.
+        token: Sent with every call, over TLS alone; empty: none, or that of `token_file`.
+        token_file: A file that holds the token; it is read anew when it changes.
 
     Raises:
-        InvalidArgumentError: the timeout is not above 0.
+        InvalidArgumentError: the timeout is not above 0, or there is a token without TLS.
+        FileError: a file of TLS or the token cannot be used.
     """
 
     target: str = DEFAULT_TARGET
@@ -69,9 +78,33 @@ class Connection:
     options: Sequence[tuple[str, Any]] = ()
     credentials: grpc.ChannelCredentials | None = None
     metadata: Sequence[tuple[str, str | bytes]] = ()
+    tls: Tls | None = None
+    token: str = field(default="", repr=False)
+    token_file: str | Path | None = None
+    _token: Token | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_timeout(self.timeout_s)
+        has_token = bool(self.token) or self.token_file is not None
+        is_shown = has_token or any(key.lower() == AUTHORIZATION for key, _ in self.metadata)
+        if is_shown and self.tls is None and self.credentials is None:
+            raise InvalidArgumentError("token: expected TLS with it: in cleartext everybody on the way could read it")
+        if has_token:
+            object.__setattr__(self, "_token", Token(self.token, file=self.token_file))
+
+    def channel_credentials(self) -> grpc.ChannelCredentials | None:
+        """Gives what the channel is secured with; None for cleartext.
+
+        Raises:
+            FileError: a file of TLS cannot be read.
+        """
+        if self.credentials is None and self.tls is not None:
+            return self.tls.channel_credentials()
+        return self.credentials
+
+    def call_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Gives what goes with a call that begins now."""
+        return (*self.metadata, *(self._token.metadata() if self._token is not None else ()))
 
     def channel_options(self) -> list[tuple[str, Any]]:
         """Gives the options of the channel."""
