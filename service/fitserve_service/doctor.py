@@ -13,24 +13,26 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from fitserve_service.cuda_libraries import (
+    Driver,
+    Library,
+    ask_driver,
+    driver_problem,
+    driver_version,
+    libraries,
+    missing_file,
+)
 from fitserve_service.session import (
     CPU_PROVIDER,
     CUDA_PROVIDER,
     SessionError,
     check_runtime,
     cuda_problem,
+    cuda_version,
+    preload_cuda,
     provider_names,
     runtime_version,
 )
-
-_LIBRARIES: Final = {
-    "CUDA runtime": ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12"),
-    "cuBLAS": ("nvidia-cublas", "nvidia-cublas-cu12"),
-    "cuDNN": ("nvidia-cudnn-cu13", "nvidia-cudnn-cu12"),
-    "cuFFT": ("nvidia-cufft", "nvidia-cufft-cu12"),
-    "cuRAND": ("nvidia-curand", "nvidia-curand-cu12"),
-}
-"""What the CUDA provider loads, and the packages that may bring it: those of the extra `cuda` first."""
 
 _QUERY_LIMIT_S: Final = 30
 
@@ -67,15 +69,17 @@ def examine(device: str) -> tuple[Finding, ...]:
     """
     needs_cuda = device == "cuda"
     problem = cuda_problem()
-    libraries = [_library(name, packages) for name, packages in _LIBRARIES.items()]
+    preload_cuda()
     providers = provider_names()
     return (
         Finding("Python", platform.python_version(), True, True),
         _runtime(),
         Finding("CPU", f"{len(os.sched_getaffinity(0))} cores for this process", CPU_PROVIDER in providers, True),
         Finding("providers compiled in", ", ".join(providers), CUDA_PROVIDER in providers, needs_cuda),
+        Finding("kernel's NVIDIA module", driver_version() or "none is loaded", bool(driver_version()), False),
         _driver(needs_cuda),
-        *libraries,
+        _cuda(ask_driver(), needs_cuda),
+        *(_library(library, needs_cuda) for library in libraries(cuda_version())),
         Finding("CUDA sessions", problem or "can run: the CUDA provider's libraries load", problem is None, needs_cuda),
     )
 
@@ -104,7 +108,8 @@ def _runtime() -> Finding:
         check_runtime()
     except SessionError as error:
         return Finding("ONNX Runtime", f"{error}: pip install 'fitserve[service]'", False, True)
-    return Finding("ONNX Runtime", runtime_version(), True, True)
+    built_for = f", built for CUDA {cuda_version()}" if cuda_version() else ", built without CUDA"
+    return Finding("ONNX Runtime", runtime_version() + built_for, True, True)
 
 
 def _driver(is_needed: bool) -> Finding:
@@ -124,15 +129,25 @@ def _driver(is_needed: bool) -> Finding:
     return Finding("driver and GPUs", "; ".join(lines), True, is_needed)
 
 
-def _library(name: str, packages: Sequence[str]) -> Finding:
-    """Looks for a package that brings a library; the system's own may do as well, so that none is needed."""
-    for package in packages:
-        try:
-            return Finding(name, f"{package} {version(package)}", True, False)
-        except PackageNotFoundError:
-            continue
-    text = f"no package {packages[0]} (pip install 'fitserve[cuda]'); the system may have the library"
-    return Finding(name, text, False, False)
+def _cuda(driver: Driver, is_needed: bool) -> Finding:
+    """Holds what the driver knows against what this ONNX Runtime was built for."""
+    problem = driver_problem(driver, cuda_version())
+    known = ".".join(map(str, driver.cuda_version))
+    return Finding("CUDA of the driver", problem or f"{known}, {driver.gpu_count} GPU(s)", not problem, is_needed)
+
+
+def _library(library: Library, needs_cuda: bool) -> Finding:
+    """Tells whether a library loads, and which package it is or would be from."""
+    is_needed = needs_cuda and library.is_required
+    if missing := missing_file(library.file):
+        which = missing if missing == library.file else f"{library.file} needs {missing}, which"
+        optional = "" if library.is_required else "; only some operators need it"
+        return Finding(library.name, f"{which} is missing: {library.remedy}{optional}", False, is_needed)
+    try:
+        found = f"{library.package} {version(library.package)}"
+    except PackageNotFoundError:
+        found = "not from a package: the system has it"
+    return Finding(library.name, f"{library.file} loads ({found})", True, is_needed)
 
 
 def _parser() -> argparse.ArgumentParser:

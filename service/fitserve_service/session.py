@@ -54,6 +54,7 @@ __all__ = [
     "cuda_problem",
     "cuda_version",
     "device_kind",
+    "preload_cuda",
     "provider_names",
     "return_freed_memory",
     "runtime_version",
@@ -103,6 +104,13 @@ def cuda_version() -> str:
     return str(getattr(onnxruntime, "cuda_version", None) or "")
 
 
+def preload_cuda() -> None:
+    """Loads CUDA's libraries from the packages that bring them, where no loader of shared objects would look."""
+    # It prints what it does not find; what matters of that others tell.
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls(directory="")
+
+
 @functools.cache
 def cuda_problem() -> str | None:
     """Tells why CUDA sessions cannot run here, naming the missing library and its package; None where they can."""
@@ -111,9 +119,7 @@ def cuda_problem() -> str | None:
     # The driver first: without one nothing of CUDA is loaded into a process that cannot use it.
     if problem := driver_problem(ask_driver(), cuda_version()):
         return problem
-    # It prints what it does not find; what matters of that is told below.
-    with contextlib.redirect_stdout(io.StringIO()):
-        onnxruntime.preload_dlls(directory="")
+    preload_cuda()
     if problem := libraries_problem(cuda_version()):
         return problem
     missing = missing_file(str(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
