@@ -15,6 +15,8 @@ from typing import Final
 
 from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_commands
 from fitserve_benchmarks.hostile_commands import HOSTILE_COMMANDS, add_hostile_commands
+from fitserve_benchmarks.latency_command import add_latency, check_trials, latency
+from fitserve_benchmarks.overload_command import add_overload, overload
 from fitserve_benchmarks.performance_commands import PERFORMANCE_COMMANDS, add_performance_commands
 from fitserve_benchmarks.serve_command import add_serve, serve
 
@@ -56,10 +58,11 @@ def _parser() -> argparse.ArgumentParser:
         "--version", action="version", version=f"fitserve-bench {importlib.metadata.version('fitserve')}"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_latency(
+    add_latency(
         commands.add_parser(
             "latency", formatter_class=formatter, help="torch eager, torch.compile and ONNX Runtime, in turns"
-        )
+        ),
+        positive_numbers,
     )
     _add_wire(commands.add_parser("wire", formatter_class=formatter, help="requests/s and latency of a running server"))
     add_serve(
@@ -82,35 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     add_performance_commands(commands)
     add_fault_commands(commands)
     add_hostile_commands(commands)
+    add_overload(
+        commands.add_parser(
+            "overload", formatter_class=formatter, help="ten times what a server can do, each figure against its bound"
+        )
+    )
     return parser
-
-
-def _add_latency(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Measures torch eager, torch.compile and ONNX Runtime in turns, answers checked."
-    parser.epilog = (
-        "example: fitserve-bench latency --model lenet --run-dir runs/lenet --batch-sizes 1,8,64 --threads 1"
-    )
-    parser.add_argument(
-        "--repository", type=Path, metavar="DIR", default=Path("repository"), help="model repository (repository)"
-    )
-    parser.add_argument("--model", default="lenet", help="model name (lenet)")
-    parser.add_argument("--model-version", type=int, help="version number (the highest)")
-    parser.add_argument(
-        "--run-dir", type=Path, metavar="DIR", help="run it was exported from (runs/MODEL where that is there)"
-    )
-    parser.add_argument("--batch-sizes", type=positive_numbers, default=(1, 2, 4, 8, 16, 32, 64), metavar="N,N,…")
-    parser.add_argument("--threads", default="1,all", help="thread counts to measure with (1,all)")
-    parser.add_argument(
-        "--contestants",
-        default="",
-        metavar="NAME,NAME",
-        help="by the names of the tables, or all: torch.compile's other modes, AOTInductor, bound memory, CUDA graphs",
-    )
-    parser.add_argument("--trials", type=int, default=20, help="turns of each contestant, at least 3 (20)")
-    parser.add_argument("--budget-s", type=float, default=10.0, help="time for the calls of one row, in seconds (10)")
-    parser.add_argument(
-        "--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where JSON and SVG go (results)"
-    )
 
 
 def _add_wire(parser: argparse.ArgumentParser) -> None:
@@ -198,38 +178,6 @@ def positive_numbers(text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def _check_latency(arguments: argparse.Namespace) -> None:
-    if arguments.trials < 3 or not arguments.budget_s > 0:
-        found = f"{arguments.trials} and {arguments.budget_s}"
-        raise ValueError(f"expected --trials of at least 3 and --budget-s above 0, got {found}")
-
-
-def _latency(arguments: argparse.Namespace) -> int:
-    from fitserve_benchmarks.latency import Plan
-    from fitserve_benchmarks.latency_report import print_report, report_console
-    from fitserve_benchmarks.latency_run import run_latency
-    from fitserve_benchmarks.threads import thread_settings
-
-    _check_latency(arguments)
-    run_dir = arguments.run_dir
-    if run_dir is None and (usual := Path("runs", arguments.model)).is_dir():
-        run_dir = usual
-    plan = Plan(
-        repository=str(arguments.repository),
-        model=arguments.model,
-        version=arguments.model_version,
-        run_dir=None if run_dir is None else str(run_dir),
-        batch_sizes=arguments.batch_sizes,
-        trials=arguments.trials,
-        budget_s=arguments.budget_s,
-        entry_names=tuple(name.strip() for name in arguments.contestants.split(",") if name.strip()),
-    )
-    result, paths = run_latency(plan, thread_settings(arguments.threads), arguments.output_dir)
-    print_report(result, report_console())
-    print("written: " + ", ".join(map(str, paths)))
-    return 0 if all(row.agrees for row in result.rows) else 1
-
-
 def _wire(arguments: argparse.Namespace) -> int:
     from fitserve_benchmarks.latency_report import report_console
     from fitserve_benchmarks.wire import WirePlan, measure_wire
@@ -259,7 +207,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     from fitserve_benchmarks.demo_report import print_demo_report
     from fitserve_benchmarks.latency_report import report_console
 
-    _check_latency(arguments)
+    check_trials(arguments)
     plan = DemoPlan(
         repository=arguments.repository,
         runs=arguments.runs,
@@ -288,12 +236,15 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 
 def _training(arguments: argparse.Namespace) -> int:
-    from fitserve_benchmarks.training_processes import first_steps, kill_and_resume
+    from fitserve_benchmarks.training_kills import kill_and_resume, save_kills
+    from fitserve_benchmarks.training_processes import first_steps
 
     if arguments.kills is not None:
         kills = kill_and_resume(arguments.kills, arguments.seed, lambda line: print(line, flush=True))
         identical = sum(kill.is_identical for kill in kills)
-        print(f"{identical} of {len(kills)} identical")
+        path = arguments.output_dir / "training-kills.json"
+        save_kills(path, kills, arguments.seed)
+        print(f"{len(kills)} runs killed and resumed, {identical} with identical final weights\nwritten: {path}")
         return 0 if identical == len(kills) else 1
     if arguments.compile_twice:
         first_steps(arguments.compile_twice, lambda line: print(line, flush=True))
@@ -324,7 +275,7 @@ def _training_speed(arguments: argparse.Namespace) -> int:
 
 
 _COMMANDS: Final = {
-    "latency": _latency,
+    "latency": latency,
     "wire": _wire,
     "serve": serve,
     "demo": _demo,
@@ -333,4 +284,5 @@ _COMMANDS: Final = {
     **PERFORMANCE_COMMANDS,
     **FAULT_COMMANDS,
     **HOSTILE_COMMANDS,
+    "overload": overload,
 }
