@@ -27,7 +27,7 @@ PACKAGES := fitserve_contract fitserve_oip fitserve_training fitserve_exporters 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train-and-export serve bench bench-serve gpu-check hostile chaos soak sbom test check lint types layers protos protos-check format reproduce clean
+.PHONY: help setup demo train-and-export serve bench bench-serve bench-overload gpu-check hostile chaos soak sbom test check lint types layers protos protos-check format reproduce clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -76,6 +76,9 @@ gpu-check: setup ## train, export, serve and benchmark LeNet on a GPU, and repor
 
 hostile: setup ## 1,000,000 hostile requests and 1,000 hostile models while innocents measure
 	$(BIN)/fitserve-bench hostile --requests 1000000 --models 1000 --output-dir $(RESULTS)
+
+bench-overload: setup ## ten times what a server can do, and what it does meanwhile, into RESULTS
+	$(BIN)/fitserve-bench overload --output-dir $(RESULTS)
 
 chaos: setup ## faults by seeded chance under load that knows every answer
 	$(BIN)/fitserve-bench chaos

@@ -136,7 +136,7 @@ class OnnxRuntimeContestant:
         started_s = time.perf_counter()
         path = self.path or self.subject.onnx_path
         self._session = onnxruntime.InferenceSession(
-            str(path), session_options(self.thread_count), providers=[provider]
+            str(path), session_options(self.thread_count), providers=[(provider, _OPTIONS[self.device])]
         )
         load_s = time.perf_counter() - started_s
         if (found := self._session.get_providers()[0]) != provider:
@@ -185,6 +185,9 @@ ATTENTION_OPERATORS: Final = ("Attention", "MultiHeadAttention", "QAttention", "
 SPINNING: Final = "ONNX Runtime: within a run, stopped after it (session.force_spinning_stop=1); OpenMP: default"
 
 _PROVIDERS: Final = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+# TF32 would round: the answers are held against fp32.
+_OPTIONS: Final[Mapping[str, Mapping[str, str]]] = {"cpu": {}, "cuda": {"use_tf32": "0"}}
 
 
 @dataclass(frozen=True, slots=True)

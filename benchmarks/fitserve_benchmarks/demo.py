@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from fitserve_benchmarks.latency import Plan
+from fitserve_benchmarks.latency_plan import Plan
 from fitserve_benchmarks.latency_report import latency_table, startup_table
 from fitserve_benchmarks.latency_run import run_latency
 from fitserve_benchmarks.programs import RunningService, StepFailedError, run_program, running_service

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +35,8 @@ ALL: Final = "all"
 
 def all_entries(subject: Subject) -> tuple[Entry, ...]:
     """Lists everybody that there is for a subject: the usual, the further ones, and its variants."""
-    return (*ENTRIES, *FURTHER, *(_variant_entry(name, file) for name, file in subject.variants.items()))
+    variants = (entry for name, file in subject.variants.items() for entry in _variant_entries(name, file))
+    return (*ENTRIES, *FURTHER, *variants)
 
 
 def selected(entries: Sequence[Entry], names: Sequence[str]) -> list[Entry]:
@@ -129,11 +130,13 @@ class BoundContestant:
         subject: Names the file.
         thread_count: Threads on the host.
         has_graph: Captures a CUDA graph for the batch's very shapes, and replays it.
+        path: A variant's file; None takes the version's own.
     """
 
     subject: Subject
     thread_count: int
     has_graph: bool = False
+    path: Path | None = None
     _session: Any = field(init=False, default=None)
     _binding: Any = field(init=False, default=None)
     _inputs: dict[str, Any] = field(init=False, default_factory=dict)
@@ -150,9 +153,8 @@ class BoundContestant:
         # TF32 would round: the answers are held against fp32.
         options = {"use_tf32": "0", "enable_cuda_graph": "1" if self.has_graph else "0"}
         providers = [("CUDAExecutionProvider", options)]
-        self._session = onnxruntime.InferenceSession(
-            str(self.subject.onnx_path), session_options(self.thread_count), providers=providers
-        )
+        path = self.path or self.subject.onnx_path
+        self._session = onnxruntime.InferenceSession(str(path), session_options(self.thread_count), providers=providers)
         load_s = time.perf_counter() - begin_s
         if (found := self._session.get_providers()[0]) != "CUDAExecutionProvider":
             raise RuntimeError(f"provider: expected CUDAExecutionProvider, got {found}")
@@ -206,17 +208,38 @@ class ResidentBound(BoundContestant):
         binding.synchronize_outputs()
 
 
-def _variant_entry(name: str, file: VariantFile) -> Entry:
-    def why_not(_: Subject) -> str | None:
-        return why_no_cuda_session() if file.device == "cuda" else None
+@dataclass
+class ResidentGraph(BoundContestant):
+    """A captured graph replayed on what its one binding holds: a graph knows no other addresses."""
 
-    return Entry(
+    has_graph: bool = True
+
+    def call(self, batch: Batch) -> None:  # noqa: ARG002
+        """See ResidentContestant. The same inputs each time."""
+        self._session.run_with_iobinding(self._binding)
+        self._binding.synchronize_outputs()
+
+
+def _variant_entries(name: str, file: VariantFile) -> tuple[Entry, ...]:
+    """Lists how a variant may take part: as the version's own file does, on CUDA with bound memory and graphs too."""
+    plain = Entry(
         f"ONNX Runtime {name}",
         file.device,
         lambda subject, threads: OnnxRuntimeContestant(subject, file.device, threads, file.path),
-        why_not,
+        lambda _: why_no_cuda_session() if file.device == "cuda" else None,
         bound=file.bound,
     )
+    if file.device != "cuda":
+        return (plain,)
+    bound = (
+        _bound(f"{name} {what}", make, transfer)
+        for what, make, transfer in (
+            ("IO binding", lambda subject, count: BoundContestant(subject, count, path=file.path), HOST_TO_HOST),
+            ("CUDA graph", lambda subject, count: BoundContestant(subject, count, True, file.path), HOST_TO_HOST),
+            ("on the device", lambda subject, count: ResidentBound(subject, count, path=file.path), DEVICE_TO_DEVICE),
+        )
+    )
+    return (plain, *(replace(entry, bound=file.bound) for entry in bound))
 
 
 def _compiled(mode: str, device: str) -> Entry:
@@ -244,6 +267,17 @@ def _bound(name: str, make: Callable[[Subject, int], Contestant], transfer: str 
     return Entry(f"ONNX Runtime {name}", "cuda", make, lambda _: why_not(), is_usual=False, transfer=transfer)
 
 
+def _resident(name: str, options: Mapping[str, Any] | None) -> Entry:
+    return Entry(
+        f"{name} on the device",
+        "cuda",
+        lambda subject, _: ResidentTorch(subject, "cuda", options),
+        _needs_module("cuda"),
+        is_usual=False,
+        transfer=DEVICE_TO_DEVICE,
+    )
+
+
 def _needs_module(device: str) -> Callable[[Subject], str | None]:
     def why_not(subject: Subject) -> str | None:
         if subject.module is None:
@@ -260,20 +294,8 @@ FURTHER: Final = (
     _bound("IO binding", lambda subject, threads: BoundContestant(subject, threads)),
     _bound("CUDA graph", lambda subject, threads: BoundContestant(subject, threads, has_graph=True)),
     _bound("on the device", lambda subject, threads: ResidentBound(subject, threads), DEVICE_TO_DEVICE),
-    Entry(
-        "torch eager on the device",
-        "cuda",
-        lambda subject, _: ResidentTorch(subject, "cuda"),
-        _needs_module("cuda"),
-        is_usual=False,
-        transfer=DEVICE_TO_DEVICE,
-    ),
-    Entry(
-        "torch.compile on the device",
-        "cuda",
-        lambda subject, _: ResidentTorch(subject, "cuda", {}),
-        _needs_module("cuda"),
-        is_usual=False,
-        transfer=DEVICE_TO_DEVICE,
-    ),
+    _bound("CUDA graph on the device", lambda subject, threads: ResidentGraph(subject, threads), DEVICE_TO_DEVICE),
+    _resident("torch eager", None),
+    _resident("torch.compile", {}),
+    _resident("torch.compile reduce-overhead", {"mode": "reduce-overhead"}),
 )

@@ -19,7 +19,7 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
-_SETTING_MAX_STREAMS, _SETTING_INITIAL_WINDOW, _SETTING_MAX_FRAME = 3, 4, 5
+_SETTING_TABLE, _SETTING_MAX_STREAMS, _SETTING_INITIAL_WINDOW, _SETTING_MAX_FRAME = 1, 3, 4, 5
 
 _HEADER: Final = struct.Struct(">HBBBL")
 _SETTING: Final = struct.Struct(">HL")
@@ -43,16 +43,19 @@ class Answer:
     Args:
         stream: Stream number that `send` gave.
         message: Bytes of the gRPC message; None where the call failed (no message, or a reset stream).
+        status: gRPC status, on a connection that reads it; None where none came.
     """
 
     stream: int
     message: bytes | None
+    status: int | None = None
 
 
 @dataclass(slots=True)
 class _Stream:
     window_bytes: int
     unsent: memoryview
+    status: int | None = None
     received: list[memoryview] = field(default_factory=list)
 
 
@@ -63,16 +66,19 @@ class Http2Connection:
         host: Name or address.
         port: TCP port.
         method: `/package.Service/Method`.
+        timeout_ms: Deadline of every call, sent along; 0: none.
+        reads_status: Ask for headers that no table shortens, and read each call's status out of them.
 
     Raises:
         OSError: nobody listens there.
     """
 
-    def __init__(self, host: str, port: int, method: str) -> None:
+    def __init__(self, host: str, port: int, method: str, *, timeout_ms: int = 0, reads_status: bool = False) -> None:
         self._socket = socket.create_connection((host, port), timeout=10)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
-        self._headers = header_block(f"{host}:{port}", method)
+        self._headers = header_block(f"{host}:{port}", method, timeout_ms)
+        self._reads_status = reads_status
         self._next_stream = 1
         self._streams: dict[int, _Stream] = {}
         self._waiting: deque[int] = deque()
@@ -84,6 +90,8 @@ class Http2Connection:
         self.max_streams = _LARGEST_WINDOW
         self.has_settings = False
         window = _SETTING.pack(_SETTING_INITIAL_WINDOW, _LARGEST_WINDOW)
+        if reads_status:
+            window += _SETTING.pack(_SETTING_TABLE, 0)
         settings = frame(_SETTINGS, 0, 0, window) + _window_update(_LARGEST_WINDOW - _DEFAULT_WINDOW)
         self._outgoing = bytearray(PREFACE + settings)
 
@@ -158,7 +166,10 @@ class Http2Connection:
             self._take_data(flags, number, payload)
         elif kind == _RST_STREAM:
             return self._end(number, is_reset=True)
-        elif kind != _HEADERS:
+        elif kind == _HEADERS:
+            if self._reads_status and (stream := self._streams.get(number)) is not None:
+                stream.status = plain_status(bytes(payload))
+        else:
             self._take_control(kind, flags, number, payload)
         if kind in (_DATA, _HEADERS) and flags & _END_STREAM:
             return self._end(number, is_reset=False)
@@ -229,7 +240,7 @@ class Http2Connection:
         stream = self._streams.pop(number, None)
         if stream is None:
             return None
-        return Answer(number, None if is_reset else unframe_message(b"".join(stream.received)))
+        return Answer(number, None if is_reset else unframe_message(b"".join(stream.received)), stream.status)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview) -> bytes:
@@ -264,7 +275,14 @@ def unframe_message(body: bytes) -> bytes | None:
     return body[size:]
 
 
-def header_block(authority: str, method: str) -> bytes:
+def plain_status(headers: bytes) -> int | None:
+    """Finds the gRPC status in headers that no table and no Huffman code has shortened; None where there is none."""
+    _, name, rest = headers.partition(b"\x0bgrpc-status")
+    digits = rest[1 : 1 + rest[0]] if name and rest else b""
+    return int(digits) if digits.isdigit() else None
+
+
+def header_block(authority: str, method: str, timeout_ms: int = 0) -> bytes:
     """Writes the request headers of a gRPC call, as literals that no table remembers: the same for every call."""
     post, http = b"\x83", b"\x86"
     return b"".join(
@@ -275,6 +293,7 @@ def header_block(authority: str, method: str) -> bytes:
             b"\x01" + _literal(authority),
             b"\x0f\x10" + _literal("application/grpc"),
             b"\x00" + _literal("te") + _literal("trailers"),
+            b"\x00" + _literal("grpc-timeout") + _literal(f"{timeout_ms}m") if timeout_ms else b"",
         )
     )
 

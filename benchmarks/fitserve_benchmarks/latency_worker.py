@@ -6,8 +6,10 @@ import json
 import sys
 from pathlib import Path
 
-from fitserve_benchmarks.latency import Plan, measure
-from fitserve_benchmarks.rows import Row, rows_to_json
+from fitserve_benchmarks.latency import measure
+from fitserve_benchmarks.latency_plan import Measured, Plan
+from fitserve_benchmarks.rows import rows_to_json
+from fitserve_benchmarks.scenario_rows import scenarios_to_json
 from fitserve_benchmarks.subject import SubjectError
 from fitserve_benchmarks.threads import ThreadSetting
 
@@ -19,19 +21,25 @@ def main() -> int:
     setting = ThreadSetting(work["setting"]["count"], tuple(work["setting"]["processors"]))
     setting.pin()
     try:
-        answer: dict[str, object] = {"rows": rows_to_json(_measure(plan, setting))}
+        measured = _measure(plan, setting)
+        answer: dict[str, object] = {
+            "rows": rows_to_json(measured.rows),
+            "scenarios": scenarios_to_json(measured.scenarios),
+        }
     except SubjectError as error:
         answer = {"error": str(error)}
     Path(sys.argv[1]).write_text(json.dumps(answer))
     return 0
 
 
-def _measure(plan: Plan, setting: ThreadSetting) -> list[Row]:
+def _measure(plan: Plan, setting: ThreadSetting) -> Measured:
     subject = plan.open_subject()
     if subject.module is not None:
         import torch
 
         torch.set_num_threads(setting.count)
+        # TF32 would round: ONNX Runtime has it switched off, too.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     return measure(subject, plan, setting.count, say=lambda line: print(line, file=sys.stderr, flush=True))
 
 

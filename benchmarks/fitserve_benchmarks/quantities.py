@@ -30,6 +30,11 @@ def times(interval: Interval) -> str:
     return f"{three_digits(interval.estimate)}× ({three_digits(interval.low)}–{three_digits(interval.high)})"
 
 
+def threads_text(count: int) -> str:
+    """Writes a thread count: `1 thread`, `2 threads`."""
+    return f"{count} thread" + ("s" if count > 1 else "")
+
+
 def _unit(seconds: float) -> tuple[str, float]:
     units = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6))
     return next(((unit, size) for unit, size in units if seconds >= size), ("ns", 1e-9))

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from fitserve_benchmarks.scenario_rows import ScenarioRow, scenarios_from_json, scenarios_to_json
 from fitserve_benchmarks.statistics import Interval, bootstrap_median, is_unstable, ratio, windows
 
 SCHEMA_VERSION: Final = 1
@@ -41,6 +42,7 @@ class Row:
         peak_memory_bytes: By how much preparing it and its first call raised the process's peak; None where unknown.
         nodes: Nodes of its optimized graph by execution provider; empty for what has none.
         fused_attention_count: Attention nodes among them that are one node each.
+        device_memory_bytes: By how much it raised what is in use of a GPU's memory; None on the CPU.
     """
 
     contestant: str
@@ -60,6 +62,7 @@ class Row:
     peak_memory_bytes: int | None = None
     nodes: Mapping[str, int] = field(default_factory=dict)
     fused_attention_count: int = 0
+    device_memory_bytes: int | None = None
 
     @property
     def label(self) -> str:
@@ -98,6 +101,7 @@ class LatencyResult:
         settings: Trials, warm-up and whatever else was asked for.
         environment: Hardware and versions.
         rows: Every contestant, batch size and thread count.
+        scenarios: Every contestant, scenario and thread count; empty where no scenarios were asked for.
     """
 
     model: str
@@ -106,6 +110,7 @@ class LatencyResult:
     settings: Mapping[str, Any]
     environment: Mapping[str, Any]
     rows: tuple[Row, ...]
+    scenarios: tuple[ScenarioRow, ...] = ()
 
     def save(self, path: Path) -> None:
         """Writes the result as JSON, with the figures that follow from the trials beside them."""
@@ -113,6 +118,7 @@ class LatencyResult:
         for row, entry in zip(self.rows, document["rows"], strict=True):
             if row.skipped is None:
                 entry |= {"median_s": asdict(row.median_s), "is_unstable": row.is_unstable}
+        document["scenarios"] = scenarios_to_json(self.scenarios)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n")
 
@@ -128,7 +134,8 @@ def load_result(path: Path) -> LatencyResult:
     if document.pop("schema_version", None) != SCHEMA_VERSION:
         raise ValueError(f"file '{path}': expected a latency result of schema version {SCHEMA_VERSION}")
     rows = rows_from_json(document.pop("rows"))
-    return LatencyResult(**document, rows=rows)
+    scenarios = scenarios_from_json(document.pop("scenarios", ()))
+    return LatencyResult(**document, rows=rows, scenarios=scenarios)
 
 
 def rows_to_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from fitserve_service.errors import ServiceError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.reconciler import Reconciler
 from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.runs import Prepared
 from fitserve_service.signature import Tensor
 from fitserve_service.source import ModelSource
 from fitserve_service.version_policy import State
@@ -188,8 +189,8 @@ class World:
         outputs = self.random.choice((ALL_OUTPUTS, ALL_OUTPUTS, ("who",)))
         limit_s = self.random.choice((None, None, 0.0, 0.003, 0.1))
         deadline_s = None if limit_s is None else self.loop.now_s + limit_s
-        tensors = {"x": Tensor("INT64", rows)}
-        job = Job(lease, tensors, outputs, count, deadline_s, self.random.choice(PRIORITIES), lambda done: finish(done))
+        prepared = Prepared.check(lease.served.signature, {"x": Tensor("INT64", rows)}, outputs)
+        job = Job(lease, prepared, deadline_s, self.random.choice(PRIORITIES), lambda done: finish(done))
         ask = Ask(number, job, int(name[1:]), lease.served.version, is_bad)
 
         def finish(outcome: Outcome) -> None:

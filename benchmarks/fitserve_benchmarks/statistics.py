@@ -26,6 +26,7 @@ STABILITY_BOUND: Final = 0.10
 """A row whose last three windows differ by more than 10 % is marked unstable."""
 
 _RESAMPLES: Final = 2_000
+_QUANTILE_RESAMPLES: Final = 500
 _BOOTSTRAP_SEED: Final = 20_240_229
 
 
@@ -81,6 +82,29 @@ def bootstrap_median(values: Times) -> Interval:
     medians = np.median(values[picks], axis=1)
     low, high = np.quantile(medians, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Interval(float(np.median(values)), float(low), float(high))
+
+
+def bootstrap_quantile(times_s: Times, fraction: float) -> Interval:
+    """Gives a percentile of all calls with its bootstrap interval; trials are what is resampled, as for the median.
+
+    Args:
+        times_s: (T, K) each call's time by trial, T >= 1 and K >= 1.
+        fraction: The percentile as a fraction.
+
+    Raises:
+        ValueError: there are no calls.
+    """
+    if not times_s.size:
+        raise ValueError("bootstrap: expected at least 1 call, got none")
+    generator = np.random.default_rng(_BOOTSTRAP_SEED)
+    picks = generator.integers(0, len(times_s), size=(_QUANTILE_RESAMPLES, len(times_s)))
+    # Few trials make few different resamples: each multiset of them is computed once.
+    found = {tuple(pick): 0.0 for pick in np.sort(picks, axis=1).tolist()}
+    for pick in found:
+        found[pick] = float(np.quantile(times_s[list(pick)], fraction))
+    estimates = [found[tuple(pick)] for pick in np.sort(picks, axis=1).tolist()]
+    low, high = np.quantile(estimates, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return Interval(float(np.quantile(times_s, fraction)), float(low), float(high))
 
 
 def is_unstable(window_medians: Sequence[float] | Times) -> bool:
