@@ -67,7 +67,7 @@ def _method(result: OverloadResult) -> str:
     right = sum(phase.outcomes.get("right", 0) for phase in result.phases)
     return (
         f"Every answer checked, nothing sent twice; deadlines {plan.timeout_ms} ms, of the impatient "
-        f"{result.phases[-1].timeout_ms} ms. {right} right answers of {result.examples_run} rows run. {pages}{slowest}. "
+        f"{result.phases[-1].timeout_ms} ms. {right} right answers, {result.examples_run} rows run. {pages}{slowest}. "
         f"{environment['processor']}, {len(environment['usable_processors'])} processors for server and load; load "
         f"average {environment['load_average'][0]:.1f} at the end. Times count from when a request was due."
     )

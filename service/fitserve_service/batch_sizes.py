@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 Costs = npt.NDArray[np.float64]
 
+_ABOUT_AS_CHEAP: Final = 1.5
+
 LEAST_GAIN: Final = 0.1
 """A split must save this share: less is noise, and every run has a cost of its own that the table does not see."""
 
@@ -54,7 +56,9 @@ def cost_curve(measured: Mapping[int, float], most: int, padded: Callable[[int],
 
 
 def row_cost(measured: Mapping[int, float]) -> float:
-    """Gives what each of many waiting rows should cost, when as many run at once as is cheapest for each.
+    """Gives what each of many waiting rows should cost, when as many run at once as is cheap for each.
+
+    The cheapest size alone would be the luckiest one: it is the mean of all that are about as cheap.
 
     Args:
         measured: Rows to seconds; at least one.
@@ -64,7 +68,9 @@ def row_cost(measured: Mapping[int, float]) -> float:
     """
     sizes = sorted(measured)
     smooth = isotonic([measured[size] for size in sizes])
-    return min(cost / size for cost, size in zip(smooth, sizes, strict=True))
+    costs = [cost / size for cost, size in zip(smooth, sizes, strict=True)]
+    cheap = [cost for cost in costs if cost <= _ABOUT_AS_CHEAP * min(costs)]
+    return sum(cheap) / len(cheap)
 
 
 def cheapest_plans(costs: Costs) -> Costs:

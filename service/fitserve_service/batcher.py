@@ -104,6 +104,8 @@ class Batcher(Generic[Item]):
         self.queued_bytes = 0
         self.queued_s = 0.0
         self.entry_count = 0
+        self.free_s = 0.0
+        """When the run under way should be over."""
 
     def pace(self, max_queue_delay_s: float) -> None:
         """Changes how long the oldest entry may wait."""
@@ -142,7 +144,7 @@ class Batcher(Generic[Item]):
         waits = f"what waits takes about {self.queued_s * 1e3:.1f} ms"
         if self.queued_s + entry.run_s > self._max_queued_s:
             return f"{waits}, and its queue holds work for {self._max_queued_s * 1e3:.1f} ms"
-        return f"{waits}, and the deadline is in {((entry.deadline_s or now_s) + entry.run_s - now_s) * 1e3:.1f} ms"
+        return f"its run would begin in about {(self._turn_s(now_s) - now_s) * 1e3:.1f} ms, too late for the deadline"
 
     def remove(self, entry: Entry[Item]) -> bool:
         """Takes a cancelled entry out; False where it has left already."""
@@ -178,7 +180,11 @@ class Batcher(Generic[Item]):
     def _is_too_long(self, entry: Entry[Item], now_s: float) -> bool:
         """What waits and what comes are too much work together, or what waits leaves it no time."""
         is_over = self.queued_s + entry.run_s > self._max_queued_s
-        return is_over or (entry.deadline_s is not None and now_s + self.queued_s > entry.deadline_s)
+        return is_over or (entry.deadline_s is not None and self._turn_s(now_s) > entry.deadline_s)
+
+    def _turn_s(self, now_s: float) -> float:
+        """When what comes now should begin to run."""
+        return max(now_s, self.free_s) + self.queued_s
 
     def _by_turn(self, now_s: float) -> list[deque[Entry[Item]]]:
         if len(self._queues) <= 1:
@@ -212,14 +218,20 @@ class Batcher(Generic[Item]):
         room = self._rows_of(queue)
         batch = [self._pop(queue)]
         room -= batch[0].example_count
+        work_s, end_s = batch[0].run_s, _latest_end_s(batch[0])
         while queue and batch[0].key is not None:
-            if _is_late(queue[0], now_s):
+            if _is_late(entry := queue[0], now_s):
                 late.append(self._pop(queue))
-            elif queue[0].example_count <= room:
-                room -= queue[0].example_count
-                batch.append(self._pop(queue))
-            else:
+                continue
+            if entry.example_count > room:
                 break
+            if entry.run_s:
+                # All of a batch is answered when all of it has run: it is no longer than each has time for.
+                work_s, end_s = work_s + entry.run_s, min(end_s, _latest_end_s(entry))
+                if now_s + work_s > end_s:
+                    break
+            room -= entry.example_count
+            batch.append(self._pop(queue))
         return batch
 
     def _rows_of(self, queue: deque[Entry[Item]]) -> int:
@@ -252,3 +264,7 @@ class Batcher(Generic[Item]):
 
 def _is_late(entry: Entry[Item], now_s: float) -> bool:
     return entry.deadline_s is not None and entry.deadline_s <= now_s
+
+
+def _latest_end_s(entry: Entry[Item]) -> float:
+    return inf if entry.deadline_s is None else entry.deadline_s + entry.run_s

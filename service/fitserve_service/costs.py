@@ -88,6 +88,11 @@ class CostTable:
             self._plans[size] = (self._run_count, plan)
         return plan[wanted]
 
+    def typical_s(self, rows: int, row_elements: int) -> float:
+        """Tells how long a run should take; 0 where rows of this size were never run."""
+        expected_s = self.expected_s(rows, row_elements)
+        return 0.0 if expected_s == float("inf") else expected_s
+
     def row_s(self, row_elements: int) -> float:
         """Tells what each of many waiting rows should take, run together; 0 where rows of this size were never run."""
         size = row_elements.bit_length()

@@ -231,6 +231,7 @@ class Engine:
             self._complete(lane, run)
         else:
             self._watch(run)
+            lane.batcher.free_s = self._clock() + run.served.costs.typical_s(run.example_count, run.row_elements)
             run.slot = lane.slot
             future = self._runners.submit(carry_out, run)
             future.add_done_callback(lambda done: self._loop.post(partial(self._came_back, lane, run, done)))
