@@ -64,12 +64,13 @@ on dark ground: use --invert for a dark drawing on white paper. (Needs Pillow: p
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
+    # grpcio's C core writes lines of its own to stderr, about cases that are answered in words here.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = _parsed(argv)
     try:
         timings: list[Mapping[str, int]] = []
         on_timing = timings.append if getattr(arguments, "timing", False) else None
-        access = _access(arguments, os.environ)
-        with Client(arguments.server, timeout_s=arguments.timeout, on_timing=on_timing, **access) as client:
+        with Client(arguments.server, on_timing=on_timing, **_connection(arguments, os.environ)) as client:
             report = {**COMMANDS, **CONTROL_COMMANDS}[arguments.command](client, arguments)
         _print(replace(report, notes=[*report.notes, *map(_timing_text, timings)]), is_json=arguments.json)
     except (FitserveError, FileError) as error:
@@ -83,13 +84,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return REFUSED if report.is_refused else DONE
 
 
-def _access(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ConnectionOptions:
-    """Gives TLS and token: a flag wins over the environment. The token itself is never a flag: others could see it."""
+def _connection(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ConnectionOptions:
+    """Gives deadline, TLS and token; a flag wins over the environment. The token itself is no flag: others see those."""
     files = [getattr(arguments, name) or environment.get(f"FITSERVE_{name.upper()}") or None for name in _TLS_FILES]
     has_tls = arguments.tls or any(files)
     token_file = arguments.token_file or environment.get("FITSERVE_TOKEN_FILE") or None
     token = "" if token_file else environment.get("FITSERVE_TOKEN", "")
-    return {"tls": Tls(*files) if has_tls else None, "token_file": token_file, "token": token}
+    tls = Tls(*files) if has_tls else None
+    return {"timeout_s": arguments.timeout, "tls": tls, "token_file": token_file, "token": token}
 
 
 def _timing_text(timing: Mapping[str, int]) -> str:
@@ -122,7 +124,8 @@ def _is_absent(error: Exception) -> bool:
 def _sentence(error: Exception, server: str) -> str:
     if _is_absent(error):
         return (
-            f"no server answers at {server}; start one with: fitserve-serve --repository DIR, or name it with --server"
+            f"no server answers at {server}; start one with: fitserve-serve --repository DIR, or name it with --server "
+            "(where it speaks TLS: with --tls-ca FILE, whose authority signed its certificate for that name)"
         )
     return str(error)
 
