@@ -10,7 +10,8 @@ from builders import bare_version, linear
 
 from fitserve_benchmarks.contestants import ENTRIES, OnnxRuntimeContestant
 from fitserve_benchmarks.further_contestants import FURTHER, all_entries, selected
-from fitserve_benchmarks.latency import Plan, measure
+from fitserve_benchmarks.latency import measure
+from fitserve_benchmarks.latency_plan import Plan
 from fitserve_benchmarks.peak_memory import PeakMemory
 from fitserve_benchmarks.subject import Subject, SubjectError, VariantFile, open_subject, random_batches
 
@@ -43,7 +44,7 @@ def test_a_variant_is_held_to_its_own_record(tmp_path: Path, bound: float, agree
     plan = Plan(
         str(tmp_path), "tiny", 1, None, (1,), trials=3, budget_s=1e-6, entry_names=("ONNX Runtime int8", "ONNX Runtime")
     )
-    rows = {row.contestant: row for row in measure(subject, plan, 1, say=lambda _: None) if row.skipped is None}
+    rows = {row.contestant: row for row in measure(subject, plan, 1, say=lambda _: None).rows if row.skipped is None}
     assert rows["ONNX Runtime"].agrees
     assert rows["ONNX Runtime int8"].agrees == agrees
 

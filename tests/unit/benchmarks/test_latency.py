@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from onnx import numpy_helper
 from tests.builders import bare_version, gather, linear
 
 from fitserve_benchmarks import contestants
+from fitserve_benchmarks.contest import POOL_SIZE
 from fitserve_benchmarks.contestants import (
     ENTRIES,
     Entry,
@@ -21,7 +22,8 @@ from fitserve_benchmarks.contestants import (
     Preparation,
     TorchContestant,
 )
-from fitserve_benchmarks.latency import POOL_SIZE, Plan, measure, measure_in_process
+from fitserve_benchmarks.latency import measure, measure_in_process
+from fitserve_benchmarks.latency_plan import Plan
 from fitserve_benchmarks.latency_run import run_latency
 from fitserve_benchmarks.rows import Row, load_result
 from fitserve_benchmarks.subject import Array, Batch, Subject, SubjectError, open_subject, random_batches
@@ -72,14 +74,14 @@ def scripted(name: str, calls: list[str], **options: float | str) -> Entry:
     return Entry(name, "cpu", lambda subject, _: Scripted(subject, name, calls, **options), lambda _: None)  # type: ignore[arg-type]
 
 
-def by_label(rows: list[Row]) -> Mapping[str, Row]:
+def by_label(rows: Iterable[Row]) -> Mapping[str, Row]:
     return {row.label: row for row in rows}
 
 
 def test_torch_and_onnxruntime_agree_and_are_timed_as_planned(tmp_path: Path) -> None:
     subject, plan = tiny_subject(tmp_path), plan_for(tmp_path, 1, 3)
     entries = [entry for entry in ENTRIES if entry.device == "cpu" and entry.name != "torch.compile"]
-    rows = measure(subject, plan, 1, entries=entries, say=quiet)
+    rows = measure(subject, plan, 1, entries=entries, say=quiet).rows
     assert [(row.label, row.batch_size) for row in rows] == [
         ("torch eager (cpu)", 1),
         ("ONNX Runtime (cpu)", 1),
@@ -111,7 +113,7 @@ def test_contestants_take_turns_and_change_who_begins(tmp_path: Path) -> None:
     entries = [scripted("a", calls), scripted("b", calls)]
     rows = measure(
         tiny_subject(tmp_path), plan_for(tmp_path, 1, trials=4, budget_s=1e-4), 1, entries=entries, say=quiet
-    )
+    ).rows
     assert [row.sample_count for row in rows] == [4, 4]
     turns = [name for index, name in enumerate(calls) if index == 0 or calls[index - 1] != name]
     # prepared and checked one after the other, warmed up, then four trials: a b, b a, a b, b a
@@ -121,7 +123,7 @@ def test_contestants_take_turns_and_change_who_begins(tmp_path: Path) -> None:
 def test_a_wrong_answer_is_marked(tmp_path: Path) -> None:
     calls: list[str] = []
     entries = [scripted("right", calls), scripted("close", calls, offset=1e-5), scripted("wrong", calls, offset=1e-2)]
-    rows = by_label(measure(tiny_subject(tmp_path), plan_for(tmp_path, 2), 1, entries=entries, say=quiet))
+    rows = by_label(measure(tiny_subject(tmp_path), plan_for(tmp_path, 2), 1, entries=entries, say=quiet).rows)
     assert [rows[f"{name} (cpu)"].agrees for name in ("right", "close", "wrong")] == [True, True, False]
     assert rows["wrong (cpu)"].max_abs_diff == pytest.approx(1e-2, rel=1e-3)
 
@@ -130,7 +132,7 @@ def test_one_that_cannot_be_prepared_leaves_the_others_alone(tmp_path: Path) -> 
     calls: list[str] = []
     absent = replace(scripted("absent", calls), why_not=lambda _: "no such device")
     entries = [scripted("broken", calls, trouble="no compiler\nlong story"), absent, scripted("sound", calls)]
-    rows = by_label(measure(tiny_subject(tmp_path), plan_for(tmp_path, 1), 1, entries=entries, say=quiet))
+    rows = by_label(measure(tiny_subject(tmp_path), plan_for(tmp_path, 1), 1, entries=entries, say=quiet).rows)
     assert rows["broken (cpu)"].skipped == "RuntimeError: no compiler"
     assert rows["absent (cpu)"].skipped == "no such device"
     assert rows["sound (cpu)"].skipped is None
@@ -139,8 +141,8 @@ def test_one_that_cannot_be_prepared_leaves_the_others_alone(tmp_path: Path) -> 
 
 def test_a_slow_row_gets_fewer_calls_and_a_fast_one_enough_for_p99(tmp_path: Path) -> None:
     subject = tiny_subject(tmp_path)
-    (short,) = measure(subject, plan_for(tmp_path, 1, budget_s=1e-9), 1, entries=ENTRIES[:1], say=quiet)
-    (long,) = measure(subject, plan_for(tmp_path, 1, budget_s=60.0), 1, entries=ENTRIES[:1], say=quiet)
+    (short,) = measure(subject, plan_for(tmp_path, 1, budget_s=1e-9), 1, entries=ENTRIES[:1], say=quiet).rows
+    (long,) = measure(subject, plan_for(tmp_path, 1, budget_s=60.0), 1, entries=ENTRIES[:1], say=quiet).rows
     assert (short.sample_count, short.p99_s) == (4, None)
     assert long.sample_count == 1_524  # 1,521 rounded up to four trials
     assert long.p99_s is not None
@@ -148,7 +150,7 @@ def test_a_slow_row_gets_fewer_calls_and_a_fast_one_enough_for_p99(tmp_path: Pat
 
 def test_without_a_module_onnxruntime_takes_part_alone(tmp_path: Path) -> None:
     subject = replace(tiny_subject(tmp_path), module=None)
-    rows = by_label(measure(subject, plan_for(tmp_path, 1), 1, say=quiet))
+    rows = by_label(measure(subject, plan_for(tmp_path, 1), 1, say=quiet).rows)
     assert [label for label, row in rows.items() if row.skipped is None] == ["ONNX Runtime (cpu)"]
     assert "needs the run directory" in (rows["torch eager (cpu)"].skipped or "")
 

@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from fitserve_benchmarks.latency_report import print_report, verdict
+from fitserve_benchmarks.latency_report import print_report
+from fitserve_benchmarks.latency_verdict import verdict
 from fitserve_benchmarks.rows import LatencyResult, Row
 
 STEADY = (1.0, 1.01, 0.99, 1.0, 1.0)
@@ -54,11 +55,11 @@ def test_the_verdict_says_who_leads_where_and_by_how_much() -> None:
         row("torch eager", 64, 1000), row("ONNX Runtime", 64, 2000),
     )  # fmt: skip
     text = verdict(found)
-    assert "at batch 1 to 8 ONNX Runtime (cpu) is the fastest: at batch 1 25.0 µs, 8.00× (8.00–8.00) as fast as" in text
     assert (
-        "At batch 64 torch eager (cpu) is the fastest: 1.00 ms, 2.00× (2.00–2.00) as fast as ONNX Runtime (cpu)."
-        in text
+        "With 1 thread, ONNX Runtime (cpu) is the fastest at batch 1 to 8: at batch 1 25.0 µs, 8.00× (8.00–8.00) as "
+        "fast as torch eager (cpu)." in text
     )
+    assert "torch eager (cpu) overtakes at batch 64: 1.00 ms, 2.00× (2.00–2.00) as fast as ONNX Runtime (cpu)." in text
     assert "All answers agree" in text
     assert "unstable" not in text
 
