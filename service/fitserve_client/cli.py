@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _connection(arguments: argparse.Namespace, environment: Mapping[str, str]) -> ConnectionOptions:
-    """Gives deadline, TLS and token; a flag wins over the environment. The token itself is no flag: others see those."""
+    """Gives deadline, TLS and token; a flag wins over the environment. The token is no flag: others would see it."""
     files = [getattr(arguments, name) or environment.get(f"FITSERVE_{name.upper()}") or None for name in _TLS_FILES]
     has_tls = arguments.tls or any(files)
     token_file = arguments.token_file or environment.get("FITSERVE_TOKEN_FILE") or None
