@@ -23,6 +23,7 @@ from fitserve_service.loader import MAX_MODEL_BYTES, LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.reconciler import VersionLoader
 from fitserve_service.registry import ServedVersion
+from fitserve_service.variants import FP32, has_variants
 from fitserve_service.worker_link import Link, Message
 
 _GROUP_SIZE: Final = 32
@@ -173,8 +174,18 @@ class TriedLoader:
         self._canaries = canaries
 
     def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
-        """Tries a version out, then loads it; see `Loader.load`."""
-        self._canaries.try_out(path, overrides)
+        """Tries a version out, then loads it; see `Loader.load`.
+
+        Where it has variants and one of them is what ends the trial, its fp32 model is tried and serves.
+        """
+        try:
+            self._canaries.try_out(path, overrides)
+        except LoadError as error:
+            if overrides.values.get("variant") == FP32 or not has_variants(path.folder):
+                raise
+            overrides = overrides.put_right("variant", FP32, f"with a variant: {error}")
+            self._canaries.try_out(path, overrides)
+            _log.warning("%s version %d: %s; fp32 serves in its place", path.model, path.version, error)
         return self._loader.load(path, overrides)
 
 

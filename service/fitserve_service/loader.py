@@ -165,17 +165,11 @@ class Loader:
             return self._make_of(path, overrides, content, manifest, choice)
         except GraphError as error:
             _log.info("%s version %d: %s; it runs without", path.model, path.version, error)
-            plain = Overrides({**overrides.values, "cuda_graphs": False})
-            return self._make_of(path, plain, content, manifest, choice, {"cuda_graphs": str(error)})
+            plain = overrides.put_right("cuda_graphs", False, str(error))
+            return self._make_of(path, plain, content, manifest, choice)
 
     def _make_of(
-        self,
-        path: VersionPath,
-        overrides: Overrides,
-        content: _Content,
-        manifest: Manifest | None,
-        choice: Choice,
-        notes: Mapping[str, str] | None = None,
+        self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None, choice: Choice
     ) -> ServedVersion:
         facts = read_facts(content.model)
         external = {
@@ -197,7 +191,7 @@ class Loader:
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
-        comments |= dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason} | dict(notes or {})
+        comments |= dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason} | dict(overrides.notes)
         if session.placement.node_counts:
             comments["device"] = placement_text(session.placement)
         replayed, held_out = self._prove(path.folder, content, _proved_by(manifest, choice), session, signature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,13 +100,23 @@ def queue_ms(p99_target_ms: float, run_ms: float) -> tuple[float, str]:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What a `model.toml` says: the keys it has, checked."""
+    """What a `model.toml` says.
+
+    Args:
+        values: The keys it has, checked.
+        notes: Where a value comes from that is not from there: what the server had to put right.
+    """
 
     values: Mapping[str, Any]
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     def apply(self, config: ModelConfig) -> ModelConfig:
         """Gives the configuration with the overrides in it."""
         return replace(config, **self.values)
+
+    def put_right(self, key: str, value: Any, reason: str) -> Overrides:
+        """Gives the overrides with another value for a key, and why."""
+        return Overrides({**self.values, key: value}, {**self.notes, key: reason})
 
 
 def read_overrides(model_folder: Path) -> Overrides:

@@ -1,6 +1,6 @@
 """Which of a version's files serves: its fp32 model, or a variant that was proved and measured when it was exported.
 
-A pure function of the manifest, of what is asked for and of the device. The manifest is untrusted: what is not as
+Chosen by the manifest, by what is asked for and by the device. The manifest is untrusted: what is not as
 expected is no variant.
 """
 
@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fitserve_contract.repository import MODEL_FILE
@@ -28,6 +29,11 @@ _OWN: Final = "the version's own model"
 def is_variant_name(text: str) -> bool:
     """Tells whether a text is `auto` or may name a variant."""
     return _NAME.fullmatch(text) is not None
+
+
+def has_variants(folder: Path) -> bool:
+    """Tells whether a version's folder holds a file that may be a variant."""
+    return any(folder.glob(f"{MODEL_FILE.removesuffix('.onnx')}.*.onnx"))
 
 
 @dataclass(frozen=True, slots=True)

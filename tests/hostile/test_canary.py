@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import builders
@@ -18,8 +19,9 @@ import pytest
 from onnx import helper
 from tests.wire.serving import serving
 
+from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import VersionPath
-from fitserve_service.canary_trials import Canaries
+from fitserve_service.canary_trials import Canaries, Terms
 from fitserve_service.loader import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.version_policy import State
@@ -28,8 +30,8 @@ NO_OVERRIDES = Overrides({})
 
 
 @contextmanager
-def canaries(root: Path, limit_s: float = 30.0) -> Iterator[Canaries]:
-    made = Canaries(root, limit_s=limit_s, is_final=True)
+def canaries(root: Path, limit_s: float = 30.0, terms: Terms | None = None) -> Iterator[Canaries]:
+    made = Canaries(root, limit_s=limit_s, is_final=True, terms=terms)
     try:
         yield made
     finally:
@@ -57,6 +59,19 @@ def is_canary(process: psutil.Process) -> bool:
         return "fitserve_service.canary" in process.cmdline()
     except psutil.Error:
         return False
+
+
+def version_with_a_variant(root: Path, name: str, variant: bytes) -> VersionPath:
+    """A proved version that doubles, with `model.int8.onnx` beside it, said to be twice as fast."""
+    path = builders.certified_version(root, name, builders.scaled(), {"x": np.ones((1, 2), np.float32)})
+    manifest = read_manifest(path.folder)
+    assert manifest is not None
+    record = {"tolerance": {"per_output": {"y": 0.5}}}
+    entry = {"variant": "int8", "device": "cpu", "speed": [{"ratio": 2.0}], "verification": record}
+    (path.folder / "model.int8.onnx").write_bytes(variant)
+    described = replace(manifest, files={**manifest.files, "model.int8.onnx": entry})
+    builders.rewrite(path, "manifest.json", described.to_bytes())
+    return path
 
 
 def kill_canaries_of(trial: threading.Thread, count: int) -> None:
@@ -132,6 +147,32 @@ def test_what_is_tried_out_in_a_process_that_died_of_others_is_tried_again(tmp_p
         os.kill(pid, signal.SIGKILL)
         made.try_out(good, NO_OVERRIDES)
         assert children() != {pid}
+
+
+def test_what_is_tried_out_is_what_the_server_would_serve(tmp_path: Path) -> None:
+    path = version_with_a_variant(tmp_path, "m", builders.endless())
+    with canaries(tmp_path, limit_s=4.0, terms=Terms(variant="fp32")) as made:
+        made.try_out(path, NO_OVERRIDES)
+    with canaries(tmp_path, limit_s=4.0) as made, pytest.raises(LoadError, match="had to end it"):
+        made.try_out(path, NO_OVERRIDES)
+
+
+def test_proof_that_is_demanded_is_demanded_of_the_trial_too(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    with canaries(tmp_path, terms=Terms(is_proof_required=True)) as made, pytest.raises(LoadError, match="--require-p"):
+        made.try_out(path, NO_OVERRIDES)
+
+
+def test_a_variant_that_is_deadly_leaves_the_fp32_model_serving_and_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    version_with_a_variant(tmp_path, "m", builders.endless())
+    with serving(tmp_path, canary="auto", canary_limit_s=4.0) as server:
+        served = server.registry.lease("m").served
+        assert server.registry.states("m") == {1: State.READY}
+    assert served.config.variant == "fp32"
+    assert "with a variant: canary: expected the model to load and run in its time" in served.effective_toml
+    assert "fp32 serves in its place" in caplog.text
 
 
 def test_a_server_goes_on_while_models_fail(tmp_path: Path) -> None:
