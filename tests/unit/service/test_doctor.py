@@ -8,16 +8,43 @@ import pytest
 
 from fitserve_service import doctor
 from fitserve_service.cli import main
-from fitserve_service.session import cuda_problem, runtime_version
+from fitserve_service.cuda_libraries import Driver, libraries, missing_file
+from fitserve_service.session import cuda_problem, cuda_version, runtime_version
 
 
 def test_the_cpu_can_serve_and_everything_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.run(["--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert f"ok  ONNX Runtime           {runtime_version()}" in lines
+    built_for = f"built for CUDA {cuda_version()}" if cuda_version() else "built without CUDA"
+    assert f"ok  ONNX Runtime            {runtime_version()}, {built_for}" in lines
     assert lines[-1].startswith("can serve on")
-    for name in ("Python", "CPU", "providers compiled in", "driver and GPUs", "cuDNN", "cuBLAS", "CUDA sessions"):
-        assert any(line[4:].startswith(name) for line in lines)
+    names = (
+        "Python",
+        "CPU",
+        "providers compiled in",
+        "kernel's NVIDIA module",
+        "driver and GPUs",
+        "CUDA of the driver",
+    )
+    for name in (*names, "cuDNN", "cuBLAS", "cuBLASLt", "NVRTC", "CUDA sessions"):
+        assert any(line[4:].startswith(f"{name} ") for line in lines)
+
+
+def test_each_library_is_there_or_is_named_with_its_package() -> None:
+    findings = {one.name: one for one in doctor.examine("cuda")}
+    for library in libraries(cuda_version()):
+        finding = findings[library.name]
+        assert finding.is_needed == library.is_required
+        assert finding.is_there == (missing_file(library.file) == "")
+        assert (" loads (" in finding.found) if finding.is_there else (library.remedy in finding.found)
+    assert not any(findings[library.name].is_needed for library in libraries("") if library.name == "cuFFT")
+
+
+def test_a_driver_that_knows_an_older_cuda_is_told() -> None:
+    finding = doctor._cuda(Driver("", (11, 8), 1), is_needed=True)
+    assert finding.is_there == (not cuda_version())
+    assert not cuda_version() or finding.found.endswith("got one that knows CUDA 11.8: update it")
+    assert doctor._cuda(Driver("", (99, 1), 2), is_needed=True).found == "99.1, 2 GPU(s)"
 
 
 def test_cuda_that_is_asked_for_and_missing_is_exit_code_1_with_the_reason(

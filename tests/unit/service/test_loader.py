@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,11 @@ from fitserve_contract.repository import VersionPath, checksum_text, checksums, 
 from fitserve_service import loader as loader_module
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
+from fitserve_service.onnx_file import OnnxFacts
 from fitserve_service.registry import ServedVersion
+from fitserve_service.run_errors import DeviceMemoryError, GraphError
+from fitserve_service.session import Session, SessionOptions
+from fitserve_service.signature import Tensor
 
 SECRET = b"secret" * 100
 
@@ -339,6 +343,52 @@ def test_a_model_that_refuses_made_up_values_is_served(tmp_path: Path) -> None:
 
     assert served.costs.expected_s(1, 1) == float("inf")
     assert "did not run on made-up inputs" in served.effective_toml
+
+
+class Uncapturable:
+    """Opens sessions, but for those whose runs are to be captured."""
+
+    def open_session(self, model: bytes, facts: OnnxFacts, options: SessionOptions, external: Any) -> Session:
+        if options.has_graphs:
+            raise GraphError("runs cannot be captured as CUDA graphs: If has no kernel")
+        return Session(model, facts, options, external)
+
+
+def test_a_model_that_cannot_be_captured_as_a_graph_is_served_without_one_and_says_why(tmp_path: Path) -> None:
+    path = builders.publish_version(tmp_path, "m", builders.scaled())
+    loader = Loader("cpu", weights=Uncapturable())  # type: ignore[arg-type]
+    served = loader.load(path, Overrides({"batch_size_buckets": (1, 2)}))
+
+    assert not served.config.cuda_graphs
+    assert "cuda_graphs = false  # runs cannot be captured as CUDA graphs: If has no kernel" in served.effective_toml
+    assert tomllib.loads(served.effective_toml)["cuda_graphs"] is False
+    assert load(path).config.cuda_graphs
+
+
+class Narrow(Session):
+    """A session on a GPU that has memory for so many rows at once."""
+
+    most = 4
+
+    def keep(self, inputs: Mapping[str, Tensor]) -> None:
+        if any(len(tensor.array) > self.most for tensor in inputs.values()):
+            raise DeviceMemoryError("the GPU has no memory left for this run")
+
+
+class OpensNarrow:
+    def open_session(self, model: bytes, facts: OnnxFacts, options: SessionOptions, external: Any) -> Session:
+        return Narrow(model, facts, options, external)
+
+
+def test_buckets_that_do_not_fit_into_the_gpus_memory_are_refused_by_size_and_other_sizes_are_not(
+    tmp_path: Path,
+) -> None:
+    path = builders.publish_version(tmp_path, "m", builders.scaled())
+    loader = Loader("cpu", weights=OpensNarrow())  # type: ignore[arg-type]
+    with pytest.raises(LoadError, match=r"^batch size 8: the GPU has no memory left"):
+        loader.load(path, Overrides({"max_batch_size": 16, "batch_size_buckets": (2, 8, 16)}))
+    served = loader.load(path, Overrides({}))
+    assert served.costs.expected_s(4, 2) < float("inf")
 
 
 def test_a_device_that_is_not_there_is_refused_whoever_names_it(tmp_path: Path) -> None:
