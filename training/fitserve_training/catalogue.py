@@ -86,8 +86,12 @@ def recipe_for_data(name: str) -> str | None:
     return _FOR_OWN_DATA[kind_of(Path(name))] if is_path(name) else None
 
 
-def load_recipe(name: str) -> Recipe:
+def load_recipe(name: str, source: bytes | None = None) -> Recipe:
     """Imports the recipe called `name`, or runs the user's file of this name; torch is imported with it.
+
+    Args:
+        name: Of the catalogue, or a file's.
+        source: What the file held when the run began, where that counts and not what it holds now.
 
     Raises:
         UsageError: there is no such recipe; the message suggests the nearest one.
@@ -95,7 +99,7 @@ def load_recipe(name: str) -> Recipe:
     if name.endswith(".py"):
         from fitserve_training.own_recipe import load_own_recipe
 
-        return load_own_recipe(Path(name))
+        return load_own_recipe(Path(name), source)
     for entry in ENTRIES:
         if entry.name == name:
             recipe: Recipe = import_module(entry.module).RECIPE

@@ -27,6 +27,27 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "keep_weights": ("last", "best"),
     "memory_format": ("contiguous", "channels_last"),
 }
+_SPELLINGS = {"precision": {"fp32": "float32", "bf16": "bfloat16"}}
+"""Other spellings of a value, which a run records as the first one."""
+
+_ELSEWHERE = {
+    **dict.fromkeys(("grad_clip", "gradient_clip", "clip_grad_norm", "max_grad_norm", "max_norm"), "clip_norm"),
+    **dict.fromkeys(("accumulate", "grad_accum", "gradient_accumulation_steps"), "micro_batch_size"),
+    **dict.fromkeys(("warmup", "warmup_steps", "num_warmup_steps", "lr_warmup"), "lr_warmup_steps"),
+    **dict.fromkeys(("scheduler", "schedule", "lr_scheduler", "lr_scheduler_type"), "lr_schedule"),
+    **dict.fromkeys(("early_stopping", "early_stopping_patience"), "patience"),
+    **dict.fromkeys(("dtype", "amp", "bf16", "fp16", "mixed_precision"), "precision"),
+    **dict.fromkeys(("wd", "l2", "decay"), "weight_decay"),
+    **dict.fromkeys(("learning_rate", "eta"), "lr"),
+    **dict.fromkeys(("num_epochs", "max_epochs", "num_train_epochs"), "epochs"),
+    **dict.fromkeys(("bs", "train_batch_size", "per_device_train_batch_size"), "batch_size"),
+    **dict.fromkeys(("optim", "opt"), "optimizer"),
+    **dict.fromkeys(("pretrained", "checkpoint", "weights", "model_name_or_path"), "model.weights"),
+    **dict.fromkeys(("label", "target", "label_column"), "data.label"),
+    **dict.fromkeys(("test_size", "val_split", "validation_split", "hold_out"), "data.hold_out"),
+}
+"""What other trainers call a setting, and what it is called here."""
+
 _AT_LEAST: dict[str, float] = {
     "seed": 0,
     "threads": 0,
@@ -166,8 +187,9 @@ def merge(base: Mapping[str, Scalar], changes: Mapping[str, Scalar], origin: str
     merged = dict(base)
     for key, value in changes.items():
         if key not in base:
-            raise unknown_name(f"setting in {origin}", key, base)
-        merged[key] = _as_type_of(base[key], value, f"{origin}: setting {key!r}")
+            raise unknown_name(f"setting in {origin}", key, base, _ELSEWHERE.get(key, ""))
+        known = _as_type_of(base[key], value, f"{origin}: setting {key!r}")
+        merged[key] = _SPELLINGS.get(key, {}).get(str(known), known)
     return merged
 
 

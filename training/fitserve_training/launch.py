@@ -81,7 +81,7 @@ def train(request: Request, say: Callable[[str], None]) -> Path:
         UsageError: the request cannot be carried out, or the run cannot be written; nothing half-written is left.
         RunStoppedError: the loss is not finite, or the recipe's required figures were missed.
     """
-    recipe = load_recipe(request.recipe)
+    recipe = _load_recipe(request, say)
     places = Places.default(request.data_dir)
     if request.is_resumed and rundir.is_finished(request.run_dir) and not _has_unfinished(request.run_dir):
         say(f"run {request.run_dir} is finished already; nothing to resume")
@@ -96,6 +96,14 @@ def train(request: Request, say: Callable[[str], None]) -> Path:
         _announce(built, say)
         with closing(RunWriter(request.run_dir, request.is_resumed)) as writer:
             return _lead(built, writer, request.is_resumed, say)
+
+
+def _load_recipe(request: Request, say: Callable[[str], None]) -> Recipe:
+    kept = rundir.kept_recipe(rundir.unfinished_path(request.run_dir)) if request.is_resumed else None
+    recipe = load_recipe(request.recipe, kept)
+    if kept is not None and Path(request.recipe).is_file() and Path(request.recipe).read_bytes() != kept:
+        say(f"recipe {request.recipe} has changed since the run began; the run goes on with its own copy")
+    return recipe
 
 
 def _lead(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str], None]) -> Path:
@@ -179,6 +187,8 @@ def _announce(built: Built, say: Callable[[str], None]) -> None:
 
 def _run(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str], None]) -> Path:
     writer.write_text(rundir.CONFIG, config_text(built.recipe, built.config))
+    if built.recipe.source:
+        writer.write_text(rundir.RECIPE, built.recipe.source.decode())
     writer.write_json(rundir.ENVIRONMENT, describe(built.device))
     if built.recipe.for_form:
         Form.of(built.data).write(writer.path)

@@ -11,6 +11,7 @@
 - loss: called with the model's outputs and the targets, gives a scalar, a mean over the examples.
 - config: settings by dotted key, as for --set.
 
+A run keeps a copy of the file and goes on with that, so that it can be resumed and exported after the file has changed.
 torch's generators are seeded before the function is called, once for the data and once for the model.
 """
 
@@ -22,15 +23,15 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fitserve_contract.repository import is_model_name
-from fitserve_training.config import RunConfig, Scalar, Values
+from fitserve_training.config import RunConfig, Scalar, Values, merge
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.hold_out import hold_out
 from fitserve_training.errors import UsageError
@@ -54,27 +55,31 @@ class Parts:
     config: Mapping[str, Scalar]
 
 
-def load_own_recipe(path: Path) -> Recipe:
+def load_own_recipe(path: Path, source: bytes | None = None) -> Recipe:
     """Makes a recipe of a user's file, which is run by this.
+
+    Args:
+        path: The file.
+        source: What to run in its place; the file need not be there then.
 
     Raises:
         UsageError: there is no such file, its function fails, or returns something else; the message names the place.
     """
-    if not path.is_file():
-        raise UsageError(f"recipe {path}: expected a Python file, found none")
+    source = _read(path) if source is None else source
     if not is_model_name(path.stem):
         raise UsageError(
             f"recipe {path}: expected a file name of letters, digits, '.', '_' and '-', for a model's name"
         )
-    function = _function(path)
+    function = _function(path, source)
     parts = _called(function, path)
     own = Recipe(
         name=path.stem,
         file=str(path.resolve()),
+        source=source,
         defaults=_defaults(parts.config, path),
         choose_data=lambda _name, _places: "own",
         data_names=("own",),
-        load_data=lambda config, _places: _load_data(function, path, config),
+        load_data=lambda config, _places: _load_data(function, path, config, source),
         build_model=lambda _config: _called(function, path).model,
         objective=Classification(),
         inputs=(ServedInput("x", torch.float32, ("batch",)),),
@@ -85,23 +90,33 @@ def load_own_recipe(path: Path) -> Recipe:
 
 
 def _defaults(config: Mapping[str, Scalar], path: Path) -> Values:
-    known = RunConfig().to_flat()
+    own: Values = {"data.name": "own", "data.hold_out": _HELD_OUT_SHARE}
     for key, value in config.items():
         if not isinstance(key, str) or not isinstance(value, str | int | float | bool):
             raise UsageError(f"recipe {path}: config: expected settings with one value each, got {key!r}: {value!r}")
-        if key not in known and not key.startswith(("data.", "model.")):
-            raise UsageError(f"recipe {path}: config: unknown setting {key!r}")
-    return {"data.name": "own", "data.hold_out": _HELD_OUT_SHARE, **config}
+        if key.startswith(("data.", "model.")):
+            own.setdefault(key, value)
+    merged = merge({**RunConfig().to_flat(), **own}, config, f"the config of recipe {path}")
+    return own | {key: merged[key] for key in config}
 
 
-def _function(path: Path) -> Callable[[], Any]:
-    spec = spec_from_file_location(f"own_recipe_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise UsageError(f"recipe {path}: expected a Python file, found none")
+    try:
+        source = path.read_bytes()
+        source.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe {path}: expected a Python file in UTF-8, got {error}") from None
+    return source
+
+
+def _function(path: Path, source: bytes) -> Callable[[], Any]:
+    module = ModuleType(f"own_recipe_{path.stem}")
+    module.__file__ = str(path)
     with _told(path):
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        sys.modules[module.__name__] = module
+        exec(compile(source, str(path), "exec"), module.__dict__)
     function = getattr(module, FUNCTION, None)
     if not callable(function):
         raise UsageError(f"recipe {path}: expected a function named {FUNCTION}, found none")
@@ -136,7 +151,7 @@ def _told(path: Path) -> Iterator[None]:
         raise UsageError(f"recipe {path}{line}: {type(error).__name__}: {text}") from error
 
 
-def _load_data(function: Callable[[], Any], path: Path, config: RunConfig) -> DataSet:
+def _load_data(function: Callable[[], Any], path: Path, config: RunConfig, source: bytes) -> DataSet:
     seed_global(config.seed, "data")
     data = _called(function, path).data
     names: tuple[str, ...] = ()
@@ -148,7 +163,7 @@ def _load_data(function: Callable[[], Any], path: Path, config: RunConfig) -> Da
     else:
         every, share = _split(data, f"recipe {path}: data"), float(config.data["hold_out"])
         train, held_out = hold_out(every.inputs, every.targets, share, config.seed)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256(source).hexdigest()
     source = f"data of {path} ({len(train):,} to train on, {len(held_out):,} held out)"
     names = names or _class_names(train.targets, held_out.targets)
     return DataSet("own", source, train, held_out, names, checksums={path.name: digest})

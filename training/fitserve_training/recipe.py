@@ -101,6 +101,7 @@ class Recipe:
         start: Puts the weights into a new model that training starts from, where they are not the random ones
             of `build_model`.
         file: The user's Python file that it comes from; empty for one of the catalogue.
+        source: What that file held.
         own_data: Kinds of the user's own data that it takes: `images`, `table`, `arrays`, `text`.
         cure: What to change when the loss is not finite.
         tolerance: Overrides the exporter's tolerance, by `atol` and `rtol`.
@@ -127,6 +128,7 @@ class Recipe:
     start: Callable[[RunConfig, nn.Module, DataSet], None] | None = None
     own_data: tuple[str, ...] = ()
     file: str = ""
+    source: bytes = field(default=b"", repr=False)
 
     @property
     def address(self) -> str:

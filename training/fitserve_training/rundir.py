@@ -1,6 +1,7 @@
 """A run's directory: built beside its place under the name `<run>.unfinished`, then moved there whole.
 
     config.toml         every setting, resolved
+    recipe.py           a copy of the user's own recipe, which the run goes on with whatever becomes of the file
     environment.json    versions, machine, device
     metrics.jsonl       a line per logged epoch
     curve.jsonl         five points per logged epoch while it trains
@@ -29,6 +30,7 @@ from typing import Any
 from fitserve_training.errors import UsageError
 
 CONFIG = "config.toml"
+RECIPE = "recipe.py"
 ENVIRONMENT = "environment.json"
 METRICS = "metrics.jsonl"
 CURVE = "curve.jsonl"
@@ -56,6 +58,20 @@ def unfinished_path(run_dir: Path) -> Path:
 def is_finished(run_dir: Path) -> bool:
     """Says whether `run_dir` holds a finished run."""
     return (run_dir / SUMMARY).is_file() and (run_dir / CONFIG).is_file()
+
+
+def kept_recipe(folder: Path) -> bytes | None:
+    """Gives the user's own recipe as it was when the run of this folder began; None where the catalogue's was run.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        return (folder / RECIPE).read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UsageError(f"run file {folder / RECIPE}: cannot be read: {error.strerror}") from None
 
 
 class RunWriter:

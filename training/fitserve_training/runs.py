@@ -128,7 +128,7 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
 
 
 def _read_recipe(path: Path, places: Places) -> tuple[Recipe, RunConfig]:
-    recipe = load_recipe(str(read_toml(path).get("recipe", "")))
+    recipe = load_recipe(str(read_toml(path).get("recipe", "")), rundir.kept_recipe(path.parent))
     return recipe, resolve_config(recipe, None, read_config(path, recipe.address), places)
 
 

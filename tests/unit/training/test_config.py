@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitserve_training.catalogue import load_recipe
-from fitserve_training.config import RunConfig, Scalar, merge, parse_assignments, read_toml, to_toml
+from fitserve_training.catalogue import load_recipe, names
+from fitserve_training.config import _ELSEWHERE, RunConfig, Scalar, merge, parse_assignments, read_toml, to_toml
 from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError
 from fitserve_training.settings import config_text, is_own_mathematics, resolve_config
@@ -46,6 +46,9 @@ def test_a_configuration_survives_flattening() -> None:
     ("assignment", "message"),
     [
         ("lrr=1", "unknown setting in --set 'lrr'; did you mean 'lr'"),
+        ("grad_clip=1", "unknown setting in --set 'grad_clip'; did you mean 'clip_norm'? (known: seed, epochs"),
+        ("learning_rate=1", "unknown setting in --set 'learning_rate'; did you mean 'lr'?"),
+        ("precision=fp16", "setting 'precision': expected one of float32, bfloat16, got 'fp16'"),
         ("lr=fast", "setting 'lr': expected a finite number, got 'fast'"),
         ("lr=nan", "setting 'lr': expected a finite number, got 'nan'"),
         ("lr=0", "setting 'lr': expected a number above 0, got 0.0"),
@@ -65,6 +68,18 @@ def test_a_wrong_setting_is_named(assignment: str, message: str, tmp_path: Path)
         resolve_config(recipe, None, parse_assignments([assignment]), places)
 
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("spelt", "meant"), [("bf16", "bfloat16"), ("fp32", "float32"), ("bfloat16", "bfloat16")])
+def test_a_precision_may_be_spelt_short(spelt: str, meant: str, tmp_path: Path) -> None:
+    assert resolve_config(load_recipe("lenet"), None, {"precision": spelt}, Places(None, tmp_path)).precision == meant
+
+
+def test_what_others_call_a_setting_means_one_that_there_is() -> None:
+    known = {key for name in names() for key in {**RunConfig().to_flat(), **load_recipe(name).defaults}}
+
+    assert set(_ELSEWHERE.values()) <= known
+    assert not _ELSEWHERE.keys() & known
 
 
 def test_file_wins_over_preset_and_assignment_over_file(tmp_path: Path) -> None:

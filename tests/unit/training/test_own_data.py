@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +202,23 @@ def test_an_own_recipe_trains_and_opens_again(tmp_path: Path) -> None:
     assert list(run.training_record["data"]["checksums"]) == ["my_recipe.py"]
 
 
+def test_a_run_goes_on_with_the_recipe_that_it_began_with(tmp_path: Path) -> None:
+    file, said = tmp_path / "my_recipe.py", []
+    file.write_text(RECIPE)
+    straight = train(Request(str(file), tmp_path / "straight"), lambda _line: None)
+
+    # What a run leaves behind that is killed before its first epoch is over.
+    left_out = shutil.ignore_patterns("summary.json", "*.safetensors")
+    shutil.copytree(straight, tmp_path / "run.unfinished", ignore=left_out)
+    file.write_text(RECIPE.replace("nn.Linear(4, 3)", "nn.Linear(4, 9)"))
+    resumed = train(Request(str(file), tmp_path / "run", is_resumed=True), said.append)
+    file.unlink()
+
+    assert any("has changed since the run began; the run goes on with its own copy" in line for line in said)
+    assert (resumed / "weights.safetensors").read_bytes() == (straight / "weights.safetensors").read_bytes()
+    assert open_run(resumed).held_out().inputs["x"].shape == (12, 4)
+
+
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -208,7 +226,7 @@ def test_an_own_recipe_trains_and_opens_again(tmp_path: Path) -> None:
         ("def recipe():\n    return 1 / 0\n", "my_recipe.py line 2: ZeroDivisionError: division by zero"),
         ("def recipe(:\n", "my_recipe.py line 1: SyntaxError"),
         ("def recipe():\n    return 1, 2\n", "expected (model, data, loss, config) from recipe(), got 2 values"),
-        (RECIPE.replace('"epochs"', '"epoch"'), "config: unknown setting 'epoch'"),
+        (RECIPE.replace('"epochs"', '"epoch"'), "my_recipe.py 'epoch'; did you mean 'epochs'"),
         (RECIPE.replace("x[:, :3].argmax(dim=1)", "x[:, 0] / 0"), "recipe"),
     ],
 )
