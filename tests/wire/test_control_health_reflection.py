@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fitserve.control.v1 import control_pb2_grpc
 from fitserve.inference.v1 import inference_pb2 as native
 from fitserve.types.v1 import tensor_pb2
 from fitserve_oip import health_pb2, inference_pb2, reflection_pb2
+from fitserve_service.registry import ModelSnapshot
 from fitserve_service.server import Server
 
 SERVING, NOT_SERVING, UNKNOWN = 1, 2, 3
@@ -234,3 +236,22 @@ def test_no_question_and_no_refused_request_keeps_a_version_loaded(tmp_path: Pat
             assert refused(channel.unary_unary(method), request.SerializeToString())[0] == "INVALID_ARGUMENT"
         control.UnloadModel(pb.UnloadModelRequest(name="m"), timeout=5)
         assert [version.state.value for version in server.registry.model("m").versions] == ["UNLOADED"]
+
+
+def test_a_version_that_comes_between_look_and_lease_is_described(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    with serving(tmp_path, poll_interval_s=3600) as server, control_of(server) as stub:
+        honest = server.registry.model
+
+        def then_another(name: str) -> ModelSnapshot:
+            snapshot = honest(name)
+            monkeypatch.undo()
+            (first,) = snapshot.versions
+            assert first.served is not None
+            server.registry.set_ready(replace(first.served, version=2))
+            return snapshot
+
+        monkeypatch.setattr(server.registry, "model", then_another)
+        assert stub.GetModelVersion(version_request("m"), timeout=WAIT_S).version.version == 2

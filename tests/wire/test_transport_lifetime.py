@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
-from tests.wire.conforming import TRANSPORTS, WAIT_S, Echo, channel, echo, running, unary
+from tests.wire.conforming import CONFORMING, WAIT_S, Echo, channel, echo, make_transport, running, unary
 
 from fitserve_service.calls import MethodTable, UnaryCall
 from fitserve_service.transport import ListenError, TransportOptions
 
-pytestmark = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+pytestmark = pytest.mark.parametrize("transport", CONFORMING)
 
 
 def test_stopping_answers_what_is_in_flight_and_ends_idle_streams(transport: str) -> None:
@@ -83,7 +83,7 @@ def test_a_host_of_another_machine_is_said_in_words(transport: str, host: str) -
 
 
 def start_on(host: str, port: int, transport: str) -> None:
-    server = TRANSPORTS[transport](TransportOptions(host=host, port=port))
+    server = make_transport(transport, TransportOptions(host=host, port=port))
     server.run(unary(echo), lambda _: pytest.fail("it listens"))
 
 
@@ -124,6 +124,7 @@ def test_a_draining_server_takes_no_new_calls(transport: str) -> None:
         new = (other.unary_unary("/t.T/M")(b"new", timeout=WAIT_S) for _ in range(10_000))
         with pytest.raises(grpc.RpcError) as refused:
             list(new)
-        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+        # One that arrives at the very moment is cancelled by grpcio's core, which no server can help: clients retry both.
+        assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         world.transport.post(lambda: waiting[0].reply(b""))
         assert future.result() == b""

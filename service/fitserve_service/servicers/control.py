@@ -115,7 +115,9 @@ class ControlServicer:
         # Neither number nor label, or one that is not there: what a request for it would meet.
         lease = self._registry.lease(target.model, version=target.version, label=target.label)
         try:
-            return next(version for version in model.versions if version.version == lease.served.version)
+            # Looked up anew: what was leased may have come after the snapshot, and stays as long as the lease.
+            versions = self._registry.model(target.model).versions
+            return next(version for version in versions if version.version == lease.served.version)
         finally:
             lease.release()
 
