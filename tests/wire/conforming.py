@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
+from tests import pki
 
+from fitserve_service.access.tls_files import TlsFiles
 from fitserve_service.calls import MethodTable, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from fitserve_service.status import DETAILS_KEY
 from fitserve_service.transport import Transport, TransportOptions
@@ -22,10 +30,35 @@ TRANSPORTS: dict[str, Callable[[TransportOptions], Transport]] = {
     "fast": FastTransport,
     "stock": StockTransport,
 }
-"""Every transport, by name; each passes every test of test_transport_conformance, _streams and _lifetime."""
+"""Every transport, by name."""
+
+
+def _secured(make: Callable[[TransportOptions], Transport]) -> Callable[[TransportOptions], Transport]:
+    return lambda options: make(replace(options, tls=_pki()[0]))
+
+
+SECURED = {f"{name} over TLS": _secured(make) for name, make in TRANSPORTS.items()}
+
+CONFORMING = [
+    *sorted(TRANSPORTS),
+    *(pytest.param(name, marks=pytest.mark.needs_program("openssl")) for name in sorted(SECURED)),
+]
+"""Each of these passes every test of test_transport_conformance, _streams and _lifetime."""
 
 WAIT_S = 20.0
 """Longer than any of this takes; what runs into it has failed."""
+
+
+_secured_ports: set[int] = set()
+"""Ports on which a server of `running` speaks TLS."""
+
+
+@functools.cache
+def _pki() -> tuple[TlsFiles, pki.Pair]:
+    """One certificate for all, which nobody changes."""
+    folder = Path(tempfile.mkdtemp(prefix="fitserve-pki-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return pki.server_files(folder)
 
 
 class Running:
@@ -60,11 +93,20 @@ class Running:
         self._started.set()
 
 
+def make_transport(name: str, options: TransportOptions) -> Transport:
+    """Makes a transport of `TRANSPORTS` or `SECURED`."""
+    return {**TRANSPORTS, **SECURED}[name](options)
+
+
 @contextmanager
 def running(name: str, table: MethodTable, **options: Any) -> Iterator[Running]:
     """Serves a table on a free port until the block ends."""
-    world = Running(TRANSPORTS[name](TransportOptions(port=0, **options)), table)
+    world = Running(make_transport(name, TransportOptions(port=0, **options)), table)
     world.start()
+    if name in SECURED:
+        _secured_ports.add(world.port)
+    else:
+        _secured_ports.discard(world.port)
     try:
         yield world
     finally:
@@ -80,7 +122,12 @@ def channel(port: int) -> Iterator[Any]:
     Typed as Any: grpc-stubs knows no calls of plain bytes, and no iterators as streams are.
     """
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as opened:
+    target = f"127.0.0.1:{port}"
+    if port in _secured_ports:
+        opened = grpc.secure_channel(target, pki.client_credentials(_pki()[1]), options=options)
+    else:
+        opened = grpc.insecure_channel(target, options=options)
+    with opened:
         yield opened
 
 

@@ -12,12 +12,12 @@ import grpc
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.wire.conforming import TRANSPORTS, WAIT_S, channel, details_of, echo, failure, running, unary
+from tests.wire.conforming import CONFORMING, WAIT_S, channel, details_of, echo, failure, running, unary
 
 from fitserve_service.calls import UnaryCall
 from fitserve_service.errors import CODES, Reason, ServiceError
 
-pytestmark = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+pytestmark = pytest.mark.parametrize("transport", CONFORMING)
 
 
 @settings(max_examples=30, deadline=None)

@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.wire.conforming import TRANSPORTS, WAIT_S, Echo, channel, details_of, echo, running, stream
+from tests.wire.conforming import CONFORMING, WAIT_S, Echo, channel, details_of, echo, running, stream
 
 from fitserve_service.calls import MethodTable, StreamCall
 from fitserve_service.errors import Reason, ServiceError
 
-pytestmark = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
+pytestmark = pytest.mark.parametrize("transport", CONFORMING)
 
 
 def test_a_stream_is_answered_in_order(transport: str) -> None:
