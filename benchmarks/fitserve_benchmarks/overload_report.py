@@ -12,10 +12,10 @@ from fitserve_benchmarks.quantities import duration, three_digits
 
 def print_overload_report(result: OverloadResult, console: Console) -> None:
     """Prints the table, the figures and how they came about."""
-    table = Table(title=f"overload, {result.run_s * 1e3:.1f} ms a run", title_justify="left", box=None)
-    headings = ("phase", "offered/s", "right/s", "p50", "p99", "refused", "p99 refusal", "late", "health p99")
-    for heading in (*headings, "sent late", "source CPU"):
-        table.add_column(heading, justify="left" if heading == "phase" else "right", no_wrap=True)
+    title = f"A model of {result.run_s * 1e3:.1f} ms a run, and what became of requests for it"
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in ("", "/s", "right/s", "p50", "p99", "refused", "refused in", "late", "health"):
+        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
     for phase in (*result.closed, *result.phases):
         table.add_row(*_cells(phase))
     console.print(table)
@@ -50,8 +50,6 @@ def _cells(phase: PhaseSummary) -> tuple[str, ...]:
         _time(phase.refusal_p99_s),
         f"{phase.outcomes.get('late', 0):,}",
         _time(phase.health_p99_s),
-        _time(phase.late_p99_s),
-        f"{phase.source_share:.0%}",
     )
 
 
@@ -61,13 +59,19 @@ def _time(seconds: float | None) -> str:
 
 def _method(result: OverloadResult) -> str:
     environment, plan = result.environment, result.plan
-    answered = [took_s for took_s in result.scrapes_s if took_s is not None]
-    pages = f"{len(answered)} of {len(result.scrapes_s)} metrics pages answered"
-    slowest = f", the slowest in {duration(max(answered))}" if answered else ""
-    right = sum(phase.outcomes.get("right", 0) for phase in result.phases)
+    share = max(phase.source_share for phase in result.phases)
+    late_s = max(phase.late_p99_s or 0.0 for phase in result.phases)
     return (
-        f"Every answer checked, nothing sent twice; deadlines {plan.timeout_ms} ms, of the impatient "
-        f"{result.phases[-1].timeout_ms} ms. {right} right answers, {result.examples_run} rows run. {pages}{slowest}. "
-        f"{environment['processor']}, {len(environment['usable_processors'])} processors for server and load; load "
-        f"average {environment['load_average'][0]:.1f} at the end. Times count from when a request was due."
+        f"Times are 99th percentiles but for p50, and count from when a request was due. Every answer checked, nothing "
+        f"sent twice; deadlines {plan.timeout_ms} ms, of the impatient {result.phases[-1].timeout_ms} ms. Of "
+        f"{result.examples_run} rows run {result.run_for_nobody} had no caller left at the end of their run. "
+        f"{_pages(result)}. The load's process took {share:.0%} of a processor at most, and left {duration(late_s)} late "
+        f"at most. {environment['processor']}, {len(environment['usable_processors'])} processors for server and load; "
+        f"load average {environment['load_average'][0]:.1f} at the end."
     )
+
+
+def _pages(result: OverloadResult) -> str:
+    answered = [took_s for took_s in result.scrapes_s if took_s is not None]
+    slowest = f", the slowest in {duration(max(answered))}" if answered else ""
+    return f"{len(answered)} of {len(result.scrapes_s)} metrics pages answered{slowest}"
