@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeAlias
 
 from fitserve_contract.repository import VersionPath, version_path
@@ -87,6 +90,8 @@ class Reconciler:
         self._sources: Mapping[str, ModelSource] = {}
         self._attempts: dict[tuple[str, int], tuple[object, ...]] = {}
         self._is_readable = True
+        self._moved: deque[str] = deque()
+        self._unsettled: set[str] | None = None
         self._is_settled = threading.Event()
         self._thread = threading.Thread(target=self._work, name="reconciler", daemon=True)
 
@@ -140,7 +145,13 @@ class Reconciler:
         """Looks at the repository and starts all that is to be done now."""
         self._run_commands()
         self._scan()
-        for model in sorted(self._models()):
+        if self._unsettled is None:
+            self._unsettled = set(self._sources)
+        self._moved.clear()
+        self._reconcile(sorted(self._models()))
+
+    def _reconcile(self, models: Iterable[str]) -> None:
+        for model in models:
             source = self._sources.get(model, ModelSource())
             self._show(model, source)
             self._retire_aside(model)
@@ -151,18 +162,41 @@ class Reconciler:
                 self._take(model, step, source)
         self._answer_waiting()
         self._try_edits()
-        if not self._is_settled.is_set() and not any(map(self._is_unsettled, self._sources)):
+        self._settle()
+
+    def _settle(self) -> None:
+        unsettled = self._unsettled
+        while unsettled and not self._is_unsettled(model := next(iter(unsettled))):
+            unsettled.remove(model)
+        if unsettled is not None and not unsettled:
             self._is_settled.set()
 
     def _work(self) -> None:
         self._source.remove_leftovers()
+        look_s = 0.0
         while not self._is_stopping:
             try:
-                self.reconcile_once()
+                if self._commands or time.monotonic() >= look_s:
+                    look_s = time.monotonic() + self._poll_interval_s
+                    self.reconcile_once()
+                else:
+                    self._reconcile_moved()
             except Exception:
                 _log.exception("reconciling failed; trying again in %g s", self._poll_interval_s)
-            self._wake.wait(self._poll_interval_s)
+            self._wake.wait(max(look_s - time.monotonic(), 0.0))
             self._wake.clear()
+
+    def _reconcile_moved(self) -> None:
+        """Goes on where loads and leases ended: a look at a thousand models for each would be a million looks."""
+        moved = set()
+        while self._moved:
+            moved.add(self._moved.popleft())
+        self._reconcile(moved)
+
+    def _has_moved(self, model: str) -> None:
+        """Told, on any thread, that a model's version was loaded or let go."""
+        self._moved.append(model)
+        self._wake.set()
 
     def _scan(self) -> None:
         try:
@@ -206,7 +240,7 @@ class Reconciler:
                 del self._aside[model, entry.version]
             elif self._registry.states(model).get(entry.version) is State.READY:
                 _log.error("%s version %d: %s", model, entry.version, entry.reason)
-                self._registry.retire(model, entry.version, self._wake.set)
+                self._registry.retire(model, entry.version, partial(self._has_moved, model))
 
     def _retry_changed(self, model: str, source: ModelSource) -> None:
         """Makes failed versions PENDING whose files or settings changed since: copied to the end, or put right."""
@@ -226,7 +260,7 @@ class Reconciler:
     def _take(self, model: str, step: Step, source: ModelSource) -> None:
         if step.action is Action.UNLOAD:
             _log.info("unloading %s version %d", model, step.version)
-            self._registry.retire(model, step.version, self._wake.set)
+            self._registry.retire(model, step.version, partial(self._has_moved, model))
             return
         self._attempts[model, step.version] = self._attempt(model, step.version, source)
         aside = self._aside.get((model, step.version))
@@ -254,7 +288,7 @@ class Reconciler:
             known = error if not isinstance(error, LoadError) else None
             _log.error("failed: %s version %d: %s", path.model, path.version, reason, exc_info=known)
             self._registry.set_state(path.model, path.version, State.FAILED, reason=reason)
-        self._wake.set()
+        self._has_moved(path.model)
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._lock:
@@ -306,7 +340,7 @@ class Reconciler:
                 self._scan()
                 self._show(edit.model, self._sources.get(edit.model, ModelSource()))
                 edit.on_done(None)
-                self._wake.set()
+                self._has_moved(edit.model)
             else:
                 self._edits.append(edit)
 

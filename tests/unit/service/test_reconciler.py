@@ -486,3 +486,22 @@ def test_a_reconciler_that_starts_knows_what_was_set_aside(tmp_path: Path) -> No
         assert other._registry.states("m") == {1: State.LOADING}
         for reconciler in (fresh, other):
             reconciler.stop()
+
+
+def test_loads_that_end_cost_no_further_look_at_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(20):
+        builders.bare_version(tmp_path, f"m{number}", 1, builders.scaled())
+    builders.bare_version(tmp_path, "m0", 2, b"garbage")
+    source, looks = RepositorySource(tmp_path), []
+    honest = source.scan
+    monkeypatch.setattr(source, "scan", lambda: looks.append(1) or honest())
+    registry = Registry()
+    reconciler = Reconciler(source, Loader("cpu"), registry, poll_interval_s=3600.0)
+    reconciler.start()
+    assert reconciler.wait_until_settled(WAIT_S)
+    reconciler.stop()
+
+    # The version below the one that failed was loaded in its place, too.
+    assert registry.states("m0") == {1: State.READY, 2: State.FAILED}
+    assert all(registry.states(f"m{number}") == {1: State.READY} for number in range(1, 20))
+    assert len(looks) == 1
