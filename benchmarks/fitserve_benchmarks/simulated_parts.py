@@ -157,6 +157,10 @@ class CoinCosts(CostTable):
         """Gives nothing or infinity."""
         return self._random.choice((0.0, float("inf")))
 
+    def floor_s(self, rows: int, row_elements: int) -> float:
+        """Gives nothing or infinity."""
+        return self.expected_s(rows, row_elements)
+
     def record(self, rows: int, row_elements: int, run_s: float) -> None:
         """Keeps nothing: what was measured must not decide what happens."""
 

@@ -32,6 +32,9 @@ _NO_FLAGS: Final = 0
 _PAST: Final = 0
 """A deadline that makes `poll` take what is there and not wait."""
 
+_NEVER: Final = 2**40
+"""A time, in seconds since 1970, that no caller waits for: the core says "never" as the end of its clock's time."""
+
 _LOOPBACK: Final = "127.0.0.1"
 _BELL_WAIT_S: Final = 5.0
 _COMPLETE: Final = cygrpc.CompletionType.operation_complete
@@ -88,9 +91,8 @@ def is_cancelled(event: Event) -> bool:
 
 def remaining_s(event: Event) -> float | None:
     """Gives the time that a requested call has left, in seconds; None: it has no deadline."""
-    left: float = event.call_details.deadline - time.time()
-    # The core says "never" as the end of its clock's time.
-    return None if left > 1e9 else left
+    deadline: float = event.call_details.deadline
+    return None if deadline > _NEVER else deadline - time.time()
 
 
 def origin_of(call: CoreCall) -> Origin:
@@ -98,18 +100,25 @@ def origin_of(call: CoreCall) -> Origin:
     return Origin(call.peer().decode(errors="replace"), identities_of(cygrpc.auth_context(call) or {}))
 
 
-def send_reply(call: CoreCall, message: bytes, trailing: Metadata, tag: Tag) -> None:
+def send_reply(call: CoreCall, message: bytes, trailing: Metadata, tag: Tag, *, is_watched: bool = True) -> None:
     """Sends a unary call's whole answer at once.
+
+    Args:
+        call: The call.
+        message: Its one answer.
+        trailing: Metadata behind it.
+        tag: Runs once it is sent.
+        is_watched: `receive_close` was asked for; else it is part of this batch, which spares one.
 
     Raises:
         CoreError: the metadata cannot be sent; the call is still open, for `abort` alone.
     """
-    operations = (
+    operations: Operations = (
         cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
         cygrpc.SendMessageOperation(message, _NO_FLAGS),
         cygrpc.SendStatusFromServerOperation(trailing, 0, b"", _NO_FLAGS),
     )
-    _start(call, operations, tag)
+    _start(call, operations if is_watched else (*operations, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)), tag)
 
 
 def send_message(call: CoreCall, message: bytes, is_first: bool, tag: Tag) -> None:
@@ -202,13 +211,18 @@ class CoreServer:
             wait_s: At most this long.
             most: At most so many, so that a flood of arrivals cannot keep the caller from its other work.
         """
-        event = self._poll(time.time() + wait_s if wait_s > 0 else _PAST)
+        poll = self._poll
+        event = poll(time.time() + wait_s if wait_s > 0 else _PAST)
         while event.completion_type == _COMPLETE:
-            _run_tag(event)
+            try:
+                event.tag(event)
+            except Exception:
+                # One call's trouble is not the loop's.
+                _log.exception("completion queue: a tag failed")
             most -= 1
             if most <= 0:
                 return
-            event = self._poll(_PAST)
+            event = poll(_PAST)
 
     def begin_shutdown(self) -> None:
         """Refuses new calls and connections; `is_down` once all calls have ended and all connections are closed."""

@@ -12,6 +12,9 @@ from fitserve_service.signature import Tensor
 _NEWEST_WEIGHT: Final = 0.2
 """Weight of the newest run in the moving mean."""
 
+_SLOWER_WEIGHT: Final = 0.01
+"""Weight of a run that took longer than the floor: a machine that is busy for a while does not lift it."""
+
 _DOUBT: Final = 0.9
 """What is left of an expectation by which a request was refused: nothing else would ever put a wrong one right."""
 
@@ -32,6 +35,7 @@ class CostTable:
 
     def __init__(self) -> None:
         self._run_s: dict[int, dict[int, float]] = {}
+        self._floor_s: dict[int, dict[int, float]] = {}
         self._run_count = 0
         self._plans: dict[int, tuple[int, list[int]]] = {}
         self._rows_s: dict[int, tuple[int, float]] = {}
@@ -49,6 +53,9 @@ class CostTable:
             costs = self._run_s.setdefault(row_elements.bit_length(), {})
             before_s = costs.get(rows, run_s)
             costs[rows] = before_s + _NEWEST_WEIGHT * (run_s - before_s)
+            floors = self._floor_s.setdefault(row_elements.bit_length(), {})
+            floor_s = floors.get(rows, run_s)
+            floors[rows] = run_s if run_s < floor_s else floor_s + _SLOWER_WEIGHT * (run_s - floor_s)
 
     def expected_s(self, rows: int, row_elements: int) -> float:
         """Tells how long a run should take, from the nearest number of rows measured.
@@ -56,14 +63,15 @@ class CostTable:
         Returns:
             Seconds; infinity where rows of this size were never run: they are taken to be slow.
         """
-        costs = self._run_s.get(row_elements.bit_length())
-        if not costs:
-            return float("inf")
-        exact_s = costs.get(rows)
-        if exact_s is not None:
-            return exact_s
-        nearest = min((size for size in costs if size >= rows), default=0) or max(costs)
-        return costs[nearest] * max(1.0, rows / nearest)
+        return _nearest_s(self._run_s.get(row_elements.bit_length()), rows)
+
+    def floor_s(self, rows: int, row_elements: int) -> float:
+        """Tells how long a run takes where nothing else wants the processor, as `expected_s` else.
+
+        Where a run is to happen does not depend on what else the machine has to do: a loop that waits for a processor
+        is not helped by a second thread that waits for one too.
+        """
+        return _nearest_s(self._floor_s.get(row_elements.bit_length()), rows)
 
     def batch_rows(self, rows: int, row_elements: int, most: int, buckets: Sequence[int]) -> int:
         """Tells how many of the rows that wait to run at once, so that all together take the least time.
@@ -112,6 +120,16 @@ class CostTable:
         expected_s = self.expected_s(rows, row_elements)
         if rows and expected_s != float("inf"):
             self._run_s[row_elements.bit_length()][rows] = expected_s * _DOUBT
+
+
+def _nearest_s(costs: Mapping[int, float] | None, rows: int) -> float:
+    if not costs:
+        return float("inf")
+    exact_s = costs.get(rows)
+    if exact_s is not None:
+        return exact_s
+    nearest = min((size for size in costs if size >= rows), default=0) or max(costs)
+    return costs[nearest] * max(1.0, rows / nearest)
 
 
 def row_elements(inputs: Mapping[str, Tensor], rows: int) -> int:

@@ -21,9 +21,7 @@ from weakref import WeakKeyDictionary
 
 from fitserve_service.batcher import Batcher, Entry, Priority
 from fitserve_service.calls import Loop
-from fitserve_service.costs import inputs_bytes, row_elements
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.joining import joining_key
 from fitserve_service.pacing import Pacing
 from fitserve_service.registry import ServedVersion
 from fitserve_service.run_errors import DeviceMemoryError
@@ -31,8 +29,8 @@ from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Tim
 from fitserve_service.session import CUDA_PROVIDER, OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
 
-INLINE_LIMIT_S: Final = 0.001
-"""A run expected to take longer goes to a runner thread."""
+INLINE_LIMIT_S: Final = 0.002
+"""A run that takes longer goes to a runner thread: handing one over costs a good part of a millisecond under load."""
 
 _WATCH_S: Final = 0.1
 """How often runs on runner threads are held against the time that their callers have."""
@@ -161,13 +159,11 @@ class Engine:
         if lane is None:
             pacing = self._pacing_of(served)
             lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing), pacing)
-        key = joining_key(served.signature, job.inputs, job.output_names, job.example_count)
         latest_s = None if job.deadline_s is None else job.deadline_s - _least_run_s(job)
         run_s = 0.0
         if served.config.max_queue_ms and job.priority is Priority.PREDICT:
-            run_s = job.example_count * served.costs.row_s(row_elements(job.inputs, job.example_count))
-        size_bytes = inputs_bytes(job.inputs)
-        job.entry = Entry(job, key, job.example_count, job.priority, latest_s, size_bytes, run_s)
+            run_s = job.example_count * served.costs.row_s(job.row_elements)
+        job.entry = Entry(job, job.key, job.example_count, job.priority, latest_s, job.size_bytes, run_s)
         return lane.batcher.add(job.entry, now_s)
 
     def _queue_full(self, job: Job, now_s: float) -> ServiceError:
@@ -190,7 +186,7 @@ class Engine:
             self._finish(job, _deadline_passed(waited_s))
             return
         expected_s = _least_run_s(job)
-        job.lease.served.costs.doubt(job.example_count, row_elements(job.inputs, job.example_count))
+        job.lease.served.costs.doubt(job.example_count, job.row_elements)
         self._finish(job, _deadline_too_near(left_s, expected_s))
 
     def _schedule(self) -> None:
@@ -222,11 +218,11 @@ class Engine:
 
     def _start(self, lane: _Lane, run: Run) -> None:
         lane.running_count += 1
-        expected_s = run.served.costs.expected_s(run.example_count, run.row_elements)
+        floor_s = run.served.costs.floor_s(run.example_count, run.row_elements)
         # What loops may run for ever by a request's values, whatever it took before: never on the loop thread.
         # A second run waits for the GPU: on the loop thread everybody would wait with it.
         is_alone = lane.running_count == 1
-        is_short = expected_s <= INLINE_LIMIT_S and is_alone and not run.served.session.has_loops
+        is_short = floor_s <= INLINE_LIMIT_S and is_alone and not run.served.session.has_loops
         if is_short and is_carried_out(run):
             self._complete(lane, run)
         else:
@@ -322,7 +318,7 @@ def _batcher_for(served: ServedVersion, pacing: Pacing | None) -> Batcher[Job]:
     config = served.config
 
     def choose_rows(job: Job, rows: int) -> int:
-        size = row_elements(job.inputs, job.example_count)
+        size = job.row_elements
         most = config.max_batch_size if pacing is None else pacing.max_rows
         return min(served.costs.batch_rows(rows, size, config.max_batch_size, config.batch_size_buckets), most)
 
@@ -338,7 +334,7 @@ def _batcher_for(served: ServedVersion, pacing: Pacing | None) -> Batcher[Job]:
 
 def _least_run_s(job: Job) -> float:
     """What a run of this job alone should take; 0 where that is not known."""
-    expected_s = job.lease.served.costs.expected_s(job.example_count, row_elements(job.inputs, job.example_count))
+    expected_s = job.lease.served.costs.expected_s(job.example_count, job.row_elements)
     return 0.0 if expected_s == float("inf") else expected_s
 
 

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from typing import Final
 
 from fitserve_service import completion_queue as core
-from fitserve_service.calls import Metadata, Origin, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.calls import Call, Metadata, Origin, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import ServiceError
-from fitserve_service.status import DETAILS_KEY, answering, incident, wire_status
+from fitserve_service.status import DETAILS_KEY, answering, fail_with, incident, wire_status
 from fitserve_service.transport import check_arrival, check_request
 from fitserve_service.waiting_calls import WaitingCalls
 
@@ -60,26 +60,41 @@ class _Call:
 
 
 class UnaryCall(_Call):
-    """One request, one answer."""
+    """One request, one answer.
 
-    __slots__ = ("_limit", "_run", "_waiting")
+    Most are answered in the turn of the loop that they came in; only those that are not are watched for their end, and
+    kept in the list of those that wait: the transport calls `watch` at the end of the turn.
+    """
 
-    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event, waiting: WaitingCalls) -> None:
+    __slots__ = ("_is_watched", "_limit", "_run", "_waiting")
+
+    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event) -> None:
         super().__init__(method, event)
         self._run = run
         self._limit = limit
-        self._waiting = waiting
-        waiting.add(self)
-        core.receive_close(event.call, self._closed)
+        self._is_watched = False
+        self._waiting: WaitingCalls | None = None
         core.receive_message(event.call, self._received)
+
+    def watch(self, waiting: WaitingCalls) -> None:
+        """Waits for the end of a call that is still open, and for its message among others where that has not come."""
+        held = self._core
+        if held is None or self._is_watched:
+            return
+        self._is_watched = True
+        if self._run is not _has_run:
+            self._waiting = waiting
+            waiting.add(self)
+        core.receive_close(held, self._closed)
 
     def reply(self, message: bytes, trailing: Metadata = ()) -> None:
         """Answers. A call that is already over ignores it."""
-        held = self._give_up()
+        held = self._core
         if held is None:
             return
+        self._core = self._on_cancel = None
         try:
-            core.send_reply(held, message, trailing, core.ignore)
+            core.send_reply(held, message, trailing, core.ignore, is_watched=self._is_watched)
         except core.CoreError as error:
             # Some releases have taken half of what they refuse: nothing more can be sent but the end.
             failure = incident(self.method, error)
@@ -89,13 +104,24 @@ class UnaryCall(_Call):
         """Ends the call with an error. A call that is already over ignores it."""
         held = self._give_up()
         if held is not None:
+            if not self._is_watched:
+                core.receive_close(held, core.ignore)
             _send_error(held, error, True, core.ignore)
 
     def _received(self, event: core.Event) -> None:
-        self._waiting.remove(self)
+        run, self._run = self._run, _has_run
+        if self._waiting is not None:
+            self._waiting.remove(self)
         if self._core is not None:
-            with answering(self):
-                self._run(self, check_request(core.message_of(event), self._limit, self._remaining_s()))
+            try:
+                remaining_s = None if self.deadline_s is None else self.deadline_s - time.monotonic()
+                run(self, check_request(core.message_of(event), self._limit, remaining_s))
+            except Exception as error:
+                fail_with(self, error)
+
+
+def _has_run(_: Call, __: bytes) -> None:
+    raise AssertionError("a unary call has one message")
 
 
 class StreamCall(_Call):

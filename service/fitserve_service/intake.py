@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias
 
 from fitserve_contract.labels import CANARY
 from fitserve_service.batcher import Priority
@@ -15,22 +15,22 @@ from fitserve_service.calls import Metadata, UnaryCall
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Code, ServiceError
 from fitserve_service.registry import Lease, Registry, ServedVersion
+from fitserve_service.runs import Prepared
 from fitserve_service.series import MAX_ROWS, ExampleSet, Series
 from fitserve_service.shadow import Answered, Shadow
-from fitserve_service.signature import Tensor
 from fitserve_service.status import incident
 from fitserve_service.tracing import RequestTracer
 from fitserve_service.traffic import Draw, routing_key
 
 Answer: TypeAlias = bytes | ServiceError
-Encode: TypeAlias = "Callable[[ServedVersion, Completed], bytes]"
+Prepare: TypeAlias = Callable[[ServedVersion], Prepared]
+Encode: TypeAlias = Callable[[ServedVersion, Completed], bytes]
 Admit: TypeAlias = Callable[[ServedVersion, int], None]
 """Is told of a request's version and number of examples before it is queued; raises ServiceError where its caller has
 too much under way."""
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """Which version a request names; neither version nor label: the model's default."""
 
     model: str
@@ -38,33 +38,41 @@ class Target:
     label: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
 class Order:
     """One request to run.
 
     Args:
         method: Name of the method, for the counters.
         target: Which version.
-        prepare: Reads the inputs and the names of the outputs wanted (none: all), once the version is known; raises
-            ServiceError where they cannot be taken.
+        prepare: Reads the request and holds it against the version, once that is known; raises ServiceError where it
+            cannot be taken.
         deadline_s: Monotonic time at which the caller stops waiting; None: never.
         priority: Its class.
         metadata: What the caller sent along; its routing key decides which share of the traffic it belongs to.
         budget: Where its time goes, begun when its message was there.
     """
 
-    method: str
-    target: Target
-    prepare: Callable[[ServedVersion], tuple[dict[str, Tensor], Sequence[str]]]
-    deadline_s: float | None
-    priority: Priority = Priority.PREDICT
-    metadata: Metadata = ()
-    budget: Budget = field(default_factory=Budget)
+    __slots__ = ("budget", "deadline_s", "is_open", "metadata", "method", "prepare", "priority", "target")
 
-    @property
-    def is_open(self) -> bool:
-        """An answer is wanted, from whatever version the server chooses: such requests are shared out."""
-        return self.target.version is None and self.target.label is None and self.priority is Priority.PREDICT
+    def __init__(
+        self,
+        method: str,
+        target: Target,
+        prepare: Prepare,
+        deadline_s: float | None,
+        priority: Priority,
+        metadata: Metadata,
+        budget: Budget,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.prepare = prepare
+        self.deadline_s = deadline_s
+        self.priority = priority
+        self.metadata = metadata
+        self.budget = budget
+        # An answer is wanted, from whatever version the server chooses: such requests are shared out.
+        self.is_open = target[1] is None and target[2] is None and priority is Priority.PREDICT
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +142,44 @@ class Intake:
         Raises:
             ServiceError: it cannot be run; `on_done` is not called.
         """
-        budget, served = order.budget, None
+        lease: Lease | None = None
         try:
             lease = self._lease(order)
-            served = lease.served
-            job = self._job(order, lease)
-        except Exception as error:
-            budget.decoded(self._clock())
-            self._count(order, served, error.code if isinstance(error, ServiceError) else Code.INTERNAL)
+            prepared = order.prepare(lease.served)
+            if self._admit is not None:
+                self._admit(lease.served, prepared.example_count)
+        except BaseException as error:
+            order.budget.decoded(self._clock())
+            if lease is not None:
+                lease.release()
+            code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
+            self._count(order, lease.served if lease else None, code)
             raise
+        request = _Request(self, order, encode, on_done, lease, prepared)
+        order.budget.decoded(self._clock())
+        self._engine.submit(request)
+        return request.take_back
 
-        def finish(outcome: Outcome) -> None:
-            budget.ran(outcome.timing.run_s if isinstance(outcome, Completed) else 0.0, self._clock())
-            answer = _answer(order.method, lease.served, outcome, encode)
-            budget.encoded(self._clock())
-            # Before the answer: whoever has it finds it counted.
-            self._count(order, lease.served, answer.code if isinstance(answer, ServiceError) else Code.OK)
-            on_done(answer)
-            if isinstance(outcome, Completed) and order.is_open:
-                self._offer(order, lease.served, job, outcome)
+    def finish(self, request: _Request, outcome: Outcome) -> None:
+        """Answers a request that has come back, on the loop thread."""
+        order, served = request.order, request.lease.served
+        budget = order.budget
+        if isinstance(outcome, Completed):
+            budget.ran(outcome.timing.run_s, self._clock())
+            answer = _encoded(order.method, served, outcome, request.encode)
+        else:
+            budget.ran(0.0, self._clock())
+            answer = outcome
+        budget.encoded(self._clock())
+        # Before the answer: whoever has it finds it counted.
+        self._count(order, served, answer.code if isinstance(answer, ServiceError) else Code.OK)
+        request.on_answer(answer)
+        if order.is_open and isinstance(outcome, Completed):
+            self._offer(order, served, request, outcome)
 
-        job.on_done = finish
-        budget.decoded(self._clock())
-        self._engine.submit(job)
-        return lambda: self._engine.cancel(job)
+    def take_back(self, request: _Request) -> None:
+        """Takes a request back: its caller has gone."""
+        self._engine.cancel(request)
 
     def run_series(self, order: SeriesOrder, on_done: Callable[[Answer], None]) -> Callable[[], None]:
         """Runs a set of examples, counted as one request; arguments, result and errors as for `run`."""
@@ -209,47 +231,67 @@ class Intake:
                     return self._registry.lease(target.model, label=CANARY)
         return self._registry.lease(target.model, version=target.version, label=target.label)
 
-    def _job(self, order: Order, lease: Lease) -> Job:
-        """Makes the job; the lease is given back where that fails."""
-        try:
-            inputs, names = order.prepare(lease.served)
-            signature = lease.served.signature
-            example_count = signature.check(inputs)
-            outputs = signature.check_outputs(names)
-            if self._admit is not None:
-                self._admit(lease.served, example_count)
-        except BaseException:
-            lease.release()
-            raise
-        return Job(lease, inputs, outputs, example_count, order.deadline_s, order.priority, _unanswered)
+
+class _Request(Job):
+    """An order on its way through the engine."""
+
+    __slots__ = ("_intake", "encode", "on_answer", "order")
+
+    def __init__(
+        self,
+        intake: Intake,
+        order: Order,
+        encode: Encode,
+        on_answer: Callable[[Answer], None],
+        lease: Lease,
+        prepared: Prepared,
+    ) -> None:
+        super().__init__(lease, prepared, order.deadline_s, order.priority, self._finish)
+        self._intake = intake
+        self.order = order
+        self.encode = encode
+        self.on_answer = on_answer
+
+    def take_back(self) -> None:
+        """Takes it back where it has not run yet."""
+        self._intake.take_back(self)
+
+    def _finish(self, outcome: Outcome) -> None:
+        self._intake.finish(self, outcome)
 
 
-def answer_call(call: UnaryCall, budget: Budget | None = None) -> Callable[[Answer], None]:
-    """Makes what answers a unary call, and tells the caller where its time went."""
+class CallAnswer:
+    """Answers a unary call.
 
-    def answer(result: Answer) -> None:
-        if isinstance(result, ServiceError):
-            call.fail(result)
+    Args:
+        call: Whom.
+        budget: Where its time went, which the caller is told too; None: it is not known.
+    """
+
+    __slots__ = ("_budget", "_call")
+
+    def __init__(self, call: UnaryCall, budget: Budget | None = None) -> None:
+        self._call = call
+        self._budget = budget
+
+    def __call__(self, answer: Answer) -> None:
+        """Answers, once."""
+        if isinstance(answer, ServiceError):
+            self._call.fail(answer)
+        elif self._budget is None:
+            self._call.reply(answer)
         else:
-            call.reply(result, budget.metadata() if budget else ())
-
-    return answer
+            self._call.reply(answer, self._budget.metadata())
 
 
 def _first(leases: Sequence[Lease]) -> ServedVersion | None:
     return leases[0].served if leases else None
 
 
-def _answer(method: str, served: ServedVersion, outcome: Outcome, encode: Encode) -> Answer:
-    if isinstance(outcome, ServiceError):
-        return outcome
+def _encoded(method: str, served: ServedVersion, completed: Completed, encode: Encode) -> Answer:
     try:
-        return encode(served, outcome)
+        return encode(served, completed)
     except ServiceError as error:
         return error
     except Exception as error:
         return incident(method, error)
-
-
-def _unanswered(_: Outcome) -> None:
-    raise AssertionError("a job is given its on_done before it is submitted")

@@ -6,35 +6,70 @@ A run is made on the loop, carried out anywhere, and answered on the loop; it be
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from fitserve_service import run_record
 from fitserve_service.batcher import Entry, Priority
-from fitserve_service.costs import row_elements
+from fitserve_service.costs import inputs_bytes, row_elements
 from fitserve_service.errors import ServiceError
-from fitserve_service.joining import bucket_size, join, split
+from fitserve_service.joining import bucket_size, join, joining_key, split
 from fitserve_service.registry import Lease, ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch
-from fitserve_service.signature import Tensor
+from fitserve_service.signature import Signature, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+# What is made for every request is a tuple: a frozen dataclass costs several times as much to make.
+class Timing(NamedTuple):
     """Where a request's time went, seconds; the run with joining and splitting."""
 
     queue_s: float
     run_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(NamedTuple):
     """The answer to a job: output name to tensor, in the order asked for."""
 
     outputs: dict[str, Tensor]
     timing: Timing
+
+
+class Prepared(NamedTuple):
+    """A request that fits a version.
+
+    Args:
+        inputs: Input name to tensor.
+        output_names: Outputs wanted.
+        example_count: Rows.
+        key: What requests that run together have in common; None: it runs alone.
+        row_elements: Elements of one example, all inputs together.
+        size_bytes: Memory that the inputs hold.
+    """
+
+    inputs: dict[str, Tensor]
+    output_names: tuple[str, ...]
+    example_count: int
+    key: Hashable
+    row_elements: int
+    size_bytes: int
+
+    @classmethod
+    def check(cls, signature: Signature, inputs: dict[str, Tensor], outputs: Sequence[str]) -> Prepared:
+        """Holds a request against a signature.
+
+        Raises:
+            ServiceError: INVALID_INPUT or INVALID_OUTPUT.
+        """
+        rows = signature.check(inputs)
+        names = signature.check_outputs(outputs)
+        key = joining_key(signature, inputs, names, rows)
+        return cls(inputs, names, rows, key, row_elements(inputs, rows), inputs_bytes(inputs))
+
+    def with_inputs(self, inputs: dict[str, Tensor]) -> Prepared:
+        """Gives the same for other tensors of the same shapes."""
+        return Prepared(inputs, *self[1:])
 
 
 _NO_SLOT: Final = nullcontext()
@@ -42,29 +77,42 @@ _NO_SLOT: Final = nullcontext()
 Outcome: TypeAlias = Completed | ServiceError
 
 
-@dataclass(slots=True, eq=False)
 class Job:
     """One request to run.
 
     Args:
         lease: The version; the engine releases it before `on_done`.
-        inputs: Checked against the version's signature.
-        output_names: Outputs wanted, checked.
-        example_count: Rows, from the check.
+        prepared: The request, checked against the version's signature.
         deadline_s: Monotonic time at which the caller stops waiting; None: never.
         priority: PREDICT before EVALUATE.
         on_done: Takes the outcome, exactly once, on the loop thread.
     """
 
-    lease: Lease
-    inputs: dict[str, Tensor]
-    output_names: tuple[str, ...]
-    example_count: int
-    deadline_s: float | None
-    priority: Priority
-    on_done: Callable[[Outcome], None]
-    entry: Entry[Job] | None = field(default=None, init=False)
-    is_abandoned: bool = field(default=False, init=False)
+    __slots__ = ("deadline_s", "entry", "example_count", "inputs", "is_abandoned", "key", "lease", "on_done",
+                 "output_names", "priority", "row_elements", "size_bytes")  # fmt: skip
+
+    def __init__(
+        self,
+        lease: Lease,
+        prepared: Prepared,
+        deadline_s: float | None,
+        priority: Priority,
+        on_done: Callable[[Outcome], None],
+    ) -> None:
+        self.lease = lease
+        (
+            self.inputs,
+            self.output_names,
+            self.example_count,
+            self.key,
+            self.row_elements,
+            self.size_bytes,
+        ) = prepared
+        self.deadline_s = deadline_s
+        self.priority = priority
+        self.on_done = on_done
+        self.entry: Entry[Job] | None = None
+        self.is_abandoned = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +157,8 @@ class Run:
 
     @property
     def row_elements(self) -> int:
-        return row_elements(self.jobs[0].inputs, self.jobs[0].example_count)
+        """Elements of one example."""
+        return self.jobs[0].row_elements
 
 
 def is_carried_out(run: Run) -> bool:

@@ -14,6 +14,7 @@ from fitserve_service.batcher import Priority
 from fitserve_service.engine import Engine, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.registry import Lease, ServedVersion
+from fitserve_service.runs import Prepared
 from fitserve_service.signature import Tensor
 from fitserve_service.status import incident
 
@@ -102,9 +103,8 @@ class Series:
     def _make_job(self) -> Job:
         served = self._leases[len(self._answers)].served
         inputs = {name: Tensor(each.datatype, each.array[self._rows]) for name, each in self._examples.inputs.items()}
-        count = served.signature.check(inputs)
-        outputs = (self._examples.outputs[len(self._answers)],)
-        return Job(_Held(served), inputs, outputs, count, self._deadline_s, Priority.EVALUATE, self._took)
+        prepared = Prepared.check(served.signature, inputs, (self._examples.outputs[len(self._answers)],))
+        return Job(_Held(served), prepared, self._deadline_s, Priority.EVALUATE, self._took)
 
     @property
     def _rows(self) -> slice:

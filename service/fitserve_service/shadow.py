@@ -23,6 +23,7 @@ from fitserve_service.calls import Loop, Metadata
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.registry import Lease, Registry, ServedVersion
+from fitserve_service.runs import Prepared
 from fitserve_service.signature import Tensor
 from fitserve_service.traffic import Draw, routing_key
 
@@ -203,15 +204,8 @@ class Shadow:
     def _run(self, waiting: _Waiting) -> None:
         self._is_busy = True
         answered, deadline_s = waiting.answered, self._clock() + MAX_WAIT_S
-        job = Job(
-            waiting.lease,
-            answered.inputs,
-            answered.output_names,
-            answered.example_count,
-            deadline_s,
-            Priority.EVALUATE,
-            partial(self._ran, waiting),
-        )
+        prepared = Prepared.check(waiting.lease.served.signature, answered.inputs, answered.output_names)
+        job = Job(waiting.lease, prepared, deadline_s, Priority.EVALUATE, partial(self._ran, waiting))
         self._engine.submit(job)
 
     def _ran(self, waiting: _Waiting, outcome: Outcome) -> None:

@@ -58,6 +58,11 @@ def incident(method: str, exception: BaseException) -> ServiceError:
     return ServiceError(Reason.INTERNAL, text, incident=number)
 
 
+def fail_with(call: Call, exception: Exception) -> None:
+    """Fails a call: with a ServiceError as it is, with anything else as an incident."""
+    call.fail(exception if isinstance(exception, ServiceError) else incident(call.method, exception))
+
+
 class answering:
     """Fails a call with whatever its block raises: a ServiceError as it is, anything else as an incident."""
 
@@ -72,14 +77,9 @@ class answering:
     def __exit__(
         self, kind: type[BaseException] | None, exception: BaseException | None, _: TracebackType | None
     ) -> bool:
-        if exception is None:
+        if not isinstance(exception, Exception):
             return False
-        if isinstance(exception, ServiceError):
-            self._call.fail(exception)
-        elif isinstance(exception, Exception):
-            self._call.fail(incident(self._call.method, exception))
-        else:
-            return False
+        fail_with(self._call, exception)
         return True
 
 

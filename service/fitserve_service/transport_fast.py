@@ -46,6 +46,8 @@ class FastTransport:
         self._unary: dict[bytes, tuple[str, UnaryMethod]] = {}
         self._streaming: dict[bytes, tuple[str, StreamMethod]] = {}
         self._streams: set[StreamCall] = set()
+        self._limit = options.max_message_bytes
+        self._begun: list[UnaryCall] = []
         self._soon: list[_Callback] = []
         self._posted: deque[_Callback] = deque()
         self._is_ringing = False
@@ -106,6 +108,9 @@ class FastTransport:
         soon, self._soon = self._soon, []
         for callback in soon:
             _run(callback)
+        begun, self._begun = self._begun, []
+        for call in begun:
+            call.watch(self._waiting)
 
     def _wait_s(self) -> float:
         if self._soon or self._posted:
@@ -132,7 +137,7 @@ class FastTransport:
         name: bytes = event.call_details.method
         unary = self._unary.get(name)
         if unary is not None:
-            UnaryCall(unary[0], unary[1], self._options.max_message_bytes, event, self._waiting)
+            self._begun.append(UnaryCall(unary[0], unary[1], self._limit, event))
         elif name in self._streaming:
             self._begin_stream(*self._streaming[name], event)
         else:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -16,14 +18,21 @@ from fitserve_service.calls import UnaryCall, UnaryMethod
 from fitserve_service.comparison import ComparisonTally, EvaluationTally, check_same_task, task_of, version_text
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import Intake, Order, SeriesOrder, Target, answer_call
+from fitserve_service.intake import CallAnswer, Encode, Intake, Order, Prepare, SeriesOrder, Target
 from fitserve_service.proof import HeldOut
 from fitserve_service.registry import ServedVersion
+from fitserve_service.runs import Prepared
 from fitserve_service.scoring import check_labels
 from fitserve_service.series import ExampleSet
-from fitserve_service.signature import Tensor
+from fitserve_service.templates import RequestTemplate, Templates, request_parts
 
 SERVICE = "fitserve.inference.v1.InferenceService"
+
+_PREDICT_CONTENTS: Final = (2, 4)
+"""PredictRequest.inputs, Tensor.content."""
+
+_PREDICTION_CONTENTS: Final = (3, 4)
+"""PredictResponse.outputs, Tensor.content."""
 
 MAX_COMPARED: Final = 1 << 16
 """Examples in one comparison: its answer may hold two losses for each."""
@@ -34,6 +43,7 @@ class InferenceServicer:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
+        self._templates = Templates(_predict_template)
 
     def unary(self) -> Mapping[str, UnaryMethod]:
         """Gives the methods by full name."""
@@ -42,30 +52,38 @@ class InferenceServicer:
 
     def predict(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on one batch."""
-        budget = Budget()
+        budget = Budget(time.monotonic())
+        template = self._templates.find(message)
+        if template is not None:
+            self._run(call, budget, template.target, partial(template.prepare, message), template.encode)
+            return
         request = codec.parse(pb.PredictRequest, message)
 
-        def prepare(_: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
-            return codec.decode_inputs(request.inputs), request.outputs
+        def prepare(served: ServedVersion) -> Prepared:
+            return Prepared.check(served.signature, codec.decode_inputs(request.inputs), request.outputs)
 
-        target = target_of(request.model)
-        order = Order("Predict", target, prepare, call.deadline_s, metadata=call.metadata, budget=budget)
-        call.on_cancel(self._intake.run(order, _encode_prediction, answer_call(call, budget)))
+        self._run(call, budget, target_of(request.model), prepare, _encode_prediction)
+        if request.inputs:
+            self._templates.learn(message, request.inputs[0].content)
+
+    def _run(self, call: UnaryCall, budget: Budget, target: Target, prepare: Prepare, encode: Encode) -> None:
+        order = Order("Predict", target, prepare, call.deadline_s, Priority.PREDICT, call.metadata, budget)
+        call.on_cancel(self._intake.run(order, encode, CallAnswer(call, budget)))
 
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""
-        budget = Budget()
+        budget = Budget(time.monotonic())
         request = codec.parse(pb.EvaluateRequest, message)
         if _is_held_out(request):
             self._evaluate_held_out(call, request)
             return
         labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS)
 
-        def prepare(served: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
+        def prepare(served: ServedVersion) -> Prepared:
             task = task_of(served)
-            inputs = codec.decode_inputs(request.inputs)
-            check_labels(served.signature, task, labels, served.signature.check(inputs))
-            return inputs, (task.output,)
+            prepared = Prepared.check(served.signature, codec.decode_inputs(request.inputs), (task.output,))
+            check_labels(served.signature, task, labels, prepared.example_count)
+            return prepared
 
         def encode(served: ServedVersion, completed: Completed) -> bytes:
             tally = EvaluationTally(served, labels)
@@ -74,7 +92,7 @@ class InferenceServicer:
 
         target = target_of(request.model)
         order = Order("Evaluate", target, prepare, call.deadline_s, Priority.EVALUATE, call.metadata, budget)
-        call.on_cancel(self._intake.run(order, encode, answer_call(call, budget)))
+        call.on_cancel(self._intake.run(order, encode, CallAnswer(call, budget)))
 
     def compare_versions(self, call: UnaryCall, message: bytes) -> None:
         """Runs two versions on the same labelled examples and answers the sums of each, and both paired."""
@@ -91,7 +109,7 @@ class InferenceServicer:
 
         targets = (target_of(request.first), target_of(request.second))
         order = SeriesOrder("CompareVersions", targets, prepare, call.deadline_s)
-        call.on_cancel(self._intake.run_series(order, answer_call(call)))
+        call.on_cancel(self._intake.run_series(order, CallAnswer(call)))
 
     def _evaluate_held_out(self, call: UnaryCall, request: pb.EvaluateRequest) -> None:
         def prepare(versions: Sequence[ServedVersion]) -> ExampleSet:
@@ -101,7 +119,7 @@ class InferenceServicer:
             return ExampleSet(examples.inputs, len(examples.indices), (task.output,), tally)
 
         order = SeriesOrder("Evaluate", (target_of(request.model),), prepare, call.deadline_s)
-        call.on_cancel(self._intake.run_series(order, answer_call(call)))
+        call.on_cancel(self._intake.run_series(order, CallAnswer(call)))
 
 
 def target_of(spec: tensor_pb2.ModelSpec) -> Target:
@@ -120,6 +138,16 @@ def target_of(spec: tensor_pb2.ModelSpec) -> Target:
         version=spec.version if selector == "version" else None,
         label=spec.label if selector == "label" else None,
     )
+
+
+def _predict_template(message: bytes) -> RequestTemplate | None:
+    request = codec.parse(pb.PredictRequest, message)
+    inputs = codec.decode_inputs(request.inputs)
+    parts = request_parts(message, _PREDICT_CONTENTS, inputs)
+    if parts is None:
+        return None
+    target = target_of(request.model)
+    return RequestTemplate(message, target, request.outputs, parts, _encode_prediction, _PREDICTION_CONTENTS)
 
 
 def _encode_prediction(served: ServedVersion, completed: Completed) -> bytes:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from fitserve_oip import inference_pb2 as pb
 from fitserve_service import codec, codec_oip
+from fitserve_service.batcher import Priority
 from fitserve_service.budget import Budget
 from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import Answer, Intake, Order, Target, answer_call
+from fitserve_service.intake import Answer, CallAnswer, Intake, Order, Target
 from fitserve_service.registry import ServedVersion
-from fitserve_service.signature import Tensor
+from fitserve_service.runs import Prepared
 from fitserve_service.status import incident
+from fitserve_service.templates import RequestTemplate, Templates, request_parts
 
 SERVICE = "inference.GRPCInferenceService"
+
+_INFER_CONTENTS: Final = (7,)
+"""ModelInferRequest.raw_input_contents."""
+
+_ANSWER_CONTENTS: Final = (6,)
+"""ModelInferResponse.raw_output_contents."""
 
 
 class OipInferServicer:
@@ -26,6 +35,7 @@ class OipInferServicer:
 
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
+        self._templates = Templates(_infer_template)
 
     def unary(self) -> Mapping[str, UnaryMethod]:
         """Gives the methods by full name."""
@@ -37,14 +47,19 @@ class OipInferServicer:
 
     def model_infer(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on one batch."""
-        budget = Budget()
+        budget = Budget(time.monotonic())
+        template = self._templates.find(message)
+        if template is not None:
+            prepare = partial(template.prepare, message)
+            deadline_s, metadata = call.deadline_s, call.metadata
+            order = Order("ModelInfer", template.target, prepare, deadline_s, Priority.PREDICT, metadata, budget)
+            call.on_cancel(self._intake.run(order, template.encode, CallAnswer(call, budget)))
+            return
         request = codec.parse(pb.ModelInferRequest, message)
-
-        def encode(served: ServedVersion, completed: Completed) -> bytes:
-            return codec_oip.encode_response(served, request.id, completed).SerializeToString()
-
         order = _order("ModelInfer", request, call, budget)
-        call.on_cancel(self._intake.run(order, encode, answer_call(call, budget)))
+        call.on_cancel(self._intake.run(order, partial(_encode, request.id), CallAnswer(call, budget)))
+        if request.raw_input_contents:
+            self._templates.learn(message, request.raw_input_contents[0])
 
     def model_stream_infer(self, call: StreamCall) -> _InferStream:
         """Runs each request of a stream; answers in their order, errors within the stream."""
@@ -65,7 +80,7 @@ class _InferStream:
         """Runs the next request."""
         slot = _Slot()
         self._slots.append(slot)
-        budget, request = Budget(), pb.ModelInferRequest()
+        budget, request = Budget(time.monotonic()), pb.ModelInferRequest()
         try:
             request = codec.parse(pb.ModelInferRequest, message)
             order = _order("ModelStreamInfer", request, self._call, budget)
@@ -124,11 +139,29 @@ def target_of(model: str, version: str) -> Target:
 
 
 def _order(method: str, request: pb.ModelInferRequest, call: Call, budget: Budget) -> Order:
-    def prepare(_: ServedVersion) -> tuple[dict[str, Tensor], Sequence[str]]:
-        return codec_oip.decode_inputs(request), codec_oip.output_names(request)
+    def prepare(served: ServedVersion) -> Prepared:
+        names = codec_oip.output_names(request)
+        return Prepared.check(served.signature, codec_oip.decode_inputs(request), names)
 
+    target, deadline_s = target_of(request.model_name, request.model_version), _deadline_s(request, call.deadline_s)
+    return Order(method, target, prepare, deadline_s, Priority.PREDICT, call.metadata, budget)
+
+
+def _infer_template(message: bytes) -> RequestTemplate | None:
+    request = codec.parse(pb.ModelInferRequest, message)
+    # A request's `timeout` counts from when it came.
+    if request.parameters:
+        return None
+    names = codec_oip.output_names(request)
+    parts = request_parts(message, _INFER_CONTENTS, codec_oip.decode_inputs(request))
+    if parts is None:
+        return None
     target = target_of(request.model_name, request.model_version)
-    return Order(method, target, prepare, _deadline_s(request, call.deadline_s), metadata=call.metadata, budget=budget)
+    return RequestTemplate(message, target, names, parts, partial(_encode, request.id), _ANSWER_CONTENTS)
+
+
+def _encode(request_id: str, served: ServedVersion, completed: Completed) -> bytes:
+    return codec_oip.encode_response(served, request_id, completed).SerializeToString()
 
 
 def _deadline_s(request: pb.ModelInferRequest, deadline_s: float | None) -> float | None:

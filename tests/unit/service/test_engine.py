@@ -26,6 +26,7 @@ from fitserve_service.model_config import ModelConfig
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.pacing import WINDOW_COUNT
 from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.runs import Prepared
 from fitserve_service.session import CUDA_PROVIDER, Session, SessionOptions
 from fitserve_service.signature import Signature, Tensor
 from fitserve_service.version_policy import State
@@ -106,6 +107,9 @@ class Free(CostTable):
     def expected_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
         return 0.0
 
+    def floor_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
+        return 0.0
+
 
 class World:
     """An engine with versions behind it, and the outcomes of all jobs by their number."""
@@ -133,11 +137,9 @@ class World:
         lease = self.registry.lease(name)
         number = len(self.jobs)
         spec = lease.served.signature.inputs[0]
-        names = lease.served.signature.check_outputs([])
-        rows = len(array) if lease.served.signature.has_batch_axis else 1
-        inputs = {spec.name: Tensor(spec.datatype, array)}
+        prepared = Prepared.check(lease.served.signature, {spec.name: Tensor(spec.datatype, array)}, ())
         self.outcomes[number] = []
-        job = Job(lease, inputs, names, rows, deadline_s, priority, lambda outcome: self._done(number, outcome))
+        job = Job(lease, prepared, deadline_s, priority, lambda outcome: self._done(number, outcome))
         self.jobs.append(job)
         self.engine.submit(job)
         return number
@@ -456,7 +458,7 @@ def test_a_run_moves_to_the_loop_once_it_is_known_to_be_short() -> None:
 def test_a_run_that_is_known_to_be_long_leaves_the_loop() -> None:
     with world() as it:
         served = it.serve("m", builders.scaled(), CostTable())
-        served.costs.record(1, 2, 0.002)
+        served.costs.record(1, 2, 0.004)
         number = it.submit("m", rows(1))
         it.loop.turn()
 

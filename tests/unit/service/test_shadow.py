@@ -21,6 +21,7 @@ from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.runs import Prepared
 from fitserve_service.shadow import MAX_WAIT_S, MAX_WAITING, Answered, Shadow, ShadowCounts, ShadowKey
 from fitserve_service.signature import Tensor
 from fitserve_service.traffic import Draw, Traffic
@@ -31,6 +32,9 @@ class Free(CostTable):
     """Says that every run is short, so that all of them happen on the loop."""
 
     def expected_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
+        return 0.0
+
+    def floor_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
         return 0.0
 
 
@@ -93,7 +97,8 @@ class World:
             assert isinstance(outcome, Completed)
             self.shadow.offer(Answered(lease.served, inputs, ("y",), rows, outcome), ())
 
-        self.engine.submit(Job(lease, inputs, ("y",), rows, None, Priority.PREDICT, on_done))
+        prepared = Prepared.check(lease.served.signature, inputs, ("y",))
+        self.engine.submit(Job(lease, prepared, None, Priority.PREDICT, on_done))
 
     @property
     def counts(self) -> ShadowCounts:

@@ -1,0 +1,329 @@
+"""Messages that differ in the contents of their tensors alone: read once by protobuf, then by where the contents lie.
+
+A reader of protobuf takes a message field by field, and skips the payload of a bytes field as a whole. So two messages
+of one length that agree in every byte outside the contents of their tensors are read alike but for these contents: what
+protobuf made of the first one holds for the second, and no field of it need be looked at. The same holds for writing.
+protobuf stays the only one who says what a message means; here is only remembered where it found what.
+
+Source of the wire format: https://protobuf.dev/programming-guides/encoding/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import numpy as np
+
+from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
+from fitserve_contract.tensor_bytes import element_count
+from fitserve_service.intake import Target
+from fitserve_service.registry import ServedVersion
+from fitserve_service.runs import Completed, Prepared
+from fitserve_service.signature import Signature, Tensor
+
+Span: TypeAlias = tuple[int, int]
+Path: TypeAlias = tuple[int, ...]
+"""Field numbers from the message down to the contents: (2, 4) is field 4 of each field 2."""
+
+Write: TypeAlias = Callable[[ServedVersion, Completed], bytes]
+
+_MAX_SKELETON_BYTES: Final = 4096
+_MAX_LENGTHS: Final = 256
+_MAX_ALIKE: Final = 4
+_MAX_SEEN: Final = 1024
+_SEEN_BYTES: Final = 32
+_MAX_REWRITES: Final = 8
+
+_VARINT: Final = 0
+_FIXED64: Final = 1
+_LENGTH: Final = 2
+_FIXED32: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One tensor of a request.
+
+    Args:
+        name: Of the input.
+        datatype: OIP spelling, no BYTES.
+        shape: Size of each axis; at least one element.
+        span: Where its contents lie in the message.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    span: Span
+
+
+class RequestTemplate:
+    """What all requests have in common that differ from one in their contents alone.
+
+    Args:
+        message: The one that protobuf has read.
+        target: Which version it names.
+        outputs: Names of the outputs wanted.
+        parts: Its tensors, in its order.
+        write: Writes the answer to such a request with protobuf.
+        answer_path: Where the contents lie in such an answer.
+    """
+
+    __slots__ = ("_answer", "_answer_path", "_checked", "_outputs", "_parts", "_rewrite_count", "_segments", "_write",
+                 "target")  # fmt: skip
+
+    def __init__(
+        self,
+        message: bytes,
+        target: Target,
+        outputs: Sequence[str],
+        parts: Sequence[Part],
+        write: Write,
+        answer_path: Path,
+    ) -> None:
+        self.target = target
+        self._outputs = tuple(outputs)
+        self._parts = [(part.name, _Place(part)) for part in parts]
+        self._segments = skeleton(message, [part.span for part in parts])
+        self._write = write
+        self._answer_path = answer_path
+        self._answer: _AnswerTemplate | None = None
+        self._rewrite_count = 0
+        self._checked: tuple[Signature, Prepared] | None = None
+
+    def fits(self, message: bytes) -> bool:
+        """Tells whether a message of the same length is one of these."""
+        # A generator would cost more than the comparison itself.
+        for offset, segment in self._segments:  # noqa: SIM110
+            if not message.startswith(segment, offset):
+                return False
+        return True
+
+    def prepare(self, message: bytes, served: ServedVersion) -> Prepared:
+        """Reads the tensors in place and holds them against the version, once for all requests of this kind.
+
+        Raises:
+            ServiceError: they do not fit the version's signature.
+        """
+        inputs = {name: place.tensor(message) for name, place in self._parts}
+        checked = self._checked
+        if checked is not None and checked[0] is served.signature:
+            return checked[1].with_inputs(inputs)
+        prepared = Prepared.check(served.signature, inputs, self._outputs)
+        self._checked = (served.signature, prepared.with_inputs({}))
+        return prepared
+
+    def encode(self, served: ServedVersion, completed: Completed) -> bytes:
+        """Writes the answer to such a request: the bytes that protobuf would write."""
+        answer = self._answer
+        if answer is not None and (filled := answer.fill(served, completed)) is not None:
+            return filled
+        message = self._write(served, completed)
+        if self._rewrite_count < _MAX_REWRITES:
+            # Where the shapes of the answers change from one to the next, there is nothing to remember.
+            self._rewrite_count += 1
+            self._answer = _AnswerTemplate.of(message, self._answer_path, served, completed)
+        return message
+
+
+class Templates:
+    """The templates of one method, by length of the message. Lives on the loop thread.
+
+    Their number is bounded, and none is made of a message that comes once: who sends a thousand kinds costs neither
+    memory nor the others their templates' worth.
+
+    Args:
+        read: Makes the template of a message that comes again; None where it cannot have one.
+    """
+
+    def __init__(self, read: Callable[[bytes], RequestTemplate | None]) -> None:
+        self._read = read
+        self._by_length: dict[int, list[RequestTemplate]] = {}
+        self._seen: set[tuple[int, bytes]] = set()
+
+    def find(self, message: bytes) -> RequestTemplate | None:
+        """Gives the template that a message fits; None where it is to be read by protobuf."""
+        for template in self._by_length.get(len(message), ()):
+            if template.fits(message):
+                return template
+        return None
+
+    def learn(self, message: bytes, contents: bytes) -> None:
+        """Takes a message that protobuf has read and that was found good; when it has come twice, it is known.
+
+        Args:
+            message: As it came.
+            contents: Of its first tensor: what stands before them decides whether another message is of its kind.
+        """
+        begin = message.find(contents[:_SEEN_BYTES])
+        kind = (len(message), message[: min(begin, _MAX_SKELETON_BYTES)])
+        if kind not in self._seen:
+            if len(self._seen) >= _MAX_SEEN:
+                self._seen.clear()
+            self._seen.add(kind)
+            return
+        self._seen.discard(kind)
+        template = self._read(message)
+        if template is None:
+            return
+        known = self._by_length.pop(len(message), [])
+        if len(self._by_length) >= _MAX_LENGTHS:
+            del self._by_length[next(iter(self._by_length))]
+        self._by_length[len(message)] = [template, *known][:_MAX_ALIKE]
+
+
+class _Place:
+    """Where one tensor lies."""
+
+    __slots__ = ("_count", "_datatype", "_dtype", "_end", "_is_aligned", "_shape", "_start")
+
+    def __init__(self, part: Part) -> None:
+        self._datatype = part.datatype
+        self._dtype = NUMPY_DTYPES[part.datatype]
+        self._shape = part.shape
+        self._count = element_count(part.name, part.shape)
+        self._start, self._end = part.span
+        # The bytes of a Python object begin at a multiple of 16; a slice is an object of its own.
+        self._is_aligned = self._start % self._dtype.itemsize == 0
+
+    def tensor(self, message: bytes) -> Tensor:
+        if self._is_aligned:
+            array = np.frombuffer(message, self._dtype, self._count, self._start)
+        else:
+            array = np.frombuffer(message[self._start : self._end], self._dtype)
+        return Tensor(self._datatype, array.reshape(self._shape))
+
+
+class _AnswerTemplate:
+    """An answer but for the contents of its tensors."""
+
+    __slots__ = ("_head", "_kinds", "_model", "_segments", "_version")
+
+    def __init__(self, served: ServedVersion, completed: Completed, segments: Sequence[bytes]) -> None:
+        self._model = served.model
+        self._version = served.version
+        self._kinds = [(tensor.array.shape, tensor.array.dtype) for tensor in completed.outputs.values()]
+        self._segments = segments
+        self._head = segments[0]
+
+    @classmethod
+    def of(cls, message: bytes, path: Path, served: ServedVersion, completed: Completed) -> _AnswerTemplate | None:
+        """Makes the template of an answer; None where it cannot have one."""
+        tensors = list(completed.outputs.values())
+        if any(tensor.datatype == BYTES or tensor.array.dtype != NUMPY_DTYPES[tensor.datatype] for tensor in tensors):
+            return None
+        spans = content_spans(message, path)
+        contents = [tensor.array.tobytes() for tensor in tensors]
+        if spans is None or contents != [message[start:end] for start, end in spans] or b"" in contents:
+            return None
+        segments = [segment for _, segment in skeleton(message, spans, has_empty=True)]
+        return cls(served, completed, segments) if _is_small(segments) else None
+
+    def fill(self, served: ServedVersion, completed: Completed) -> bytes | None:
+        """Puts contents in; None where the answer is of another kind."""
+        if served.version != self._version or served.model != self._model:
+            return None
+        contents = []
+        for (shape, dtype), tensor in zip(self._kinds, completed.outputs.values(), strict=True):
+            array = tensor.array
+            if array.shape != shape or array.dtype != dtype:
+                return None
+            contents.append(array.tobytes())
+        if len(contents) == 1:
+            return b"".join((self._head, contents[0], self._segments[1]))
+        pieces = [piece for pair in zip(self._segments, contents, strict=False) for piece in pair]
+        return b"".join((*pieces, self._segments[-1]))
+
+
+def request_parts(message: bytes, path: Path, inputs: Mapping[str, Tensor]) -> list[Part] | None:
+    """Finds a request's tensors in its message.
+
+    Args:
+        message: As it came.
+        path: Where the contents lie.
+        inputs: What was read from it, in its order.
+
+    Returns:
+        None where it can have no template: a tensor is BYTES or empty, or does not come as contents of its own.
+    """
+    tensors = inputs.values()
+    if any(tensor.datatype == BYTES or not tensor.array.size for tensor in tensors):
+        return None
+    spans = content_spans(message, path)
+    if spans is None or [tensor.array.tobytes() for tensor in tensors] != [message[a:b] for a, b in spans]:
+        return None
+    if not _is_small([segment for _, segment in skeleton(message, spans)]):
+        return None
+    return [
+        Part(name, tensor.datatype, tensor.array.shape, span)
+        for (name, tensor), span in zip(inputs.items(), spans, strict=True)
+    ]
+
+
+def skeleton(message: bytes, spans: Sequence[Span], *, has_empty: bool = False) -> list[tuple[int, bytes]]:
+    """Gives what lies between the spans: offset and bytes; pieces without bytes too where `has_empty` says so."""
+    starts = [0, *(end for _, end in spans)]
+    ends = [*(start for start, _ in spans), len(message)]
+    pieces = [(start, message[start:end]) for start, end in zip(starts, ends, strict=True)]
+    return [(start, piece) for start, piece in pieces if piece or has_empty]
+
+
+def content_spans(message: bytes, path: Path, start: int = 0, end: int | None = None) -> list[Span] | None:
+    """Finds the payloads of the bytes fields at a path, in their order.
+
+    Args:
+        message: A serialized message.
+        path: Field numbers down to the field.
+        start: Where to begin.
+        end: Where to end; None: with the message.
+
+    Returns:
+        Begin and end of each; None where the bytes are no message, or one with groups.
+    """
+    end = len(message) if end is None else end
+    spans: list[Span] = []
+    while start < end:
+        tag, start = _varint(message, start, end)
+        kind, number = tag & 7, tag >> 3
+        if start < 0 or not number:
+            return None
+        payload = start
+        if kind == _VARINT:
+            _, start = _varint(message, start, end)
+        elif kind == _FIXED64:
+            start += 8
+        elif kind == _FIXED32:
+            start += 4
+        elif kind == _LENGTH:
+            length, payload = _varint(message, start, end)
+            start = payload + length if payload >= 0 else -1
+        else:
+            return None
+        if not 0 <= start <= end:
+            return None
+        if kind == _LENGTH and number == path[0]:
+            found = [(payload, start)] if len(path) == 1 else content_spans(message, path[1:], payload, start)
+            if found is None:
+                return None
+            spans += found
+    return spans
+
+
+def _varint(message: bytes, start: int, end: int) -> tuple[int, int]:
+    """Reads a number; the place behind it is -1 where there is none."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if start >= end:
+            break
+        byte = message[start]
+        start += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, start
+    return 0, -1
+
+
+def _is_small(segments: Sequence[bytes]) -> bool:
+    return sum(map(len, segments)) <= _MAX_SKELETON_BYTES
