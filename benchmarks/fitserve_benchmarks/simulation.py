@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from fitserve_benchmarks.simulated_parts import SimulatedRepository, VirtualExecutor, VirtualLoop
-from fitserve_benchmarks.simulation_laws import ALL_OUTPUTS, PRIORITIES, Ask, Laws, weight
+from fitserve_benchmarks.simulation_laws import ALL_OUTPUTS, PRIORITIES, Ask, Held, Laws
 from fitserve_service.engine import BatchRecord, Engine, Job, Outcome
 from fitserve_service.errors import ServiceError
 from fitserve_service.model_config import ModelConfig, Overrides
@@ -106,6 +106,7 @@ class World:
             self.repository.as_source(), self.repository.as_loader(), self.registry, loaders=self.loaders
         )
         self.asks: list[Ask] = []
+        self._open: dict[int, Ask] = {}
         self.step_count = self.digest = self.ready_count = 0
         self._is_unloaded = dict.fromkeys(_MODELS, False)
         self._states: dict[str, dict[int, State]] = {name: {} for name in _MODELS}
@@ -129,13 +130,22 @@ class World:
     def _step(self, action: Callable[[], object]) -> None:
         self.step_count += 1
         action()
-        limits = {served: served.config.max_queued_examples for served in self.engine.queued_examples()}
+        queues, none = self._queues(), Held()
         for served, queued in self.engine.queued_examples().items():
-            most = max(limits[served], served.config.max_batch_size, 1)
-            self.laws.expect(7, queued <= most, f"{served.model}: {queued} examples queued, at most {most} may be")
+            held = queues.get(served, none)
+            self.laws.expect(7, held.is_within(served.config), f"{served.model}: {held} queued, {served.config}")
+            self.laws.expect(7, queued == held.examples, f"{served.model}: {queued} examples counted, {held} queued")
         is_awake = self.engine.is_idle() or self.loop.has_work() or self.runners.has_work()
         self.laws.expect(8, is_awake, "jobs are queued and nothing is to come")
         self.laws.hold(self._replay)
+
+    def _queues(self) -> dict[ServedVersion, Held]:
+        """Counts what waits, from outside: by the jobs that have no outcome yet."""
+        queues: dict[ServedVersion, Held] = {}
+        for ask in self._open.values():
+            if ask.job.entry is not None and ask.job.entry.is_queued:
+                queues.setdefault(ask.job.lease.served, Held()).add(ask.job)
+        return queues
 
     def _note(self, *what: object) -> None:
         self.digest = zlib.crc32(repr((self.step_count, *what)).encode(), self.digest)
@@ -149,6 +159,8 @@ class World:
                 max_batch_size=size,
                 max_queue_delay_ms=self.random.choice((0.0, 0.0, 5.0, 50.0)),
                 max_queued_examples=self.random.choice((4, 16, 64)),
+                max_queued_bytes=self.random.choice((100, 800, 1 << 20)),
+                max_queue_ms=self.random.choice((0.0, 0.0, 8.0, 40.0)),
                 batch_size_buckets=self.random.choice(((), (2, 8))) if size == 8 else (),
             )
             keep = self.random.choice((1, 1, 2))
@@ -195,11 +207,12 @@ class World:
 
         def finish(outcome: Outcome) -> None:
             self._note("done", number, getattr(outcome, "reason", ""))
+            self._open.pop(number, None)
             self.laws.on_done(ask, outcome, self.loop.now_s)
 
+        ask.was_full = self._queues().get(lease.served, Held()).must_refuse(job, self.loop.now_s)
         self.asks.append(ask)
-        queued = self.engine.queued_examples().get(lease.served, 0)
-        ask.was_full = queued > 0 and queued + weight(job) > config.max_queued_examples
+        self._open[number] = ask
         self.engine.submit(job)
 
     def _burst(self) -> None:

@@ -3,12 +3,14 @@
 1. Each job gets exactly one outcome, and none is left when all has come to rest.
 2. An answer holds the job's own rows, in order, all of them from the version that the job leased.
 3. A job fails for its own sake alone: OPERATOR_FAILED with a row that is to be refused, CALLER_CANCELLED if it was
-   cancelled, DEADLINE_PASSED if its deadline has passed, QUEUE_FULL if it would overfill the queue, DRAINING if a drain
-   has begun; and a job with a row that is to be refused is never answered as if it had none. INTERNAL never.
+   cancelled, DEADLINE_PASSED if its deadline has passed, QUEUE_FULL if it would overfill the queue or begin too late
+   behind what waits, DRAINING if a drain has begun; and a job with a row that is to be refused is never answered as if
+   it had none. INTERNAL never.
 4. No batch begins with a job whose deadline has passed, or that was cancelled before; none has too many rows.
 5. A version runs only while it is READY, or UNLOADING with leases out.
 6. Jobs of one version, priority and kind are answered in the order in which they came.
-7. A queue never holds more than its bound, but that an empty one takes any single request.
+7. A queue never holds more than its bounds of examples, bytes and work, but that an empty one takes any single
+   request, and one without work any single request with it.
 8. While jobs are queued, something is to come that will run them: no wake-up is lost.
 9. A model that has a READY version keeps one, unless it is unloaded by command or has left the repository.
 10. A label that answered goes on answering as long as its version is READY; where there is no label, a model with a
@@ -25,9 +27,11 @@ from typing import Final
 
 import numpy as np
 
+from fitserve_benchmarks.simulated_parts import ROW_S
 from fitserve_service.batcher import Priority
 from fitserve_service.engine import Completed, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.model_config import ModelConfig
 from fitserve_service.registry import Registry
 from fitserve_service.version_policy import State
 
@@ -48,7 +52,7 @@ class Ask:
         model: Number of the model leased.
         version: Version leased.
         is_bad: One of its rows is to be refused.
-        was_full: The queue had no room for it.
+        was_full: The queue had no room for it, or held too much work for its deadline.
     """
 
     number: int
@@ -147,9 +151,45 @@ class Laws:
             self.expect(10, is_kept, f"{model}: label '{label}' left READY version {labels[label]} for {after[label]}")
 
 
-def weight(job: Job) -> int:
-    """What a job counts in its queue's bound."""
-    return max(job.example_count, 1)
+@dataclass(slots=True)
+class Held:
+    """What a queue holds, counted from outside: jobs, examples, bytes, and seconds of work."""
+
+    jobs: int = 0
+    examples: int = 0
+    size_bytes: int = 0
+    work_s: float = 0.0
+    working_jobs: int = 0
+
+    def add(self, job: Job) -> None:
+        """Counts a job in."""
+        self.jobs += 1
+        self.examples += max(job.example_count, 1)
+        self.size_bytes += sum(tensor.array.nbytes for tensor in job.inputs.values())
+        self.work_s += (work_s := _work_s(job))
+        self.working_jobs += work_s > 0
+
+    def is_within(self, config: ModelConfig) -> bool:
+        """Tells whether a queue may hold as much."""
+        has_room = self.examples <= config.max_queued_examples and self.size_bytes <= config.max_queued_bytes
+        return (has_room or self.jobs <= 1) and (self._has_time(config) or self.working_jobs <= 1)
+
+    def must_refuse(self, job: Job, now_s: float) -> bool:
+        """Tells whether a queue that holds this has no room for a job, or the job no time."""
+        after = Held(self.jobs, self.examples, self.size_bytes, self.work_s, self.working_jobs)
+        after.add(job)
+        config = job.lease.served.config
+        is_late = job.deadline_s is not None and now_s + self.work_s > job.deadline_s
+        no_time = self.work_s > 0 and (is_late or not after._has_time(config))
+        return self.jobs > 0 and (no_time or not after.is_within(config))
+
+    def _has_time(self, config: ModelConfig) -> bool:
+        return not config.max_queue_ms or self.work_s <= config.max_queue_ms / 1e3
+
+
+def _work_s(job: Job) -> float:
+    is_timed = job.lease.served.config.max_queue_ms and job.priority is Priority.PREDICT
+    return job.example_count * ROW_S if is_timed else 0.0
 
 
 PRIORITIES: Final = (Priority.PREDICT, Priority.PREDICT, Priority.EVALUATE)
