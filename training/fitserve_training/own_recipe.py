@@ -164,9 +164,9 @@ def _load_data(function: Callable[[], Any], path: Path, config: RunConfig, sourc
         every, share = _split(data, f"recipe {path}: data"), float(config.data["hold_out"])
         train, held_out = hold_out(every.inputs, every.targets, share, config.seed)
     digest = hashlib.sha256(source).hexdigest()
-    source = f"data of {path} ({len(train):,} to train on, {len(held_out):,} held out)"
+    told = f"data of {path} ({len(train):,} to train on, {len(held_out):,} held out)"
     names = names or _class_names(train.targets, held_out.targets)
-    return DataSet("own", source, train, held_out, names, checksums={path.name: digest})
+    return DataSet("own", told, train, held_out, names, checksums={path.name: digest})
 
 
 def _split(pair: Any, what: str) -> Split:

@@ -203,7 +203,8 @@ def test_an_own_recipe_trains_and_opens_again(tmp_path: Path) -> None:
 
 
 def test_a_run_goes_on_with_the_recipe_that_it_began_with(tmp_path: Path) -> None:
-    file, said = tmp_path / "my_recipe.py", []
+    file = tmp_path / "my_recipe.py"
+    said: list[str] = []
     file.write_text(RECIPE)
     straight = train(Request(str(file), tmp_path / "straight"), lambda _line: None)
 
