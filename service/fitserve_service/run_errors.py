@@ -8,9 +8,10 @@ from typing import Final
 _RUNTIME_ERRORS: Final = "onnxruntime.capi.onnxruntime_pybind11_state"
 """Module of the errors that the runtime itself raises; any other in a run is a fault of ours."""
 
-_BOUND_RUN_ERROR: Final = "Error in execution: "
-"""How the runtime's error begins where memory was bound: then it is a plain RuntimeError."""
+_PLAIN_ERROR = re.compile(r"^Error in execution: |onnxruntime|\b(CUDA|CUBLAS|CUDNN|CUFFT) failure")
+"""What the runtime raises as a plain RuntimeError: where memory was bound, and where buffers are made and filled."""
 
+_DEVICE_FAILURE = re.compile(r"\b(CUDA|CUBLAS|CUDNN|CUFFT) failure (\w+): ([^;]*)")
 _NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 _NO_MEMORY = re.compile(
     r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory|out of memory"
@@ -42,14 +43,20 @@ class RunawayError(OperatorError):
     """A run that took all the time it was given, or wanted more memory than there is; the text is fit for a caller."""
 
 
+class DeviceError(SessionError):
+    """A GPU that failed: whatever the values were, it is no fault of theirs."""
+
+
 class DeviceMemoryError(RunawayError):
     """A run for which the GPU had no memory left: not the fault of its values alone. The text is fit for a caller."""
 
 
 def is_of_runtime(error: Exception) -> bool:
     """Tells whether the runtime itself raised an error."""
-    is_bound = isinstance(error, RuntimeError) and str(error).startswith(_BOUND_RUN_ERROR)
-    return type(error).__module__ == _RUNTIME_ERRORS or is_bound
+    if type(error).__module__ == _RUNTIME_ERRORS:
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and bool(_PLAIN_ERROR.search(text) or _NO_MEMORY.search(text))
 
 
 def load_error(error: Exception, *, is_on_gpu: bool) -> SessionError:
@@ -62,7 +69,7 @@ def load_error(error: Exception, *, is_on_gpu: bool) -> SessionError:
     return SessionError(f"onnxruntime refused the model: {_short(text)}")
 
 
-def run_error(error: Exception, *, is_ended: bool, is_on_gpu: bool) -> OperatorError:
+def run_error(error: Exception, *, is_ended: bool, is_on_gpu: bool) -> OperatorError | DeviceError:
     """Puts into words why the runtime ended a run.
 
     Args:
@@ -76,6 +83,8 @@ def run_error(error: Exception, *, is_ended: bool, is_on_gpu: bool) -> OperatorE
         return DeviceMemoryError(
             f"the GPU has no memory left for this run: send fewer examples at once, or {_GPU_REMEDIES}"
         )
+    if is_on_gpu and not is_ended and (failure := _DEVICE_FAILURE.search(text)):
+        return DeviceError(f"the GPU failed: {failure[1]} error {failure[2]}, {failure[3].strip()}")
     return (RunawayError if is_ended or has_no_memory else OperatorError)(_operator_text(text))
 
 

@@ -69,6 +69,9 @@ CUDA_PROVIDER: Final = "CUDAExecutionProvider"
 _BFLOAT16_ONNX: Final = 16
 """TensorProto.DataType.BFLOAT16. Source: onnx/onnx.proto."""
 
+_GPU: Final = "cuda"
+"""What the runtime calls a GPU's memory."""
+
 _RECORDS_PLACEMENT: Final = "session.record_ep_graph_assignment_info"
 
 onnxruntime.set_default_logger_severity(4)
@@ -256,6 +259,7 @@ class Session:
         Raises:
             OperatorError: an operator refused the values.
             RunawayError: the limit ended the run, or its memory was not to be had.
+            DeviceError: the GPU failed.
         """
         options = limit.options if limit else None
         try:
@@ -292,8 +296,14 @@ class Session:
         if options.has_graphs and not has_kept_shapes(self.inputs, self.outputs):
             raise GraphError("CUDA graphs: expected numbers of fixed shapes behind the batch axis, got others")
 
+        place, session = (_GPU, options.gpu_index), self._session
+
         def new_buffer(shape: Sequence[int], dtype: Any) -> Any:
-            return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, "cuda", options.gpu_index)
+            try:
+                # From the session's arena: within its limit, and given back with it. Older runtimes have no such call.
+                return session.create_ortvalue_from_shape_and_type(list(shape), dtype, *place)
+            except (AttributeError, RuntimeError):
+                return onnxruntime.OrtValue.ortvalue_from_shape_and_type(list(shape), dtype, *place)
 
         names = [spec.name for spec in self.inputs if not spec.is_optional]
         tools = Tools(new_buffer, onnxruntime.RunOptions)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fitserve_service.device_runs import GRAPH_ID, CaptureGate, DeviceRuns, Tools
 from fitserve_service.onnx_file import read_facts
-from fitserve_service.run_errors import GraphError, OperatorError
+from fitserve_service.run_errors import DeviceError, GraphError
 from fitserve_service.session import CPU_PROVIDER, CUDA_PROVIDER, RunLimit, Session, SessionOptions, cuda_problem
 from fitserve_service.signature import Tensor
 
@@ -134,7 +134,7 @@ def test_a_run_that_cannot_be_captured_is_told_apart_from_values_that_are_refuse
 
     with pytest.raises(GraphError, match=r"^a run could not be captured as a CUDA graph: .*900"):
         kept_runs(Uncapturable(scaled()), 1, has_graphs=True)
-    with pytest.raises(OperatorError, match="900"):
+    with pytest.raises(DeviceError, match="900"):
         kept_runs(Uncapturable(scaled()), 1, has_graphs=False)
 
 

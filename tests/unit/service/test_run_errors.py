@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from fitserve_service.run_errors import (
+    DeviceError,
     DeviceMemoryError,
     GraphError,
     OperatorError,
@@ -73,6 +74,15 @@ def test_each_way_to_run_out_of_memory_on_a_gpu_is_known(text: str) -> None:
     assert isinstance(run_error(RuntimeError(text), is_ended=False, is_on_gpu=True), DeviceMemoryError)
 
 
+def test_a_gpu_that_failed_is_not_blamed_on_the_values() -> None:
+    text = (
+        "Error in execution: CUDA failure 700: an illegal memory access was encountered ; GPU=0 ; file=/a.cc ; line=1"
+    )
+    error = run_error(RuntimeError(text), is_ended=False, is_on_gpu=True)
+    assert type(error) is DeviceError
+    assert str(error) == "the GPU failed: CUDA error 700, an illegal memory access was encountered"
+
+
 def test_a_run_that_was_told_to_end_is_no_matter_of_memory() -> None:
     error = run_error(RuntimeError("out of memory"), is_ended=True, is_on_gpu=True)
     assert type(error) is RunawayError
@@ -86,6 +96,8 @@ def test_a_graph_that_cannot_be_captured_is_told_apart_from_a_model_that_is_refu
 
 def test_what_the_runtime_raises_is_told_from_faults_of_ours() -> None:
     assert is_of_runtime(RuntimeError("Error in execution: Non-zero status code"))
+    assert is_of_runtime(RuntimeError("CUDA failure 2: out of memory ; GPU=0"))
+    assert is_of_runtime(RuntimeError("Failed to allocate memory for requested buffer of size 4096"))
     assert not is_of_runtime(RuntimeError("dictionary changed size during iteration"))
     assert not is_of_runtime(KeyError("x"))
 
