@@ -23,6 +23,7 @@ from fitserve_service.loader import MAX_MODEL_BYTES, LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.reconciler import VersionLoader
 from fitserve_service.registry import ServedVersion
+from fitserve_service.shared_trials import Trials
 from fitserve_service.variants import FP32, has_variants
 from fitserve_service.worker_link import Link, Message
 
@@ -169,7 +170,7 @@ class TriedLoader:
         canaries: Where versions are tried out.
     """
 
-    def __init__(self, loader: VersionLoader, canaries: Canaries) -> None:
+    def __init__(self, loader: VersionLoader, canaries: Trials) -> None:
         self._loader = loader
         self._canaries = canaries
 

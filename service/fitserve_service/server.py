@@ -39,6 +39,7 @@ from fitserve_service.servicers.reflection import ReflectionServicer
 from fitserve_service.settings import ServerSettings
 from fitserve_service.shadow import Shadow
 from fitserve_service.shadow_metrics import ShadowCollector
+from fitserve_service.shared_trials import SharedTrials
 from fitserve_service.shared_weights import SharedWeights
 from fitserve_service.source import RepositorySource
 from fitserve_service.telemetry import Telemetry
@@ -263,7 +264,10 @@ class Server:
             weights=SharedWeights(self._peers.weights) if self._peers and self._peers.weights else None,
         )
         recorded = RecordedLoader(loader)
-        return TriedLoader(recorded, self._canaries) if self._canaries else recorded
+        if self._canaries is None:
+            return recorded
+        folder = self._peers.weights if self._peers else None
+        return TriedLoader(recorded, SharedTrials(self._canaries, folder) if folder else self._canaries)
 
     def _methods(self) -> MethodTable:
         draw = Draw()

@@ -1,0 +1,114 @@
+"""One trial for all workers: what a canary said of a version's files is written down where the others find it.
+
+    <key>.trial   in the folder that the parent of the workers owns; locked by whoever tries the version out, then its
+                  verdict as JSON: why it was refused (empty: it was not), and when, monotonic seconds of this machine
+
+Locks are the kernel's: where the process that tries it out dies, the next one does it instead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from fitserve_contract.repository import VersionPath
+from fitserve_service.loader import LoadError
+from fitserve_service.model_config import Overrides
+
+_MAX_VERDICT_BYTES: Final = 1 << 16
+
+
+class Trials(Protocol):
+    """Tries versions out; see `canary_trials.Canaries`."""
+
+    def try_out(self, path: VersionPath, overrides: Overrides) -> None:
+        """Loads and runs a version where nothing but it can be lost; raises LoadError."""
+        ...
+
+
+class SharedTrials:
+    """Trials of which one serves all processes that share a folder. Thread-safe.
+
+    A pass holds as long as the files are what they were. A refusal is only for those who waited for it: whoever asks
+    later wants it tried again.
+
+    Args:
+        trials: Tries out what nobody has yet.
+        folder: The folder that the processes share.
+        clock: Monotonic seconds, the same in all processes.
+    """
+
+    def __init__(self, trials: Trials, folder: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._trials = trials
+        self._folder = folder
+        self._clock = clock
+
+    def try_out(self, path: VersionPath, overrides: Overrides) -> None:
+        """Tries a version out, or takes the verdict of a trial that has just been.
+
+        Raises:
+            LoadError: it was refused; see `canary_trials.Canaries.try_out`.
+        """
+        asked_s = self._clock()
+        name = self._folder / f"{_key(path, overrides)}.trial"
+        try:
+            descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            # Without room for a verdict everybody tries for himself.
+            return self._trials.try_out(path, overrides)
+        with os.fdopen(descriptor, "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            refusal = _refusal(file.read(_MAX_VERDICT_BYTES), asked_s)
+            if refusal is None:
+                refusal = self._try_out(path, overrides)
+                _write(file, {"refusal": refusal, "ended_s": self._clock()})
+        if refusal:
+            raise LoadError(refusal)
+        return None
+
+    def _try_out(self, path: VersionPath, overrides: Overrides) -> str:
+        try:
+            self._trials.try_out(path, overrides)
+        except LoadError as error:
+            return str(error)
+        return ""
+
+
+def _key(path: VersionPath, overrides: Overrides) -> str:
+    """Names what is tried out: the version, what it is loaded by, and its files as far as a look at the folder goes."""
+    files = []
+    try:
+        for entry in os.scandir(path.folder):
+            found = entry.stat(follow_symlinks=False)
+            files.append((entry.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+    except OSError as error:
+        files = [(str(error), 0, 0, 0, 0)]
+    said = repr((path.model, path.version, sorted(overrides.values.items()), sorted(files)))
+    return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()
+
+
+def _refusal(content: bytes, asked_s: float) -> str | None:
+    """Reads a verdict: empty for a pass, the reason of a refusal that came while this caller waited, else None."""
+    try:
+        verdict: Any = json.loads(content)
+        refusal, ended_s = str(verdict["refusal"]), float(verdict["ended_s"])
+    except (ValueError, KeyError, TypeError):
+        return None
+    return refusal if not refusal or ended_s >= asked_s else None
+
+
+def _write(file: Any, verdict: dict[str, Any]) -> None:
+    content = json.dumps(verdict).encode()
+    try:
+        file.seek(0)
+        file.truncate()
+        file.write(content)
+    except OSError:
+        # A verdict that is torn is none.
+        return
