@@ -65,7 +65,7 @@ def _method(result: OverloadResult) -> str:
         f"Times are 99th percentiles but for p50, and count from when a request was due. Every answer checked, nothing "
         f"sent twice; deadlines {plan.timeout_ms} ms, of the impatient {result.phases[-1].timeout_ms} ms. Of "
         f"{result.examples_run} rows run {result.run_for_nobody} had no caller left at the end of their run. "
-        f"{_pages(result)}. The load's process took {share:.0%} of a processor at most, and left {duration(late_s)} late "
+        f"{_pages(result)}. The load's process took {share:.0%} of a processor at most, and {duration(late_s)} late "
         f"at most. {environment['processor']}, {len(environment['usable_processors'])} processors for server and load; "
         f"load average {environment['load_average'][0]:.1f} at the end."
     )

@@ -43,14 +43,28 @@ def runs_the_late(patch: pytest.MonkeyPatch) -> None:
     patch.setattr("fitserve_service.batcher._is_late", lambda entry, now_s: False)  # noqa: ARG005
 
 
-def takes_any_number(patch: pytest.MonkeyPatch) -> None:
-    honest = Batcher.add
+def takes_any(bound: str) -> Change:
+    def change(patch: pytest.MonkeyPatch) -> None:
+        honest = Batcher.add
 
-    def add(self: Batcher[Any], entry: Entry[Any], now_s: float) -> bool:
-        self._max_queued_examples = 1_000_000
-        return honest(self, entry, now_s)
+        def add(self: Batcher[Any], entry: Entry[Any], now_s: float) -> bool:
+            setattr(self, bound, 1 << 40)
+            return honest(self, entry, now_s)
 
-    patch.setattr(Batcher, "add", add)
+        patch.setattr(Batcher, "add", add)
+
+    return change
+
+
+def loses_count_of_bytes(patch: pytest.MonkeyPatch) -> None:
+    honest = Batcher.remove
+
+    def remove(self: Batcher[Any], entry: Entry[Any]) -> bool:
+        is_out = honest(self, entry)
+        self.queued_bytes += 1_000 * is_out
+        return is_out
+
+    patch.setattr(Batcher, "remove", remove)
 
 
 def refuses_too_much(patch: pytest.MonkeyPatch) -> None:
@@ -150,7 +164,10 @@ def leaves_commands_waiting(patch: pytest.MonkeyPatch) -> None:
         (runs_the_late, "law 4"),
         (closes_under_the_lease, "law 5"),
         (runs_the_last_first, "law 6"),
-        (takes_any_number, "law 7"),
+        (loses_count_of_bytes, "law 3"),
+        (takes_any("_max_queued_examples"), "law 7"),
+        (takes_any("_max_queued_bytes"), "law 7"),
+        (takes_any("_max_queued_s"), "law 7"),
         (forgets_the_timer, "law 8"),
         (unloads_first, "law 9"),
         (moves_labels_at_once, "law 10"),

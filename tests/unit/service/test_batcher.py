@@ -18,27 +18,46 @@ def entry(
     rows: int = 1,
     priority: Priority = Priority.PREDICT,
     deadline_s: float | None = None,
+    size_bytes: int = 0,
+    run_s: float = 0.0,
 ) -> Entry[int]:
-    return Entry(item, key, rows, priority, deadline_s)
+    return Entry(item, key, rows, priority, deadline_s, size_bytes, run_s)
 
 
-def batcher(size: int = 4, delay_s: float = 0.0, bound: int = 100) -> Batcher[int]:
-    return Batcher(max_batch_size=size, max_queue_delay_s=delay_s, max_queued_examples=bound)
+def batcher(
+    size: int = 4, delay_s: float = 0.0, bound: int = 100, bytes_bound: int = 1 << 40, work_bound_s: float = 1e9
+) -> Batcher[int]:
+    return Batcher(
+        max_batch_size=size,
+        max_queue_delay_s=delay_s,
+        max_queued_examples=bound,
+        max_queued_bytes=bytes_bound,
+        max_queued_s=work_bound_s,
+    )
 
 
 def items(entries: list[Entry[int]]) -> list[int]:
     return [each.item for each in entries]
 
 
+ROW_S = 2.0**-8
+"""Sums of it are exact."""
+
+
 class Machine(RuleBasedStateMachine):
     """Any schedule, held against a plain list of what is queued."""
 
     @initialize(
-        size=st.sampled_from([0, 1, 3, 8]), delay_s=st.sampled_from([0.0, 0.01, 0.1]), bound=st.sampled_from([1, 6, 40])
+        size=st.sampled_from([0, 1, 3, 8]),
+        delay_s=st.sampled_from([0.0, 0.01, 0.1]),
+        bound=st.sampled_from([1, 6, 40]),
+        bytes_bound=st.sampled_from([1, 60, 10_000]),
+        work_bound_s=st.sampled_from([0.001, 0.25, 100.0]),
     )
-    def begin(self, size: int, delay_s: float, bound: int) -> None:
+    def begin(self, size: int, delay_s: float, bound: int, bytes_bound: int, work_bound_s: float) -> None:
         self.size, self.delay_s, self.bound = size, delay_s, bound
-        self.batcher = batcher(size, delay_s, bound)
+        self.bytes_bound, self.work_bound_s = bytes_bound, work_bound_s
+        self.batcher = batcher(size, delay_s, bound, bytes_bound, work_bound_s)
         self.now_s = 100.0
         self.queued: list[Entry[int]] = []
         self.left: set[int] = set()
@@ -49,14 +68,30 @@ class Machine(RuleBasedStateMachine):
         rows=st.integers(0, 10),
         priority=st.sampled_from(Priority),
         patience_s=st.sampled_from([None, 0.0, 0.005, 0.3]),
+        size_bytes=st.sampled_from([0, 10, 50]),
+        row_s=st.sampled_from([0.0, 0.0, ROW_S]),
     )
-    def add(self, key: str | None, rows: int, priority: Priority, patience_s: float | None) -> None:
-        added = entry(next(self.numbers), key, rows, priority, None if patience_s is None else self.now_s + patience_s)
-        held = sum(max(each.example_count, 1) for each in self.queued)
-        is_full = bool(self.queued) and held + max(rows, 1) > self.bound
-        assert self.batcher.add(added, self.now_s) is not is_full
-        if not is_full:
+    def add(
+        self,
+        key: str | None,
+        rows: int,
+        priority: Priority,
+        patience_s: float | None,
+        size_bytes: int,
+        row_s: float,
+    ) -> None:
+        deadline_s = None if patience_s is None else self.now_s + patience_s
+        added = entry(next(self.numbers), key, rows, priority, deadline_s, size_bytes, rows * row_s)
+        is_refused = bool(self.queued) and self._has_no_room(added)
+        assert self.batcher.add(added, self.now_s) is not is_refused
+        if is_refused:
+            assert self.batcher.why_refused(added, self.now_s)
+        else:
             self.queued.append(added)
+
+    @rule(run_s=st.sampled_from([0.0, 0.004, 0.2]))
+    def begin_run(self, run_s: float) -> None:
+        self.batcher.free_s = self.now_s + run_s
 
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
@@ -96,19 +131,45 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def counts_are_true(self) -> None:
         assert self.batcher.entry_count == len(self.queued)
-        held = sum(max(each.example_count, 1) for each in self.queued)
-        assert self.batcher.queued_examples == held
-        assert held <= self.bound or len(self.queued) == 1
+        examples, size_bytes, work_s = self._held()
+        assert self.batcher.queued_examples == examples
+        assert self.batcher.queued_bytes == size_bytes
+        assert self.batcher.queued_s == work_s
+        if len(self.queued) > 1:
+            assert examples <= self.bound
+            assert size_bytes <= self.bytes_bound
+        if len([each for each in self.queued if each.run_s]) > 1:
+            assert work_s <= self.work_bound_s
 
     @invariant()
     def due_is_the_oldest_and_its_delay(self) -> None:
         oldest_s = min((each.arrived_s for each in self.queued), default=None)
         assert self.batcher.due_s() == (None if oldest_s is None else oldest_s + self.delay_s)
 
+    def _held(self) -> tuple[int, int, float]:
+        examples = sum(max(each.example_count, 1) for each in self.queued)
+        return examples, sum(each.size_bytes for each in self.queued), sum(each.run_s for each in self.queued)
+
+    def _has_no_room(self, added: Entry[int]) -> bool:
+        examples, size_bytes, work_s = self._held()
+        begins_s = max(self.now_s, self.batcher.free_s) + work_s
+        is_late = added.deadline_s is not None and begins_s > added.deadline_s
+        return (
+            examples + max(added.example_count, 1) > self.bound
+            or size_bytes + added.size_bytes > self.bytes_bound
+            or (work_s > 0 and (work_s + added.run_s > self.work_bound_s or is_late))
+        )
+
+    def _has_time(self, batch: list[Entry[int]]) -> bool:
+        """Tells whether each of a batch is answered in time, as far as the work in it says."""
+        end_s = self.now_s + sum(each.run_s for each in batch)
+        return all(each.deadline_s is None or end_s <= each.deadline_s + each.run_s for each in batch)
+
     def _check_batch(self, batch: list[Entry[int]], before: list[Entry[int]]) -> None:
         head = batch[0]
         rows = sum(each.example_count for each in batch)
         assert len(batch) == 1 or rows <= self.size
+        assert len(batch) == 1 or self._has_time([each for each in batch if each.run_s] or batch)
         assert len({(each.key, each.priority) for each in batch}) == 1
         if head.key is None:
             assert len(batch) == 1
@@ -117,7 +178,7 @@ class Machine(RuleBasedStateMachine):
         assert items(batch) == items(in_time[: len(batch)])
         waiting = [each for each in self.queued if (each.key, each.priority) == (head.key, head.priority)]
         if head.key is not None and waiting and waiting[0] in in_time:
-            assert rows + waiting[0].example_count > self.size
+            assert rows + waiting[0].example_count > self.size or not self._has_time([*batch, waiting[0]])
         is_served = head.priority is Priority.PREDICT or self.now_s - head.arrived_s >= AGING_S
         if not is_served and self.delay_s == 0:
             in_time_predicts = [each for each in before if each.priority is Priority.PREDICT and each in self.queued]
@@ -218,3 +279,45 @@ def test_an_empty_queue_takes_one_entry_over_the_bound_and_then_no_other() -> No
 
     assert queue.add(entry(0, rows=50), now_s=1.0)
     assert not queue.add(entry(1), now_s=1.0)
+
+
+def test_bytes_are_bounded_as_examples_are() -> None:
+    queue = batcher(bytes_bound=100)
+
+    assert queue.add(entry(0, size_bytes=60), now_s=1.0)
+    assert not queue.add(refused := entry(1, size_bytes=60), now_s=1.0)
+    assert queue.why_refused(refused, 1.0) == "its queue holds 100 bytes"
+    assert queue.add(entry(2, size_bytes=40), now_s=1.0)
+    queue.take(1.0)
+    assert queue.add(entry(3, size_bytes=1000), now_s=1.0)
+
+
+def test_no_more_work_waits_than_its_bound() -> None:
+    queue = batcher(work_bound_s=0.05)
+
+    assert queue.add(entry(0, run_s=0.03), now_s=1.0)
+    assert not queue.add(refused := entry(1, run_s=0.03), now_s=1.0)
+    assert queue.why_refused(refused, 1.0) == "what waits takes about 30.0 ms, and its queue holds work for 50.0 ms"
+    assert queue.add(entry(2, run_s=0.01), now_s=1.0)
+
+
+def test_who_would_begin_too_late_is_refused_at_once() -> None:
+    queue = batcher()
+    queue.free_s = 1.02
+    queue.add(entry(0, run_s=0.03), now_s=1.0)
+
+    assert not queue.add(refused := entry(1, deadline_s=1.04, run_s=0.01), now_s=1.0)
+    assert queue.why_refused(refused, 1.0) == "its run would begin in about 50.0 ms, too late for the deadline"
+    assert queue.add(entry(2, deadline_s=1.06, run_s=0.01), now_s=1.0)
+
+
+def test_a_batch_is_no_longer_than_each_of_it_has_time_for() -> None:
+    queue = batcher(size=100)
+    # Alone it may begin one row's time from now at the latest: there is time for one more row in its batch.
+    queue.add(entry(0, deadline_s=1.0 + ROW_S, run_s=ROW_S), now_s=1.0)
+    for number in range(1, 5):
+        queue.add(entry(number, deadline_s=9.0, run_s=ROW_S), now_s=1.0)
+
+    assert items(queue.take(1.0).batch) == [0, 1]
+    assert items(queue.take(1.0).batch) == [2, 3, 4]
+    assert queue.queued_s == 0.0
