@@ -5,10 +5,11 @@ from __future__ import annotations
 import heapq
 import queue
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 import builders
 import numpy as np
@@ -21,11 +22,12 @@ from fitserve_contract.tensor_bytes import Array
 from fitserve_service.batcher import AGING_S, Priority
 from fitserve_service.costs import CostTable
 from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
-from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.errors import Code, Reason, ServiceError
 from fitserve_service.model_config import ModelConfig
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.pacing import WINDOW_COUNT
 from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.run_errors import DeviceMemoryError
 from fitserve_service.runs import Prepared
 from fitserve_service.session import CUDA_PROVIDER, Session, SessionOptions
 from fitserve_service.signature import Signature, Tensor
@@ -784,4 +786,42 @@ def test_a_gpus_next_batch_is_assembled_while_the_last_one_runs() -> None:
         it.settle()
         assert it.observer.sizes == [1, 1, 1]
         assert all(it.answer(number).shape == (1, 512) for number in numbers)
+        assert it.is_free()
+
+
+def test_a_run_that_would_wait_for_the_gpu_never_waits_on_the_loop_however_short_it_is() -> None:
+    with world() as it:
+        served = it.serve("m", builders.slow(rounds=50), CostTable())
+        served.session.provider = CUDA_PROVIDER
+        first = it.submit("m", np.ones((1, 512), np.float32))
+        it.loop.turn()
+        served.costs.record(1, 512, 1e-6)
+        second = it.submit("m", np.ones((1, 512), np.float32))
+        it.loop.turn()
+
+        assert it.outcomes == {first: [], second: []}
+        it.settle()
+        assert all(it.answer(number).shape == (1, 512) for number in (first, second))
+
+
+def test_a_gpu_without_memory_takes_fewer_at_once_and_what_is_too_large_alone_is_no_fault_of_its_values() -> None:
+    with world() as it:
+        served = it.serve("m", builders.scaled())
+        run = served.session.run
+
+        def narrow(inputs: Mapping[str, Tensor], *arguments: Any) -> dict[str, Tensor]:
+            if len(inputs["x"].array) > 2:
+                raise DeviceMemoryError("the GPU has no memory left for this run")
+            return run(inputs, *arguments)
+
+        served.session.run = narrow  # type: ignore[method-assign]
+        small = [it.submit("m", rows(1)) for _ in range(4)]
+        large = it.submit("m", rows(3, 4, 5))
+        it.settle()
+
+        for number in small:
+            np.testing.assert_array_equal(it.answer(number), rows(1) * 2)
+        assert it.error(large).reason is Reason.DEVICE_MEMORY
+        assert it.error(large).code is Code.RESOURCE_EXHAUSTED
+        assert "no memory left" in it.error(large).message
         assert it.is_free()
