@@ -137,6 +137,7 @@ class AuditFile:
             AuditError: it cannot be opened for writing, or is no regular file.
         """
         self.path = path
+        self._is_torn = False
         try:
             self._descriptor = _open(path)
         except (OSError, ValueError) as error:
@@ -150,12 +151,16 @@ class AuditFile:
             OSError: they are not on the disk.
         """
         if not self._is_in_place():
-            os.close(self._descriptor)
-            self._descriptor = _open(self.path)
-        written = os.write(self._descriptor, lines)
-        if written != len(lines):
-            raise OSError(f"expected {len(lines)} bytes to be written, got {written}")
+            before, self._descriptor = self._descriptor, _open(self.path)
+            os.close(before)
+        # What a full disk has cut off is a line of its own, and no other's beginning.
+        content = b"\n" + lines if self._is_torn else lines
+        self._is_torn = True
+        written = os.write(self._descriptor, content)
+        if written != len(content):
+            raise OSError(f"expected {len(content)} bytes to be written, got {written}")
         os.fsync(self._descriptor)
+        self._is_torn = False
 
     def close(self) -> None:
         """Closes it."""

@@ -23,7 +23,9 @@ def refusal(take: Callable[[], None]) -> ServiceError | None:
     try:
         take()
     except ServiceError as error:
-        return error if error.reason is Reason.QUOTA else None
+        if error.reason is not Reason.QUOTA:
+            raise
+        return error
     return None
 
 
