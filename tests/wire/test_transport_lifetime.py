@@ -124,7 +124,7 @@ def test_a_draining_server_takes_no_new_calls(transport: str) -> None:
         new = (other.unary_unary("/t.T/M")(b"new", timeout=WAIT_S) for _ in range(10_000))
         with pytest.raises(grpc.RpcError) as refused:
             list(new)
-        # One that arrives at the very moment is cancelled by grpcio's core, which no server can help: clients retry both.
+        # One that arrives at the very moment is cancelled by the core, which no server can help: clients retry both.
         assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
         world.transport.post(lambda: waiting[0].reply(b""))
         assert future.result() == b""
