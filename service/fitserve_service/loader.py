@@ -35,7 +35,7 @@ from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.registry import ServedVersion
-from fitserve_service.run_errors import GraphError
+from fitserve_service.run_errors import DeviceMemoryError, GraphError
 from fitserve_service.session import (
     RunawayError,
     Session,
@@ -46,7 +46,7 @@ from fitserve_service.session import (
 )
 from fitserve_service.shared_weights import SharedWeights
 from fitserve_service.signature import Signature
-from fitserve_service.variants import AUTO, Choice, choices
+from fitserve_service.variants import AUTO, FP32, Choice, choices
 from fitserve_service.warmup import batching_problem, has_free_first_axis, measure
 
 MAX_MODEL_BYTES: Final = 8 << 30
@@ -160,13 +160,19 @@ class Loader:
     def _make(
         self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None, choice: Choice
     ) -> ServedVersion:
-        """Makes it of one file; without CUDA graphs where its runs cannot be captured."""
+        """Makes it of one file; without CUDA graphs where they cannot be, on the CPU where a GPU is nobody's demand."""
         try:
             return self._make_of(path, overrides, content, manifest, choice)
         except GraphError as error:
-            _log.info("%s version %d: %s; it runs without", path.model, path.version, error)
-            plain = overrides.put_right("cuda_graphs", False, str(error))
-            return self._make_of(path, plain, content, manifest, choice)
+            note, plain = str(error), overrides.put_right("cuda_graphs", False, str(error))
+        except (SessionError, DeviceMemoryError) as error:
+            device = str(overrides.values.get("device", self._device))
+            if device != "auto" or device_kind(device) == "cpu" or choice.name != FP32:
+                raise
+            note = f"the GPU does not take it: {error}"
+            plain = overrides.put_right("device", "cpu", note)
+        _log.warning("%s version %d: %s; it is served without", path.model, path.version, note)
+        return self._make(path, plain, content, manifest, choice)
 
     def _make_of(
         self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None, choice: Choice
@@ -191,9 +197,10 @@ class Loader:
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
-        comments |= dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason} | dict(overrides.notes)
+        comments |= dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason}
         if session.placement.node_counts:
             comments["device"] = placement_text(session.placement)
+        comments |= overrides.notes
         replayed, held_out = self._prove(path.folder, content, _proved_by(manifest, choice), session, signature)
         return ServedVersion(
             model=path.model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -78,6 +79,26 @@ def taken(name: str, array: Any) -> Any:
     elements = np.empty(array.size, object)
     elements[:] = [element.encode() if isinstance(element, str) else bytes(element) for element in array.reshape(-1)]
     return elements.reshape(array.shape)
+
+
+def array_of(value: Any) -> Any:
+    """Gives the array of a runtime's tensor, bit patterns for BF16; None where it holds none.
+
+    Raises:
+        OperatorError: it is BF16 on a GPU.
+    """
+    if not value.has_value():
+        return None
+    if value.data_type() != "tensor(bfloat16)":
+        return value.numpy()
+    shape = tuple(value.shape())
+    count = int(np.prod(shape, dtype=object)) if shape else 1
+    if count == 0:
+        return np.empty(shape, "<u2")
+    if value.device_name() != "cpu":
+        raise OperatorError("BF16 outputs on a GPU cannot be copied by this runtime: cast them to FP32 in the graph")
+    bits = ctypes.string_at(value.data_ptr(), count * 2)
+    return np.frombuffer(bits, "<u2").reshape(shape)
 
 
 def _strings(name: str, array: Any) -> Any:

@@ -35,7 +35,7 @@ from fitserve_service.run_errors import (
     load_error,
     run_error,
 )
-from fitserve_service.runtime_values import datatype, fed, taken, tensor_spec
+from fitserve_service.runtime_values import array_of, datatype, fed, taken, tensor_spec
 from fitserve_service.session_options import SessionOptions, cuda_options, has_kept_shapes, is_kept_size, settled
 from fitserve_service.signature import Tensor
 
@@ -288,7 +288,7 @@ class Session:
         feed = {name: _ort_value(tensor) for name, tensor in inputs.items()}
         with contextlib.nullcontext() if self._device_runs is None else GATE.together():
             values = self._session.run_with_ort_values(output_names, feed, options)
-            return [_from_ort_value(value) for value in values]
+            return [array_of(value) for value in values]
 
     def _new_device_runs(self, options: SessionOptions) -> DeviceRuns | None:
         if self.provider != CUDA_PROVIDER:
@@ -379,18 +379,3 @@ def _ort_value(tensor: Tensor) -> Any:
         bits = np.asarray(tensor.array, order="C")
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16_ONNX)
     return onnxruntime.OrtValue.ortvalue_from_numpy(tensor.array)
-
-
-def _from_ort_value(value: Any) -> Any:
-    if not value.has_value():
-        return None
-    if value.data_type() != "tensor(bfloat16)":
-        return value.numpy()
-    shape = tuple(value.shape())
-    count = int(np.prod(shape, dtype=object)) if shape else 1
-    if count == 0:
-        return np.empty(shape, "<u2")
-    if value.device_name() != "cpu":
-        raise OperatorError("BF16 outputs on a GPU cannot be copied by this runtime: cast them to FP32 in the graph")
-    bits = ctypes.string_at(value.data_ptr(), count * 2)
-    return np.frombuffer(bits, "<u2").reshape(shape)

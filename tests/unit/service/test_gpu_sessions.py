@@ -19,7 +19,7 @@ from fitserve_service.model_config import Overrides
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.placement import Placement
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
-from fitserve_service.session import CPU_PROVIDER, CUDA_PROVIDER, Session, SessionOptions, cuda_problem
+from fitserve_service.session import CPU_PROVIDER, CUDA_PROVIDER, Session, SessionError, SessionOptions, cuda_problem
 from fitserve_service.signature import Tensor
 
 
@@ -131,6 +131,31 @@ def test_nodes_left_to_the_cpu_refuse_the_version_unless_they_are_allowed(
     served = Loader("cuda").load(path, Overrides({"max_cpu_nodes": 2}))
     assert "(NonMaxSuppression ×2 left over)" in served.effective_toml
     assert Loader("auto").load(path, Overrides({})).config.device == "auto"
+
+
+def test_a_gpu_that_takes_no_more_leaves_the_version_to_the_cpu_where_nobody_insists(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setattr(session_module, "device_kind", lambda device: "cpu" if device == "cpu" else "cuda")
+    monkeypatch.setattr("fitserve_service.loader.device_kind", session_module.device_kind)
+    real = session_module._providers
+
+    def full(options: SessionOptions) -> list[Any]:
+        if options.device != "cpu":
+            raise SessionError("the GPU has no memory for the model")
+        return real(options)
+
+    monkeypatch.setattr(session_module, "_providers", full)
+    path = builders.publish_version(tmp_path, "m", builders.scaled())
+    with pytest.raises(LoadError, match=r"^the GPU has no memory for the model$"):
+        Loader("cuda").load(path, Overrides({}))
+    served = Loader("auto").load(path, Overrides({}))
+
+    assert served.config.device == "cpu"
+    note = 'device = "cpu"  # the GPU does not take it: the GPU has no memory for the model'
+    assert note in served.effective_toml.splitlines()
+    assert "m version 1: the GPU does not take it: the GPU has no memory for the model; it is served" in caplog.text
 
 
 def test_memory_that_is_gone_is_told_of_the_run_and_the_session_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
