@@ -20,6 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from fitserve_benchmarks.chaos_clock import SteppingClock
 from fitserve_benchmarks.chaos_load import MODEL, Tally, VerifiedLoad, write_model
 from fitserve_benchmarks.chaos_servers import ChaosServer, ServerError
 from fitserve_contract.repository import (
@@ -35,6 +36,7 @@ _PUBLISH: Final = (sys.executable, "-m", "fitserve_benchmarks.chaos_publisher", 
 _LEAST_BYTES: Final = 64
 """Every file of a version is larger."""
 
+_CLOCK_STEP: Final = "clock step"
 _SERVERS: Final = 2
 _WORKERS: Final = 2
 
@@ -69,6 +71,8 @@ class Chaos:
     random: Random
     servers: list[ChaosServer]
     load: VerifiedLoad
+    clock: SteppingClock | None = None
+    """The servers' wall clock; None where there is no compiler to make one."""
     faults: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -111,14 +115,19 @@ def run_chaos(
     random, began_s = Random(seed), time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        servers = [ChaosServer(work / "repository", work / f"server-{n}.log", _WORKERS) for n in range(_SERVERS)]
+        clock = _new_clock(work / "clock", progress)
+        environment = clock.environment if clock else None
+        servers = [
+            ChaosServer(work / "repository", work / f"server-{n}.log", _WORKERS, environment=environment)
+            for n in range(_SERVERS)
+        ]
         publish(work / "repository", write_model(work / "prepared-1", 1))
         for server in servers:
             stack.callback(server.close)
             server.start()
         load = VerifiedLoad([server.address for server in servers], caller_count, seed)
         load.known_versions, load.lowest_version = {1}, 1
-        chaos = Chaos(work, random, servers, load)
+        chaos = Chaos(work, random, servers, load, clock)
         stack.enter_context(load.running())
         _inflict(chaos, began_s + seconds, progress)
         chaos.wait_until_all_serve()
@@ -126,12 +135,24 @@ def run_chaos(
     return ChaosResult(seed, time.monotonic() - began_s, chaos.faults, load.tally)
 
 
+def _new_clock(folder: Path, progress: Callable[[str], None]) -> SteppingClock | None:
+    try:
+        return SteppingClock(folder)
+    except FileNotFoundError as error:
+        progress(f"no clock steps: {error}")
+        return None
+
+
+def _faults_of(chaos: Chaos) -> set[str]:
+    return set(_FAULTS) if chaos.clock else set(_FAULTS) - {_CLOCK_STEP}
+
+
 def _inflict(chaos: Chaos, until_s: float, progress: Callable[[str], None]) -> None:
     due: list[str] = []
     is_first_round = True
     while due or is_first_round or time.monotonic() < until_s:
         if not due:
-            due = chaos.random.sample(sorted(_FAULTS), len(_FAULTS))
+            due = chaos.random.sample(sorted(_faults_of(chaos)), len(_faults_of(chaos)))
         is_first_round = is_first_round and len(due) > 1
         name = due.pop()
         if not is_first_round and time.monotonic() >= until_s:
@@ -232,7 +253,18 @@ def _kill_server(chaos: Chaos) -> None:
     server.start()
 
 
+def _step_clock(chaos: Chaos) -> None:
+    """The wall clock of all servers steps, twice within moments, and may stay where it came to."""
+    assert chaos.clock is not None
+    for _ in range(2):
+        chaos.clock.step_by_chance(chaos.random)
+        time.sleep(chaos.random.uniform(0.1, 1.0))
+    if chaos.random.random() < 0.5:
+        chaos.clock.step(0.0)
+
+
 _FAULTS: Final[dict[str, Callable[[Chaos], None]]] = {
+    _CLOCK_STEP: _step_clock,
     "corrupt publish": publish_corrupt,
     "disk full": publish_without_room,
     "hot swap": hot_swap,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -33,12 +34,22 @@ class ChaosServer:
         log: Where its log goes.
         worker_count: Its workers.
         before: Python that its process runs before it serves, for a control that must fail.
+        environment: Variables beside those of this process.
     """
 
-    def __init__(self, repository: Path, log: Path, worker_count: int, *, before: str = "") -> None:
+    def __init__(
+        self,
+        repository: Path,
+        log: Path,
+        worker_count: int,
+        *,
+        before: str = "",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._repository = repository
         self._log = log
         self._worker_count = worker_count
+        self._environment = environment
         self._port = 0
         self._code = before + _SERVE
         self._life = ExitStack()
@@ -102,7 +113,12 @@ class ChaosServer:
         flags += ["--device", "cpu", "--workers", str(self._worker_count), "--poll-interval-s", "0.1"]
         log = self._life.enter_context(self._log.open("ab"))
         self._process = self._life.enter_context(
-            child_process([sys.executable, "-c", self._code, *flags], stdout=subprocess.PIPE, stderr=log)
+            child_process(
+                [sys.executable, "-c", self._code, *flags],
+                environment=self._environment,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            )
         )
         assert self._process.stdout is not None
         self._life.callback(self._process.stdout.close)
