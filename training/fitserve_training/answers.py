@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from fitserve_contract.tasks import TaskKind
-from fitserve_training.data.dataset import Split
-
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -55,15 +52,3 @@ class Answers:
         predicted, true = self.outputs >= 0, self.targets.bool()
         sums = [each.sum(dim=0).tolist() for each in (predicted & true, predicted, true)]
         return list(zip(*sums, strict=True))
-
-
-def answer(model: nn.Module, kind: TaskKind, split: Split) -> Answers:
-    """Asks the model, in evaluation mode, for every example of the split."""
-    model.eval()
-    # Chunks come by length where there are lengths.
-    order = torch.arange(len(split)) if split.lengths is None else split.lengths.argsort(stable=True)
-    with torch.inference_mode():
-        outputs = torch.cat([model(*batch.inputs) for batch in split.chunks(_CHUNK)])
-    restored = torch.empty_like(outputs)
-    restored[order] = outputs
-    return Answers(kind, split.inputs, restored, split.targets)

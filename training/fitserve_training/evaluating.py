@@ -1,9 +1,11 @@
-"""Metrics of a model over a whole split, as sums over chunks."""
+"""A model's outputs and metrics over a whole split, forward only and each example once. Shapes: N examples."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fitserve_training.data.dataset import Split
 from fitserve_training.objectives import Objective
@@ -11,14 +13,56 @@ from fitserve_training.objectives import Objective
 _CHUNK = 1024
 
 
-def evaluate(model: nn.Module, objective: Objective, split: Split) -> dict[str, float]:
-    """Gives the objective's metrics over `split`, in evaluation mode; the model's mode is put back afterwards."""
+@dataclass(frozen=True)
+class Evaluation:
+    """What a split gave.
+
+    Args:
+        metrics: The objective's.
+        outputs: Of every example, (N, …), in the order of the split and on its device.
+    """
+
+    metrics: dict[str, float]
+    outputs: Tensor
+
+
+def evaluate(
+    model: nn.Module, objective: Objective, split: Split, autocast: torch.autocast | None = None
+) -> Evaluation:
+    """Evaluates every example of `split`, in evaluation mode; the model's mode is put back afterwards.
+
+    Args:
+        model: On the split's device.
+        objective: Says the loss and the metrics.
+        split: Sequences are taken by length, so that little is padding.
+        autocast: The run's precision; None stands for that of the weights.
+    """
     was_training = model.training
     model.eval()
     sums = torch.zeros(objective.sum_count, dtype=torch.float64, device=split.targets.device)
+    found = []
     with torch.inference_mode():
-        for inputs, targets in split.chunks(_CHUNK):
-            outputs = model(*inputs)
-            sums += objective.sums(outputs, targets, objective.loss(outputs, targets))
+        for batch in split.chunks(_CHUNK):
+            outputs = _outputs(model, batch.inputs, autocast)
+            sums += objective.sums(outputs, batch.targets, objective.loss(outputs, batch.targets))
+            found.append(outputs)
+        outputs = _in_order(torch.cat(found), split)
     model.train(was_training)
-    return objective.metrics(sums.tolist(), len(split))
+    return Evaluation(objective.metrics(sums.tolist(), len(split)), outputs)
+
+
+def _outputs(model: nn.Module, inputs: tuple[Tensor, ...], autocast: torch.autocast | None) -> Tensor:
+    if autocast is None:
+        outputs: Tensor = model(*inputs)
+        return outputs
+    with autocast:
+        outputs = model(*inputs)
+    return outputs.float() if outputs.dtype == torch.bfloat16 else outputs
+
+
+def _in_order(outputs: Tensor, split: Split) -> Tensor:
+    if (order := split.chunk_order()) is None:
+        return outputs
+    restored = torch.empty_like(outputs)
+    restored[order] = outputs
+    return restored

@@ -38,6 +38,7 @@ class Job:
         train: What is trained on.
         held_out: What every logged epoch is tested on.
         scoring: What `held_out` is scored by where that is not the objective.
+        autocast: The precision of evaluation, which is that of training; None stands for that of the weights.
         is_loss_after_epoch: Train metrics are those of the parameters that an epoch ends with.
         cure: What to change when the loss is not finite.
     """
@@ -49,6 +50,7 @@ class Job:
     train: Split
     held_out: Split
     scoring: Objective | None = None
+    autocast: torch.autocast | None = None
     is_loss_after_epoch: bool = False
     cure: str = "lower the learning rate (--set lr=…)"
 
@@ -80,12 +82,14 @@ class Progress:
 class EpochReport:
     """What an epoch gave.
 
-    `metrics` is empty where the epoch is not logged; `points` are pairs of epochs done and the metrics so far.
+    `metrics` is empty where the epoch is not logged, and there are no `test_outputs` then; `points` are pairs of epochs
+    done and the metrics so far.
     """
 
     progress: Progress
     metrics: dict[str, Any] = field(default_factory=dict)
     points: list[tuple[float, dict[str, float]]] = field(default_factory=list)
+    test_outputs: Tensor | None = None
 
     @property
     def epoch(self) -> int:
@@ -132,8 +136,10 @@ def fit(job: Job, observer: Observer, progress: Progress | None = None) -> Progr
         is_last = is_still or epoch >= job.config.epochs
         report = EpochReport(progress.after(epoch, None))
         if is_last or is_logged(epoch, job.config):
-            logged = _epoch_metrics(job, epoch, metrics) | speed
-            report = EpochReport(progress.after(epoch, logged["test_loss"]), logged, _points(job, epoch, snapshots))
+            test = evaluate(job.model, job.scoring or job.objective, job.held_out, job.autocast)
+            logged = _epoch_metrics(job, epoch, metrics, test.metrics) | speed
+            points = _points(job, epoch, snapshots)
+            report = EpochReport(progress.after(epoch, logged["test_loss"]), logged, points, test.outputs)
         is_last = is_last or 0 < job.config.patience <= epoch - report.progress.best_epoch
         if is_last:
             _check_finite("test loss", report.metrics["test_loss"], epoch, job)
@@ -233,9 +239,10 @@ def _check_finite(name: str, loss: float, epoch: int, job: Job) -> None:
         raise RunStoppedError(f"the {name} is {loss} at epoch {epoch} with lr {job.config.lr:g}: {job.cure}")
 
 
-def _epoch_metrics(job: Job, epoch: int, running: dict[str, float]) -> dict[str, Any]:
-    train = evaluate(job.model, job.objective, job.train) if job.is_loss_after_epoch else running
-    test = evaluate(job.model, job.scoring or job.objective, job.held_out)
+def _epoch_metrics(job: Job, epoch: int, running: dict[str, float], test: dict[str, float]) -> dict[str, Any]:
+    train = running
+    if job.is_loss_after_epoch:
+        train = evaluate(job.model, job.objective, job.train, job.autocast).metrics
     return {
         "epoch": epoch,
         **{f"train_{name}": value for name, value in train.items()},

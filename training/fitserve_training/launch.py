@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fitserve_contract.tasks import TaskKind
 from fitserve_training import rundir
@@ -22,6 +22,7 @@ from fitserve_training.data.places import Places
 from fitserve_training.device import cpu_threads, device_title, resolve_device
 from fitserve_training.environment import describe
 from fitserve_training.errors import UsageError
+from fitserve_training.evaluating import evaluate
 from fitserve_training.fit import Job, Progress, fit
 from fitserve_training.form import Form
 from fitserve_training.objectives import Classification
@@ -199,7 +200,7 @@ def _run(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str],
     display = open_display(built.config.epochs, say)
     with closing(Recorder(built.config, built.model, built.optimizer, writer, display)) as recorder:
         progress = fit(_job(built, say), recorder, progress)
-    return _finish(built, writer, progress, say)
+    return _finish(built, writer, progress, recorder.test_outputs, say)
 
 
 def _load_progress(built: Built, folder: Path) -> Progress:
@@ -210,7 +211,7 @@ def _load_progress(built: Built, folder: Path) -> Progress:
 def _job(built: Built, say: Callable[[str], None]) -> Job:
     config, scoring = built.config, built.recipe.objective
     objective = Classification(config.label_smoothing) if config.label_smoothing else scoring
-    autocast = torch.autocast(built.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+    autocast = _autocast(built)
     capture = choose_capture(built.device, built.optimizer, built.data.train.lengths is not None)
     plan = StepPlan(config.micro_batch_size, config.clip_norm, built.workers, capture)
     return Job(
@@ -221,9 +222,14 @@ def _job(built: Built, say: Callable[[str], None]) -> Job:
         train=_resident(built.data.train, built.device),
         held_out=built.data.held_out.to(built.device),
         scoring=scoring,
+        autocast=autocast,
         is_loss_after_epoch=built.recipe.is_loss_after_epoch,
         cure=built.recipe.cure,
     )
+
+
+def _autocast(built: Built) -> torch.autocast:
+    return torch.autocast(built.device.type, torch.bfloat16, enabled=built.config.precision == "bfloat16")
 
 
 def _resident(train: Split, device: torch.device) -> Split:
@@ -231,7 +237,9 @@ def _resident(train: Split, device: torch.device) -> Split:
     return train.packed() if device.type == "cpu" else train.to(device)
 
 
-def _finish(built: Built, writer: RunWriter, progress: Progress, say: Callable[[str], None]) -> Path:
+def _finish(
+    built: Built, writer: RunWriter, progress: Progress, test_outputs: Tensor | None, say: Callable[[str], None]
+) -> Path:
     rows, points = (rundir.read_lines(writer.path / name) for name in (rundir.METRICS, rundir.CURVE))
     if progress.epoch < built.config.epochs:
         say(f"stopped after epoch {progress.epoch} of {built.config.epochs}; best epoch {progress.best_epoch}")
@@ -240,7 +248,11 @@ def _finish(built: Built, writer: RunWriter, progress: Progress, say: Callable[[
     kept = rows
     if built.config.keep_weights == "best":
         load_weights(writer.path / rundir.BEST, built.model)
+        test_outputs = test_outputs if progress.best_epoch == progress.epoch else None
         kept = [row for row in rows if row["epoch"] <= progress.best_epoch]
+    if test_outputs is None:
+        held_out = built.data.held_out.to(built.device)
+        test_outputs = evaluate(built.model, built.recipe.objective, held_out, _autocast(built)).outputs
     finish = Finish(built.config, built.model.cpu().eval(), built.data, kept)
     measured = built.recipe.measure(finish) if built.recipe.measure else {}
     summary = summarise(built.recipe, finish, built.compile_record, built.device, progress, measured)
@@ -252,5 +264,5 @@ def _finish(built: Built, writer: RunWriter, progress: Progress, say: Callable[[
         built.recipe.draw(finish, writer.path)
     check_required(summary)
     writer.write_json(rundir.SUMMARY, summary)
-    write_report(built.recipe, finish, writer.path)
+    write_report(built.recipe, finish, test_outputs.cpu(), writer.path)
     return writer.finish()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fitserve_training import rundir
 from fitserve_training.checkpoint import save_checkpoint, save_weights
@@ -21,7 +21,10 @@ from fitserve_training.rundir import RunWriter
 
 
 class Recorder:
-    """Writes what the loop reports, and a checkpoint where enough time has passed."""
+    """Writes what the loop reports, and a checkpoint where enough time has passed.
+
+    Keeps `test_outputs`, those of the epoch that was tested last; None before there is one.
+    """
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class Recorder:
         self._config, self._model, self._optimizer = config, model, optimizer
         self._writer, self._display, self._clock = writer, display, clock
         self._saved_at = clock()
+        self.test_outputs: Tensor | None = None
         self._events = EventWriter(writer.path / rundir.EVENTS) if config.tensorboard else None
 
     def on_progress(self, epoch: int, share: float) -> None:
@@ -44,6 +48,7 @@ class Recorder:
     def on_epoch(self, report: EpochReport) -> None:
         """Writes the epoch's lines and best weights first and its checkpoint after them, so none is ahead of them."""
         if report.metrics:
+            self.test_outputs = report.test_outputs
             self._writer.append(rundir.METRICS, [report.metrics])
             self._writer.append(rundir.CURVE, [{"epoch": at, **metrics} for at, metrics in report.points])
             if self._events:

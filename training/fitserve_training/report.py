@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fitserve_contract.tasks import TaskKind
 from fitserve_training import rundir
-from fitserve_training.answers import Answers, answer
+from fitserve_training.answers import Answers
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.html import inline_svg, number, page, pairs, section, table
 from fitserve_training.recipe import Finish, Recipe
@@ -29,10 +29,11 @@ _LARGEST_CONFUSION = 40
 _MOST_VALUES = 8
 
 
-def write_report(recipe: Recipe, finish: Finish, folder: Path) -> Path:
-    """Writes the page of a run from what its folder holds and from the model's answers on the held-out examples."""
+def write_report(recipe: Recipe, finish: Finish, outputs: Tensor, folder: Path) -> Path:
+    """Writes the page of a run from what its folder holds and from the outputs for the held-out examples, (N, …)."""
     summary, environment = (_read(folder / name) for name in (rundir.SUMMARY, rundir.ENVIRONMENT))
-    answers = answer(finish.model, recipe.objective.kind, finish.data.held_out)
+    held_out = finish.data.held_out
+    answers = Answers(recipe.objective.kind, held_out.inputs, outputs, held_out.targets)
     title = f"{recipe.name} on {finish.data.name}"
     body = [
         f"<h1>{escape(title)}</h1><p>{escape(finish.data.source)} · {escape(summary['device'])} · "

@@ -61,7 +61,7 @@ def test_evaluation_covers_every_chunk_and_puts_the_mode_back() -> None:
     outputs, targets = scores_and_targets(Classification(), 2500, seed=1)
     model = Passthrough().train()
 
-    metrics = evaluate(model, Classification(), Split((outputs,), targets))
+    metrics = evaluate(model, Classification(), Split((outputs,), targets)).metrics
 
     assert model.training
     assert metrics["accuracy"] == (outputs.argmax(1) == targets).sum().item() / 2500
@@ -78,7 +78,7 @@ def test_metrics_agree_with_what_evaluate_will_say() -> None:
 
     assert isinstance(classes, ClassificationSums)
     assert isinstance(reals, RegressionSums)
-    trained = evaluate(Passthrough(), Classification(), Split((outputs,), targets))
+    trained = evaluate(Passthrough(), Classification(), Split((outputs,), targets)).metrics
     assert trained == pytest.approx({"loss": classes.mean_loss, "accuracy": classes.accuracy}, rel=1e-6)
-    fitted = evaluate(Passthrough(), Regression(), Split((values,), truth))
+    fitted = evaluate(Passthrough(), Regression(), Split((values,), truth)).metrics
     assert fitted == pytest.approx({"loss": reals.mse, "mae": reals.mae, "r2": reals.r_squared}, rel=1e-6)

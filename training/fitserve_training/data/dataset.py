@@ -12,8 +12,9 @@ from torch import Tensor
 
 from fitserve_training.data.buckets import padded_length
 
-_TOKENS_PER_CHUNK = 8192
-"""Padded sequences are evaluated in chunks of about so many tokens."""
+_TOKENS_PER_CHUNK = {"cpu": 1024, "cuda": 65536}
+"""Padded sequences are evaluated in chunks of at most so many tokens: on a CPU what its cache holds, on a GPU what
+keeps it busy."""
 
 _LARGEST_BYTE = 255
 _ROWS_AT_ONCE = 1024
@@ -55,20 +56,26 @@ class Split:
             inputs = tuple(x[:, :length] for x in inputs)
         return Batch(inputs, self.targets.index_select(0, indices))
 
+    def chunk_order(self) -> Tensor | None:
+        """Gives the places of the examples in the order of `chunks`, int64 (N,); None where that is their own."""
+        return None if self.lengths is None else self.lengths.argsort(stable=True).to(self.targets.device)
+
     def whole(self) -> Batch:
         """Gives all examples in order, without a copy unless they are kept as bytes."""
         return Batch(self._values(self.inputs), self.targets)
 
     def chunks(self, size: int) -> Iterator[Batch]:
-        """Gives every example once, at most `size` at a time; in order, padded sequences by length."""
-        if self.lengths is None:
+        """Gives every example once, at most `size` at a time; in order, padded sequences by length and cut to it."""
+        if self.lengths is None or (order := self.chunk_order()) is None:
             for start in range(0, len(self), size):
                 end = start + size
                 yield Batch(self._values(tuple(x[start:end] for x in self.inputs)), self.targets[start:end])
             return
-        order = self.lengths.argsort(stable=True).to(self.targets.device)
-        for indices in torch.split(order, min(size, max(1, _TOKENS_PER_CHUNK // self.inputs[0].shape[1]))):
-            yield self.take(indices)
+        lengths = self.lengths.sort().values.tolist()
+        for start, end in _spans(lengths, size, _TOKENS_PER_CHUNK[self.targets.device.type]):
+            rows = order[start:end]
+            inputs = tuple(x.index_select(0, rows)[:, : max(1, lengths[end - 1])] for x in self.inputs)
+            yield Batch(inputs, self.targets.index_select(0, rows))
 
     def to(self, device: torch.device) -> Split:
         """Copies the split to `device`; gives the same tensors where they are there already."""
@@ -83,6 +90,17 @@ class Split:
 
     def _values(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return tuple(_from_bytes(x) for x in inputs) if self.is_bytes else inputs
+
+
+def _spans(lengths: list[int], most_rows: int, most_tokens: int) -> Iterator[tuple[int, int]]:
+    """Cuts rows that are in the order of their lengths into spans, each no larger than allowed once it is padded."""
+    start = 0
+    for end, length in enumerate(lengths):
+        if end > start and (end - start == most_rows or (end + 1 - start) * length > most_tokens):
+            yield start, end
+            start = end
+    if lengths:
+        yield start, len(lengths)
 
 
 def _are_greys(values: Tensor) -> bool:
