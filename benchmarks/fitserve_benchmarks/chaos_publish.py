@@ -24,6 +24,10 @@ from fitserve_contract.repository import MODEL_FILE, verify_checksums, version_p
 _PUBLISHER: Final = (sys.executable, "-E", "-B", "-m", "fitserve_benchmarks.chaos_publisher")
 _MODEL: Final = "killed"
 _CALL: Final = re.compile(r"\d+ +([a-z_0-9]+)\(")
+_OWN_MOUNTS: Final = ("unshare", "--user", "--map-root-user", "--mount", "sh", "-c")
+_MOUNT: Final = 'mount -t tmpfs -o size=256k,nr_inodes=64 tmpfs "$1" && shift && exec "$@"'
+"""In a namespace of its own, that nobody else sees and that needs no rights: a file system for one process."""
+
 _KILLED: Final = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
@@ -103,6 +107,28 @@ def publish_without_room(work: Path) -> int:
     if not 0 < failed < len(limits):
         raise PublishError(f"publish without room: expected some of {len(limits)} to fail, {failed} did")
     return failed
+
+
+def publish_on_full_disk(work: Path) -> int | None:
+    """Publishes on a small file system of its own that fills up, in bytes and in inodes.
+
+    Returns:
+        How many publishes failed, each leaving nothing; None where this user may not mount one.
+
+    Raises:
+        PublishError: a publish that failed left something, or failed otherwise.
+    """
+    root, prepared = work / "repository", _prepared(work / "prepared")
+    root.mkdir(parents=True)
+    if subprocess.run([*_OWN_MOUNTS, _MOUNT, "sh", str(root), "true"], capture_output=True, check=False).returncode:
+        return None
+    publisher = [*_PUBLISHER, "full", str(root), _MODEL, str(prepared)]
+    done = subprocess.run(
+        [*_OWN_MOUNTS, _MOUNT, "sh", str(root), *publisher], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise PublishError(f"publish on a full disk: {done.stderr[-2000:]}")
+    return int(done.stdout)
 
 
 def race(work: Path, publishers: int, rounds: int) -> int:

@@ -2,10 +2,13 @@
 
 python -m fitserve_benchmarks.chaos_publisher once ROOT MODEL PREPARED [LIMIT_BYTES]
 python -m fitserve_benchmarks.chaos_publisher race ROOT PUBLISHERS ROUNDS
+python -m fitserve_benchmarks.chaos_publisher full ROOT MODEL PREPARED
 """
 
 from __future__ import annotations
 
+import errno
+import itertools
 import multiprocessing
 import os
 import resource
@@ -79,6 +82,59 @@ def race(root: str, publishers: str, rounds: str) -> int:
     return 0
 
 
+def full(root: str, model: str, prepared: str) -> int:
+    """Publishes on a file system of its own with less and less taken; prints how many publishes had no room.
+
+    First bytes are short, then inodes. A publish that fails leaves nothing, and the first that has room succeeds.
+    """
+    folder, filler = Path(root), Path(root, "filler")
+    publish_prepared(folder, model, Path(prepared))
+    failed = 0
+    for fill in (_fill_bytes, _fill_inodes):
+        for room in itertools.count():
+            fill(filler, room)
+            has_failed = _publish_fails(folder, model, Path(prepared))
+            shutil.rmtree(filler)
+            if not has_failed:
+                break
+            failed += 1
+    print(failed)
+    return 0
+
+
+def _fill_bytes(filler: Path, room: int) -> None:
+    """Leaves so many blocks."""
+    filler.mkdir()
+    found = os.statvfs(filler)
+    (filler / "0").write_bytes(bytes(max(found.f_bavail - room, 0) * found.f_bsize))
+
+
+def _fill_inodes(filler: Path, room: int) -> None:
+    """Leaves so many inodes."""
+    filler.mkdir()
+    for number in range(os.statvfs(filler).f_favail - room):
+        (filler / str(number)).touch()
+
+
+def _publish_fails(root: Path, model: str, prepared: Path) -> bool:
+    """Publishes; where that fails for want of room, makes sure that nothing is left and what was there is whole."""
+    before = versions(root, model)
+    try:
+        publish_prepared(root, model, prepared)
+    except OSError as error:
+        # shutil's own error has no number: it holds the texts of several.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        strange = [name for name in os.listdir(root / model) if not name.isdigit()]
+        if strange or versions(root, model) != before:
+            raise ValueError(f"publish on a full disk: it left {strange}, versions {versions(root, model)}") from error
+        return True
+    finally:
+        for number in versions(root, model):
+            verify_checksums(version_path(root, model, number).folder)
+    return False
+
+
 def _racer(index: int, root: Path, rounds: int, barrier: Any, numbers: Any) -> None:
     try:
         for _ in range(rounds):
@@ -124,7 +180,7 @@ def left_behind(root: Path, now_s: float) -> int:
     return len(removed)
 
 
-_COMMANDS: Final[dict[str, Callable[..., int]]] = {"once": once, "race": race}
+_COMMANDS: Final[dict[str, Callable[..., int]]] = {"once": once, "race": race, "full": full}
 
 if __name__ == "__main__":
     sys.exit(_COMMANDS[sys.argv[1]](*sys.argv[2:]))

@@ -89,8 +89,14 @@ def _chaos(arguments: argparse.Namespace) -> int:
 
 
 def _publish_faults(work: Path, arguments: argparse.Namespace) -> None:
-    from fitserve_benchmarks.chaos_publish import kill_at_every_call, publish_without_room, race
+    from fitserve_benchmarks.chaos_publish import kill_at_every_call, publish_on_full_disk, publish_without_room, race
 
+    full = publish_on_full_disk(work / "full")
+    _say(
+        "publish on a full disk: no file system may be mounted here"
+        if full is None
+        else f"publish on a full disk: {full} publishes failed, none left anything"
+    )
     _say(f"publish without room: {publish_without_room(work / 'room')} publishes failed, none left anything")
     if arguments.every:
         kills = kill_at_every_call(work / "killed", _say, every=arguments.every)

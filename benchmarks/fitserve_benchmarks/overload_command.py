@@ -37,9 +37,7 @@ def overload(arguments: argparse.Namespace) -> int:
     from fitserve_benchmarks.overload_report import print_overload_report
 
     if not (arguments.seconds >= 1 and arguments.run_ms >= 0.1 and arguments.times > 0 and arguments.deadline_ms > 0):
-        raise ValueError(
-            "expected --seconds from 1, --run-ms from 0.1, --times and --deadline-ms above 0"
-        )
+        raise ValueError("expected --seconds from 1, --run-ms from 0.1, --times and --deadline-ms above 0")
     plan = OverloadPlan(
         seconds=arguments.seconds,
         run_s=arguments.run_ms / 1e3,

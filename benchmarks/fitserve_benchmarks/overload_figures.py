@@ -77,7 +77,7 @@ class Figure:
 
     Args:
         name: What.
-        found: What was reached.
+        found: What was reached; infinity where nothing came of which to take it.
         bound: What was to be reached.
         is_least: The bound is the least that is enough; else the most that is allowed.
         unit: "s", "" for a share or a ratio, or what is counted.
@@ -155,17 +155,16 @@ def figures(
         scrapes: Seconds that each request for the metrics page took, from begin to end; None: not answered.
     """
     normal, flooded = summarize(quiet), summarize(flood)
-    back_s = back_to_normal_s(quiet, after)
     answered_s = np.array([took_s for took_s in scrapes if took_s is not None])
     wrong = sum(sent.outcome in (WRONG, UNANSWERED) for each in (quiet, flood, after) for sent in each.requests)
     return [
         Figure("goodput at ten times the capacity, of the peak", flooded.goodput / peak, 0.9, True, ""),
         Figure("p99 of the admitted, of that at 80 %", _over(flooded.p99_s, normal.p99_s), 2.0, False, ""),
-        Figure("p99 of refusals", _or_end(flooded.refusal_p99_s, flood), 0.010, False, "s"),
-        Figure("p99 of health", _or_end(flooded.health_p99_s, flood), 0.050, False, "s"),
+        Figure("p99 of refusals", _or_never(flooded.refusal_p99_s), 0.010, False, "s"),
+        Figure("p99 of health", _or_never(flooded.health_p99_s), 0.050, False, "s"),
         Figure("health not SERVING", flooded.health_failed, 0, False, "answers"),
         Figure("metrics pages not answered", len(scrapes) - answered_s.size, 0, False, "pages"),
-        Figure("back to normal after", after.phase.duration_s if back_s is None else back_s, 1.0, False, "s"),
+        Figure("back to normal after", _or_never(back_to_normal_s(quiet, after)), 1.0, False, "s"),
         Figure("wrong or never answered", wrong, 0, False, "requests"),
     ]
 
@@ -194,6 +193,5 @@ def _over(value: float | None, base: float | None) -> float:
     return value / base if value is not None and base else float("inf")
 
 
-def _or_end(value: float | None, record: PhaseRecord) -> float:
-    """Gives a time; the whole phase where there was none to take: nothing of the kind came."""
-    return record.phase.duration_s if value is None else value
+def _or_never(value_s: float | None) -> float:
+    return float("inf") if value_s is None else value_s

@@ -34,6 +34,8 @@ def figure_line(figure: Figure) -> str:
 
 
 def _value(value: float, unit: str) -> str:
+    if value == float("inf"):
+        return "none"
     if unit == "s":
         return duration(value) if value else "0 s"
     return f"{value:.2f}" if not unit else f"{value:.0f} {unit}"

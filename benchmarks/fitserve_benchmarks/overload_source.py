@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import base64
 import json
+import operator
 import select
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from subprocess import PIPE
 from typing import Final, NamedTuple
@@ -150,10 +151,20 @@ class _Pending(NamedTuple):
 class _Lines:
     """Connections of one method and one deadline, and what is on its way over them."""
 
-    def __init__(self, port: int, method: str, count: int, timeout_ms: int, contents: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        plan: SourcePlan,
+        method: str,
+        contents: Sequence[bytes],
+        is_right: Callable[[bytes, bytes], bool],
+        timeout_ms: int = 0,
+    ) -> None:
+        count = plan.connections if method == PREDICT else 1
         self._contents = contents
+        self._is_right = is_right
         self.connections = [
-            Http2Connection("127.0.0.1", port, method, timeout_ms=timeout_ms, reads_status=True) for _ in range(count)
+            Http2Connection("127.0.0.1", plan.port, method, timeout_ms=timeout_ms, reads_status=True)
+            for _ in range(count)
         ]
         self._pending: list[dict[int, _Pending]] = [{} for _ in range(count)]
 
@@ -195,8 +206,7 @@ class _Lines:
         if answer.status != OK:
             return answer.status
         content = self._contents[number % len(self._contents)]
-        is_whole = answer.message == content or is_right(answer.message or b"", content)
-        return OK if is_whole else WRONG
+        return OK if self._is_right(answer.message or b"", content) else WRONG
 
 
 class _Source:
@@ -206,8 +216,8 @@ class _Source:
         self._plan = plan
         self._framed = [frame_message(message) for message in messages]
         timeouts = {phase.timeout_ms for phase in plan.phases}
-        self._lines = {each: _Lines(plan.port, PREDICT, plan.connections, each, contents) for each in timeouts}
-        self._health = _Lines(plan.port, HEALTH, 1, 0, [SERVING])
+        self._lines = {each: _Lines(plan, PREDICT, contents, is_right, each) for each in timeouts}
+        self._health = _Lines(plan, HEALTH, [SERVING], operator.eq)
         self._health_due_s = 0.0
         self._sent_count = 0
         self.records = [PhaseRecord(phase) for phase in plan.phases]

@@ -18,6 +18,12 @@ def duration_with_interval(interval: Interval) -> str:
     return f"{duration(interval.estimate)} ({low}–{high})"
 
 
+def rate_with_interval(interval: Interval) -> str:
+    """Writes a rate and its interval: `13,900 (13,700–14,100)`."""
+    low, high = three_digits(interval.low), three_digits(interval.high)
+    return f"{three_digits(interval.estimate)} ({low}–{high})"
+
+
 def three_digits(value: float) -> str:
     """Writes a positive number with three digits, more where it is 1,000 or above: `9.14`, `26.1`, `126`, `13,900`."""
     if value >= 99.95:

@@ -9,7 +9,13 @@ from typing import Final
 from rich.table import Table
 
 from fitserve_benchmarks.contestants import REFERENCE
-from fitserve_benchmarks.quantities import duration, duration_with_interval, threads_text, three_digits
+from fitserve_benchmarks.quantities import (
+    duration,
+    duration_with_interval,
+    rate_with_interval,
+    threads_text,
+    three_digits,
+)
 from fitserve_benchmarks.scenario_rows import MULTI_STREAM, OFFLINE, SERVER, SINGLE_STREAM, ScenarioRow
 from fitserve_benchmarks.statistics import Interval
 
@@ -46,7 +52,7 @@ def scenario_sentences(rows: Sequence[ScenarioRow]) -> Iterator[str]:
 
 def figure_text(row: ScenarioRow) -> str:
     """Writes a figure with its interval, in its own unit."""
-    return _rate_with_interval(row.measured) if row.is_rate else duration_with_interval(row.measured)
+    return rate_with_interval(row.measured) if row.is_rate else duration_with_interval(row.measured)
 
 
 def _sentence(group: Sequence[ScenarioRow]) -> str:
@@ -83,11 +89,6 @@ def _best_first(row: ScenarioRow) -> float:
 
 def _overlap(one: Interval, other: Interval) -> bool:
     return one.low <= other.high and other.low <= one.high
-
-
-def _rate_with_interval(interval: Interval) -> str:
-    low, high = three_digits(interval.low), three_digits(interval.high)
-    return f"{three_digits(interval.estimate)} ({low}–{high})"
 
 
 def _cells(row: ScenarioRow, baseline: ScenarioRow | None) -> tuple[str, ...]:

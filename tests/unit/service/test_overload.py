@@ -100,13 +100,13 @@ class World:
     rows_run: int = 0
 
     def __post_init__(self) -> None:
-        session = cast(Session, SimulatedSession(0, 1, lambda jobs, rows: None))
+        session = cast(Session, SimulatedSession(0, 1, lambda *_: None))
         signature = Signature((INPUT,), OUTPUTS, True)
         served = ServedVersion("m", 1, session, signature, self.config, "", None, b"", False, costs=Costs())
         self.lease = cast(Lease, Held(served))
         self.engine = Engine(self.loop, self, clock=lambda: self.loop.now_s, runners=Runners(self.loop))
 
-    def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
+    def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:  # noqa: ARG002
         self.rows_run += batch.example_count
 
     def arrive(self, rate: float, duration_s: float, patience_s: float | None, priority: Priority) -> None:
