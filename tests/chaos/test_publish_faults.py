@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from fitserve_benchmarks import chaos_publish
-from fitserve_benchmarks.chaos_publish import PublishError, kill_at_every_call, publish_without_room, race
+from fitserve_benchmarks.chaos_publish import (
+    PublishError,
+    kill_at_every_call,
+    publish_on_full_disk,
+    publish_without_room,
+    race,
+)
 
 
 @pytest.mark.needs_program("strace")
@@ -39,6 +46,20 @@ def test_a_publisher_that_leaves_torn_versions_is_seen(tmp_path: Path, monkeypat
 
 def test_a_disk_without_room_fails_the_publish_and_leaves_nothing(tmp_path: Path) -> None:
     assert publish_without_room(tmp_path) > 3
+
+
+@pytest.mark.needs_program("unshare")
+def test_a_disk_that_is_really_full_fails_the_publish_and_leaves_nothing(tmp_path: Path) -> None:
+    failed = publish_on_full_disk(tmp_path)
+
+    may_mount = (
+        subprocess.run(
+            ["unshare", "--user", "--map-root-user", "--mount", "true"], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
+    assert (failed is not None) == may_mount
+    assert failed is None or failed > 8
 
 
 def test_publishers_that_race_get_numbers_of_their_own(tmp_path: Path) -> None:
