@@ -64,8 +64,6 @@ on dark ground: use --invert for a dark drawing on white paper. (Needs Pillow: p
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; gives the exit code."""
-    # grpcio's C core writes lines of its own to stderr, about cases that are answered in words here.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     arguments = _parsed(argv)
     try:
         timings: list[Mapping[str, int]] = []

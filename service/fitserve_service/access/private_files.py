@@ -55,10 +55,13 @@ def read_private(what: str, path: Path, *, is_public: bool = False) -> Content:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise PrivateFileError(f"{what} {path}: expected a file that can be read, got: {reason}") from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         _check(f"{what} {path}", status, is_public)
-        return Content(file.read(MAX_BYTES), _mark(status))
+        with open(descriptor, "rb", closefd=False) as file:
+            return Content(file.read(MAX_BYTES), _mark(status))
+    finally:
+        os.close(descriptor)
 
 
 def _check(what: str, status: os.stat_result, is_public: bool) -> None:
