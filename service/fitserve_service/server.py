@@ -29,6 +29,7 @@ from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler, VersionLoader
 from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.rehearsal import rehearse
 from fitserve_service.servicers.control import ControlServicer, ModelLoader
 from fitserve_service.servicers.health import HealthServicer
 from fitserve_service.servicers.inference import InferenceServicer
@@ -215,6 +216,8 @@ class Server:
 
     def _await_settled(self) -> None:
         if self._reconciler.wait_until_settled(0):
+            # On the thread that is to serve, before anybody is told that the server is ready.
+            rehearse(self.registry.snapshot())
             if self._peers is None:
                 self._readiness.settle()
             self._on_ready()
