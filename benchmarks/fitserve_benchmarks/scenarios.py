@@ -48,7 +48,7 @@ DIFFERENCES: Final = (
 _HIGHEST: Final = 1.1
 _HIGHER: Final = 1.5
 _LOWEST: Final = 0.03
-_PROBES: Final = 6
+_PROBES: Final = 4
 
 
 class TooSlowError(ValueError):

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fitserve_benchmarks.statistics import (
+    Times,
     bootstrap_median,
+    bootstrap_quantile,
     is_unstable,
     percentile,
     ratio,
@@ -107,3 +109,20 @@ def test_drift_that_both_sides_share_leaves_the_ratio_alone() -> None:
 def test_trials_that_did_not_run_side_by_side_have_no_ratio() -> None:
     with pytest.raises(ValueError, match="expected 3 trials as the baseline has, got 2"):
         ratio(np.ones(3), np.ones(2))
+
+
+@given(arrays(np.float64, st.tuples(st.integers(1, 5), st.integers(1, 40)), elements=st.floats(1e-6, 1.0)))
+def test_a_percentile_lies_in_its_interval_of_trials_and_within_the_calls(times_s: Times) -> None:
+    interval = bootstrap_quantile(times_s, 0.9)
+    assert interval.estimate == pytest.approx(float(np.quantile(times_s, 0.9)))
+    assert times_s.min() <= interval.low <= interval.high <= times_s.max()
+    assert bootstrap_quantile(times_s, 0.9) == interval
+
+
+def test_the_interval_of_a_percentile_is_as_wide_as_the_trials_differ() -> None:
+    calls = np.linspace(1.0, 2.0, 50)
+    same, apart = np.stack([calls] * 4), np.stack([calls, calls, 2 * calls, 2 * calls])
+    assert bootstrap_quantile(same, 0.99).low == bootstrap_quantile(same, 0.99).high
+    assert bootstrap_quantile(apart, 0.99).low < 0.75 * bootstrap_quantile(apart, 0.99).high
+    with pytest.raises(ValueError, match="expected at least 1 call"):
+        bootstrap_quantile(np.empty((3, 0)), 0.9)
