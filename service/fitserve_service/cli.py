@@ -61,13 +61,19 @@ def _serve(settings: ServerSettings) -> int:
 
 
 def _serve_alone(settings: ServerSettings) -> int:
+    from fitserve_service import collector
     from fitserve_service.announcement import ready_text
     from fitserve_service.server import Server, StartError
 
     try:
         server = Server(settings)
         watch_stop_signals(server.stop, settings.grace_s + _CLOSING_S)
-        server.run(lambda: _say(ready_text(settings, server.port, server.metrics_port, server.registry)))
+
+        def on_ready() -> None:
+            collector.settle()
+            _say(ready_text(settings, server.port, server.metrics_port, server.registry))
+
+        server.run(on_ready)
     except StartError as error:
         return _refuse(str(error))
     return 0

@@ -302,6 +302,8 @@ class Engine:
     def _finish(self, job: Job, outcome: Outcome) -> None:
         self._job_count -= 1
         job.lease.release()
+        # They know each other: apart they are freed at once, and the collector has nothing to find.
+        job.entry = None
         try:
             job.on_done(outcome)
         except Exception:
@@ -328,6 +330,7 @@ def _batcher_for(served: ServedVersion, pacing: Pacing | None) -> Batcher[Job]:
         max_queued_examples=config.max_queued_examples,
         max_queued_bytes=config.max_queued_bytes,
         max_queued_s=config.max_queue_ms / 1e3 or inf,
+        least_queued=config.least_queued_requests,
         choose_rows=choose_rows,
     )
 

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol, TypeAlias
 
 from fitserve_contract.labels import CANARY
@@ -164,6 +165,8 @@ class Intake:
         """Answers a request that has come back, on the loop thread."""
         order, served = request.order, request.lease.served
         budget = order.budget
+        # It would hold itself, and wait for the collector.
+        request.on_done = _is_answered
         if isinstance(outcome, Completed):
             budget.ran(outcome.timing.run_s, self._clock())
             answer = _encoded(order.method, served, outcome, request.encode)
@@ -246,7 +249,7 @@ class _Request(Job):
         lease: Lease,
         prepared: Prepared,
     ) -> None:
-        super().__init__(lease, prepared, order.deadline_s, order.priority, self._finish)
+        super().__init__(lease, prepared, order.deadline_s, order.priority, partial(intake.finish, self))
         self._intake = intake
         self.order = order
         self.encode = encode
@@ -255,9 +258,6 @@ class _Request(Job):
     def take_back(self) -> None:
         """Takes it back where it has not run yet."""
         self._intake.take_back(self)
-
-    def _finish(self, outcome: Outcome) -> None:
-        self._intake.finish(self, outcome)
 
 
 class CallAnswer:
@@ -286,6 +286,10 @@ class CallAnswer:
 
 def _first(leases: Sequence[Lease]) -> ServedVersion | None:
     return leases[0].served if leases else None
+
+
+def _is_answered(_: Outcome) -> None:
+    raise AssertionError("a request is answered once")
 
 
 def _encoded(method: str, served: ServedVersion, completed: Completed, encode: Encode) -> Answer:

@@ -228,7 +228,7 @@ class _AnswerTemplate:
         contents = []
         for (shape, dtype), tensor in zip(self._kinds, completed.outputs.values(), strict=True):
             array = tensor.array
-            if array.shape != shape or array.dtype != dtype:
+            if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
                 return None
             contents.append(array.tobytes())
         if len(contents) == 1:

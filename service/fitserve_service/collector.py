@@ -1,0 +1,20 @@
+"""Python's collector of cycles in a server: it looks at little, and seldom.
+
+Requests are freed by their counts of references, none of them is part of a cycle; what the collector finds is the
+garbage of loads and of pages. Left as it is, it looked at thousands of requests in flight several times a second, and
+at everything that was ever imported now and then: 7 % of the processor under load, and stalls of tens of milliseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+from typing import Final
+
+_THRESHOLDS: Final = (20_000, 20, 20)
+"""Allocations that were not freed, and how many looks at the young make a look at the older."""
+
+
+def settle() -> None:
+    """Takes everything that is there now as here to stay, for this process; call it once the server is ready."""
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLDS)
