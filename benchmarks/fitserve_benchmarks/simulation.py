@@ -161,6 +161,7 @@ class World:
                 max_queued_examples=self.random.choice((4, 16, 64)),
                 max_queued_bytes=self.random.choice((100, 800, 1 << 20)),
                 max_queue_ms=self.random.choice((0.0, 0.0, 8.0, 40.0)),
+                least_queued_requests=self.random.choice((1, 1, 3)),
                 batch_size_buckets=self.random.choice(((), (2, 8))) if size == 8 else (),
             )
             keep = self.random.choice((1, 1, 2))

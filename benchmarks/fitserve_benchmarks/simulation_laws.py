@@ -10,7 +10,7 @@
 5. A version runs only while it is READY, or UNLOADING with leases out.
 6. Jobs of one version, priority and kind are answered in the order in which they came.
 7. A queue never holds more than its bounds of examples, bytes and work, but that an empty one takes any single
-   request, and one without work any single request with it.
+   request, one without work any single request with it, and as to work it holds as many as it may at least.
 8. While jobs are queued, something is to come that will run them: no wake-up is lost.
 9. A model that has a READY version keeps one, unless it is unloaded by command or has left the repository.
 10. A label that answered goes on answering as long as its version is READY; where there is no label, a model with a
@@ -172,7 +172,8 @@ class Held:
     def is_within(self, config: ModelConfig) -> bool:
         """Tells whether a queue may hold as much."""
         has_room = self.examples <= config.max_queued_examples and self.size_bytes <= config.max_queued_bytes
-        return (has_room or self.jobs <= 1) and (self._has_time(config) or self.working_jobs <= 1)
+        has_time = self._has_time(config) or self.jobs <= config.least_queued_requests or self.working_jobs <= 1
+        return (has_room or self.jobs <= 1) and has_time
 
     def must_refuse(self, job: Job, now_s: float) -> bool:
         """Tells whether a queue that holds this has no room for a job, or the job no time."""
@@ -180,7 +181,8 @@ class Held:
         after.add(job)
         config = job.lease.served.config
         is_late = job.deadline_s is not None and now_s + self.work_s > job.deadline_s
-        no_time = self.work_s > 0 and (is_late or not after._has_time(config))
+        is_over = not after._has_time(config) and self.jobs >= config.least_queued_requests
+        no_time = self.work_s > 0 and (is_late or is_over)
         return self.jobs > 0 and (no_time or not after.is_within(config))
 
     def _has_time(self, config: ModelConfig) -> bool:

@@ -71,8 +71,9 @@ class Batcher(Generic[Item]):
     """Queues that are bounded in examples, bytes and time, one per priority and key, each first in, first out.
 
     Invariants: `queued_examples`, `queued_bytes` and `queued_s` are the sums over queued entries (one without rows
-    counts as one example) and at most their bounds, but that an empty queue takes any single entry; an entry leaves
-    exactly once, by `take` or by `remove`. One that would be late by what already waits is not taken in.
+    counts as one example) and at most their bounds, but that an empty queue takes any single entry, and as to time
+    `least_queued` of them; an entry leaves exactly once, by `take` or by `remove`. One that would be late by what
+    already waits is not taken in.
 
     Args:
         max_batch_size: Most examples in one batch; 0: every entry runs alone.
@@ -80,6 +81,7 @@ class Batcher(Generic[Item]):
         max_queued_examples: Bound of the queue.
         max_queued_bytes: Bound of the queue.
         max_queued_s: Bound of the queue: how long all that waits should take to run.
+        least_queued: Entries that may wait however long they take to run.
         choose_rows: Gives how many of the rows that wait behind an item to run at once, itself among them.
     """
 
@@ -91,6 +93,7 @@ class Batcher(Generic[Item]):
         max_queued_examples: int,
         max_queued_bytes: int = sys.maxsize,
         max_queued_s: float = inf,
+        least_queued: int = 1,
         choose_rows: Callable[[Item, int], int] = lambda _, rows: rows,
     ) -> None:
         self._choose_rows = choose_rows
@@ -99,6 +102,7 @@ class Batcher(Generic[Item]):
         self._max_queued_examples = max_queued_examples
         self._max_queued_bytes = max_queued_bytes
         self._max_queued_s = max_queued_s
+        self._least_queued = least_queued
         self._queues: dict[tuple[Priority, Hashable], deque[Entry[Item]]] = {}
         self.queued_examples = 0
         self.queued_bytes = 0
@@ -141,8 +145,8 @@ class Batcher(Generic[Item]):
             return f"its queue holds {self._max_queued_examples} examples"
         if self.queued_bytes + entry.size_bytes > self._max_queued_bytes:
             return f"its queue holds {self._max_queued_bytes} bytes"
-        waits = f"what waits takes about {self.queued_s * 1e3:.1f} ms"
-        if self.queued_s + entry.run_s > self._max_queued_s:
+        if self.queued_s + entry.run_s > self._max_queued_s and self.entry_count >= self._least_queued:
+            waits = f"{self.entry_count} requests wait that take about {self.queued_s * 1e3:.1f} ms"
             return f"{waits}, and its queue holds work for {self._max_queued_s * 1e3:.1f} ms"
         return f"its run would begin in about {(self._turn_s(now_s) - now_s) * 1e3:.1f} ms, too late for the deadline"
 
@@ -180,7 +184,9 @@ class Batcher(Generic[Item]):
     def _is_too_long(self, entry: Entry[Item], now_s: float) -> bool:
         """What waits and what comes are too much work together, or what waits leaves it no time."""
         is_over = self.queued_s + entry.run_s > self._max_queued_s
-        return is_over or (entry.deadline_s is not None and self._turn_s(now_s) > entry.deadline_s)
+        return (is_over and self.entry_count >= self._least_queued) or (
+            entry.deadline_s is not None and self._turn_s(now_s) > entry.deadline_s
+        )
 
     def _turn_s(self, now_s: float) -> float:
         """When what comes now should begin to run."""

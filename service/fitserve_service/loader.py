@@ -30,7 +30,7 @@ from fitserve_contract.repository import (
 )
 from fitserve_contract.tensor_bytes import shape_text
 from fitserve_service.costs import CostTable
-from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides, queue_ms
+from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides, settle_queue
 from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
@@ -338,8 +338,7 @@ def _settle_queue(config: ModelConfig, wanted_ms: float | None, costs: CostTable
     """Decides how much work may wait: as the server says, else by what a run takes; with where it comes from."""
     if wanted_ms is not None:
         return replace(config, max_queue_ms=wanted_ms), "--max-queue-ms"
-    found_ms, comment = queue_ms(config.p99_target_ms, costs.least_s * 1e3)
-    return replace(config, max_queue_ms=found_ms), comment
+    return settle_queue(config, costs.least_s * 1e3)
 
 
 def _warm_up_sizes(config: ModelConfig) -> list[int]:

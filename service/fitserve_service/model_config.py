@@ -16,7 +16,7 @@ DEFAULT_MAX_BATCH_SIZE: Final = 256
 
 
 _SHORT_RUN_MS: Final = 1.0
-_QUEUED_RUNS: Final = 12
+_QUEUED_REQUESTS: Final = 12
 _LEAST_QUEUE_MS: Final = 50.0
 
 
@@ -43,7 +43,8 @@ class ModelConfig:
         max_queued_bytes: Bytes of inputs that may wait; more are refused with QUEUE_FULL. An empty queue takes any
             single request.
         max_queue_ms: How long all that waits may take to run, by measured costs; more is refused with QUEUE_FULL. 0: no
-            bound in time. Where nobody says, `queue_ms` decides. What waits to be evaluated does not count.
+            bound in time. Where nobody says, `settle_queue` decides. What waits to be evaluated does not count.
+        least_queued_requests: Beside `max_queue_ms`: requests that may wait however long they take to run, >= 1.
         max_cpu_nodes: On device "cuda": nodes that the CUDA provider may leave to the CPU, arithmetic of shapes aside;
             where it leaves more, the version does not load.
         cuda_graphs: On a GPU: runs of `batch_size_buckets` are captured as CUDA graphs where they can be.
@@ -62,6 +63,7 @@ class ModelConfig:
     variant: str = ""
     max_queued_bytes: int = 256 << 20
     max_queue_ms: float = 0.0
+    least_queued_requests: int = 1
     max_cpu_nodes: int = 0
     cuda_graphs: bool = True
     device_memory_limit_bytes: int = 0
@@ -76,26 +78,29 @@ class ModelConfig:
         return "\n".join(lines) + "\n"
 
 
-def queue_ms(p99_target_ms: float, run_ms: float) -> tuple[float, str]:
+def settle_queue(config: ModelConfig, run_ms: float) -> tuple[ModelConfig, str]:
     """Decides how much work may wait for a model that does not say.
 
     With a latency target it is half of that: the other half is for the run under way. Else a model whose runs are
-    long has room for 12 of them, and 50 ms at least. Arrivals by chance at 80 % of what such a model can do find no
-    room once in 2,000 times, and at ten times that much those who are let in wait at most about 1.5 times what the 99th
-    percentile waits at 80 %. Short runs need no bound in time: their examples are bounded.
+    long has room for 12 requests, whatever their size, and for work of 12 runs and at least 50 ms. Arrivals by chance
+    at 80 % of what such a model can do find no room once in 2,000 times, and at ten times that much the 99th percentile
+    of those who are let in is about 1.5 times that at 80 %. Short runs need no bound in time: their examples are
+    bounded.
 
     Args:
-        p99_target_ms: The target; 0: none.
+        config: Without a bound in time.
         run_ms: The shortest run measured; 0: none was.
 
     Returns:
-        Milliseconds, 0 for no bound, and where they come from.
+        The configuration with a bound where there is to be one, and where it comes from.
     """
-    if p99_target_ms:
-        return p99_target_ms / 2, "half of p99_target_ms"
+    if config.p99_target_ms:
+        return replace(config, max_queue_ms=config.p99_target_ms / 2), "half of p99_target_ms"
     if run_ms < _SHORT_RUN_MS:
-        return 0.0, ""
-    return round(max(_QUEUED_RUNS * run_ms, _LEAST_QUEUE_MS), 1), f"for runs of {run_ms:.1f} ms"
+        return config, ""
+    most_ms = round(max(_QUEUED_REQUESTS * run_ms, _LEAST_QUEUE_MS), 1)
+    comment = f"a run takes {run_ms:.1f} ms"
+    return replace(config, max_queue_ms=most_ms, least_queued_requests=_QUEUED_REQUESTS), comment
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +189,7 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "max_queued_examples": ("an integer >= 1", _is_int(1)),
     "max_queued_bytes": ("an integer >= 1", _is_int(1)),
     "max_queue_ms": ("milliseconds, 0..60000 (0: no bound in time)", _is_delay),
+    "least_queued_requests": ("an integer >= 1", _is_int(1)),
     "batch_size_buckets": ("ascending integers >= 1", _is_ascending),
     "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),
     "device": ("auto, cpu, cuda or cuda:N", _is_device),

@@ -49,7 +49,7 @@ class ServerSettings:
         loader_count: Versions that load at once.
         p99_target_ms: For models that do not say: what 99 of 100 requests should take at most; 0: no target.
         max_queue_ms: For models that do not say: how long all that waits may take to run; 0: no bound in time; None:
-            by the time of a run, see `model_config.queue_ms`.
+            by the time of a run, see `model_config.settle_queue`.
         runner_count: Threads for long runs.
         workers: Processes on the one port, each with all models, under a parent that starts them again; several share
             the cores. 0: the one process that was started, with none to start it again.

@@ -25,7 +25,12 @@ def entry(
 
 
 def batcher(
-    size: int = 4, delay_s: float = 0.0, bound: int = 100, bytes_bound: int = 1 << 40, work_bound_s: float = 1e9
+    size: int = 4,
+    delay_s: float = 0.0,
+    bound: int = 100,
+    bytes_bound: int = 1 << 40,
+    work_bound_s: float = 1e9,
+    least: int = 1,
 ) -> Batcher[int]:
     return Batcher(
         max_batch_size=size,
@@ -33,6 +38,7 @@ def batcher(
         max_queued_examples=bound,
         max_queued_bytes=bytes_bound,
         max_queued_s=work_bound_s,
+        least_queued=least,
     )
 
 
@@ -53,11 +59,12 @@ class Machine(RuleBasedStateMachine):
         bound=st.sampled_from([1, 6, 40]),
         bytes_bound=st.sampled_from([1, 60, 10_000]),
         work_bound_s=st.sampled_from([0.001, 0.25, 100.0]),
+        least=st.sampled_from([1, 3]),
     )
-    def begin(self, size: int, delay_s: float, bound: int, bytes_bound: int, work_bound_s: float) -> None:
+    def begin(self, size: int, delay_s: float, bound: int, bytes_bound: int, work_bound_s: float, least: int) -> None:
         self.size, self.delay_s, self.bound = size, delay_s, bound
-        self.bytes_bound, self.work_bound_s = bytes_bound, work_bound_s
-        self.batcher = batcher(size, delay_s, bound, bytes_bound, work_bound_s)
+        self.bytes_bound, self.work_bound_s, self.least = bytes_bound, work_bound_s, least
+        self.batcher = batcher(size, delay_s, bound, bytes_bound, work_bound_s, least)
         self.now_s = 100.0
         self.queued: list[Entry[int]] = []
         self.left: set[int] = set()
@@ -138,7 +145,7 @@ class Machine(RuleBasedStateMachine):
         if len(self.queued) > 1:
             assert examples <= self.bound
             assert size_bytes <= self.bytes_bound
-        if len([each for each in self.queued if each.run_s]) > 1:
+        if len(self.queued) > self.least and len([each for each in self.queued if each.run_s]) > 1:
             assert work_s <= self.work_bound_s
 
     @invariant()
@@ -157,7 +164,8 @@ class Machine(RuleBasedStateMachine):
         return (
             examples + max(added.example_count, 1) > self.bound
             or size_bytes + added.size_bytes > self.bytes_bound
-            or (work_s > 0 and (work_s + added.run_s > self.work_bound_s or is_late))
+            or (work_s > 0 and work_s + added.run_s > self.work_bound_s and len(self.queued) >= self.least)
+            or (work_s > 0 and is_late)
         )
 
     def _has_time(self, batch: list[Entry[int]]) -> bool:
@@ -297,8 +305,15 @@ def test_no_more_work_waits_than_its_bound() -> None:
 
     assert queue.add(entry(0, run_s=0.03), now_s=1.0)
     assert not queue.add(refused := entry(1, run_s=0.03), now_s=1.0)
-    assert queue.why_refused(refused, 1.0) == "what waits takes about 30.0 ms, and its queue holds work for 50.0 ms"
+    expected = "1 requests wait that take about 30.0 ms, and its queue holds work for 50.0 ms"
+    assert queue.why_refused(refused, 1.0) == expected
     assert queue.add(entry(2, run_s=0.01), now_s=1.0)
+
+
+def test_some_may_wait_however_long_they_take() -> None:
+    queue = batcher(work_bound_s=0.05, least=3)
+
+    assert [queue.add(entry(number, run_s=10.0), now_s=1.0) for number in range(4)] == [True, True, True, False]
 
 
 def test_who_would_begin_too_late_is_refused_at_once() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitserve_service.model_config import ModelConfig, ModelConfigError, queue_ms, read_overrides
+from fitserve_service.model_config import ModelConfig, ModelConfigError, read_overrides, settle_queue
 
 
 def written(root: Path, text: str | bytes) -> Path:
@@ -30,7 +30,8 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
         tmp_path,
         "max_batch_size = 8\nmax_queue_delay_ms = 1.5\nmax_queued_examples = 9\nbatch_size_buckets = [2, 8]\n"
         'intra_op_num_threads = 2\ndevice = "cuda:1"\nkeep_versions = 2\nversions = [1, 3]\n'
-        'p99_target_ms = 20.0\nvariant = "int8"\nmax_queued_bytes = 1000\nmax_queue_ms = 60\n',
+        'p99_target_ms = 20.0\nvariant = "int8"\nmax_queued_bytes = 1000\nmax_queue_ms = 60\n'
+        "least_queued_requests = 3\n",
     )
 
     assert read_overrides(folder).apply(ModelConfig()) == ModelConfig(
@@ -39,6 +40,7 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
         max_queued_examples=9,
         max_queued_bytes=1000,
         max_queue_ms=60,
+        least_queued_requests=3,
         batch_size_buckets=(2, 8),
         intra_op_num_threads=2,
         device="cuda:1",
@@ -124,21 +126,21 @@ def test_a_comment_says_where_a_value_comes_from() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target_ms", "run_ms", "queue"),
+    ("target_ms", "run_ms", "queue_ms", "requests"),
     [
-        (0.0, 0.0, 0.0),
-        (0.0, 0.9, 0.0),
-        (0.0, 2.0, 50.0),
-        (0.0, 5.0, 60.0),
-        (0.0, 100.0, 1200.0),
-        (30.0, 0.1, 15.0),
-        (30.0, 100.0, 15.0),
+        (0.0, 0.0, 0.0, 1),
+        (0.0, 0.9, 0.0, 1),
+        (0.0, 2.0, 50.0, 12),
+        (0.0, 5.0, 60.0, 12),
+        (0.0, 100.0, 1200.0, 12),
+        (30.0, 0.1, 15.0, 1),
+        (30.0, 100.0, 15.0, 1),
     ],
 )
 def test_how_much_work_may_wait_follows_from_the_target_or_from_a_run(
-    target_ms: float, run_ms: float, queue: float
+    target_ms: float, run_ms: float, queue_ms: float, requests: int
 ) -> None:
-    found_ms, comment = queue_ms(target_ms, run_ms)
+    found, comment = settle_queue(ModelConfig(p99_target_ms=target_ms), run_ms)
 
-    assert found_ms == queue
-    assert bool(comment) is (queue > 0)
+    assert (found.max_queue_ms, found.least_queued_requests) == (queue_ms, requests)
+    assert bool(comment) is (queue_ms > 0)

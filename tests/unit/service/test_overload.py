@@ -18,7 +18,7 @@ from fitserve_service.batcher import Priority
 from fitserve_service.costs import CostTable
 from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
 from fitserve_service.errors import Reason
-from fitserve_service.model_config import ModelConfig, queue_ms
+from fitserve_service.model_config import ModelConfig, settle_queue
 from fitserve_service.registry import Lease, ServedVersion
 from fitserve_service.runs import Prepared
 from fitserve_service.session import Session
@@ -144,8 +144,7 @@ def loaded(
     duration_s: float = DURATION_S,
 ) -> World:
     """A world after so long a load."""
-    bound_ms, _ = queue_ms(0.0, RUN_S * 1e3)
-    world = World(config or ModelConfig(max_batch_size=256, max_queue_ms=bound_ms))
+    world = World(config or settle_queue(ModelConfig(max_batch_size=256), RUN_S * 1e3)[0])
     world.arrive(rate, duration_s, patience_s, priority)
     world.loop.run()
     assert world.engine.is_idle()
@@ -190,5 +189,5 @@ def test_a_refusal_says_what_the_queue_holds() -> None:
 
     assert not isinstance(refusal, Completed)
     assert refusal.reason is Reason.QUEUE_FULL
-    expected = "model 'm': what waits takes about 10.0 ms, and its queue holds work for 12.5 ms; try later"
+    expected = "model 'm': 2 requests wait that take about 10.0 ms, and its queue holds work for 12.5 ms; try later"
     assert refusal.message == expected
