@@ -23,14 +23,18 @@ GRAPH_ID: Final = "gpu_graph_id"
 _NO_GRAPH: Final = "-1"
 _FIRST_GRAPH: Final = 1
 
+_PATIENCE_S: Final = 5.0
+"""How long a capture waits for a moment in which nobody uses the GPU, before it makes one."""
+
 Form: TypeAlias = tuple[tuple[int, ...], ...]
 """Shapes of a run's inputs, in the model's order."""
 
 
 class CaptureGate:
-    """Lets runs and loads on the GPU go on together, and a capture alone. Thread-safe."""
+    """Lets runs on the GPU go on together, and a capture alone. Thread-safe."""
 
     def __init__(self) -> None:
+        self._loading = threading.Lock()
         self._condition = threading.Condition()
         self._user_count = 0
         self._is_capturing = False
@@ -49,19 +53,30 @@ class CaptureGate:
                 self._condition.notify_all()
 
     @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Waits until no other model loads and nothing is captured: a load may take long, and no run waits for it."""
+        with self._loading:
+            yield
+
+    @contextmanager
     def alone(self) -> Iterator[None]:
         """Waits until nobody else uses the GPU, and keeps them waiting inside the block."""
+        with self._loading:
+            self._begin_capture()
+            try:
+                yield
+            finally:
+                with self._condition:
+                    self._is_capturing = False
+                    self._condition.notify_all()
+
+    def _begin_capture(self) -> None:
         with self._condition:
-            # From here on nobody new is let in: a capture that waited for a quiet moment might wait for ever.
-            self._condition.wait_for(lambda: not self._is_capturing)
+            # A quiet moment costs nobody anything; a first run may take seconds, in which the others go on.
+            self._condition.wait_for(lambda: self._user_count == 0, _PATIENCE_S)
+            # From here on nobody new is let in: on a busy server there may be no such moment.
             self._is_capturing = True
             self._condition.wait_for(lambda: self._user_count == 0)
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._is_capturing = False
-                self._condition.notify_all()
 
 
 GATE: Final = CaptureGate()
@@ -168,15 +183,16 @@ class DeviceRuns:
         return [found[name] for name in output_names]
 
     def _keep(self, form: Form, feed: Mapping[str, Array]) -> None:
-        with GATE.alone() if self._has_graphs else GATE.together():
-            try:
+        try:
+            with GATE.together():
                 # What the outputs are like is known only once they were there.
                 answers = self._session.run(self._output_names, feed, self._plain)
                 kept = self._bound(feed, answers)
-            except Exception as error:
-                if not is_of_runtime(error):
-                    raise
-                raise run_error(error, is_ended=False, is_on_gpu=True) from error
+        except Exception as error:
+            if not is_of_runtime(error):
+                raise
+            raise run_error(error, is_ended=False, is_on_gpu=True) from error
+        with GATE.alone() if self._has_graphs else GATE.together():
             self._capture(kept)
         self._kept[form] = kept
 

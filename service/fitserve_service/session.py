@@ -331,7 +331,7 @@ def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) 
     if is_on_gpu:
         settings.add_session_config_entry(_RECORDS_PLACEMENT, "1")
     try:
-        with GATE.together() if is_on_gpu else contextlib.nullcontext():
+        with GATE.loading() if is_on_gpu else contextlib.nullcontext():
             session = onnxruntime.InferenceSession(model, settings, providers=providers, enable_fallback=0)
     except Exception as error:
         raise load_error(error, is_on_gpu=is_on_gpu) from error

@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fitserve_service import device_runs
 from fitserve_service.device_runs import GRAPH_ID, CaptureGate, DeviceRuns, Tools
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.run_errors import DeviceError, GraphError
@@ -63,6 +64,12 @@ def rows(count: int, offset: float = 0.0) -> np.ndarray[Any, np.dtype[np.float32
     return np.arange(4 * count, dtype=np.float32).reshape(count, 4) + np.float32(offset)
 
 
+def new_input(node: Any, index: int) -> np.ndarray[Any, Any]:
+    shape = [axis if isinstance(axis, int) else 3 for axis in node.shape]
+    dtype = {"tensor(float)": np.float32, "tensor(int64)": np.int64}[node.type]
+    return (np.arange(np.prod(shape)) + 7 * index).reshape(shape).astype(dtype)
+
+
 def kept_runs(session: Any, *sizes: int, has_graphs: bool = False) -> DeviceRuns:
     runs = DeviceRuns(session, ["x"], ["y"], TOOLS, has_graphs=has_graphs)
     for size in sizes:
@@ -90,6 +97,19 @@ def test_an_answer_is_the_callers_own_whatever_runs_after_it(runs_wanted: list[t
 
     for (size, offset), answer in zip(runs_wanted, answers, strict=True):
         np.testing.assert_array_equal(answer, rows(size, offset) * np.float32(2.0))
+
+
+def test_outputs_come_in_the_order_asked_for() -> None:
+    session = onnxruntime.InferenceSession(builders.two_in_two_out(), providers=[CPU_PROVIDER])
+    names, outputs = [node.name for node in session.get_inputs()], [node.name for node in session.get_outputs()]
+    runs = DeviceRuns(session, names, outputs, TOOLS, has_graphs=False)
+    feed = {node.name: new_input(node, index) for index, node in enumerate(session.get_inputs())}
+    runs.keep(feed)
+
+    assert len(runs.kept_forms) == 1
+    for wanted in (outputs, outputs[::-1], outputs[1:]):
+        for found, expected in zip(runs.run(feed, wanted, None), session.run(wanted, feed), strict=True):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_each_shape_has_a_graph_of_its_own_on_one_thread_and_other_runs_have_none() -> None:
@@ -185,7 +205,7 @@ def test_a_capture_waits_for_those_inside() -> None:
     assert events == ["used", "captured", "used again"]
 
 
-def test_nobody_is_inside_with_a_capture() -> None:
+def test_nobody_is_inside_with_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     gate, inside, seen = CaptureGate(), set[int](), []
 
     def use(number: int) -> None:
@@ -195,6 +215,7 @@ def test_nobody_is_inside_with_a_capture() -> None:
                 seen.append(frozenset(inside))
                 inside.discard(number)
 
+    monkeypatch.setattr(device_runs, "_PATIENCE_S", 0.0)
     threads = [threading.Thread(target=use, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
