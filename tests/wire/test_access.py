@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -459,3 +460,31 @@ def test_an_action_that_cannot_be_put_on_record_is_not_carried_out(transport: st
         folder.mkdir()
         assert made.code(f"{CONTROL}/UnloadModel", request, "allall") == "OK"
         assert made.code(f"{OWN}/Predict", predict(), "allall") == "UNAVAILABLE"
+
+
+def test_a_stream_is_asked_for_its_token_when_it_opens_and_with_each_request(transport: str, tmp_path: Path) -> None:
+    hold = threading.Event()
+
+    def requests(*messages: bytes) -> Iterator[bytes]:
+        yield from messages
+        hold.wait(WAIT_S)
+        yield inference_pb2.ModelInferRequest(model_name="open").SerializeToString()
+
+    with world(tmp_path, transport, access_text()) as made:
+        stream = made.channel.stream_stream(f"/{OIP}/ModelStreamInfer")
+        for token, code in (("wrong", "UNAUTHENTICATED"), ("evaluateevaluate", "PERMISSION_DENIED")):
+            with pytest.raises(grpc.RpcError) as caught:
+                next(stream(requests(), timeout=WAIT_S, metadata=(("authorization", f"Bearer {token}"),)))
+            assert str(caught.value.code().name) == code
+        first = inference_pb2.ModelInferRequest(model_name="open").SerializeToString()
+        answers = stream(requests(first), timeout=WAIT_S, metadata=(("authorization", "Bearer inferinfer"),))
+        assert next(answers)
+        # Taken back while the stream is open: its next request ends it.
+        write_private(tmp_path / "access.toml", access_text().replace(digest_of("inferinfer").hex(), "0" * 64))
+        give_up_s = time.monotonic() + WAIT_S
+        while made.code(f"{OWN}/Predict", predict(), "inferinfer") == "OK":
+            assert time.monotonic() < give_up_s
+        hold.set()
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
