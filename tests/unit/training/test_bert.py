@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -131,6 +134,64 @@ def test_a_small_bert_says_what_it_is(tmp_path: Path) -> None:
     train(Request("bert-multilabel", tmp_path / "run", changes=TINY), said.append)
     assert "a small BERT from scratch, 1 layers of hidden size 32, which is not a pretrained one" in said[0]
     assert "309 bundled sentences" in said[0]
+
+
+def test_a_hub_id_is_taken_from_the_hubs_cache_without_a_network(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "home" / "hub" / "models--team--small-bert"
+    small_checkpoint(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    command = [sys.executable, "-m", "fitserve_training.cli", "bert-multilabel", "--data", "bundled"]
+    command += ["--set", "epochs=1", "--set", "batch_size=64", "--device", "cpu"]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+
+    def run(weights: str, name: str) -> subprocess.CompletedProcess[str]:
+        given = [*command, "--set", f"model.weights={weights}", "--run-dir", str(tmp_path / name)]
+        return subprocess.run(given, env=environment, capture_output=True, text=True, check=False)
+
+    found, missing = run("team/small-bert", "run"), run("team/other-bert", "other")
+
+    assert (found.returncode, found.stderr) == (0, "")
+    assert open_run(tmp_path / "run").module.state_dict()["model.linear.weight"].shape == (28, 32)
+    cache = tmp_path / "home" / "hub"
+    assert missing.returncode == 2
+    assert missing.stderr == (
+        f"fitserve-train: model.weights team/other-bert: no directory here, its tokenizer is not in the hub's cache "
+        f"{cache}, and the hub did not give it: HF_HUB_OFFLINE is set\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
+
+
+@pytest.mark.parametrize("weights", ["./nowhere", "/nowhere", "a/b/c", "two words", "file"])
+def test_a_path_without_a_checkpoint_is_no_hub_id(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("no directory")
+
+    with pytest.raises(UsageError, match=r"expected a BERT checkpoint's directory or a hub id \(OWNER/NAME\)"):
+        trained(tmp_path / "run", model__weights=weights)
+
+
+def test_a_checkpoint_lacks_no_weight_but_its_poolers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    checkpoint = small_checkpoint(tmp_path / "bert")
+    file = checkpoint / "model.safetensors"
+    weights = {name: value for name, value in load_file(file).items() if not name.startswith("pooler.")}
+    save_file(weights, file, metadata={"format": "pt"})
+
+    trained(tmp_path / "run", model__weights=str(checkpoint))
+
+    assert "has no pooler, which starts from random weights\n" in capsys.readouterr().err
+    save_file({name: value for name, value in weights.items() if "word" not in name}, file, metadata={"format": "pt"})
+    with pytest.raises(UsageError, match=r"embeddings\.word_embeddings\.weight is not there"):
+        trained(tmp_path / "other", model__weights=str(checkpoint))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UsageError, match=r"bert: its weights cannot be read: "):
+        trained(tmp_path / "other", model__weights=str(checkpoint))
+    assert not list(tmp_path.glob("other*"))
 
 
 def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fitserve_training.data.dataset import DataSet, Split
+from fitserve_training.data.pretrained import told
 from fitserve_training.data.sentences import Corpus, Sentences
 from fitserve_training.errors import UsageError
 
@@ -30,20 +31,13 @@ def checkpoint_tokenizer(weights: str, max_length: int) -> Tokenizer:
     Raises:
         UsageError: there is none, or it has no token for padding.
     """
-    try:
+    with told(weights, "tokenizer"):
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer
-    except ImportError:
-        raise UsageError(_MISSING) from None
-    try:
+
         if (Path(weights) / FILE).is_file():
             return _prepared(Tokenizer.from_file(str(Path(weights) / FILE)), max_length, weights)
         return _prepared(AutoTokenizer.from_pretrained(weights).backend_tokenizer, max_length, weights)
-    except UsageError:
-        raise
-    except Exception as error:  # tokenizers raises bare Exception; the hub's errors share no base class
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(f"model.weights {weights}: no tokenizer can be loaded from it: {line[:200]}") from None
 
 
 def own_tokenizer(texts: Sequence[str], vocabulary_size: int, max_length: int) -> Tokenizer:

@@ -7,8 +7,8 @@ Demszky et al., "GoEmotions: A Dataset of Fine-Grained Emotions" (2020). Shapes:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from fitserve_training.data import sentences
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.own.texts import load_texts
 from fitserve_training.data.places import Places
+from fitserve_training.data.pretrained import check_weights, told
 from fitserve_training.data.sentences import Corpus
 from fitserve_training.data.tokens import checkpoint_tokenizer, own_tokenizer, tokenized
 from fitserve_training.errors import UsageError
@@ -30,8 +31,6 @@ from fitserve_training.objectives import MultiLabel
 from fitserve_training.recipe import Recipe, ServedInput
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from transformers import BertConfig
 
 _MAX_POSITIONS = 512
@@ -102,6 +101,7 @@ def load_data(config: RunConfig, places: Places) -> DataSet:
         raise UsageError(f"setting 'data.max_length': expected 3 to {_MAX_POSITIONS}, got {max_length}")
     corpus = _corpus(config, places)
     if weights:
+        check_weights(weights)
         tokenizer, network = checkpoint_tokenizer(weights, max_length), _checkpoint_config(weights)
     else:
         tokenizer = own_tokenizer(corpus.train.texts, int(config.model["vocabulary_size"]), max_length)
@@ -136,32 +136,13 @@ def _small_config(config: RunConfig, vocabulary_size: int) -> dict[str, Any]:
 
 
 def _checkpoint_config(weights: str) -> dict[str, Any]:
-    with _checkpoint(weights):
+    with told(weights, "config.json"):
         from transformers import AutoConfig
 
         network: dict[str, Any] = AutoConfig.from_pretrained(weights).to_diff_dict()
     if network.get("model_type") != "bert":
         raise UsageError(f"model.weights {weights}: expected a BERT, got model type {network.get('model_type')}")
     return network
-
-
-@contextmanager
-def _checkpoint(weights: str) -> Iterator[None]:
-    """Turns what transformers says of a checkpoint that it cannot read into one sentence."""
-    try:
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        yield
-    except UsageError:
-        raise
-    except ImportError:
-        raise UsageError("BERT needs transformers: pip install 'fitserve[bert]'") from None
-    except Exception as error:  # the hub's and safetensors' errors share no base class
-        what = "directory" if Path(weights).exists() else "directory or hub id"
-        line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise UsageError(f"model.weights {weights}: expected a {what} of a BERT checkpoint: {line[:200]}") from None
 
 
 def build_model(config: RunConfig, form: Form) -> nn.Module:
@@ -178,10 +159,21 @@ def start(config: RunConfig, model: nn.Module, _data: DataSet) -> None:
     if not weights:
         return
     assert isinstance(model, BertMultiLabel)
-    with _checkpoint(weights):
+    with told(weights, "weights"):
         from transformers import BertModel
 
-        model.encoder.load_state_dict(BertModel.from_pretrained(weights).state_dict())
+        read: Any = BertModel.from_pretrained
+        pretrained, found = read(weights, output_loading_info=True)
+    _check_complete(weights, sorted(found["missing_keys"]))
+    model.encoder.load_state_dict(pretrained.state_dict())
+
+
+def _check_complete(weights: str, missing: Sequence[str]) -> None:
+    lacking = [name for name in missing if not name.startswith("pooler.")]
+    if lacking:
+        raise UsageError(f"model.weights {weights}: expected every weight of its BERT, {lacking[0]} is not there")
+    if missing:
+        print(f"model.weights {weights}: has no pooler, which starts from random weights", file=sys.stderr, flush=True)
 
 
 def for_form(form: Form) -> Recipe:
