@@ -69,6 +69,9 @@ def cuda_options(options: SessionOptions) -> dict[str, str]:
         told["gpu_mem_limit"] = str(options.device_memory_limit_bytes)
     if options.has_graphs:
         told["enable_cuda_graph"] = "1"
+    elif not options.batch_size_buckets:
+        # By default each new shape is searched for its fastest convolution, while the request that brought it waits.
+        told["cudnn_conv_algo_search"] = "HEURISTIC"
     return told
 
 

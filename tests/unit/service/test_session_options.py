@@ -16,7 +16,9 @@ LOGITS = TensorSpec("y", "FP32", ("B", 10), False)
 
 def test_the_provider_is_told_the_gpu_its_memory_and_whether_graphs_are_captured() -> None:
     plain = {"device_id": "0", "use_tf32": "0", "arena_extend_strategy": "kSameAsRequested"}
-    assert cuda_options(SessionOptions("cuda", has_graphs=False)) == plain
+    assert cuda_options(SessionOptions("cuda", batch_size_buckets=(1, 8), has_graphs=False)) == plain
+    any_shape = plain | {"cudnn_conv_algo_search": "HEURISTIC"}
+    assert cuda_options(SessionOptions("cuda", has_graphs=False)) == any_shape
     options = SessionOptions("cuda:3", device_memory_limit_bytes=1 << 30)
     assert cuda_options(options) == plain | {
         "device_id": "3",
