@@ -250,7 +250,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "max_queue_ms": Option(
         "MS",
         "how long all that waits for a model may take to run, more is refused at once, 0: no such bound "
-        "(auto: 12 runs of a model that takes 1 ms or more)",
+        "(auto: 12 requests, or as many as run in 50 ms, where a run takes 1 ms or more)",
         "auto or 0..60000",
         _queue_ms,
     ),
