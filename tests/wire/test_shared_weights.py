@@ -115,7 +115,8 @@ def test_two_workers_hold_the_weights_once_and_give_them_back(tmp_path: Path, is
         before = copies(tmp_path)
         assert len(before) == 1
         if is_swapped:
-            builders.bare_version(root, "m", 2, layers(2))
+            complete = builders.bare_version(tmp_path / "elsewhere", "m", 2, layers(2)).folder
+            complete.rename(root / "m" / "2")
             wait_until(lambda: copies(tmp_path) not in ([], before) and len(copies(tmp_path)) == 1)
         workers = workers_of(process)
         assert len(workers) == 2
