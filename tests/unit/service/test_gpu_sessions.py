@@ -5,6 +5,7 @@ What only a GPU shows is in the tests marked `needs_gpu`.
 
 from __future__ import annotations
 
+import ctypes
 import re
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,21 @@ import numpy as np
 import pytest
 
 from fitserve_service import session as session_module
+from fitserve_service.cuda_libraries import Driver
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.placement import Placement
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
-from fitserve_service.session import CPU_PROVIDER, CUDA_PROVIDER, Session, SessionError, SessionOptions, cuda_problem
+from fitserve_service.session import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    Session,
+    SessionError,
+    SessionOptions,
+    cuda_problem,
+    cuda_version,
+)
 from fitserve_service.signature import Tensor
 
 
@@ -133,6 +143,15 @@ def test_nodes_left_to_the_cpu_refuse_the_version_unless_they_are_allowed(
     assert Loader("auto").load(path, Overrides({})).config.device == "auto"
 
 
+def test_a_gpu_that_is_not_there_is_told_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "cuda_problem", lambda: None)
+    monkeypatch.setattr(session_module, "cuda_version", lambda: "13.0")
+    monkeypatch.setattr(session_module, "ask_driver", lambda: Driver("", (13, 0), 2))
+    model = builders.scaled()
+    with pytest.raises(SessionError, match=r"^device 'cuda:2': GPU 2: expected 0\.\.1, the driver has 2$"):
+        Session(model, read_facts(model), SessionOptions("cuda:2"))
+
+
 def test_a_gpu_that_takes_no_more_leaves_the_version_to_the_cpu_where_nobody_insists(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,11 +219,10 @@ def test_on_a_gpu_a_memory_limit_is_an_error_that_names_it_and_a_smaller_run_goe
 def test_on_a_gpu_memory_is_given_back_after_the_last_user() -> None:
     assert cuda_problem() is None
 
-    def free_bytes() -> int:
-        import ctypes
+    runtime = ctypes.CDLL(f"libcudart.so.{cuda_version().split('.')[0]}")
 
+    def free_bytes() -> int:
         free, total = ctypes.c_size_t(0), ctypes.c_size_t(0)
-        runtime = ctypes.CDLL("libcudart.so.13")
         assert runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0
         return free.value
 
