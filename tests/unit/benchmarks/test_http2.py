@@ -21,6 +21,7 @@ from fitserve_benchmarks.http2 import (
     frame_message,
     frames,
     header_block,
+    plain_status,
     unframe_message,
 )
 
@@ -169,3 +170,38 @@ def test_an_ended_connection_is_an_error() -> None:
         accepted.close()
         with pytest.raises(ConnectionLostError, match="connection: expected"):
             answers_to(connection, 1)
+
+
+def test_the_status_and_the_deadline_of_calls() -> None:
+    left_s: list[float] = []
+
+    def behave(request: bytes, context: grpc.ServicerContext) -> bytes:
+        left_s.append(context.time_remaining())
+        if request == b"no":
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        return request
+
+    with serving(behave) as port:
+        connection = Http2Connection("127.0.0.1", port, METHOD, timeout_ms=60_000, reads_status=True)
+        try:
+            streams = [connection.send(frame_message(message)) for message in (b"yes", b"no")]
+            answers = {answer.stream: answer for answer in answers_to(connection, 2)}
+        finally:
+            connection.close()
+
+    assert [(answers[stream].message, answers[stream].status) for stream in streams] == [(b"yes", 0), (None, 8)]
+    assert all(0 < each_s <= 60 for each_s in left_s)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (b"\x20\x00\x0bgrpc-status\x018", 8),
+        (b"\x00\x0bgrpc-status\x0214\x00\x04more\x011", 14),
+        (b"\x88", None),
+        (b"\x00\x0bgrpc-status", None),
+        (b"\x00\x0bgrpc-status\x01x", None),
+    ],
+)
+def test_a_status_is_read_where_it_stands_plainly(headers: bytes, status: int | None) -> None:
+    assert plain_status(headers) == status

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitserve_service.batch_sizes import cheapest_plans, cost_curve, first_batches, isotonic
+from fitserve_service.batch_sizes import cheapest_plans, cost_curve, first_batches, isotonic, row_cost
 
 SECONDS = st.floats(1e-6, 1.0)
 CURVES = st.lists(SECONDS, min_size=1, max_size=9)
@@ -88,3 +88,19 @@ def test_a_curve_joins_what_was_measured() -> None:
 def test_padding_is_paid_for() -> None:
     curve = cost_curve({1: 1.0, 4: 4.0}, 4, lambda rows: 4 if rows > 1 else 1)
     assert list(curve) == [1.0, 4.0, 4.0, 4.0]
+
+
+@given(MEASURED)
+def test_a_row_costs_about_what_it_does_at_the_cheapest_size(measured: dict[int, float]) -> None:
+    smooth = isotonic([measured[rows] for rows in sorted(measured)])
+    least = min(cost / rows for rows, cost in zip(sorted(measured), smooth, strict=True))
+
+    assert least * (1 - 1e-9) <= row_cost(measured) <= 1.5 * least * (1 + 1e-9)
+
+
+def test_one_lucky_size_does_not_decide_what_a_row_costs() -> None:
+    assert row_cost({1: 1.0, 2: 2.2, 3: 2.4, 4: 4.0}) == pytest.approx((1.0 + 1.1 + 0.8 + 1.0) / 4)
+
+
+def test_batches_that_are_cheaper_by_far_decide_alone() -> None:
+    assert row_cost({1: 1.0, 64: 1.28}) == pytest.approx(0.02)

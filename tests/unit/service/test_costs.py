@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fitserve_service.costs import CostTable, row_elements
+from fitserve_service.costs import CostTable, inputs_bytes, row_elements
 from fitserve_service.signature import Tensor
 
 
@@ -100,3 +100,26 @@ def test_an_expectation_that_refuses_is_doubted_until_it_refuses_no_more() -> No
 
     assert 0 < costs.expected_s(1, 2) < 0.1
     assert costs.expected_s(1, 999) == math.inf
+
+
+def test_what_each_of_many_rows_takes_follows_what_is_measured() -> None:
+    costs = CostTable()
+    assert (costs.row_s(4), costs.typical_s(1, 4), costs.least_s) == (0.0, 0.0, 0.0)
+
+    costs.record(1, 4, 0.004)
+    costs.record(8, 4, 0.008)
+    assert costs.row_s(4) == pytest.approx(0.001)
+    assert costs.typical_s(8, 4) == costs.expected_s(8, 4)
+    assert costs.least_s == 0.004
+    for _ in range(32):
+        costs.record(8, 4, 0.080)
+    assert costs.row_s(4) > 0.003
+    assert costs.row_s(5000) == 0.0
+
+
+def test_bytes_of_inputs_are_what_their_content_holds() -> None:
+    texts = np.array([b"four", b"", b"seven77"], object)
+    inputs = {"x": Tensor("FP32", np.zeros((2, 3), np.float32)), "t": Tensor("BYTES", texts)}
+
+    assert inputs_bytes(inputs) == 24 + texts.nbytes + 11
+    assert inputs_bytes({}) == 0

@@ -398,3 +398,20 @@ def test_a_device_that_is_not_there_is_refused_whoever_names_it(tmp_path: Path) 
     with pytest.raises(LoadError, match=r"device 'cuda:99': |onnxruntime refused"):
         Loader("cuda:99").load(path, Overrides({}))
     assert Loader("cuda:99").load(path, Overrides({"device": "cpu"})).provider == "CPUExecutionProvider"
+
+
+def test_a_model_whose_runs_are_long_has_a_queue_that_is_short_in_time(tmp_path: Path) -> None:
+    slow = builders.bare_version(tmp_path, "slow", 1, builders.slow())
+    quick = builders.bare_version(tmp_path, "quick", 1, builders.scaled())
+
+    derived = load(slow)
+    assert derived.config.max_queue_ms >= 50.0
+    assert derived.config.least_queued_requests == 12
+    assert "  # a run takes" in derived.effective_toml
+    assert load(quick).config.max_queue_ms == 0.0
+    assert load(slow, max_queue_ms=7.0).config.max_queue_ms == 7.0
+    assert load(slow, max_queue_ms=0).config.max_queue_ms == 0.0
+    assert load(quick, p99_target_ms=30.0).config.max_queue_ms == 15.0
+    told = Loader("cpu", max_queue_ms=9.0).load(slow, Overrides({}))
+    assert (told.config.max_queue_ms, told.config.least_queued_requests) == (9.0, 1)
+    assert "max_queue_ms = 9.0  # --max-queue-ms" in told.effective_toml

@@ -95,3 +95,12 @@ def test_no_repository_is_said() -> None:
 
 def test_every_setting_can_be_given() -> None:
     assert list(OPTIONS) == [entry.name for entry in fields(ServerSettings)]
+
+
+def test_how_much_work_may_wait_is_a_number_or_left_to_the_models() -> None:
+    def told(text: str) -> float | None:
+        return resolve({"repository": "r", "max_queue_ms": text}, {}, None).max_queue_ms
+
+    assert (told("auto"), told("0"), told("12.5")) == (None, 0.0, 12.5)
+    with pytest.raises(SettingsError, match=r"--max-queue-ms: expected auto or 0..60000, got '-1'"):
+        told("-1")
