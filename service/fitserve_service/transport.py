@@ -18,6 +18,9 @@ CHOICES: Final = ("auto", "fast", "stock")
 
 _MAX_PENDING: Final = 1_000_000
 
+_SIGN_SHARE: Final = 1 / 3
+"""How long a sign of life may take, as a share of the time between two."""
+
 _LEAST_REMAINING_S: Final = 0.001
 """grpcio rounds a deadline up to whole milliseconds: one that has passed already arrives as 1 ms. Measured on 1.85."""
 
@@ -41,6 +44,8 @@ class TransportOptions:
         max_waiting_calls: Calls, over all connections, whose message has not come; beyond, the oldest are given up.
         message_limit_s: How long a call may wait for its first message.
         connection_age_s: A connection is asked to end after about this long, so that it is dealt anew; 0: never.
+        keepalive_s: A connection that is quiet for so long is asked for a sign of life, and closed without one: what
+            a caller who never reads has open is not held for good.
         tls: Certificate and key; None: cleartext.
     """
 
@@ -53,6 +58,7 @@ class TransportOptions:
     connection_age_s: float = 0.0
     max_waiting_calls: int = 4096
     message_limit_s: float = 30.0
+    keepalive_s: float = 60.0
     tls: TlsFiles | None = None
 
     @property
@@ -99,6 +105,11 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
         ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * 1000)),
+        ("grpc.keepalive_time_ms", int(options.keepalive_s * 1000)),
+        # Releases differ in which of the two it is that ends a connection.
+        ("grpc.keepalive_timeout_ms", int(options.keepalive_s * 1000 * _SIGN_SHARE)),
+        ("grpc.http2.ping_timeout_ms", int(options.keepalive_s * 1000 * _SIGN_SHARE)),
+        ("grpc.keepalive_permit_without_calls", 1),
         # Two servers on one port would share its connections in silence; workers of one server are to.
         ("grpc.so_reuseport", int(options.is_shared)),
     ]

@@ -111,6 +111,18 @@ def test_a_socket_that_says_nothing_is_closed(transport: str) -> None:
             pass
 
 
+def test_a_connection_that_gives_no_sign_of_life_is_closed(transport: str) -> None:
+    with running(transport, TABLE, keepalive_s=1.0) as world, connection(world.port) as silent:
+        silent.sendall(PREFACE + bytes(3) + b"\x04" + bytes(5))
+        with channel(world.port) as alive:
+            call = alive.unary_unary("/t.T/M")
+            call(b"before", timeout=WAIT_S)
+            while silent.recv(1_000):
+                pass
+            # The other was asked as well, and answered.
+            assert call(b"after", timeout=WAIT_S) == b"after"
+
+
 def test_a_caller_that_never_reads_costs_innocents_nothing(transport: str) -> None:
     def large(call: UnaryCall, message: bytes) -> None:
         call.reply(message if len(message) < 100 else b"x" * 4_000_000)
