@@ -183,14 +183,14 @@ class _Lines:
         self._pending[index][stream] = _Pending(record, begin_s, due_s, time.perf_counter(), number)
         return True
 
-    def receive(self) -> None:
-        """Takes the answers that have arrived."""
-        for connection, pending in zip(self.connections, self._pending, strict=True):
-            for answer in connection.receive():
-                sent = pending.pop(answer.stream)
-                _note(sent, time.perf_counter(), self._outcome(answer, sent.number))
-            if connection.wants_to_write:
-                connection.flush()
+    def receive(self, index: int) -> None:
+        """Takes the answers that have arrived on one of the connections."""
+        connection, pending = self.connections[index], self._pending[index]
+        for answer in connection.receive():
+            sent = pending.pop(answer.stream)
+            _note(sent, time.perf_counter(), self._outcome(answer, sent.number))
+        if connection.wants_to_write:
+            connection.flush()
 
     def give_up(self) -> None:
         """Counts what is still on its way as unanswered."""
@@ -218,13 +218,13 @@ class _Source:
         timeouts = {phase.timeout_ms for phase in plan.phases}
         self._lines = {each: _Lines(plan, PREDICT, contents, is_right, each) for each in timeouts}
         self._health = _Lines(plan, HEALTH, [SERVING], operator.eq)
+        self._all = [*self._lines.values(), self._health]
+        self._places = {
+            connection: (lines, index) for lines in self._all for index, connection in enumerate(lines.connections)
+        }
         self._health_due_s = 0.0
         self._sent_count = 0
         self.records = [PhaseRecord(phase) for phase in plan.phases]
-
-    @property
-    def _all(self) -> list[_Lines]:
-        return [*self._lines.values(), self._health]
 
     def greet(self) -> None:
         """Waits for every connection's settings."""
@@ -285,12 +285,14 @@ class _Source:
             self._health_due_s += self._plan.health_every_s
 
     def _receive(self, wait_s: float) -> None:
-        open_ = [connection for lines in self._all for connection in lines.connections]
-        writing = [connection for connection in open_ if connection.wants_to_write]
+        writing = [connection for connection in self._places if connection.wants_to_write]
         # Not epoll, which knows no time below a millisecond.
-        select.select(open_, writing, [], wait_s)
-        for lines in self._all:
-            lines.receive()
+        readable, writable, _ = select.select(self._places, writing, [], wait_s)
+        for connection in readable:
+            lines, index = self._places[connection]
+            lines.receive(index)
+        for connection in writable:
+            connection.flush()
 
 
 def _note(sent: _Pending, now_s: float, outcome: int) -> None:
