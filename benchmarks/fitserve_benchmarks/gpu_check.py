@@ -6,57 +6,18 @@ nothing here asks the network for anything.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
+from fitserve_benchmarks import gpu_steps as steps
 from fitserve_benchmarks.environment import describe_environment
-from fitserve_benchmarks.processes import run_child
-from fitserve_benchmarks.programs import StepFailedError, program_path, running_service
+from fitserve_benchmarks.gpu_steps import GpuPlan, NotRunError
 
-RECIPE: Final = "lenet"
 DONE: Final = "done"
 FAILED: Final = "failed"
 NOT_RUN: Final = "not run"
-
-_TAIL_LINES: Final = 12
-_OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-
-
-@dataclass(frozen=True, slots=True)
-class GpuPlan:
-    """How the check is run.
-
-    Args:
-        work_dir: Folder for runs, repository and logs.
-        output_dir: Folder for the reports.
-        device: `cuda`; `cpu` rehearses the same steps, and the report says that it proves nothing about a GPU.
-        train_options: Further options of `fitserve-train`.
-        batch_sizes: Of the latency benchmark.
-        wire_s: Time for each level of calls in flight.
-    """
-
-    work_dir: Path
-    output_dir: Path
-    device: str = "cuda"
-    train_options: Sequence[str] = ()
-    batch_sizes: tuple[int, ...] = (1, 8, 64, 256)
-    wire_s: float = 5.0
-
-    @property
-    def run_dir(self) -> Path:
-        """Where the run goes."""
-        return self.work_dir / "runs" / RECIPE
-
-    @property
-    def repository(self) -> Path:
-        """Where the version goes."""
-        return self.work_dir / "repository"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +45,7 @@ class Step:
 
     Args:
         name: Its name.
-        run: Gives its figures; raises StepFailedError.
+        run: Gives its figures; raises NotRunError where something is missing.
         needs: Steps that must be done before.
         needs_gpu: Whether the device must be there.
     """
@@ -126,8 +87,10 @@ def why_not(device: str) -> str:
     """Tells why a device cannot be measured here; empty where it can."""
     if device == "cpu":
         return ""
-    import torch
-
+    try:
+        import torch
+    except ImportError:
+        return "torch is not installed"
     from fitserve_service.session import cuda_problem
 
     if not torch.cuda.is_available():
@@ -136,7 +99,31 @@ def why_not(device: str) -> str:
     return cuda_problem() or ""
 
 
+def step_names(text: str) -> tuple[str, ...]:
+    """Reads names of steps separated by commas; none where there is no text.
+
+    Raises:
+        ValueError: no step has such a name.
+    """
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    known = [step.name for step in STEPS]
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"--steps: expected some of {', '.join(known)}; got '{unknown[0][:64]}'")
+    return names
+
+
+def _with_needs(names: Iterable[str]) -> set[str]:
+    """Gives steps with those that they need, and those that these need."""
+    found = set(names)
+    for step in reversed(STEPS):
+        if step.name in found:
+            found |= set(step.needs)
+    return found
+
+
 def _result_of(step: Step, plan: GpuPlan, missing: str, before: Mapping[str, StepResult]) -> StepResult:
+    if plan.steps and step.name not in _with_needs(plan.steps):
+        return StepResult(step.name, NOT_RUN, "not asked for")
     if step.needs_gpu and missing:
         return StepResult(step.name, NOT_RUN, missing)
     undone = [name for name in step.needs if before[name].state != DONE]
@@ -145,127 +132,23 @@ def _result_of(step: Step, plan: GpuPlan, missing: str, before: Mapping[str, Ste
     begin_s = time.monotonic()
     try:
         figures = step.run(plan)
-    except (StepFailedError, OSError, ValueError, RuntimeError) as error:
-        return StepResult(step.name, FAILED, str(error), time.monotonic() - begin_s)
+    except NotRunError as error:
+        return StepResult(step.name, NOT_RUN, str(error))
+    except Exception as error:  # whatever a step meets here must not keep the others from running
+        return StepResult(step.name, FAILED, f"{type(error).__name__}: {error}", time.monotonic() - begin_s)
     return StepResult(step.name, DONE, "", time.monotonic() - begin_s, figures)
 
 
-def _doctor(plan: GpuPlan) -> Mapping[str, Any]:
-    command = [program_path("fitserve-serve"), "doctor", "--json", "--device", plan.device]
-    exit_code, output = run_child(command, stdout=subprocess.PIPE)
-    return {"can_serve": exit_code == 0, "findings": json.loads(output)}
-
-
-def _rates(plan: GpuPlan) -> Mapping[str, Any]:
-    from fitserve_benchmarks.floors import measure_rates
-
-    return asdict(measure_rates(plan.device))
-
-
-def _train(plan: GpuPlan) -> Mapping[str, Any]:
-    options = ["--run-dir", str(plan.run_dir), "--device", plan.device, "--compile", "module", *plan.train_options]
-    _run(plan, "fitserve-train", RECIPE, *options)
-    summary = json.loads((plan.run_dir / "summary.json").read_text())
-    return {name: value for name, value in summary.items() if isinstance(value, int | float | str | bool)}
-
-
-def _export(plan: GpuPlan) -> Mapping[str, Any]:
-    places = [str(plan.run_dir), "--repository", str(plan.repository)]
-    published = json.loads(_run(plan, "fitserve-export", *places, "--variants", "auto", "--json").splitlines()[-1])
-    providers = published["verification"]["providers"]
-    return {
-        "version": published["version"],
-        "providers": sorted(providers),
-        "variants": published["variants"],
-        "metrics": {name: figures["metrics"] for name, figures in providers.items()},
-    }
-
-
-def _serve(plan: GpuPlan) -> Mapping[str, Any]:
-    """Serves the version on the device, evaluates it over gRPC against torch, and loads it."""
-    from fitserve_benchmarks.served_answers import compare_answers
-    from fitserve_benchmarks.subject import highest_version
-    from fitserve_benchmarks.wire import WirePlan, measure_wire
-    from fitserve_client import Client
-    from fitserve_training.runs import open_run
-
-    version = highest_version(plan.repository, RECIPE)
-    run = open_run(plan.run_dir)
-    held_out = run.held_out()
-    # The answers are held against torch fp32; a variant that rounds has its own record.
-    options = ["--device", plan.device, "--variant", "fp32"]
-    log_path = plan.work_dir / "server.log"
-    with running_service(plan.repository, RECIPE, version, log_path=log_path, options=options) as service:
-        with Client(service.address) as client:
-            provider = client.details(RECIPE, version=version).version.execution_provider
-            answers = compare_answers(client, RECIPE, version, run.module, held_out.inputs, held_out.labels)
-        wire = measure_wire(
-            WirePlan(service.address, RECIPE, duration_s=plan.wire_s, in_flight=(1, 8, 32)), say=lambda _: None
-        )
-    wire.save(plan.work_dir / "wire.json")
-    return {
-        "execution_provider": provider,
-        "evaluated": asdict(answers),
-        "wire": json.loads((plan.work_dir / "wire.json").read_text()),
-    }
-
-
-def _latency(plan: GpuPlan) -> Mapping[str, Any]:
-    sizes = ",".join(map(str, plan.batch_sizes))
-    places = ["--repository", str(plan.repository), "--run-dir", str(plan.run_dir), "--output-dir", str(plan.work_dir)]
-    _run(
-        plan,
-        "fitserve-bench",
-        "latency",
-        "--model",
-        RECIPE,
-        "--batch-sizes",
-        sizes,
-        "--threads",
-        "1",
-        "--contestants",
-        "all",
-        *places,
-    )
-    result: dict[str, Any] = json.loads((plan.work_dir / f"latency-{RECIPE}.json").read_text())
-    return {"settings": result["settings"], "rows": result["rows"]}
-
-
-def _floors(plan: GpuPlan) -> Mapping[str, Any]:
-    from fitserve_benchmarks.floors import floor_of, measure_rates
-    from fitserve_training.runs import open_run
-
-    run = open_run(plan.run_dir)
-    inputs = run.held_out().inputs
-    rates = measure_rates(plan.device)
-    floors = [
-        floor_of(run.module, {name: array[:size] for name, array in inputs.items()}, rates) for size in plan.batch_sizes
-    ]
-    return {"rates": asdict(rates), "floors": [asdict(floor) for floor in floors]}
-
-
-def _run(plan: GpuPlan, program: str, *arguments: str) -> str:
-    """Runs a command with its output gathered; its last lines are the message where it fails."""
-    plan.work_dir.mkdir(parents=True, exist_ok=True)
-    log_path = plan.work_dir / f"{program}.log"
-    with log_path.open("wb") as log:
-        command = [program_path(program), *arguments]
-        exit_code, output = run_child(command, environment=_OFFLINE, stdout=subprocess.PIPE, stderr=log)
-    text = output.decode(errors="replace")
-    if exit_code != 0:
-        said: list[str] = []
-        with suppress(OSError):
-            said = [*text.splitlines(), *log_path.read_text(errors="replace").splitlines()][-_TAIL_LINES:]
-        raise StepFailedError(f"{program}: expected exit code 0, got {exit_code}: {' | '.join(said)}")
-    return text
-
-
 STEPS: Final = (
-    Step("doctor", _doctor, needs_gpu=False),
-    Step("rates", _rates),
-    Step("train", _train),
-    Step("export", _export, needs=("train",)),
-    Step("serve", _serve, needs=("export",)),
-    Step("latency", _latency, needs=("export",)),
-    Step("floors", _floors, needs=("train",)),
+    Step("doctor", steps.doctor, needs_gpu=False),
+    Step("rates", steps.rates),
+    Step("tests", steps.gpu_tests),
+    Step("train", steps.train),
+    Step("training rate", steps.training_rate, needs=("train", "rates")),
+    Step("export", steps.export, needs=("train",)),
+    Step("serve", steps.serve, needs=("export",)),
+    Step("latency", steps.latency, needs=("export",)),
+    Step("floors", steps.floors, needs=("train", "rates")),
+    Step("goemotions", steps.goemotions),
 )
+"""In the order in which they are run."""

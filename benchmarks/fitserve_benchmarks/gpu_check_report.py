@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fitserve_benchmarks.gpu_check import DONE
+from fitserve_benchmarks.gpu_explanation import floor_lines
 from fitserve_benchmarks.quantities import duration, three_digits
+from fitserve_benchmarks.scenario_report import FIGURES, figure_text
+from fitserve_benchmarks.scenario_rows import scenarios_from_json
+from fitserve_benchmarks.scenarios import DIFFERENCES
 
 
 def save_report(report: Mapping[str, Any], output_dir: Path) -> tuple[Path, Path]:
@@ -29,7 +33,17 @@ def save_report(report: Mapping[str, Any], output_dir: Path) -> tuple[Path, Path
 def report_text(report: Mapping[str, Any]) -> str:
     """Writes the report as Markdown: what was run on what, what was not and why, and the figures."""
     steps = {step["name"]: step for step in report["steps"]}
-    parts = [*_head(report), *_step_table(steps), *_train_lines(steps), *_latency_lines(steps), *_floor_lines(steps)]
+    parts = [
+        *_head(report),
+        *_step_table(steps),
+        *_train_lines(steps),
+        *_rate_lines(steps),
+        *_sentence_lines(steps),
+        *_serve_lines(steps),
+        *_latency_lines(steps),
+        *_scenario_lines(steps),
+        *floor_lines(_figures(steps, "floors"), _figures(steps, "latency").get("rows", [])),
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -71,32 +85,70 @@ def _figures(steps: Mapping[str, Mapping[str, Any]], name: str) -> Mapping[str, 
 
 
 def _train_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    tests = _figures(steps, "tests")
+    if tests:
+        yield f"Tests marked needs_gpu: {tests['passed']} passed, {tests['skipped']} skipped."
+        yield ""
     figures = _figures(steps, "train")
     if figures:
-        kept = {name: value for name, value in figures.items() if not isinstance(value, bool)}
-        yield "Training, compiled: " + ", ".join(f"{name} {_number(value)}" for name, value in kept.items()) + "."
+        plain = {name: value for name, value in figures.items() if isinstance(value, int | float | str)}
+        kept = {name: value for name, value in plain.items() if not isinstance(value, bool)}
+        yield "Training: " + ", ".join(f"{name} {_number(value)}" for name, value in kept.items()) + "."
+        compiled = ", ".join(f"{name} {_number(value)}" for name, value in figures["compile"].items())
+        yield f"Compiling: {compiled}."
         yield ""
+
+
+def _rate_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    figures = _figures(steps, "training rate")
+    if not figures:
+        return
+    floor = figures["floor"]
+    yield (
+        f"Training LeNet: {figures['examples_per_s']:,.0f} examples/s, {figures['share_of_target']:.0%} of the aim of "
+        f"{figures['target_examples_per_s']:,.0f}. A step of {floor['batch_size']} takes "
+        f"{duration(figures['step_s'])}; its floors are {duration(floor['bytes_s'])} by bytes over bandwidth and "
+        f"{duration(floor['operations_s'])} by operations over rate (going back costs twice going forward)."
+    )
+    yield ""
+
+
+def _sentence_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    figures = _figures(steps, "goemotions")
+    if not figures:
+        return
+    anchors = ", ".join(f"{name} {value}" for name, value in figures["anchors"].items())
+    yield f"GoEmotions, test split: macro-F1 {_number(figures.get('test_macro_f1', 'unknown'))} (published: {anchors})."
+    yield ""
+
+
+def _serve_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     served = _figures(steps, "serve")
-    if served:
-        answers = ", ".join(f"{name} {_number(value)}" for name, value in served["evaluated"].items())
-        yield f"Served by {served['execution_provider']}: {answers}."
-        yield ""
+    if not served:
+        return
+    answers = ", ".join(f"{name} {_number(value)}" for name, value in served["evaluated"].items())
+    yield f"Served by {served['execution_provider']}: {answers}."
+    yield ""
+    yield "| calls in flight | requests/s | p50 | p99 | answers checked |"
+    yield "|---|---|---|---|---|"
+    for row in served["wire"]["rows"]:
+        p99 = "" if row["p99_s"] is None else duration(row["p99_s"])
+        right = f"{row['checked_count'] - row['wrong_count']} of {row['checked_count']} right"
+        cells = (str(row["in_flight"]), three_digits(row["requests_per_s"]), duration(row["p50_s"]), p99, right)
+        yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 def _latency_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     rows = _figures(steps, "latency").get("rows", [])
     if not rows:
         return
-    yield "| contestant | device | batch | median | p99 | max abs diff | stable |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| contestant | device | transfer | batch | median | p99 | compile | memory | max abs diff | stable |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for row in rows:
         if row["skipped"] is not None:
             continue
-        p99 = "" if row["p99_s"] is None else duration(row["p99_s"])
-        median = duration(row["median_s"]["estimate"])
-        stable = "no" if row["is_unstable"] else "yes"
-        cells = (row["contestant"], row["device"], row["batch_size"], median, p99, f"{row['max_abs_diff']:.1e}", stable)
-        yield "| " + " | ".join(map(str, cells)) + " |"
+        yield "| " + " | ".join(map(str, _latency_cells(row))) + " |"
     yield ""
     for reason in sorted(
         {f"{row['contestant']} ({row['device']}): {row['skipped']}" for row in rows if row["skipped"]}
@@ -105,24 +157,36 @@ def _latency_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield ""
 
 
-def _floor_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    figures = _figures(steps, "floors")
-    if not figures:
-        return
-    rates = figures["rates"]
-    yield (
-        f"Floors of a call on {rates['device']}, by rates measured in this run: "
-        f"{three_digits(rates['bytes_per_s'] / 1e9)} GB/s copying, "
-        f"{three_digits(rates['operations_per_s'] / 1e12)} TFLOP/s fp32, "
-        f"{duration(rates['launch_s'])} for a launch that is waited for."
+def _latency_cells(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    compiled = "" if row["compile_s"] is None else duration(row["compile_s"])
+    memory = row["device_memory_bytes"] or row["peak_memory_bytes"]
+    return (
+        row["contestant"],
+        row["device"],
+        row["transfer"],
+        row["batch_size"],
+        duration(row["median_s"]["estimate"]),
+        "" if row["p99_s"] is None else duration(row["p99_s"]),
+        compiled,
+        "" if memory is None else f"{memory / 1e6:.0f} MB",
+        f"{row['max_abs_diff']:.1e}" + ("" if row["agrees"] else " differs"),
+        "no" if row["is_unstable"] else "yes",
     )
+
+
+def _scenario_lines(steps: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    rows = scenarios_from_json(_figures(steps, "latency").get("scenarios", []))
+    measured = [row for row in rows if row.figure is not None]
+    if not measured:
+        return
+    yield "| scenario | contestant | figure (95 %) | stable |"
+    yield "|---|---|---|---|"
+    for row in measured:
+        stable = "no" if row.is_unstable else "yes"
+        yield f"| {row.scenario}, {FIGURES[row.scenario]} | {row.label} | {figure_text(row)} | {stable} |"
     yield ""
-    yield "| batch | bytes / bandwidth | operations / rate |"
-    yield "|---|---|---|"
-    for floor in figures["floors"]:
-        yield f"| {floor['batch_size']} | {duration(floor['bytes_s'])} | {duration(floor['operations_s'])} |"
+    yield DIFFERENCES
     yield ""
-    yield "A call far above both floors is bound by launches and copies between host and device, not by the arithmetic."
 
 
 def _number(value: object) -> str:

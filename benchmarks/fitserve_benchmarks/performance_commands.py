@@ -43,7 +43,24 @@ def _add_gpu_check(parser: argparse.ArgumentParser) -> None:
         metavar="=OPTION",
         help="a further option of fitserve-train, for example --train-option=--data=digits; may be repeated",
     )
+    parser.add_argument(
+        "--sentence-option",
+        action="append",
+        default=[],
+        metavar="=OPTION",
+        help="a further option of fitserve-train for GoEmotions; may be repeated",
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="data files (environment variable DATA_DIR)")
+    parser.add_argument("--batch-sizes", type=_sizes, default=(1, 8, 64, 256), metavar="N,N,…", help="(1,8,64,256)")
+    parser.add_argument("--steps", default="", metavar="NAME,NAME", help="these and what they need (all)")
+    parser.add_argument("--limit-s", type=float, default=120.0, help="time for preparing one contestant (120)")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each level of calls in flight (5)")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    from fitserve_benchmarks.cli import positive_numbers
+
+    return positive_numbers(text)
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
@@ -78,15 +95,21 @@ def compare(arguments: argparse.Namespace) -> int:
 
 def gpu_check(arguments: argparse.Namespace) -> int:
     """Runs `gpu-check`."""
-    from fitserve_benchmarks.gpu_check import FAILED, GpuPlan, run_gpu_check
+    from fitserve_benchmarks.gpu_check import FAILED, run_gpu_check, step_names
     from fitserve_benchmarks.gpu_check_report import save_report
+    from fitserve_benchmarks.gpu_steps import GpuPlan
 
     plan = GpuPlan(
         work_dir=arguments.work_dir,
         output_dir=arguments.output_dir,
         device=arguments.device,
         train_options=arguments.train_option,
+        sentence_options=arguments.sentence_option,
+        data_dir=arguments.data_dir,
+        batch_sizes=arguments.batch_sizes,
         wire_s=arguments.seconds,
+        limit_s=arguments.limit_s,
+        steps=step_names(arguments.steps),
     )
     report = run_gpu_check(plan, say=_say)
     print("written: " + ", ".join(map(str, save_report(report, plan.output_dir))))
