@@ -89,7 +89,8 @@ class _Stage:
 
     def __init__(self, served: ServedVersion) -> None:
         self._turn = _Turn()
-        registry = Registry()
+        self._registry = registry = Registry()
+        self._name = (served.model, served.version)
         registry.set_present(served.model, [served.version], {})
         registry.set_ready(replace(served, statistics=VersionStatistics()))
         telemetry = Telemetry(registry, dict, {})
@@ -110,8 +111,9 @@ class _Stage:
         return call.is_answered
 
     def close(self) -> None:
-        """Lets all of it go."""
+        """Lets the version go. What is left here knows each other, and waits for the collector: it must not hold it."""
         self._engine.close()
+        self._registry.retire(*self._name, lambda: None)
 
 
 class _Turn:

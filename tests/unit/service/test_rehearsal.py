@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import builders
@@ -47,6 +49,21 @@ def test_every_call_is_answered_and_none_is_counted(tmp_path: Path, model: bytes
     assert served.statistics.execution_count == 0
     assert served.statistics.success.count == 0
     assert served.costs.expected_s(1, 1) > 0
+
+
+def test_a_version_that_was_rehearsed_is_freed_at_once(tmp_path: Path) -> None:
+    models = loaded(tmp_path, builders.scaled())
+    served = models[0].versions[0].served
+    assert served is not None
+    session = weakref.ref(served.session)
+    gc.collect()
+    gc.disable()
+    try:
+        assert rehearse(models, lambda: 0.0) == CALLS
+        del models, served
+        assert session() is None, "only the collector would find it, and its weights stay until then"
+    finally:
+        gc.enable()
 
 
 def test_a_model_that_only_its_own_callers_can_feed_is_left_out(tmp_path: Path) -> None:
