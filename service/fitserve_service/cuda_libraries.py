@@ -95,6 +95,16 @@ def missing_file(library: str) -> str:
     return ""
 
 
+def load_failure(library: str) -> str:
+    """Tells why a library that is there does not load; empty where it does."""
+    try:
+        ctypes.CDLL(library)
+    except OSError as error:
+        where, _, reason = str(error).partition(": ")
+        return f"{Path(where).name} does not load: {reason[:200]}"
+    return ""
+
+
 def libraries_problem(cuda_version: str) -> str:
     """Names the first library that no session runs without and that does not load, and its package; empty: all load."""
     for library in libraries(cuda_version):

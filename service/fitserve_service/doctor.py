@@ -77,7 +77,7 @@ def examine(device: str) -> tuple[Finding, ...]:
         Finding("CPU", f"{len(os.sched_getaffinity(0))} cores for this process", CPU_PROVIDER in providers, True),
         Finding("providers compiled in", ", ".join(providers), CUDA_PROVIDER in providers, needs_cuda),
         Finding("kernel's NVIDIA module", driver_version() or "none is loaded", bool(driver_version()), False),
-        _driver(needs_cuda),
+        _gpus(),
         _cuda(ask_driver(), needs_cuda),
         *(_library(library, needs_cuda) for library in libraries(cuda_version())),
         Finding("CUDA sessions", problem or "can run: the CUDA provider's libraries load", problem is None, needs_cuda),
@@ -112,21 +112,22 @@ def _runtime() -> Finding:
     return Finding("ONNX Runtime", runtime_version() + built_for, True, True)
 
 
-def _driver(is_needed: bool) -> Finding:
+def _gpus() -> Finding:
+    """Asks NVIDIA's own program, which tells more than is needed: a container may well go without it."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        text = "no nvidia-smi: no NVIDIA driver is installed, or the container was started without it"
-        return Finding("driver and GPUs", text, False, is_needed)
+        text = "no nvidia-smi to tell"
+        return Finding("driver and GPUs", text, False, False)
     query = [program, "--query-gpu=name,driver_version,memory.total,memory.free", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=_QUERY_LIMIT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("driver and GPUs", f"nvidia-smi does not answer: {error}", False, is_needed)
+        return Finding("driver and GPUs", f"nvidia-smi does not answer: {error}", False, False)
     lines = [" ".join(line.split()) for line in answer.stdout.splitlines() if line.strip()]
     if answer.returncode != 0 or not lines:
         reason = (answer.stderr or answer.stdout).strip().splitlines()
-        return Finding("driver and GPUs", f"nvidia-smi: {reason[0] if reason else 'no GPU'}", False, is_needed)
-    return Finding("driver and GPUs", "; ".join(lines), True, is_needed)
+        return Finding("driver and GPUs", f"nvidia-smi: {reason[0] if reason else 'no GPU'}", False, False)
+    return Finding("driver and GPUs", "; ".join(lines), True, False)
 
 
 def _cuda(driver: Driver, is_needed: bool) -> Finding:

@@ -66,6 +66,8 @@ def load_error(error: Exception, *, is_on_gpu: bool) -> SessionError:
         return SessionError(f"the GPU has no memory for the model ({_short(text)}): {_GPU_REMEDIES}")
     if "graph capture feature" in text:
         return GraphError(f"runs cannot be captured as CUDA graphs: {_short(text)}")
+    if is_on_gpu and (failure := _DEVICE_FAILURE.search(text)):
+        return DeviceError(_failure_text(failure))
     return SessionError(f"onnxruntime refused the model: {_short(text)}")
 
 
@@ -84,8 +86,12 @@ def run_error(error: Exception, *, is_ended: bool, is_on_gpu: bool) -> OperatorE
             f"the GPU has no memory left for this run: send fewer examples at once, or {_GPU_REMEDIES}"
         )
     if is_on_gpu and not is_ended and (failure := _DEVICE_FAILURE.search(text)):
-        return DeviceError(f"the GPU failed: {failure[1]} error {failure[2]}, {failure[3].strip()}")
+        return DeviceError(_failure_text(failure))
     return (RunawayError if is_ended or has_no_memory else OperatorError)(_operator_text(text))
+
+
+def _failure_text(failure: re.Match[str]) -> str:
+    return f"the GPU failed: {failure[1]} error {failure[2]}, {failure[3].strip()}"
 
 
 def _operator_text(text: str) -> str:

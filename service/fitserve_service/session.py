@@ -22,7 +22,7 @@ import onnxruntime
 from google.protobuf.internal import api_implementation
 
 from fitserve_contract.datatypes import BF16, BYTES
-from fitserve_service.cuda_libraries import ask_driver, driver_problem, libraries_problem, missing_file
+from fitserve_service.cuda_libraries import ask_driver, driver_problem, libraries_problem, load_failure
 from fitserve_service.device_runs import GATE, DeviceRuns, Tools
 from fitserve_service.onnx_file import OnnxFacts
 from fitserve_service.placement import Placement, placement_of, placement_problem
@@ -125,10 +125,9 @@ def cuda_problem() -> str | None:
     preload_cuda()
     if problem := libraries_problem(cuda_version()):
         return problem
-    missing = missing_file(str(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
-    return (
-        f"{missing} is missing: pip install 'fitserve[cuda]', or a torch build for the same CUDA" if missing else None
-    )
+    failure = load_failure(str(Path(onnxruntime.__file__).parent / "capi" / "libonnxruntime_providers_cuda.so"))
+    hint = f"expected driver and libraries that fit CUDA {cuda_version()}; fitserve-serve doctor lists them"
+    return f"{failure}: {hint}" if failure else None
 
 
 def device_kind(device: str) -> str:

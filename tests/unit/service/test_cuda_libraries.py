@@ -17,6 +17,7 @@ from fitserve_service.cuda_libraries import (
     driver_version,
     libraries,
     libraries_problem,
+    load_failure,
     missing_file,
 )
 
@@ -84,6 +85,14 @@ def test_a_library_that_lacks_another_names_the_other(tmp_path: Path) -> None:
 
     assert missing_file(str(outer)) == "libinner_of_fitserve.so"
     assert missing_file("libc.so.6") == ""
+
+
+def test_a_library_that_does_not_load_for_another_reason_says_which(tmp_path: Path) -> None:
+    library = tmp_path / "libtext.so"
+    library.write_text("no library")
+
+    assert re.match(r"libtext\.so does not load: \S", load_failure(str(library)))
+    assert load_failure("libc.so.6") == ""
 
 
 def test_the_first_required_library_that_is_missing_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,9 @@ def test_a_gpu_that_failed_is_not_blamed_on_the_values() -> None:
     error = run_error(RuntimeError(text), is_ended=False, is_on_gpu=True)
     assert type(error) is DeviceError
     assert str(error) == "the GPU failed: CUDA error 700, an illegal memory access was encountered"
+    refused = load_error(RuntimeError("CUDA failure 36: API call is not supported ; GPU=-1"), is_on_gpu=True)
+    assert type(refused) is DeviceError
+    assert str(refused) == "the GPU failed: CUDA error 36, API call is not supported"
 
 
 def test_a_run_that_was_told_to_end_is_no_matter_of_memory() -> None:
