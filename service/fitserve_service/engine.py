@@ -22,10 +22,11 @@ from weakref import WeakKeyDictionary
 from fitserve_service.batcher import Batcher, Entry, Priority
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.inline_guard import InlineGuard
 from fitserve_service.pacing import Pacing
 from fitserve_service.registry import ServedVersion
 from fitserve_service.run_errors import DeviceMemoryError
-from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out, is_carried_out
+from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out
 from fitserve_service.session import CUDA_PROVIDER, OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
 
@@ -91,6 +92,7 @@ class Engine:
         self._observer = observer
         self._clock = clock
         self._runners = runners or ThreadPoolExecutor(runner_count, thread_name_prefix="runner")
+        self._guard = InlineGuard()
         self._lanes: dict[ServedVersion, _Lane] = {}
         self._is_scheduled = False
         self._is_draining = False
@@ -151,6 +153,7 @@ class Engine:
                 self._finish(entry.item, _draining())
             self._drop_lane_if_idle(lane.served)
         self._end_unwanted()
+        self._guard.close()
         self._runners.shutdown(wait=False, cancel_futures=True)
 
     def _queue(self, job: Job, now_s: float) -> bool:
@@ -159,10 +162,10 @@ class Engine:
         if lane is None:
             pacing = self._pacing_of(served)
             lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing), pacing)
-        latest_s = None if job.deadline_s is None else job.deadline_s - _least_run_s(job)
         run_s = 0.0
         if served.config.max_queue_ms and job.priority is Priority.PREDICT:
             run_s = job.example_count * served.costs.row_s(job.row_elements)
+        latest_s = None if job.deadline_s is None else job.deadline_s - max(_least_run_s(job), run_s)
         job.entry = Entry(job, job.key, job.example_count, job.priority, latest_s, job.size_bytes, run_s)
         return lane.batcher.add(job.entry, now_s)
 
@@ -223,7 +226,7 @@ class Engine:
         # A second run waits for the GPU: on the loop thread everybody would wait with it.
         is_alone = lane.running_count == 1
         is_short = floor_s <= INLINE_LIMIT_S and is_alone and not run.served.session.has_loops
-        if is_short and is_carried_out(run):
+        if is_short and self._guard.is_carried_out(run):
             self._complete(lane, run)
         else:
             self._watch(run)
