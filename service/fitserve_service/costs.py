@@ -23,7 +23,11 @@ _PLAN_RUNS: Final = 512
 
 
 _ROW_RUNS: Final = 32
-"""Runs for which what a row costs holds: it decides who is let in, and must keep up with a machine that slows down."""
+"""Runs for which what a row costs on a machine of its own holds."""
+
+_SLOWNESS_WEIGHT: Final = 0.1
+_MOST_SLOWNESS: Final = 20.0
+"""One run that was held up says no more than this of the next."""
 
 
 class CostTable:
@@ -39,6 +43,7 @@ class CostTable:
         self._run_count = 0
         self._plans: dict[int, tuple[int, list[int]]] = {}
         self._rows_s: dict[int, tuple[int, float]] = {}
+        self._slowness, self._spread = 1.0, 0.0
 
     def record(self, rows: int, row_elements: int, run_s: float) -> None:
         """Counts a run in; one without rows says nothing and is left out.
@@ -54,8 +59,14 @@ class CostTable:
             before_s = costs.get(rows, run_s)
             costs[rows] = before_s + _NEWEST_WEIGHT * (run_s - before_s)
             floors = self._floor_s.setdefault(row_elements.bit_length(), {})
-            floor_s = floors.get(rows, run_s)
+            floor_s = floors.get(rows)
+            if floor_s is None:
+                floors[rows] = run_s
+                return
             floors[rows] = run_s if run_s < floor_s else floor_s + _SLOWER_WEIGHT * (run_s - floor_s)
+            error = min(run_s / floor_s, _MOST_SLOWNESS) - self._slowness
+            self._slowness += _SLOWNESS_WEIGHT * error
+            self._spread += _SLOWNESS_WEIGHT * (abs(error) - self._spread)
 
     def expected_s(self, rows: int, row_elements: int) -> float:
         """Tells how long a run should take, from the nearest number of rows measured.
@@ -102,13 +113,17 @@ class CostTable:
         return 0.0 if expected_s == float("inf") else expected_s
 
     def row_s(self, row_elements: int) -> float:
-        """Tells what each of many waiting rows should take, run together; 0 where rows of this size were never run."""
+        """Tells what each of many waiting rows should take, run together; 0 where rows of this size were never run.
+
+        It decides who is let in, so it keeps up with a machine that slows down, at whatever sizes it does, and it is on
+        the safe side: slower by as much as runs differ. Source: the timer of TCP, Jacobson and Karels 1988.
+        """
         size = row_elements.bit_length()
         made, row_s = self._rows_s.get(size, (-_ROW_RUNS, 0.0))
-        if self._run_count - made >= _ROW_RUNS and (measured := self._run_s.get(size)):
-            row_s = row_cost(measured)
+        if self._run_count - made >= _ROW_RUNS and (floors := self._floor_s.get(size)):
+            row_s = row_cost(floors)
             self._rows_s[size] = (self._run_count, row_s)
-        return row_s
+        return row_s * (self._slowness + self._spread)
 
     @property
     def least_s(self) -> float:

@@ -123,3 +123,17 @@ def test_bytes_of_inputs_are_what_their_content_holds() -> None:
 
     assert inputs_bytes(inputs) == 24 + texts.nbytes + 11
     assert inputs_bytes({}) == 0
+
+
+def test_a_machine_that_slows_down_makes_every_row_cost_more_at_whatever_size_it_is_seen() -> None:
+    costs = CostTable()
+    for rows in (1, 2, 4, 8):
+        costs.record(rows, 4, rows * 0.001)
+    assert costs.row_s(4) == pytest.approx(0.001)
+
+    for _ in range(20):
+        costs.record(2, 4, 0.004)
+    assert 0.0018 < costs.row_s(4) < 0.004
+    for _ in range(60):
+        costs.record(4, 4, 0.004)
+    assert costs.row_s(4) == pytest.approx(0.001, rel=0.1)
