@@ -27,7 +27,7 @@ PACKAGES := fitserve_contract fitserve_oip fitserve_training fitserve_exporters 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo train-and-export serve bench bench-serve bench-overload gpu-check hostile chaos soak sbom test check lint types layers protos protos-check format reproduce clean
+.PHONY: help setup setup-locked demo train-and-export serve bench bench-serve bench-overload gpu-check hostile chaos soak sbom test check lint types layers protos protos-check format reproduce clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet --disable-pip-version-check --index-url $(TORCH_INDEX) -c constraints.txt torch)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
+
+setup-locked: ## the same from requirements.lock, every archive held against its hash; torch itself by its pinned version
+	@$(PYTHON) setup/check_lock.py requirements.lock
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m pip check --disable-pip-version-check
+	@touch $(VENV)/.installed
 
 demo: setup ## train, export, serve, predict, evaluate and benchmark LeNet, with a table at the end
 	$(BIN)/fitserve-bench demo --repository $(REPOSITORY) --runs $(RUNS) --device $(DEVICE)
