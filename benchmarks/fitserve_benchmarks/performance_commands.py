@@ -13,7 +13,7 @@ def add_performance_commands(commands: argparse._SubParsersAction[argparse.Argum
     """Adds the commands."""
     _add_compare(commands.add_parser("compare", help="two latency results, row by row"))
     _add_gpu_check(commands.add_parser("gpu-check", help="train, export, serve and benchmark LeNet on a GPU"))
-    _add_tune(commands.add_parser("tune", help="find threads, batches and variant for a latency target"))
+    _add_tune(commands.add_parser("tune", help="find variant, threads, batches and workers for a latency target"))
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
@@ -65,8 +65,8 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.description = (
-        "Serves a model with each candidate of threads, batch limit and variant, measures it under load with the "
-        "answers checked, and writes the fastest that meets the target into the model's model.toml."
+        "Serves a model with each candidate of variant, threads, batch limit and workers, measures it under load with "
+        "the answers checked, and writes the fastest that meets the target into the model's model.toml."
     )
     parser.epilog = "example: fitserve-bench tune lenet --repository repository --p99-target-ms 5"
     parser.add_argument("model", help="model name")
@@ -74,6 +74,7 @@ def _add_tune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--p99-target-ms", type=float, required=True, help="99 of 100 calls must take at most so long")
     parser.add_argument("--in-flight", type=int, default=8, help="calls in flight while it is measured (8)")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each candidate (4)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where it is served (cpu)")
     parser.add_argument("--dry-run", action="store_true", help="print the model.toml instead of writing it")
 
 
@@ -119,7 +120,7 @@ def gpu_check(arguments: argparse.Namespace) -> int:
 def tune(arguments: argparse.Namespace) -> int:
     """Runs `tune`."""
     from fitserve_benchmarks.latency_report import report_console
-    from fitserve_benchmarks.tune import TunePlan, run_tune, tune_table, tuned_toml, write_tuned
+    from fitserve_benchmarks.tune import TunePlan, best_trial, run_tune, tune_table, tuned_toml, write_tuned
 
     if not arguments.p99_target_ms > 0 or not arguments.seconds > 0 or arguments.in_flight < 1:
         raise ValueError("expected --p99-target-ms and --seconds above 0 and --in-flight of at least 1")
@@ -129,11 +130,14 @@ def tune(arguments: argparse.Namespace) -> int:
         p99_target_ms=arguments.p99_target_ms,
         in_flight=arguments.in_flight,
         duration_s=arguments.seconds,
+        device=arguments.device,
     )
     trials = run_tune(plan, say=_say)
     report_console().print(tune_table(trials, plan))
     text = tuned_toml(trials, plan)
     print(text if arguments.dry_run else f"written: {write_tuned(text, plan)}")
+    if (workers := best_trial(trials, plan).workers) > 1:
+        print(f"serve it with: fitserve-serve --workers {workers}")
     return 0
 
 

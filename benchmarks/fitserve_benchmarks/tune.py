@@ -2,7 +2,8 @@
 
 Every candidate is served from a copy of the version by a server of its own, loaded with calls in flight over gRPC, its
 answers checked. The fastest of those whose 99th percentile meets the target wins: first over variants and threads,
-then, with the winner's, over the largest batch.
+then, with the winner's, over the largest batch, then over the number of worker processes. Workers are the server's and
+not a model's: the file names them in a comment.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ BATCH_LIMITS: Final = (1, 8, 64)
 """Largest batches that are tried beside the default."""
 
 _TUNED_KEYS: Final = ("variant", "intra_op_num_threads", "max_batch_size")
+_COMMENT: Final = "# fitserve-bench tune: "
 
 
 class NoCandidateError(RuntimeError):
@@ -46,6 +48,7 @@ class TunePlan:
         p99_target_ms: 99 of 100 calls must take at most so long.
         in_flight: Calls in flight while it is measured.
         duration_s: Time for each candidate.
+        device: `cpu` or `cuda`: where it is served, and whose variants are tried.
     """
 
     repository: Path
@@ -53,6 +56,7 @@ class TunePlan:
     p99_target_ms: float
     in_flight: int = 8
     duration_s: float = 4.0
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +66,12 @@ class Trial:
     Args:
         values: Its keys of `model.toml`.
         row: What the load gave.
+        workers: Worker processes of the server.
     """
 
     values: Mapping[str, Any]
     row: WireRow = field(repr=False)
+    workers: int = 1
 
     def meets(self, p99_target_ms: float) -> bool:
         """Tells whether it is right, failed no call, and its 99th percentile is known and within the target."""
@@ -86,9 +92,11 @@ def run_tune(plan: TunePlan, say: Callable[[str], None]) -> list[Trial]:
     """
     version = highest_version(plan.repository, plan.model)
     source = version_path(plan.repository, plan.model, version).folder
-    trials = [_tried(plan, source, values, say) for values in _first_candidates(source)]
-    best = _best(trials, plan) or max(trials, key=lambda trial: trial.row.requests_per_s)
-    return trials + [_tried(plan, source, {**best.values, "max_batch_size": most}, say) for most in BATCH_LIMITS]
+    trials = [_tried(plan, source, values, say) for values in _first_candidates(source, plan.device)]
+    best = _leading(trials, plan)
+    trials += [_tried(plan, source, {**best.values, "max_batch_size": most}, say) for most in BATCH_LIMITS]
+    best = _leading(trials, plan)
+    return trials + [_tried(plan, source, best.values, say, workers) for workers in _worker_counts()]
 
 
 def best_trial(trials: Sequence[Trial], plan: TunePlan) -> Trial:
@@ -106,7 +114,7 @@ def best_trial(trials: Sequence[Trial], plan: TunePlan) -> Trial:
     nearest = min(known, key=lambda trial: trial.row.p99_s or 0.0)
     raise NoCandidateError(
         f"p99: expected at most {plan.p99_target_ms:g} ms with {plan.in_flight} calls in flight, the nearest was "
-        f"{duration(nearest.row.p99_s or 0.0)} with {_values_text(nearest.values)}; nothing was written"
+        f"{duration(nearest.row.p99_s or 0.0)} with {_trial_text(nearest.values, nearest.workers)}; nothing was written"
     )
 
 
@@ -121,8 +129,9 @@ def tuned_toml(trials: Sequence[Trial], plan: TunePlan) -> str:
     before = tomllib.loads(path.read_text()) if path.is_file() else {}
     kept = {name: value for name, value in before.items() if name not in _TUNED_KEYS}
     head = (
-        f"# fitserve-bench tune: p99 {duration(best.row.p99_s or 0.0)} of at most {plan.p99_target_ms:g} ms, "
-        f"{best.row.requests_per_s:,.0f} requests/s with {plan.in_flight} in flight"
+        f"{_COMMENT}p99 {duration(best.row.p99_s or 0.0)} of at most {plan.p99_target_ms:g} ms, "
+        f"{best.row.requests_per_s:,.0f} requests/s with {plan.in_flight} in flight; "
+        f"measured with fitserve-serve --workers {best.workers}"
     )
     return "\n".join([head, *(f"{name} = {_toml(value)}" for name, value in {**kept, **best.values}.items())]) + "\n"
 
@@ -137,7 +146,7 @@ def write_tuned(text: str, plan: TunePlan) -> Path:
 def tune_table(trials: Sequence[Trial], plan: TunePlan) -> Table:
     """Makes the table of all candidates."""
     table = Table(box=None, padding=(0, 2, 0, 0))
-    for heading in ("variant", "threads", "largest batch", "requests/s", "p50", "p99", "target"):
+    for heading in ("variant", "threads", "largest batch", "workers", "requests/s", "p50", "p99", "target"):
         table.add_column(heading, justify="left" if heading in ("variant", "target") else "right", no_wrap=True)
     for trial in trials:
         values, row = trial.values, trial.row
@@ -145,32 +154,53 @@ def tune_table(trials: Sequence[Trial], plan: TunePlan) -> Table:
         most = str(values.get("max_batch_size", "default"))
         p99 = "too few calls" if row.p99_s is None else duration(row.p99_s)
         met = "met" if trial.meets(plan.p99_target_ms) else "missed"
-        table.add_row(*places, most, three_digits(row.requests_per_s), duration(row.p50_s), p99, met)
+        table.add_row(
+            *places, most, str(trial.workers), three_digits(row.requests_per_s), duration(row.p50_s), p99, met
+        )
     return table
 
 
-def _first_candidates(source: Path) -> list[dict[str, Any]]:
+def _first_candidates(source: Path, device: str) -> list[dict[str, Any]]:
     manifest = read_manifest(source)
     files = manifest.files.values() if manifest else ()
-    variants = [facts["variant"] for facts in files if isinstance(facts, Mapping) and facts.get("device") == "cpu"]
-    threads = sorted({1, len(os.sched_getaffinity(0))})
-    return [{"variant": variant, "intra_op_num_threads": count} for variant in ("fp32", *variants) for count in threads]
+    variants = [facts["variant"] for facts in files if isinstance(facts, Mapping) and facts.get("device") == device]
+    # On a GPU the host's threads do nothing for an operator.
+    threads = sorted({1, len(os.sched_getaffinity(0))}) if device == "cpu" else [1]
+    place = {} if device == "cpu" else {"device": device}
+    return [
+        {"variant": variant, "intra_op_num_threads": count, **place}
+        for variant in ("fp32", *variants)
+        for count in threads
+    ]
 
 
-def _tried(plan: TunePlan, source: Path, values: Mapping[str, Any], say: Callable[[str], None]) -> Trial:
-    say(f"{plan.model}: {_values_text(values)}")
+def _worker_counts() -> list[int]:
+    """Lists numbers of workers beside one: each power of two up to the processors, and as many as these."""
+    processors = len(os.sched_getaffinity(0))
+    return sorted({processors, *(1 << bit for bit in range(1, processors.bit_length()))} - {1})
+
+
+def _tried(
+    plan: TunePlan, source: Path, values: Mapping[str, Any], say: Callable[[str], None], workers: int = 1
+) -> Trial:
+    say(f"{plan.model}: {_trial_text(values, workers)}")
     with tempfile.TemporaryDirectory(prefix="fitserve-tune-") as folder:
         root = Path(folder, "repository")
         shutil.copytree(source, root / plan.model / "1")
         text = "".join(f"{name} = {_toml(value)}\n" for name, value in values.items())
         (root / plan.model / OVERRIDES_FILE).write_text(text)
-        log_path = Path(folder, "server.log")
-        with running_service(root, plan.model, 1, log_path=log_path) as service:
+        options = ["--device", plan.device, *(["--workers", str(workers)] if workers > 1 else [])]
+        with running_service(root, plan.model, 1, log_path=Path(folder, "server.log"), options=options) as service:
             wire = WirePlan(
                 service.address, plan.model, in_flight=(plan.in_flight,), duration_s=plan.duration_s, connections=None
             )
             (row,) = measure_wire(wire, say=lambda _: None).rows
-    return Trial(dict(values), row)
+    return Trial(dict(values), row, workers)
+
+
+def _leading(trials: Sequence[Trial], plan: TunePlan) -> Trial:
+    """Picks what the next candidates begin with: the best, or the one with the most requests where none is."""
+    return _best(trials, plan) or max(trials, key=lambda trial: trial.row.requests_per_s)
 
 
 def _best(trials: Sequence[Trial], plan: TunePlan) -> Trial | None:
@@ -178,8 +208,8 @@ def _best(trials: Sequence[Trial], plan: TunePlan) -> Trial | None:
     return max(meeting, key=lambda trial: trial.row.requests_per_s, default=None)
 
 
-def _values_text(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())
+def _trial_text(values: Mapping[str, Any], workers: int) -> str:
+    return ", ".join(f"{name} {value}" for name, value in {**values, "workers": workers}.items())
 
 
 def _toml(value: Any) -> str:

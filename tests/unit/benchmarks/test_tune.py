@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from builders import bare_version, scaled
 
-from fitserve_benchmarks.tune import NoCandidateError, Trial, TunePlan, best_trial, run_tune, tuned_toml, write_tuned
+from fitserve_benchmarks.tune import (
+    NoCandidateError,
+    Trial,
+    TunePlan,
+    _first_candidates,
+    _worker_counts,
+    best_trial,
+    run_tune,
+    tuned_toml,
+    write_tuned,
+)
 from fitserve_benchmarks.wire import WireRow
 from fitserve_service.model_config import read_overrides
+
+SINGLE = {"variant": "fp32", "intra_op_num_threads": 1}
 
 
 def plan(root: Path, target_ms: float = 5.0) -> TunePlan:
@@ -71,18 +84,38 @@ def test_what_is_written_the_server_takes_and_other_keys_stay(tmp_path: Path) ->
     }
     assert read_overrides(tmp_path / "m").values["variant"] == "int8"
     assert "p99 4.00 ms of at most 5 ms" in text
+    assert "measured with fitserve-serve --workers 1" in text
 
 
 def test_candidates_are_served_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fitserve_benchmarks.tune.BATCH_LIMITS", (8,))
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr("fitserve_benchmarks.tune._first_candidates", lambda *_: [SINGLE])
     bare_version(tmp_path, "m", 1, scaled())
     said: list[str] = []
     trials = run_tune(plan(tmp_path, 1e4), said.append)
 
-    assert [dict(one.values) for one in trials] == [
-        {"variant": "fp32", "intra_op_num_threads": 1},
-        {"variant": "fp32", "intra_op_num_threads": 1, "max_batch_size": 8},
+    assert [(dict(one.values), one.workers) for one in trials[:2]] == [
+        (SINGLE, 1),
+        ({**SINGLE, "max_batch_size": 8}, 1),
     ]
+    assert [one.workers for one in trials] == [1, 1, 2]
     assert all(one.row.is_right and one.row.requests_per_s > 0 for one in trials)
-    assert len(said) == 2
+    assert len(said) == 3
+
+
+@pytest.mark.parametrize(("processors", "counts"), [(1, []), (2, [2]), (3, [2, 3]), (8, [2, 4, 8])])
+def test_workers_go_up_to_the_processors(monkeypatch: pytest.MonkeyPatch, processors: int, counts: list[int]) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    assert _worker_counts() == counts
+
+
+def test_candidates_are_the_variants_of_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    facts = {"int8": "cpu", "fp16": "cuda"}
+    files = {f"model.{name}.onnx": {"variant": name, "device": device} for name, device in facts.items()}
+    monkeypatch.setattr("fitserve_benchmarks.tune.read_manifest", lambda _: SimpleNamespace(files=files))
+    on_cpu = [(one["variant"], one["intra_op_num_threads"]) for one in _first_candidates(tmp_path, "cpu")]
+    assert on_cpu == [("fp32", 1), ("fp32", 2), ("int8", 1), ("int8", 2)]
+    on_cuda = [tuple(one.values()) for one in _first_candidates(tmp_path, "cuda")]
+    assert on_cuda == [("fp32", 1, "cuda"), ("fp16", 1, "cuda")]
