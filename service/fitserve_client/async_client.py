@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -24,7 +24,7 @@ from fitserve_client.connection import (
 )
 from fitserve_client.errors import CallCancelledError, FitserveError
 from fitserve_client.evaluation import Evaluation, merged
-from fitserve_client.messages import Call, Inputs
+from fitserve_client.messages import Call, Inputs, timing_of
 from fitserve_client.models import Model, Selector, VersionDetails
 from fitserve_client.operations import EvaluationPlan, Operation, Operations, Result, check_no_examples
 from fitserve_client.prediction import Prediction
@@ -47,11 +47,13 @@ class AsyncClient:
         *,
         timing: Timing | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        on_timing: Callable[[Mapping[str, int]], None] | None = None,
         **connection: Unpack[ConnectionOptions],
     ) -> None:
         self._connection = Connection(target, **connection)
         self._timing = timing or Timing()
         self._sleep = sleep
+        self._on_timing = on_timing
         self._operations = Operations()
         self._channel: grpc.aio.Channel | None = None
         self._is_closed = False
@@ -238,9 +240,11 @@ class AsyncClient:
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response_type.FromString,
         )
-        return await method(
-            call.request, timeout=grpc_timeout_s(remaining_s), metadata=self._connection.call_metadata()
-        )
+        begun = method(call.request, timeout=grpc_timeout_s(remaining_s), metadata=self._connection.call_metadata())
+        response = await begun
+        if self._on_timing is not None and (timing := timing_of(await begun.trailing_metadata())):
+            self._on_timing(timing)
+        return response
 
 
 def _channel(connection: Connection) -> grpc.aio.Channel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -14,7 +16,7 @@ from tests.wire.serving import WAIT_S, connected, served_stub, serving, tensor, 
 
 from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
-from fitserve_client import cli
+from fitserve_client import AsyncClient, Client, FitserveError, cli
 from fitserve_client.messages import timing_of
 from fitserve_oip import inference_pb2 as oip
 
@@ -70,3 +72,26 @@ def test_the_client_prints_it_when_asked(tmp_path: Path, capsys: pytest.CaptureF
         assert cli.main(arguments) == 0
     assert re.search(r"time on the server: [\d,]+ µs: decode [\d,]+ µs, queue .*, run .*, encode [\d,]+ µs", told)
     assert "time on the server" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+def test_both_clients_hand_the_times_of_each_answer_on(tmp_path: Path, is_async: bool) -> None:
+    builders.bare_version(tmp_path, "twice", 1, builders.scaled())
+    taken: list[Mapping[str, int]] = []
+
+    async def call(address: str) -> None:
+        async with AsyncClient(address, on_timing=taken.append) as client:
+            await client.predict("twice", np.ones((1, 2), np.float32))
+            with pytest.raises(FitserveError):
+                await client.predict("nobody", np.ones((1, 2), np.float32))
+
+    with serving(tmp_path) as server:
+        address = f"127.0.0.1:{server.port}"
+        if is_async:
+            asyncio.run(call(address))
+        else:
+            with Client(address, on_timing=taken.append) as client:
+                client.predict("twice", np.ones((1, 2), np.float32))
+                with pytest.raises(FitserveError):
+                    client.predict("nobody", np.ones((1, 2), np.float32))
+    assert [list(timing) for timing in taken] == [PARTS]
