@@ -16,6 +16,7 @@ import pytest
 
 from fitserve_service import session as session_module
 from fitserve_service.cuda_libraries import Driver
+from fitserve_service.device_runs import DeviceRuns
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.onnx_file import read_facts
@@ -126,6 +127,26 @@ def test_words_with_buckets_are_served_without_graphs_and_say_why(
 
     assert not served.config.cuda_graphs
     assert "cuda_graphs = false  # CUDA graphs: expected numbers of fixed shapes" in served.effective_toml
+
+
+def test_a_capture_that_fails_at_the_warm_up_leaves_bound_buffers_without_graphs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = stand_in(monkeypatch)
+    capture = DeviceRuns._capture
+
+    def failing(runs: DeviceRuns, kept: Any) -> None:
+        if runs._has_graphs:
+            raise GraphError("a run could not be captured as a CUDA graph: 901")
+        capture(runs, kept)
+
+    monkeypatch.setattr(DeviceRuns, "_capture", failing)
+    path = builders.publish_version(tmp_path, "m", builders.scaled())
+    served = Loader("cuda").load(path, Overrides({"max_batch_size": 4, "batch_size_buckets": (1, 4)}))
+
+    assert "cuda_graphs = false  # a run could not be captured as a CUDA graph: 901" in served.effective_toml
+    assert kept(served.session) == (((1, 2),), ((4, 2),))
+    assert ["enable_cuda_graph" in options for options in told] == [True, False]
 
 
 def test_nodes_left_to_the_cpu_refuse_the_version_unless_they_are_allowed(
