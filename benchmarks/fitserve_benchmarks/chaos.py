@@ -21,7 +21,15 @@ from random import Random
 from typing import Final
 
 from fitserve_benchmarks.chaos_clock import SteppingClock
-from fitserve_benchmarks.chaos_load import MODEL, Tally, VerifiedLoad, write_model
+from fitserve_benchmarks.chaos_load import (
+    CRASHING,
+    MODEL,
+    Tally,
+    VerifiedLoad,
+    crash,
+    write_crashing_model,
+    write_model,
+)
 from fitserve_benchmarks.chaos_servers import ChaosServer, ServerError
 from fitserve_contract.repository import (
     CHECKSUMS_FILE,
@@ -122,6 +130,7 @@ def run_chaos(
             for n in range(_SERVERS)
         ]
         publish(work / "repository", write_model(work / "prepared-1", 1))
+        publish(work / "repository", write_crashing_model(work / "crashing"), model=CRASHING)
         for server in servers:
             stack.callback(server.close)
             server.start()
@@ -164,9 +173,9 @@ def _inflict(chaos: Chaos, until_s: float, progress: Callable[[str], None]) -> N
         progress(f"{name}: {tally.answer_count} right, {len(tally.wrong)} wrong, {len(tally.failed)} failed so far")
 
 
-def publish(repository: Path, prepared: Path, limit_bytes: str = "") -> int:
+def publish(repository: Path, prepared: Path, limit_bytes: str = "", *, model: str = MODEL) -> int:
     """Publishes a folder from a process of its own; gives its exit code."""
-    command = [*_PUBLISH, str(repository), MODEL, str(prepared), limit_bytes]
+    command = [*_PUBLISH, str(repository), model, str(prepared), limit_bytes]
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
 
 
@@ -227,6 +236,11 @@ def _kill_worker(chaos: Chaos) -> None:
             os.kill(chaos.random.choice(workers), signal.SIGKILL)
 
 
+def _crash_worker(chaos: Chaos) -> None:
+    """A model crashes its worker by a request's value; a server sets it aside when it does so for the third time."""
+    crash(chaos.random.choice(chaos.servers).address)
+
+
 def _stop_worker(chaos: Chaos) -> None:
     """SIGSTOP of a worker, for up to two seconds."""
     if workers := chaos.random.choice(chaos.servers).workers():
@@ -266,6 +280,7 @@ def _step_clock(chaos: Chaos) -> None:
 _FAULTS: Final[dict[str, Callable[[Chaos], None]]] = {
     _CLOCK_STEP: _step_clock,
     "corrupt publish": publish_corrupt,
+    "crash by a request": _crash_worker,
     "disk full": publish_without_room,
     "hot swap": hot_swap,
     "kill -9 of a publisher": _kill_publisher,

@@ -10,7 +10,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -19,9 +19,11 @@ from typing import Final
 import numpy as np
 
 from fitserve_client import Client, FitserveError, Prediction
+from fitserve_client.retry import RetryPolicy
 from fitserve_contract.repository import MODEL_FILE
 
 MODEL: Final = "chaos"
+CRASHING: Final = "crashing"
 _MOST_ROWS: Final = 8
 _TIMEOUT_S: Final = 60.0
 _LARGEST_ID: Final = 1 << 22
@@ -44,6 +46,33 @@ def write_model(folder: Path, version: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL_FILE).write_bytes(built.SerializeToString())
     return folder
+
+
+def write_crashing_model(folder: Path) -> Path:
+    """Writes a model that kills its process by a value, and no other; gives the folder.
+
+    The lowest integer has no quotient by -1: the processor raises SIGFPE, which ONNX Runtime 1.31 does not prevent.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    graph = helper.make_graph(
+        [helper.make_node("Div", ["x", "by"], ["y"])],
+        "crash",
+        [helper.make_tensor_value_info("x", TensorProto.INT32, ["B", 1])],
+        [helper.make_tensor_value_info("y", TensorProto.INT32, ["B", 1])],
+        [numpy_helper.from_array(np.array([-1], np.int32), "by")],
+    )
+    built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_FILE).write_bytes(built.SerializeToString())
+    return folder
+
+
+def crash(address: str) -> None:
+    """Calls the crashing model by the value that kills; where it is set aside, that is refused."""
+    lowest = np.array([[np.iinfo(np.int32).min]], np.int32)
+    with Client(address, retry=RetryPolicy(max_attempts=1), timeout_s=_TIMEOUT_S) as client, suppress(FitserveError):
+        client.predict(CRASHING, lowest)
 
 
 @dataclass(slots=True)
