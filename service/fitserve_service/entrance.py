@@ -73,6 +73,7 @@ class Entrance:
             raise EntranceError(str(error)) from None
         self._guard = Guard(watcher, self._trail, loop, answering)
         self.wrap = self._guard.wrap
+        self.refusals = self._guard.refusals
         self.admit: Callable[[ServedVersion, int], None] | None = self._admit if watcher is not None else None
 
     def close(self) -> None:

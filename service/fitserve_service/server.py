@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from fitserve_service import session
+from fitserve_service.access.refusal_metrics import RefusalCollector
 from fitserve_service.calls import Loop, MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.canary_trials import Canaries, RecordedLoader, Terms, TriedLoader
 from fitserve_service.crashes import SetAside
@@ -113,7 +114,10 @@ class Server:
         self._peers = peers
         self._transport = choose(settings.transport, _transport_options(settings, peers is not None))
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
-        self._engine = Engine(self._transport, self._telemetry, runner_count=settings.runner_count)
+        room = settings.max_queued_bytes
+        self._engine = Engine(
+            self._transport, self._telemetry, runner_count=settings.runner_count, max_queued_bytes=room
+        )
         self._canaries = _new_canaries(settings)
         self._reconciler = Reconciler(
             RepositorySource(settings.repository),
@@ -130,6 +134,7 @@ class Server:
             self.registry.agree(frozenset())
         self._tracer = _tracer(settings)
         self._entrance = _entrance(settings, self._transport)
+        self._telemetry.add(RefusalCollector(self._entrance.refusals))
         self._activity = Activity(self._telemetry.counts)
         self._pages = self._new_pages()
         self._metrics: MetricsPort | None = None

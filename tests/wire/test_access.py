@@ -27,6 +27,7 @@ from fitserve.types.v1.tensor_pb2 import ModelSpec
 from fitserve_oip import health_pb2, inference_pb2, reflection_pb2
 from fitserve_oip.pool import private_pool
 from fitserve_service.access.access_file import digest_of
+from fitserve_service.pages_http import Request
 from fitserve_service.server import Server
 from fitserve_service.status import DETAILS_KEY
 
@@ -313,6 +314,10 @@ def test_requests_beyond_the_rate_are_told_when_to_come_again_and_nobody_else_is
         retry = RetryInfo()
         assert status.details[1].Unpack(retry)
         assert 500 < retry.retry_delay.ToTimedelta().total_seconds() < 1001
+        assert made.code(f"{OWN}/Predict", predict(), "wrong") == "UNAUTHENTICATED"
+        exposition = made.server.answer_page(Request("/metrics")).content.decode()
+        assert 'fitserve_access_refusals_total{method="Predict",reason="QUOTA"} 3.0' in exposition
+        assert 'fitserve_access_refusals_total{method="Predict",reason="NOT_AUTHENTICATED"} 1.0' in exposition
         assert made.code(f"{OWN}/Predict", predict(), "allall") == "OK"
         # What describes is not counted, and health answers throughout.
         assert made.code(f"{CONTROL}/ListModels", control.ListModelsRequest(), "inferinfer") == "OK"

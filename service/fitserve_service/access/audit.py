@@ -106,7 +106,11 @@ class AuditTrail:
             while not self._records.empty():
                 taken.append(self._records.get())
             is_open = None not in taken
-            self._write([record for record in taken if record is not None])
+            try:
+                self._write([record for record in taken if record is not None])
+            except Exception:
+                # One listener's trouble is not the log's: without this thread no action would ever be carried out.
+                _log.exception("audit: a record's listener failed")
 
     def _write(self, batch: list[tuple[bytes, OnWritten]]) -> None:
         lines = b"".join(line for line, _ in batch)

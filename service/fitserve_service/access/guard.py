@@ -11,6 +11,7 @@ import hmac
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 from fitserve_service.access.access_file import AccessWatcher, Caller, Grant, digest_of
@@ -66,6 +67,11 @@ class Guard:
         self._quotas = Quotas(clock)
         self._wall_clock = wall_clock
         self._hold: Hold | None = None
+        self._refusals: dict[tuple[str, str], int] = {}
+
+    def refusals(self) -> Mapping[tuple[str, str], int]:
+        """Gives, from any thread, how many calls were refused before their method ran, by method and reason."""
+        return dict(self._refusals)
 
     def wrap(self, table: MethodTable) -> MethodTable:
         """Gives a table whose methods are called only by those who may."""
@@ -94,13 +100,19 @@ class Guard:
             return _denied
 
         def run(call: UnaryCall, message: bytes) -> None:
-            grant = self._permitted(call, rule, message)
-            hold = self._new_hold(rule, grant, message)
+            try:
+                grant = self._permitted(call, rule, message)
+                hold = self._new_hold(rule, grant, message)
+                if hold is not None:
+                    hold.begin()
+            except ServiceError as error:
+                self._count(call, error)
+                raise
             guarded = GuardedUnary(call, rule, grant, hold)
             if hold is None:
                 method(guarded, message)
             else:
-                self._run_held(hold, lambda: method(guarded, message), is_begun=True)
+                self._run_held(hold, lambda: method(guarded, message))
 
         return run
 
@@ -110,13 +122,23 @@ class Guard:
         # The audit log has no place for actions in a stream.
         if rule is None or rule.scope is Scope.CONTROL:
             return _denied_stream
-        return lambda call: _GuardedHandler(self, call, rule, method)
+        return partial(self._open_stream, rule, method)
+
+    def _open_stream(self, rule: Rule, method: StreamMethod, call: StreamCall) -> StreamHandler:
+        try:
+            if rule.scope is not Scope.OPEN:
+                self._entitled(call, rule)
+        except ServiceError as error:
+            self._count(call, error)
+            raise
+        return _GuardedHandler(self, call, rule, method)
 
     def _audited(self, rule: Rule, method: UnaryMethod) -> UnaryMethod:
         def run(call: UnaryCall, message: bytes) -> None:
             try:
                 grant = self._permitted(call, rule, message) if self._watcher else None
             except ServiceError as error:
+                self._count(call, error)
                 self._trail.refused(action_of(call, rule, message, error.metadata.get("caller", "")), error.reason)
                 raise
             caller = grant.caller if grant is not None else Caller("peer", address_of(call))
@@ -169,10 +191,12 @@ class Guard:
         limits = self._watcher.rules().limits_of(grant.caller)
         return self._quotas.hold(grant.caller, limits, len(message))
 
-    def _run_held(self, hold: Hold, run: Callable[[], None], *, is_begun: bool) -> None:
+    def _count(self, call: Call, error: ServiceError) -> None:
+        key = (call.method.rpartition("/")[2], error.reason.value)
+        self._refusals[key] = self._refusals.get(key, 0) + 1
+
+    def _run_held(self, hold: Hold, run: Callable[[], None]) -> None:
         """Runs a method; what is queued meanwhile counts against the hold, which an exception gives back."""
-        if is_begun:
-            hold.begin()
         self._hold = hold
         try:
             run()
@@ -187,8 +211,6 @@ class _GuardedHandler:
     """Stands before a stream: each request is looked at as if it were a call, so that a revoked token ends it."""
 
     def __init__(self, guard: Guard, call: StreamCall, rule: Rule, method: StreamMethod) -> None:
-        if rule.scope is not Scope.OPEN:
-            guard._entitled(call, rule)
         self._guard = guard
         self._call = call
         self._rule = rule
@@ -202,13 +224,17 @@ class _GuardedHandler:
             ServiceError: NOT_AUTHENTICATED or NOT_PERMITTED; a quota is the method's to tell, within the stream.
         """
         guard = self._guard
-        grant = guard._permitted(self._call, self._rule, message)
+        try:
+            grant = guard._permitted(self._call, self._rule, message)
+        except ServiceError as error:
+            guard._count(self._call, error)
+            raise
         hold = guard._new_hold(self._rule, grant, message)
         if hold is None:
             self._inner.on_message(message)
         else:
             self._guarded.add(hold)
-            guard._run_held(hold, lambda: self._inner.on_message(message), is_begun=False)
+            guard._run_held(hold, lambda: self._inner.on_message(message))
 
     def on_half_close(self) -> None:
         """The caller will send no more."""

@@ -138,9 +138,10 @@ class Hold:
         in_queue = account.queued[queue] + example_count
         if in_queue > share:
             raise _refusal(self._who, f"at most {share} examples in one model's queue", f"{in_queue}", _SOON_S)
-        self._queue, self._example_count = queue, example_count
-        account.example_count += example_count
-        account.queued[queue] += example_count
+        if example_count:
+            self._queue, self._example_count = queue, example_count
+            account.example_count += example_count
+            account.queued[queue] += example_count
 
     def release(self) -> None:
         """Gives everything back; a second call does nothing."""
