@@ -26,7 +26,7 @@ from fitserve_training.evaluating import evaluate
 from fitserve_training.fit import Job, Progress, fit
 from fitserve_training.form import Form
 from fitserve_training.objectives import Classification
-from fitserve_training.optim import check_optimizer, is_lr_scheduled, make_optimizer
+from fitserve_training.optim import by_rate, check_optimizer, is_lr_scheduled, make_optimizer
 from fitserve_training.outcome import check_required, closing_lines, summarise
 from fitserve_training.parallel import Workers, joined_workers, local_device
 from fitserve_training.plots import draw_curves
@@ -151,15 +151,18 @@ def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.devi
     if recipe.start:
         recipe.start(config, model, data)
     record = choose_compile(config.compile, device, places.cache_dir, data.train.lengths is not None)
-    return Built(recipe, config, data, model, _optimizer(config, model, device, record), device, record, workers)
+    return Built(
+        recipe, config, data, model, _optimizer(recipe, config, model, device, record), device, record, workers
+    )
 
 
 def _optimizer(
-    config: RunConfig, model: nn.Module, device: torch.device, record: CompileRecord
+    recipe: Recipe, config: RunConfig, model: nn.Module, device: torch.device, record: CompileRecord
 ) -> torch.optim.Optimizer:
     # A compiled step reads a scheduled rate from a tensor: a number would be compiled in, and again each time it moves.
     lr = torch.tensor(config.lr, device=device) if record.used == "step" and is_lr_scheduled(config) else None
-    return make_optimizer(model.parameters(), config, lr, record.used == "step" and device.type == "cuda")
+    parameters = by_rate(model, recipe.rate_factors(config))
+    return make_optimizer(parameters, config, lr, record.used == "step" and device.type == "cuda")
 
 
 def _check_settings(recipe: Recipe, config: RunConfig, workers: Workers) -> None:

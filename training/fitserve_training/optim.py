@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,9 @@ _SETTINGS: dict[str, tuple[Callable[..., torch.optim.Optimizer], tuple[str, ...]
     "lbfgs": (torch.optim.LBFGS, ()),
 }
 """Constructor, and the settings of RunConfig that it takes beside `lr`."""
+
+_FACTOR = "lr_factor"
+"""Key of a parameter group: the multiple of the learning rate that it learns with."""
 
 _FUSED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
 """One kernel for all parameters instead of several per parameter, on CPU and CUDA."""
@@ -71,16 +74,16 @@ def is_lr_scheduled(config: RunConfig) -> bool:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Sets the rate of every parameter group, in place where it is a tensor that a compiled step reads."""
+    """Sets the rate of every parameter group, times its factor, in place where a compiled step reads a tensor."""
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(lr * group[_FACTOR])
         else:
-            group["lr"] = lr
+            group["lr"] = lr * group[_FACTOR]
 
 
 def make_optimizer(
-    parameters: Iterable[Parameter],
+    parameters: Iterable[Parameter] | Mapping[float, Sequence[Parameter]],
     config: RunConfig,
     lr: float | torch.Tensor | None = None,
     is_on_device: bool = False,
@@ -88,7 +91,7 @@ def make_optimizer(
     """Builds the optimizer that the configuration names, fused where torch has such a kernel.
 
     Args:
-        parameters: What it updates.
+        parameters: What it updates; a mapping has them by the multiple of the rate that they learn with.
         config: Names it and its settings.
         lr: A tensor on the device where a compiled step is to follow a schedule: a number would be compiled in.
         is_on_device: Keep all state on the GPU, so that a captured step can go on with it.
@@ -103,4 +106,24 @@ def make_optimizer(
         settings["fused"] = True
     if kind in _CAPTURABLE and is_on_device:
         settings["capturable"] = True
-    return kind(parameters, lr=config.lr if lr is None else lr, **settings)
+    by_factor = parameters if isinstance(parameters, Mapping) else {1.0: list(parameters)}
+    rate = config.lr if lr is None else lr
+    groups = [{"params": members, "lr": rate * factor, _FACTOR: factor} for factor, members in by_factor.items()]
+    return kind(groups, **settings)
+
+
+def by_rate(model: torch.nn.Module, factors: Mapping[str, float]) -> dict[float, list[Parameter]]:
+    """Sorts a model's parameters by the multiple of the rate that they learn with.
+
+    Args:
+        model: Whose.
+        factors: Multiples by the beginning of a parameter's name; all others learn with the rate itself.
+
+    Returns:
+        Factor to parameters, none of them empty.
+    """
+    groups: dict[float, list[Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        factor = next((factor for prefix, factor in factors.items() if name.startswith(prefix)), 1.0)
+        groups.setdefault(factor, []).append(parameter)
+    return groups

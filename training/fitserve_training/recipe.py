@@ -69,6 +69,10 @@ def _data_name(data_name: str, _values: Mapping[str, Scalar]) -> str:
     return data_name
 
 
+def _same_rate(_config: RunConfig) -> Mapping[str, float]:
+    return {}
+
+
 def _same_module(module: nn.Module) -> nn.Module:
     return module
 
@@ -93,6 +97,8 @@ class Recipe:
         is_loss_after_epoch: Whether train metrics are those of the parameters that the epoch ends with; otherwise they
             are means over the epoch while it trains.
         parameters: The learned parameters of a model small enough to print.
+        rate_factors: Multiples of the learning rate by the beginning of a parameter's name, for a configuration: the
+            new head of a pretrained model has more to learn than the rest.
         served: Turns the trained model into the one that is served, preprocessing and link function inside.
         draw: Draws the recipe's own pictures, SVG, into a folder.
         measure: The recipe's own figures of a finished run, which its bands may name.
@@ -121,6 +127,7 @@ class Recipe:
     bands: Mapping[str, tuple[Band, ...]] = field(default_factory=dict)
     is_loss_after_epoch: bool = False
     parameters: Callable[[nn.Module], dict[str, float]] | None = None
+    rate_factors: Callable[[RunConfig], Mapping[str, float]] = _same_rate
     served: Callable[[nn.Module], nn.Module] = _same_module
     draw: Callable[[Finish, Path], None] | None = None
     measure: Callable[[Finish], dict[str, float]] | None = None

@@ -162,6 +162,12 @@ def test_what_is_wrong_with_own_data_is_named(tmp_path: Path, capsys: pytest.Cap
     ]
     for rows, arguments, expected in cases:
         assert expected in refused(tmp_path, capsys, "--data", str(table(csv, rows)), *arguments)
+    csv.write_text("a;b;kind\n" + "\n".join(row.replace(",", ";") for row in good))
+    expected = "t.csv line 1: expected commas between the columns, got 'a;b;kind'"
+    assert expected in refused(tmp_path, capsys, "--data", str(csv), *label)
+    csv.write_text("\n".join(["a,a,kind", *good]))
+    expected = "t.csv line 1: expected a name of its own for each column, got 'a' twice"
+    assert expected in refused(tmp_path, capsys, "--data", str(csv), *label)
 
 
 def test_what_is_wrong_with_pictures_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,6 +179,8 @@ def test_what_is_wrong_with_pictures_is_named(tmp_path: Path, capsys: pytest.Cap
         path.unlink()
     (root / "light").rmdir()
     assert "expected at least two classes, got only 'dark'" in refused(tmp_path, capsys, "--data", str(root))
+    expected = "dark: expected a folder of pictures for each class, found no folder in it"
+    assert expected in refused(tmp_path, capsys, "--data", str(root / "dark"))
     assert "expected a folder" in refused(tmp_path, capsys, "--data", str(tmp_path / "nowhere") + "/x")
     assert "recipe lenet takes no data of your own" in refused(tmp_path, capsys, "lenet", "--data", str(root))
 

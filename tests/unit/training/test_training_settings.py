@@ -22,7 +22,7 @@ from fitserve_training.errors import UsageError
 from fitserve_training.fit import EpochReport, Job, Progress, fit
 from fitserve_training.launch import Request, train
 from fitserve_training.objectives import Classification, Objective, Regression
-from fitserve_training.optim import learning_rate, make_optimizer
+from fitserve_training.optim import by_rate, learning_rate, make_optimizer, set_learning_rate
 from fitserve_training.report import write_index
 from fitserve_training.seeds import figures_over, train_seeds
 from fitserve_training.stepping import Stepper, StepPlan
@@ -252,3 +252,25 @@ def test_a_run_on_a_gpu_resumes_to_the_same_bits(tmp_path: Path, optimizer: str)
 
     expected, found = load_file(straight / rundir.WEIGHTS), load_file(resumed / rundir.WEIGHTS)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_factor_of_the_rate_holds_for_the_parameters_of_that_name_whatever_the_schedule() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    config = RunConfig(lr=0.1, lr_schedule="linear")
+    optimizer = make_optimizer(by_rate(model, {"1.": 10.0}), config)
+    set_learning_rate(optimizer, 0.05)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    moved = [(old - new).detach().mean().item() for old, new in zip(before, model.parameters(), strict=True)]
+    assert moved == pytest.approx([0.05, 0.05, 0.5, 0.5])
+
+
+@given(st.sets(st.sampled_from(["0.", "1.", "0.weight"])))
+def test_each_parameter_is_in_one_group(prefixes: set[str]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    groups = by_rate(model, {prefix: 2.0 + index for index, prefix in enumerate(sorted(prefixes))})
+    members = [id(parameter) for group in groups.values() for parameter in group]
+    assert sorted(members) == sorted(map(id, model.parameters()))
+    assert all(groups.values())

@@ -176,6 +176,18 @@ def _check_complete(weights: str, missing: Sequence[str]) -> None:
         print(f"model.weights {weights}: has no pooler, which starts from random weights", file=sys.stderr, flush=True)
 
 
+def rate_factors(config: RunConfig) -> dict[str, float]:
+    """Gives the multiple of the learning rate that the layer over the pooler learns with.
+
+    Raises:
+        UsageError: it is not above 0.
+    """
+    factor = float(config.model["head_lr_factor"])
+    if not 0 < factor < float("inf"):
+        raise UsageError(f"setting 'model.head_lr_factor': expected a number above 0, got {factor:g}")
+    return {"linear.": factor}
+
+
 def for_form(form: Form) -> Recipe:
     """Fits the recipe to the tokenizer, the network and the number of labels."""
     return replace(RECIPE, build_model=partial(build_model, form=form), objective=MultiLabel(len(form.class_names)))
@@ -201,6 +213,8 @@ RECIPE = Recipe(
         "data.hold_out": 0.2,
         "model.weights": "",
         "model.frozen": False,
+        # Beside a pretrained encoder the new layer has the longest way to go, and 10 to 20 shortens it.
+        "model.head_lr_factor": 1.0,
         "model.layers": 2,
         "model.hidden_size": 128,
         "model.vocabulary_size": 8000,
@@ -217,6 +231,7 @@ RECIPE = Recipe(
         ServedInput("attention_mask", torch.int64, ("batch", "sequence")),
     ),
     output_name="probabilities",
+    rate_factors=rate_factors,
     served=Probabilities,
     for_form=for_form,
     start=start,

@@ -28,6 +28,8 @@ def load_pictures(path: Path, size: int, held_out_share: float, seed: int) -> Da
     """
     check_present(path)
     classes = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise UsageError(f"data {path}: expected a folder of pictures for each class, found no folder in it")
     files = {entry.name: _files(entry) for entry in classes}
     check_classes(path, {name: len(found) for name, found in files.items()})
     images = [_read(file, size) for found in files.values() for file in found]

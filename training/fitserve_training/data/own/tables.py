@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from fitserve_training.errors import UsageError
 
 _FIRST_LINE = 2
 _FEWEST_ROWS = 4
+_OTHER_MARKS = ";\t|"
 
 
 def load_table(path: Path, label: str, task: str, held_out_share: float, seed: int) -> DataSet:
@@ -64,11 +66,15 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
             lines = [row for row in csv.reader(file) if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"data {path}: expected a table in UTF-8, got {error}") from None
+    if lines and len(lines[0]) == 1 and any(mark in lines[0][0] for mark in _OTHER_MARKS):
+        raise UsageError(f"{path} line 1: expected commas between the columns, got {lines[0][0][:80]!r}")
     if len(lines) < 1 + _FEWEST_ROWS or len(lines[0]) < 2:
         raise UsageError(
             f"data {path}: expected a header of two columns and {_FEWEST_ROWS} rows, got {len(lines)} lines"
         )
     header = [name.strip() for name in lines[0]]
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise UsageError(f"{path} line 1: expected a name of its own for each column, got {twice[0]!r} twice")
     for line, row in enumerate(lines[1:], start=_FIRST_LINE):
         if len(row) != len(header):
             raise UsageError(f"{path} line {line}: expected {len(header)} cells as in the header, got {len(row)}")
