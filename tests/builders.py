@@ -121,6 +121,17 @@ def killer(divisor: int = -1) -> bytes:
     )
 
 
+def deadly() -> bytes:
+    """x FP32 (B, 2) -> y; kills whoever loads it: the runtime folds a quotient of constants that is none (SIGFPE)."""
+    nodes = [
+        helper.make_node("Div", ["lowest", "minus_one"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["factor"], to=FLOAT),
+        helper.make_node("Mul", ["x", "factor"], ["y"]),
+    ]
+    constants = {"lowest": np.array([-(2**31)], np.int32), "minus_one": np.array([-1], np.int32)}
+    return model(nodes, [value("x")], [value("y")], constants)
+
+
 def fixed_shape() -> bytes:
     """x FP32 (2, 3) -> y: no batch axis."""
     return identity(shape=(2, 3))

@@ -216,3 +216,13 @@ def test_a_version_that_lies_about_its_size_gets_no_more_than_the_machine_has(tm
         file.truncate(1 << 42)
     with canaries(tmp_path) as made:
         made.try_out(path, NO_OVERRIDES)
+
+
+def test_a_model_that_crashes_the_runtime_as_it_loads_is_refused_by_the_signal(tmp_path: Path) -> None:
+    deadly = builders.bare_version(tmp_path, "deadly", 1, builders.deadly())
+    good = builders.bare_version(tmp_path, "good", 1, builders.scaled())
+    with canaries(tmp_path) as made:
+        made.try_out(good, NO_OVERRIDES)
+        with pytest.raises(LoadError, match="SIGFPE"):
+            made.try_out(deadly, NO_OVERRIDES)
+        made.try_out(good, NO_OVERRIDES)

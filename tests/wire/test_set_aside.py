@@ -73,3 +73,15 @@ def test_a_model_that_crashes_is_set_aside_and_the_others_go_on(tmp_path: Path, 
 
         (path.folder / "model.onnx").write_bytes(builders.killer(2))
         until(lambda: answer(innocent) == np.iinfo(np.int32).min // 2)
+
+
+def test_a_model_that_crashes_whoever_loads_it_is_set_aside_before_the_server_is_ready(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "deadly", 1, builders.deadly())
+    builders.bare_version(tmp_path, "twice", 1, builders.scaled())
+    flags = ["--workers", "1", "--crash-limit", "2", "--canary", "off"]
+    with started(tmp_path, *flags) as running, Client(running.address, timeout_s=WAIT_S) as client:
+        client.wait_until_ready("twice", timeout_s=WAIT_S)
+        assert (client.predict("twice", np.ones((1, 2), np.float32)).array == 2).all()
+        with pytest.raises(FitserveError, match="set aside: it crashed its worker 2 times"):
+            client.predict("deadly", np.ones((1, 2), np.float32))
+        assert running.log.read_text().count("crashed (SIGFPE) while running deadly version 1") == 2
