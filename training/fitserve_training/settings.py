@@ -41,8 +41,8 @@ def _chosen_data(recipe: Recipe, name: str, places: Places) -> str:
     if kind not in recipe.own_data:
         takes = f"own data of kind {', '.join(recipe.own_data)}" if recipe.own_data else "no data of your own"
         raise UsageError(
-            f"data {name}: recipe {recipe.name} takes {takes}, and this is of kind {kind}; without a recipe the one for it "
-            "is taken"
+            f"data {name}: recipe {recipe.name} takes {takes}, and this is of kind {kind}; "
+            "without a recipe the one for it is taken"
         )
     return str(Path(name).resolve())
 
