@@ -69,7 +69,7 @@ def plot_scenarios(result: LatencyResult, path: Path) -> None:
     figure = Figure(figsize=(11.0, 2 * (1.0 + 0.32 * longest)), layout="constrained")
     panels = figure.subplots(-(-len(names) // 2), 2, squeeze=False).flat
     for panel, name in zip(panels, names, strict=False):
-        _draw_bars(panel, [row for row in measured if row.scenario == name], colours)
+        _draw_bars(panel, [row for row in measured if row.scenario == name], colours, longest)
         panel.set_title(f"{name}: {_axis_text(name)}", fontsize="medium")
     for panel in list(panels):
         panel.set_axis_off()
@@ -91,6 +91,8 @@ def colours_of(contestants: Sequence[str]) -> Mapping[str, str]:
 
 
 def _draw(panel: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     for label in dict.fromkeys(row.label for row in rows):
         line = [row for row in rows if row.label == label]
         medians = [row.median_s for row in line]
@@ -112,10 +114,13 @@ def _draw(panel: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
     sizes = sorted({row.batch_size for row in rows})
     panel.set_xticks(sizes, labels=[str(size) for size in sizes])
     panel.minorticks_off()
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     panel.grid(True, alpha=0.3)
 
 
-def _draw_bars(panel: Axes, rows: Sequence[ScenarioRow], colours: Mapping[str, str]) -> None:
+def _draw_bars(panel: Axes, rows: Sequence[ScenarioRow], colours: Mapping[str, str], places: int) -> None:
+    """Draws bars in as many places as the fullest panel has, so that all are of one height."""
     scale = 1.0 if rows[0].is_rate else 1e3
     for place, row in enumerate(rows):
         figure = row.measured
@@ -128,7 +133,7 @@ def _draw_bars(panel: Axes, rows: Sequence[ScenarioRow], colours: Mapping[str, s
         )
     labels = [f"{row.label}, {threads_text(row.thread_count)}" for row in rows]
     panel.set_yticks(range(len(rows)), labels=labels, fontsize="x-small")
-    panel.invert_yaxis()
+    panel.set_ylim(places - 0.4, -0.6)
     panel.set_xlim(0, 1.3 * max(scale * row.measured.high for row in rows))
     panel.tick_params(axis="x", labelsize="x-small")
     panel.grid(True, axis="x", alpha=0.3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,16 @@ def convolving() -> Candidate:
     return replace(made, calibration={"image": random(64, 1, 8, 8)})
 
 
+def perceptron() -> Candidate:
+    return classifier(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
+
+
+@cache
+def exported(build: Callable[[], Candidate]) -> bytes:
+    """Exports what a builder builds: seconds, and the same bytes each time."""
+    return export_onnx(build())
+
+
 def operators(content: bytes) -> set[str]:
     return {node.op_type for node in onnx.load_model_from_string(content).graph.node}
 
@@ -87,7 +99,7 @@ def answers(content: bytes, inputs: dict[str, Array]) -> Array:
 
 def test_attention_is_one_node_a_layer_and_the_answers_stay() -> None:
     candidate = attending()
-    plain = export_onnx(candidate)
+    plain = exported(attending)
     fused = fuse_attention(plain)
 
     assert (attention_count(plain), attention_count(fused)) == (0, 2)
@@ -103,10 +115,10 @@ def test_attention_is_one_node_a_layer_and_the_answers_stay() -> None:
 
 def test_a_fused_file_that_answers_otherwise_would_be_refused() -> None:
     candidate = attending()
-    made = {one.name: one for one in make_variants(candidate, export_onnx(candidate), ["fused"])}["fused"]
+    made = {one.name: one for one in make_variants(candidate, exported(attending), ["fused"])}["fused"]
     assert made.refusal == ""
     other = replace(candidate, module=SelfAttention())
-    (refused,) = make_variants(other, export_onnx(candidate), ["fused"])
+    (refused,) = make_variants(other, exported(attending), ["fused"])
     assert "expected max|onnxruntime - float64|" in refused.refusal
     assert refused.content == b""
 
@@ -120,14 +132,14 @@ def test_a_graph_without_attention_has_no_fused_variant() -> None:
 def test_products_are_quantized_dynamically_and_convolutions_statically() -> None:
     linear, conv = classifier(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), convolving()
     (dynamic,) = make_variants(linear, export_onnx(linear), ["int8"])
-    (static,) = make_variants(conv, export_onnx(conv), ["int8"])
+    (static,) = make_variants(conv, exported(convolving), ["int8"])
     if not dynamic.refusal:
         assert "DynamicQuantizeLinear" in operators(dynamic.content)
     assert static.refusal == "" or "points lost" in static.refusal
-    content = quantize_statically(export_onnx(conv), conv.calibration, conv.inputs)
+    content = quantize_statically(exported(convolving), conv.calibration, conv.inputs)
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(content)
     images = dict(conv.held_out.inputs)
-    plain = answers(export_onnx(conv), images)
+    plain = answers(exported(convolving), images)
     assert np.abs(answers(content, images) - plain).max() < 0.1 * np.abs(plain).max()
 
 
@@ -135,9 +147,10 @@ def test_a_variant_that_loses_more_than_the_recipe_allows_is_refused_with_the_po
     candidate = convolving()
     # Labels that only the fp32 file gets right are lost by any other rounding: here all of them are wrong for int8.
     strict = replace(candidate, tolerance=Tolerance(variant_loss=-1.0))
-    (refused,) = make_variants(strict, export_onnx(candidate), ["int8"])
+    (refused,) = make_variants(strict, exported(convolving), ["int8"])
     assert refused.refusal.startswith("accuracy: expected at most -100 points lost, got ")
-    (kept,) = make_variants(replace(candidate, tolerance=Tolerance(variant_loss=1.0)), export_onnx(candidate), ["int8"])
+    lax = replace(candidate, tolerance=Tolerance(variant_loss=1.0))
+    (kept,) = make_variants(lax, exported(convolving), ["int8"])
     assert kept.refusal == ""
     assert kept.verification is not None
     assert "accuracy" in (kept.verification.providers[0].metrics or {})
@@ -155,7 +168,7 @@ def test_a_variant_that_loses_more_than_the_recipe_allows_is_refused_with_the_po
 )
 def test_a_calibration_set_that_does_not_do_is_named(calibration: dict[str, Array], message: str) -> None:
     candidate = replace(convolving(), calibration=calibration)
-    (variant,) = make_variants(candidate, export_onnx(candidate), ["int8"])
+    (variant,) = make_variants(candidate, exported(convolving), ["int8"])
     assert message in variant.refusal
 
 
@@ -167,8 +180,7 @@ def test_a_calibration_set_is_cut_to_what_is_needed() -> None:
 
 @pytest.mark.parametrize("variant", ["fp16", "bf16"])
 def test_half_precision_keeps_fp32_at_the_edges(variant: str) -> None:
-    candidate = classifier(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
-    model = onnx.load_model_from_string(halve(export_onnx(candidate), variant))
+    model = onnx.load_model_from_string(halve(exported(perceptron), variant))
     onnx.checker.check_model(model, full_check=True)
     assert {tensor.data_type for tensor in model.graph.initializer if tensor.data_type != TensorProto.INT64} == {
         TensorProto.FLOAT16 if variant == "fp16" else TensorProto.BFLOAT16
@@ -178,8 +190,7 @@ def test_half_precision_keeps_fp32_at_the_edges(variant: str) -> None:
 
 
 def test_fp16_answers_as_fp32_to_its_precision_and_refuses_weights_beyond_its_range() -> None:
-    candidate = classifier(nn.Linear(8, 32), nn.Tanh(), nn.Linear(32, 4))
-    plain = export_onnx(candidate)
+    candidate, plain = perceptron(), exported(perceptron)
     inputs = dict(candidate.held_out.inputs)
     np.testing.assert_allclose(answers(halve(plain, "fp16"), inputs), answers(plain, inputs), rtol=0, atol=5e-3)
 
