@@ -28,6 +28,7 @@ VICTIMS: Final = ("victim", "rows", "words")
 
 _ENDLESS_SHARE: Final = 0.005
 _HUGE_SHARE: Final = 0.02
+_DEADLY_SHARE: Final = 0.02
 """Few of these: each costs the time or the memory that a canary grants."""
 
 
@@ -68,6 +69,8 @@ class HostileModels:
             kind = "endless loop"
         elif share < _ENDLESS_SHARE + _HUGE_SHARE:
             kind = "bomb"
+        elif share < _ENDLESS_SHARE + _HUGE_SHARE + _DEADLY_SHARE:
+            kind = "deadly constant"
         else:
             kind = self._random.choice(list(_KINDS))
         name = f"hostile{number}"
@@ -158,6 +161,10 @@ class HostileModels:
         """A few bytes that want a terabyte: when it runs, or while its constants are folded."""
         _write(folder, bomb(is_constant=self._random.random() < 0.5))
 
+    def deadly(self, folder: Path) -> None:
+        """A quotient of constants that is none: the runtime folds it as it loads, and dies (SIGFPE)."""
+        _write(folder, deadly())
+
 
 _MAKERS: Final[Mapping[str, Callable[[HostileModels, Path], None]]] = {
     "cut off": HostileModels.cut_off,
@@ -172,9 +179,10 @@ _MAKERS: Final[Mapping[str, Callable[[HostileModels, Path], None]]] = {
     "nested graphs": HostileModels.nested,
     "endless loop": HostileModels.endless,
     "bomb": HostileModels.bomb,
+    "deadly constant": HostileModels.deadly,
 }
 
-_KINDS: Final = tuple(kind for kind in _MAKERS if kind not in ("endless loop", "bomb"))
+_KINDS: Final = tuple(kind for kind in _MAKERS if kind not in ("endless loop", "bomb", "deadly constant"))
 
 
 def put_good_models(root: Path) -> None:
@@ -227,6 +235,16 @@ def bomb(*, is_constant: bool) -> bytes:
     ]
     size = np.array([2**18, 2**19, 1, 2], np.int64)
     return _model(nodes, {"size": size, "one": np.ones((1, 1), np.float32)})
+
+
+def deadly() -> bytes:
+    """x -> y = x * (the lowest integer / -1)."""
+    nodes = [
+        helper.make_node("Div", ["lowest", "minus_one"], ["quotient"]),
+        helper.make_node("Cast", ["quotient"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "factor"], ["y"]),
+    ]
+    return _model(nodes, {"lowest": np.array([-(2**31)], np.int32), "minus_one": np.array([-1], np.int32)})
 
 
 def external(location: str, dims: Sequence[int] = (2,), entries: Mapping[str, str] | None = None) -> bytes:
