@@ -7,7 +7,7 @@ from typing import Final
 
 import grpc
 from google.protobuf import any_pb2
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
@@ -30,8 +30,12 @@ class FitserveError(Exception):
         message: Names the thing, what was expected and what was found.
         reason: The service's word for the case, UPPER_SNAKE, for example QUEUE_FULL; "" where none came along.
         metadata: Facts for programs, for example the tensor's name.
+
+    Attributes:
+        retry_after_s: When the server says to try again, seconds, as with a quota; None: it says nothing of that.
     """
 
+    retry_after_s: float | None = None
     default_code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
 
     def __init__(
@@ -136,22 +140,32 @@ def error_of(
         details: grpc-message of the call.
         trailing: Trailing metadata; where it carries a `google.rpc.Status`, reason and facts are read from it.
     """
-    info = _error_info(trailing or ())
+    values = [value for key, value in trailing or () if key == DETAILS_KEY and isinstance(value, bytes)]
+    details_found = [detail for value in values for detail in _details(value)]
+    info = _error_info(details_found)
     message, reason = details or code.name, info.reason
     if not reason and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
         reason = TOO_LARGE
-    return _CLASSES.get(code, FitserveError)(message, reason=reason, metadata=info.metadata, code=code)
+    error = _CLASSES.get(code, FitserveError)(message, reason=reason, metadata=info.metadata, code=code)
+    error.retry_after_s = _retry_after_s(details_found) if reason else None
+    return error
 
 
-def _error_info(trailing: Iterable[tuple[str, str | bytes]]) -> error_details_pb2.ErrorInfo:
+def _error_info(details: Iterable[any_pb2.Any]) -> error_details_pb2.ErrorInfo:
     """Finds the service's ErrorInfo; an empty one where none came, or where it cannot be read."""
     found = error_details_pb2.ErrorInfo()
-    for key, value in trailing:
-        if key == DETAILS_KEY and isinstance(value, bytes):
-            for detail in _details(value):
-                if detail.Is(found.DESCRIPTOR) and _is_unpacked(detail, found) and found.domain == DOMAIN:
-                    return found
+    for detail in details:
+        if detail.Is(found.DESCRIPTOR) and _is_unpacked(detail, found) and found.domain == DOMAIN:
+            return found
     return error_details_pb2.ErrorInfo()
+
+
+def _retry_after_s(details: Iterable[any_pb2.Any]) -> float | None:
+    found = error_details_pb2.RetryInfo()
+    for detail in details:
+        if detail.Is(found.DESCRIPTOR) and _is_unpacked(detail, found):
+            return found.retry_delay.seconds + found.retry_delay.nanos / 1e9
+    return None
 
 
 def _details(value: bytes) -> list[any_pb2.Any]:
@@ -161,7 +175,7 @@ def _details(value: bytes) -> list[any_pb2.Any]:
         return []
 
 
-def _is_unpacked(detail: any_pb2.Any, into: error_details_pb2.ErrorInfo) -> bool:
+def _is_unpacked(detail: any_pb2.Any, into: Message) -> bool:
     try:
         return bool(detail.Unpack(into))
     except DecodeError:

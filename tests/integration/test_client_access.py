@@ -109,8 +109,11 @@ def test_the_asynchronous_client_speaks_tls_and_sends_its_token(tmp_path: Path) 
     async def run(target: str, ca: Path) -> list[list[float]]:
         async with AsyncClient(target, tls=Tls(ca=ca), token_file=ci) as client:
             answers = [(await client.predict("open", np.ones((1, 2), np.float32))).array[0].tolist() for _ in range(3)]
-            with pytest.raises(ResourceExhaustedError, match=r"quota of token:ci: expected at most 0\.001 requests"):
+            told = r"quota of token:ci: expected at most 0\.001 requests"
+            with pytest.raises(ResourceExhaustedError, match=told) as caught:
                 await client.predict("open", np.ones((1, 2), np.float32))
+            assert caught.value.retry_after_s is not None
+            assert 500 < caught.value.retry_after_s < 1001
         return answers
 
     with served(tmp_path) as (target, ca, _):

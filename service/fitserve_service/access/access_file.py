@@ -26,6 +26,9 @@ DEFAULT_LIMITS: Final = "default"
 
 TOKEN_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,127}")
 _UNLIMITED: Final = Limits()
+_MAX_LIMIT: Final = 2**53
+"""Sums of such numbers are exact, and no TOML integer of any length gets into a product of floats."""
+
 _LOOK_S: Final = 1.0
 """How often the file is looked at: a token that is taken out is refused after so long."""
 
@@ -245,8 +248,8 @@ def _limits(where: str, table: object) -> Limits:
     _check_keys(where, table, Limits.__slots__)
     for name, value in table.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not 0 <= value < float("inf") or (name == "queue_share" and not 0 < value <= 1):
-            expected = "a number in 0..1, above 0" if name == "queue_share" else "a number of at least 0"
+        if not is_number or not 0 <= value <= _MAX_LIMIT or (name == "queue_share" and not 0 < value <= 1):
+            expected = "a number in 0..1, above 0" if name == "queue_share" else f"a number in 0..{_MAX_LIMIT}"
             raise AccessFileError(f"{where}.{name}: expected {expected}, got {value!r}"[:500])
     return Limits(**table)
 
