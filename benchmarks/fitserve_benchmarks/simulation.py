@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 
 from fitserve_benchmarks.simulated_parts import SimulatedRepository, VirtualExecutor, VirtualLoop
-from fitserve_benchmarks.simulation_laws import ALL_OUTPUTS, PRIORITIES, Ask, Held, Laws
+from fitserve_benchmarks.simulation_laws import ALL_OUTPUTS, PRIORITIES, Ask, Held, Laws, is_over_room, is_within_room
 from fitserve_service.engine import BatchRecord, Engine, Job, Outcome
 from fitserve_service.errors import ServiceError
 from fitserve_service.model_config import ModelConfig, Overrides
@@ -101,7 +101,14 @@ class World:
         self.runners, self.loaders = VirtualExecutor(self.random), VirtualExecutor(self.random)
         self.repository = SimulatedRepository(self.random, self._on_run)
         self.registry = Registry()
-        self.engine = Engine(self.loop, self, clock=lambda: self.loop.now_s, runners=self.runners)
+        self._room_bytes = self.random.choice((300, 1 << 30))
+        self.engine = Engine(
+            self.loop,
+            self,
+            clock=lambda: self.loop.now_s,
+            runners=self.runners,
+            max_queued_bytes=self._room_bytes,
+        )
         self.reconciler = Reconciler(
             self.repository.as_source(), self.repository.as_loader(), self.registry, loaders=self.loaders
         )
@@ -135,6 +142,7 @@ class World:
             held = queues.get(served, none)
             self.laws.expect(7, held.is_within(served.config), f"{served.model}: {held} queued, {served.config}")
             self.laws.expect(7, queued == held.examples, f"{served.model}: {queued} examples counted, {held} queued")
+        self.laws.expect(7, is_within_room(queues, self._room_bytes), f"{list(queues.values())} in {self._room_bytes} bytes")
         is_awake = self.engine.is_idle() or self.loop.has_work() or self.runners.has_work()
         self.laws.expect(8, is_awake, "jobs are queued and nothing is to come")
         self.laws.hold(self._replay)
@@ -211,7 +219,9 @@ class World:
             self._open.pop(number, None)
             self.laws.on_done(ask, outcome, self.loop.now_s)
 
-        ask.was_full = self._queues().get(lease.served, Held()).must_refuse(job, self.loop.now_s)
+        queues = self._queues()
+        is_refused = queues.get(lease.served, Held()).must_refuse(job, self.loop.now_s)
+        ask.was_full = is_refused or is_over_room(queues, job, self._room_bytes)
         self.asks.append(ask)
         self._open[number] = ask
         self.engine.submit(job)

@@ -10,7 +10,8 @@
 5. A version runs only while it is READY, or UNLOADING with leases out.
 6. Jobs of one version, priority and kind are answered in the order in which they came.
 7. A queue never holds more than its bounds of examples, bytes and work, but that an empty one takes any single
-   request, one without work any single request with it, and as to work it holds as many as it may at least.
+   request, one without work any single request with it, and as to work it holds as many as it may at least. All
+   queues together never hold more bytes than theirs, but for a single request.
 8. While jobs are queued, something is to come that will run them: no wake-up is lost.
 9. A model that has a READY version keeps one, unless it is unloaded by command or has left the repository.
 10. A label that answered goes on answering as long as its version is READY; where there is no label, a model with a
@@ -22,7 +23,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -32,7 +33,7 @@ from fitserve_service.batcher import Priority
 from fitserve_service.engine import Completed, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.model_config import ModelConfig
-from fitserve_service.registry import Registry
+from fitserve_service.registry import Registry, ServedVersion
 from fitserve_service.version_policy import State
 
 ALL_OUTPUTS: Final = ("who", "by")
@@ -153,21 +154,23 @@ class Laws:
 
 @dataclass(slots=True)
 class Held:
-    """What a queue holds, counted from outside: jobs, examples, bytes, and seconds of work."""
+    """What a queue holds, counted from outside: jobs, examples, bytes, work in seconds; jobs with work, with bytes."""
 
     jobs: int = 0
     examples: int = 0
     size_bytes: int = 0
     work_s: float = 0.0
     working_jobs: int = 0
+    heavy_jobs: int = 0
 
     def add(self, job: Job) -> None:
         """Counts a job in."""
         self.jobs += 1
         self.examples += max(job.example_count, 1)
-        self.size_bytes += sum(tensor.array.nbytes for tensor in job.inputs.values())
+        self.size_bytes += _size_bytes(job)
         self.work_s += (work_s := _work_s(job))
         self.working_jobs += work_s > 0
+        self.heavy_jobs += job.example_count > 0
 
     def is_within(self, config: ModelConfig) -> bool:
         """Tells whether a queue may hold as much."""
@@ -177,7 +180,7 @@ class Held:
 
     def must_refuse(self, job: Job, now_s: float) -> bool:
         """Tells whether a queue that holds this has no room for a job, or the job no time."""
-        after = Held(self.jobs, self.examples, self.size_bytes, self.work_s, self.working_jobs)
+        after = replace(self)
         after.add(job)
         config = job.lease.served.config
         is_late = job.deadline_s is not None and now_s + self.work_s > job.deadline_s
@@ -187,6 +190,22 @@ class Held:
 
     def _has_time(self, config: ModelConfig) -> bool:
         return not config.max_queue_ms or self.work_s <= config.max_queue_ms / 1e3
+
+
+def is_within_room(queues: Mapping[ServedVersion, Held], most_bytes: int) -> bool:
+    """Tells whether all queues together may hold what they do."""
+    held = list(queues.values())
+    return sum(each.size_bytes for each in held) <= most_bytes or sum(each.heavy_jobs for each in held) <= 1
+
+
+def is_over_room(queues: Mapping[ServedVersion, Held], job: Job, most_bytes: int) -> bool:
+    """Tells whether all queues together have no room for a job."""
+    held_bytes = sum(each.size_bytes for each in queues.values())
+    return held_bytes > 0 and held_bytes + _size_bytes(job) > most_bytes
+
+
+def _size_bytes(job: Job) -> int:
+    return sum(tensor.array.nbytes for tensor in job.inputs.values())
 
 
 def _work_s(job: Job) -> float:

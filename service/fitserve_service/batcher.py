@@ -40,6 +40,7 @@ class Entry(Generic[Item]):
         deadline_s: When its run must begin at the latest, so that its caller still waits at the end; None: never.
         size_bytes: Memory that it holds while it waits.
         run_s: What its run should take, as far as what comes after it has to wait for that; 0: unknown, or nothing.
+        end_s: When its caller stops waiting.
         arrived_s: When it was added; set by the batcher.
     """
 
@@ -50,6 +51,7 @@ class Entry(Generic[Item]):
     deadline_s: float | None
     size_bytes: int = 0
     run_s: float = 0.0
+    end_s: float = inf
     arrived_s: float = 0.0
     is_queued: bool = field(default=False, init=False)
 
@@ -67,6 +69,19 @@ class Taken(Generic[Item]):
     late: list[Entry[Item]]
 
 
+@dataclass(slots=True, eq=False)
+class Room:
+    """Bytes that may wait in all the queues that share it; where none wait, any single entry may.
+
+    Args:
+        most_bytes: The bound.
+        held_bytes: What waits now.
+    """
+
+    most_bytes: int = sys.maxsize
+    held_bytes: int = 0
+
+
 class Batcher(Generic[Item]):
     """Queues that are bounded in examples, bytes and time, one per priority and key, each first in, first out.
 
@@ -82,6 +97,7 @@ class Batcher(Generic[Item]):
         max_queued_bytes: Bound of the queue.
         max_queued_s: Bound of the queue: how long all that waits should take to run.
         least_queued: Entries that may wait however long they take to run.
+        room: Shared with other queues.
         choose_rows: Gives how many of the rows that wait behind an item to run at once, itself among them.
     """
 
@@ -94,6 +110,7 @@ class Batcher(Generic[Item]):
         max_queued_bytes: int = sys.maxsize,
         max_queued_s: float = inf,
         least_queued: int = 1,
+        room: Room | None = None,
         choose_rows: Callable[[Item, int], int] = lambda _, rows: rows,
     ) -> None:
         self._choose_rows = choose_rows
@@ -103,6 +120,7 @@ class Batcher(Generic[Item]):
         self._max_queued_bytes = max_queued_bytes
         self._max_queued_s = max_queued_s
         self._least_queued = least_queued
+        self._room = room or Room()
         self._queues: dict[tuple[Priority, Hashable], deque[Entry[Item]]] = {}
         self.queued_examples = 0
         self.queued_bytes = 0
@@ -118,6 +136,7 @@ class Batcher(Generic[Item]):
     def add(self, entry: Entry[Item], now_s: float) -> bool:
         """Queues an entry; False where there is no room for it, or it would be late by what already waits."""
         weight = entry.example_count or 1
+        room = self._room
         # In a row, without a call in between: ten thousand requests a second come by here.
         if self.entry_count and (
             self.queued_examples + weight > self._max_queued_examples
@@ -125,6 +144,9 @@ class Batcher(Generic[Item]):
             or (self.queued_s and self._is_too_long(entry, now_s))
         ):
             return False
+        if (held_bytes := room.held_bytes) and held_bytes + entry.size_bytes > room.most_bytes:
+            return False
+        room.held_bytes = held_bytes + entry.size_bytes
         if self._max_batch_size == 0:
             entry.key = None
         entry.arrived_s = now_s
@@ -145,6 +167,8 @@ class Batcher(Generic[Item]):
             return f"its queue holds {self._max_queued_examples} examples"
         if self.queued_bytes + entry.size_bytes > self._max_queued_bytes:
             return f"its queue holds {self._max_queued_bytes} bytes"
+        if self._room.held_bytes + entry.size_bytes > self._room.most_bytes:
+            return f"the queues of all models hold {self._room.most_bytes} bytes"
         if self.queued_s + entry.run_s > self._max_queued_s and self.entry_count >= self._least_queued:
             waits = f"{self.entry_count} requests wait that take about {self.queued_s * 1e3:.1f} ms"
             return f"{waits}, and its queue holds work for {self._max_queued_s * 1e3:.1f} ms"
@@ -224,7 +248,7 @@ class Batcher(Generic[Item]):
         room = self._rows_of(queue)
         batch = [self._pop(queue)]
         room -= batch[0].example_count
-        work_s, end_s = batch[0].run_s, _latest_end_s(batch[0])
+        work_s, end_s = batch[0].run_s, batch[0].end_s
         while queue and batch[0].key is not None:
             if _is_late(entry := queue[0], now_s):
                 late.append(self._pop(queue))
@@ -233,7 +257,7 @@ class Batcher(Generic[Item]):
                 break
             if entry.run_s:
                 # All of a batch is answered when all of it has run: it is no longer than each has time for.
-                work_s, end_s = work_s + entry.run_s, min(end_s, _latest_end_s(entry))
+                work_s, end_s = work_s + entry.run_s, min(end_s, entry.end_s)
                 if now_s + work_s > end_s:
                     break
             room -= entry.example_count
@@ -261,6 +285,7 @@ class Batcher(Generic[Item]):
         entry.is_queued = False
         self.queued_examples -= entry.example_count or 1
         self.queued_bytes -= entry.size_bytes
+        self._room.held_bytes -= entry.size_bytes
         self.entry_count -= 1
         # Differences of floats leave dust behind: an empty queue has none.
         self.queued_s = self.queued_s - entry.run_s if self.entry_count else 0.0
@@ -270,7 +295,3 @@ class Batcher(Generic[Item]):
 
 def _is_late(entry: Entry[Item], now_s: float) -> bool:
     return entry.deadline_s is not None and entry.deadline_s <= now_s
-
-
-def _latest_end_s(entry: Entry[Item]) -> float:
-    return inf if entry.deadline_s is None else entry.deadline_s + entry.run_s

@@ -19,7 +19,7 @@ from math import inf
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from fitserve_service.batcher import Batcher, Entry, Priority
+from fitserve_service.batcher import Batcher, Entry, Priority, Room
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
@@ -77,6 +77,7 @@ class Engine:
         clock: Monotonic seconds.
         runner_count: Threads for long runs.
         runners: What carries out long runs instead of threads of its own.
+        max_queued_bytes: Bytes of inputs that may wait for all versions together.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         runner_count: int = 2,
         runners: Executor | None = None,
+        max_queued_bytes: int = 1 << 30,
     ) -> None:
         self._loop = loop
         self._observer = observer
@@ -94,6 +96,7 @@ class Engine:
         self._runners = runners or ThreadPoolExecutor(runner_count, thread_name_prefix="runner")
         self._guard = InlineGuard()
         self._lanes: dict[ServedVersion, _Lane] = {}
+        self._room = Room(max_queued_bytes)
         self._is_scheduled = False
         self._is_draining = False
         self._job_count = 0
@@ -161,12 +164,13 @@ class Engine:
         lane = self._lanes.get(served)
         if lane is None:
             pacing = self._pacing_of(served)
-            lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing), pacing)
+            lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing, self._room), pacing)
         run_s = 0.0
         if served.config.max_queue_ms and job.priority is Priority.PREDICT:
             run_s = job.example_count * served.costs.row_s(job.row_elements)
-        latest_s = None if job.deadline_s is None else job.deadline_s - max(_least_run_s(job), run_s)
-        job.entry = Entry(job, job.key, job.example_count, job.priority, latest_s, job.size_bytes, run_s)
+        latest_s = None if job.deadline_s is None else job.deadline_s - _least_run_s(job)
+        rows, size_bytes, end_s = job.example_count, job.size_bytes, job.deadline_s or inf
+        job.entry = Entry(job, job.key, rows, job.priority, latest_s, size_bytes, run_s, end_s)
         return lane.batcher.add(job.entry, now_s)
 
     def _queue_full(self, job: Job, now_s: float) -> ServiceError:
@@ -319,7 +323,7 @@ class Engine:
             del self._lanes[served]
 
 
-def _batcher_for(served: ServedVersion, pacing: Pacing | None) -> Batcher[Job]:
+def _batcher_for(served: ServedVersion, pacing: Pacing | None, room: Room) -> Batcher[Job]:
     config = served.config
 
     def choose_rows(job: Job, rows: int) -> int:
@@ -334,6 +338,7 @@ def _batcher_for(served: ServedVersion, pacing: Pacing | None) -> Batcher[Job]:
         max_queued_bytes=config.max_queued_bytes,
         max_queued_s=config.max_queue_ms / 1e3 or inf,
         least_queued=config.least_queued_requests,
+        room=room,
         choose_rows=choose_rows,
     )
 

@@ -50,6 +50,7 @@ class ServerSettings:
         p99_target_ms: For models that do not say: what 99 of 100 requests should take at most; 0: no target.
         max_queue_ms: For models that do not say: how long all that waits may take to run; 0: no bound in time; None:
             by the time of a run, see `model_config.settle_queue`.
+        max_queued_bytes: Bytes of inputs that may wait for all models together, in each worker.
         runner_count: Threads for long runs.
         workers: Processes on the one port, each with all models, under a parent that starts them again; several share
             the cores. 0: the one process that was started, with none to start it again.
@@ -84,6 +85,7 @@ class ServerSettings:
     runner_count: int = 2
     p99_target_ms: float = 0.0
     max_queue_ms: float | None = None
+    max_queued_bytes: int = 1 << 30
     workers: int = 1
     crash_limit: int = 3
     crash_window_s: float = 600.0
@@ -253,6 +255,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "(auto: 12 requests, or as many as run in 50 ms, where a run takes 1 ms or more)",
         "auto or 0..60000",
         _queue_ms,
+    ),
+    "max_queued_bytes": Option(
+        "N",
+        "bytes of inputs that may wait for all models together, in each worker (1073741824)",
+        f"1024..{2**50}",
+        _number(1024, 2**50),
     ),
     "workers": Option(
         "N",

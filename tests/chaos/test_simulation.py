@@ -56,6 +56,10 @@ def takes_any(bound: str) -> Change:
     return change
 
 
+def shares_no_room(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(engine, "Room", lambda _: None)
+
+
 def loses_count_of_bytes(patch: pytest.MonkeyPatch) -> None:
     honest = Batcher.remove
 
@@ -168,6 +172,7 @@ def leaves_commands_waiting(patch: pytest.MonkeyPatch) -> None:
         (takes_any("_max_queued_examples"), "law 7"),
         (takes_any("_max_queued_bytes"), "law 7"),
         (takes_any("_max_queued_s"), "law 7"),
+        (shares_no_room, "law 7"),
         (forgets_the_timer, "law 8"),
         (unloads_first, "law 9"),
         (moves_labels_at_once, "law 10"),

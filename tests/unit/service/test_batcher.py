@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from itertools import count
+from math import inf
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fitserve_service.batcher import AGING_S, Batcher, Entry, Priority
+from fitserve_service.batcher import AGING_S, Batcher, Entry, Priority, Room
 
 
 def entry(
@@ -21,7 +22,8 @@ def entry(
     size_bytes: int = 0,
     run_s: float = 0.0,
 ) -> Entry[int]:
-    return Entry(item, key, rows, priority, deadline_s, size_bytes, run_s)
+    end_s = inf if deadline_s is None else deadline_s + run_s
+    return Entry(item, key, rows, priority, deadline_s, size_bytes, run_s, end_s)
 
 
 def batcher(
@@ -31,6 +33,7 @@ def batcher(
     bytes_bound: int = 1 << 40,
     work_bound_s: float = 1e9,
     least: int = 1,
+    room: Room | None = None,
 ) -> Batcher[int]:
     return Batcher(
         max_batch_size=size,
@@ -39,6 +42,7 @@ def batcher(
         max_queued_bytes=bytes_bound,
         max_queued_s=work_bound_s,
         least_queued=least,
+        room=room,
     )
 
 
@@ -60,11 +64,22 @@ class Machine(RuleBasedStateMachine):
         bytes_bound=st.sampled_from([1, 60, 10_000]),
         work_bound_s=st.sampled_from([0.001, 0.25, 100.0]),
         least=st.sampled_from([1, 3]),
+        room_bytes=st.sampled_from([90, 10_000]),
     )
-    def begin(self, size: int, delay_s: float, bound: int, bytes_bound: int, work_bound_s: float, least: int) -> None:
+    def begin(
+        self,
+        size: int,
+        delay_s: float,
+        bound: int,
+        bytes_bound: int,
+        work_bound_s: float,
+        least: int,
+        room_bytes: int,
+    ) -> None:
         self.size, self.delay_s, self.bound = size, delay_s, bound
         self.bytes_bound, self.work_bound_s, self.least = bytes_bound, work_bound_s, least
-        self.batcher = batcher(size, delay_s, bound, bytes_bound, work_bound_s, least)
+        self.room, self.others_bytes = Room(room_bytes), 0
+        self.batcher = batcher(size, delay_s, bound, bytes_bound, work_bound_s, least, self.room)
         self.now_s = 100.0
         self.queued: list[Entry[int]] = []
         self.left: set[int] = set()
@@ -89,12 +104,19 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         deadline_s = None if patience_s is None else self.now_s + patience_s
         added = entry(next(self.numbers), key, rows, priority, deadline_s, size_bytes, rows * row_s)
-        is_refused = bool(self.queued) and self._has_no_room(added)
+        held_bytes = self.room.held_bytes
+        is_crowded = held_bytes > 0 and held_bytes + size_bytes > self.room.most_bytes
+        is_refused = (bool(self.queued) and self._has_no_room(added)) or is_crowded
         assert self.batcher.add(added, self.now_s) is not is_refused
         if is_refused:
             assert self.batcher.why_refused(added, self.now_s)
         else:
             self.queued.append(added)
+
+    @rule(size_bytes=st.sampled_from([0, 40, 90]))
+    def others_wait(self, size_bytes: int) -> None:
+        self.room.held_bytes += size_bytes - self.others_bytes
+        self.others_bytes = size_bytes
 
     @rule(run_s=st.sampled_from([0.0, 0.004, 0.2]))
     def begin_run(self, run_s: float) -> None:
@@ -141,6 +163,7 @@ class Machine(RuleBasedStateMachine):
         examples, size_bytes, work_s = self._held()
         assert self.batcher.queued_examples == examples
         assert self.batcher.queued_bytes == size_bytes
+        assert self.room.held_bytes == size_bytes + self.others_bytes
         assert self.batcher.queued_s == work_s
         if len(self.queued) > 1:
             assert examples <= self.bound
@@ -171,7 +194,7 @@ class Machine(RuleBasedStateMachine):
     def _has_time(self, batch: list[Entry[int]]) -> bool:
         """Tells whether each of a batch is answered in time, as far as the work in it says."""
         end_s = self.now_s + sum(each.run_s for each in batch)
-        return all(each.deadline_s is None or end_s <= each.deadline_s + each.run_s for each in batch)
+        return all(end_s <= each.end_s for each in batch)
 
     def _check_batch(self, batch: list[Entry[int]], before: list[Entry[int]]) -> None:
         head = batch[0]
@@ -336,3 +359,16 @@ def test_a_batch_is_no_longer_than_each_of_it_has_time_for() -> None:
     assert items(queue.take(1.0).batch) == [0, 1]
     assert items(queue.take(1.0).batch) == [2, 3, 4]
     assert queue.queued_s == 0.0
+
+
+def test_queues_that_share_a_room_are_bounded_together() -> None:
+    room = Room(100)
+    first, second = batcher(room=room), batcher(room=room)
+
+    assert first.add(entry(0, size_bytes=70), now_s=1.0)
+    assert not second.add(refused := entry(1, size_bytes=70), now_s=1.0)
+    assert second.why_refused(refused, 1.0) == "the queues of all models hold 100 bytes"
+    first.take(1.0)
+    assert second.add(entry(2, size_bytes=700), now_s=1.0)
+    second.clear()
+    assert room.held_bytes == 0
