@@ -164,7 +164,8 @@ def _retry_after_s(details: Iterable[any_pb2.Any]) -> float | None:
     found = error_details_pb2.RetryInfo()
     for detail in details:
         if detail.Is(found.DESCRIPTOR) and _is_unpacked(detail, found):
-            return found.retry_delay.seconds + found.retry_delay.nanos / 1e9
+            delay_s: float = found.retry_delay.seconds + found.retry_delay.nanos / 1e9
+            return delay_s
     return None
 
 

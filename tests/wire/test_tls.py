@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,23 @@ def test_files_that_do_not_hold_keep_a_server_from_starting(transport: str, tmp_
     server = TRANSPORTS[transport](TransportOptions(port=0, tls=TlsFiles(files.certificate, other.key)))
     with pytest.raises(PrivateFileError, match="expected a PEM certificate with its unencrypted key"):
         server.run(unary(echo), lambda _: pytest.fail("it listens"))
+
+
+def test_connections_that_never_finish_their_handshake_keep_nobody_out(transport: str, tmp_path: Path) -> None:
+    files, ca = pki.server_files(tmp_path)
+    with running(transport, unary(echo), tls=files, handshake_timeout_s=1.0) as world, ExitStack() as open_sockets:
+        hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32)
+        stalled = []
+        for content in (b"", hello, b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") * 50:
+            stalled.append(open_sockets.enter_context(socket.create_connection(("127.0.0.1", world.port))))
+            stalled[-1].sendall(content)
+        for _ in range(5):
+            with secured(world.port, ca) as opened:
+                assert answer(opened) == b"a"
+        for each in stalled:
+            each.settimeout(WAIT_S)
+            with suppress(ConnectionResetError):
+                while each.recv(4096):
+                    """An alert, then the end."""
+        with secured(world.port, ca) as opened:
+            assert answer(opened) == b"a"
