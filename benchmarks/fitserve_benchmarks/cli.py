@@ -19,6 +19,7 @@ from fitserve_benchmarks.latency_command import add_latency, check_trials, laten
 from fitserve_benchmarks.overload_command import add_overload, overload
 from fitserve_benchmarks.performance_commands import PERFORMANCE_COMMANDS, add_performance_commands
 from fitserve_benchmarks.serve_command import add_serve, serve
+from fitserve_benchmarks.worker_costs_command import add_workers, workers
 
 _DESCRIPTION: Final = "Measures what fitserve trains, exports and serves."
 _EXAMPLES: Final = """examples:
@@ -89,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "overload", formatter_class=formatter, help="ten times what a server can do, each figure against its bound"
         )
+    )
+    add_workers(
+        commands.add_parser("workers", formatter_class=formatter, help="what further workers give and cost"),
+        positive_numbers,
     )
     return parser
 
@@ -278,6 +283,7 @@ _COMMANDS: Final = {
     "latency": latency,
     "wire": _wire,
     "serve": serve,
+    "workers": workers,
     "demo": _demo,
     "reproduce": _reproduce,
     "training": _training,
