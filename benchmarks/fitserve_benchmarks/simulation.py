@@ -137,15 +137,19 @@ class World:
     def _step(self, action: Callable[[], object]) -> None:
         self.step_count += 1
         action()
-        queues, none = self._queues(), Held()
-        for served, queued in self.engine.queued_examples().items():
-            held = queues.get(served, none)
-            self.laws.expect(7, held.is_within(served.config), f"{served.model}: {held} queued, {served.config}")
-            self.laws.expect(7, queued == held.examples, f"{served.model}: {queued} examples counted, {held} queued")
-        self.laws.expect(7, is_within_room(queues, self._room_bytes), f"{list(queues.values())} in {self._room_bytes} bytes")
+        self._check_queues()
         is_awake = self.engine.is_idle() or self.loop.has_work() or self.runners.has_work()
         self.laws.expect(8, is_awake, "jobs are queued and nothing is to come")
         self.laws.hold(self._replay)
+
+    def _check_queues(self) -> None:
+        queues, none = self._queues(), Held()
+        for served, queued in self.engine.queued_examples().items():
+            held = queues.get(served, none)
+            if queued != held.examples or not held.is_within(served.config):
+                self.laws.expect(7, False, f"{served.model}: {queued} examples counted, {held} queued, {served.config}")
+        if not is_within_room(queues, self._room_bytes):
+            self.laws.expect(7, False, f"{list(queues.values())} queued, room for {self._room_bytes} bytes")
 
     def _queues(self) -> dict[ServedVersion, Held]:
         """Counts what waits, from outside: by the jobs that have no outcome yet."""
