@@ -13,9 +13,12 @@ import fitserve_service
 
 _SOURCES = Path(fitserve_service.__file__).parent
 _WALL_CLOCKS = {"time", "time_ns", "now", "utcnow", "today"}
-_TELLS_THE_TIME = {"completion_queue", "logs", "pages_activity", "source", "statistics", "telemetry", "tracing"}
-"""Modules that write times down for people, or compare them with a file's, or talk to grpc's core, whose points in time
-are on the wall clock and made where they are used: none of them keeps one to wait by."""
+_TELLS_THE_TIME = {
+    *("audit", "completion_queue", "logs", "pages_activity", "source", "statistics", "telemetry", "token_command"),
+    "tracing",
+}
+"""Modules that write times down for people (when a token ends is a date, too), or compare them with a file's, or talk to
+grpc's core, whose points in time are on the wall clock and made where they are used: none keeps one to wait by."""
 
 
 def test_no_thread_is_there_before_the_command_blocks_stop_signals() -> None:
