@@ -17,7 +17,7 @@ _TELLS_THE_TIME = {
     *("audit", "completion_queue", "logs", "pages_activity", "source", "statistics", "telemetry", "token_command"),
     "tracing",
 }
-"""Modules that write times down for people (when a token ends is a date, too), or compare them with a file's, or talk to
+"""Modules that write times down for people (a token ends on a date, too), or compare them with a file's, or talk to
 grpc's core, whose points in time are on the wall clock and made where they are used: none keeps one to wait by."""
 
 

@@ -12,6 +12,7 @@ import os
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -86,7 +87,7 @@ class AuditTrail:
 
     def refused(self, action: Action, result: str) -> None:
         """Writes down an attempt that was not let in; of a flood of them, a few in each second and how many more."""
-        suppressed = self._budget.take(datetime.now(UTC).timestamp())
+        suppressed = self._budget.take(time.monotonic())
         if suppressed is None:
             return
         more = f"{result} (and {suppressed} more that are not listed)" if suppressed else result
