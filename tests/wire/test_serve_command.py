@@ -67,9 +67,12 @@ def refusal(*flags: str, **environment: str) -> str:
     return ran.stderr
 
 
-def test_it_says_in_one_line_where_it_is_and_what_it_serves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_it_says_in_one_line_where_it_is_and_what_it_serves(tmp_path: Path, workers: int) -> None:
     builders.bare_version(tmp_path, "twice", 1, builders.scaled())
-    with started(tmp_path, "--metrics-port", "0") as (process, line):
+    with started(tmp_path, "--metrics-port", "0", "--workers", str(workers)) as (process, line):
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) == workers
         assert "twice version 1 on CPUExecutionProvider" in line
         with grpc.insecure_channel(f"127.0.0.1:{port_of(line)}") as channel:
             call: Any = channel.unary_unary(PREDICT)  # type: ignore[call-arg]
