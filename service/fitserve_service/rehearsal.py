@@ -33,7 +33,7 @@ from fitserve_service.signature import Tensor
 from fitserve_service.statistics import VersionStatistics
 from fitserve_service.telemetry import Telemetry
 from fitserve_service.traffic import Draw
-from fitserve_service.warmup import runnable_inputs
+from fitserve_service.warmup import made_up_rows
 
 _ROUNDS: Final = 12
 """Each with servicers that have seen nothing: the interpreter specializes code that has run eight times."""
@@ -69,8 +69,8 @@ def rehearse(models: Sequence[ModelSnapshot], clock: Callable[[], float] = time.
 
 
 def _rehearse(served: ServedVersion, until_s: float, clock: Callable[[], float]) -> int:
-    inputs = None if served.session.has_loops or clock() >= until_s else runnable_inputs(served.session)
-    if inputs is None or served.costs.expected_s(1, row_elements(inputs, 1)) > INLINE_LIMIT_S:
+    inputs = None if served.session.has_loops or clock() >= until_s else _short_row(served)
+    if inputs is None:
         return 0
     messages = (_predict_message(served, inputs), _infer_message(served, inputs))
     stage, answered = _Stage(served), 0
@@ -82,6 +82,14 @@ def _rehearse(served: ServedVersion, until_s: float, clock: Callable[[], float])
             break
     stage.close()
     return answered
+
+
+def _short_row(served: ServedVersion) -> dict[str, Tensor] | None:
+    """Gives one row that is known to run, in a time in which it runs on the loop thread; None where there is none."""
+    for inputs in made_up_rows(served.session.inputs):
+        if served.costs.floor_s(1, row_elements(inputs, 1)) <= INLINE_LIMIT_S:
+            return inputs
+    return None
 
 
 class _Stage:

@@ -6,6 +6,7 @@ Joining requests would then change answers; so it is tried out, and without proo
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,10 +114,12 @@ def answers_alike(first: Session, second: Session) -> bool:
     Raises:
         RunawayError: a run did not end, or wanted more memory than there is.
     """
-    names, inputs = [spec.name for spec in first.outputs], runnable_inputs(first)
-    if inputs is None:
-        return True
+    names = [spec.name for spec in first.outputs]
     with RunLimit(_RUN_LIMIT_S) as limit:
+        size = next(_free_axis_sizes(first, limit), None)
+        if size is None:
+            return True
+        inputs = made_up_inputs(first.inputs, 1, size)
         expected = first.run(inputs, names, limit)
         try:
             found = second.run(inputs, names, limit)
@@ -129,15 +132,11 @@ def answers_alike(first: Session, second: Session) -> bool:
     )
 
 
-def runnable_inputs(session: Session) -> dict[str, Tensor] | None:
-    """Makes inputs of one row that a model runs; None where it runs none that are made up.
-
-    Raises:
-        RunawayError: a run did not end, or wanted more memory than there is.
-    """
-    with RunLimit(_RUN_LIMIT_S) as limit:
-        size = next(_free_axis_sizes(session, limit), None)
-    return None if size is None else made_up_inputs(session.inputs, 1, size)
+def made_up_rows(specs: Sequence[TensorSpec]) -> Iterator[dict[str, Tensor]]:
+    """Yields the inputs of one row that `measure` may have run, for each size of free axes that it tries."""
+    for size in _FREE_AXIS_SIZES:
+        with contextlib.suppress(OperatorError):
+            yield made_up_inputs(specs, 1, size)
 
 
 def made_up_inputs(specs: Sequence[TensorSpec], batch_size: int, free_axis_size: int) -> dict[str, Tensor]:

@@ -89,13 +89,13 @@ def test_what_goes_wrong_is_logged_and_hurts_nobody(
 ) -> None:
     models = loaded(tmp_path, builders.scaled(), builders.linear())
     first = models[0].versions[0].served
-    inputs_of = rehearsal.runnable_inputs
+    rows_of = rehearsal.made_up_rows
 
-    def broken(session: object) -> object:
-        if first is not None and session is first.session:
+    def broken(specs: object) -> object:
+        if first is not None and specs is first.session.inputs:
             raise RuntimeError("broken")
-        return inputs_of(session)  # type: ignore[arg-type]
+        return rows_of(specs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rehearsal, "runnable_inputs", broken)
+    monkeypatch.setattr(rehearsal, "made_up_rows", broken)
     assert rehearse(models, lambda: 0.0) == CALLS
     assert "m0 version 1 could not be rehearsed" in caplog.text
