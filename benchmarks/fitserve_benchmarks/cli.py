@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_commands
+from fitserve_benchmarks.first_request_command import add_first_request, first_request
 from fitserve_benchmarks.hostile_commands import HOSTILE_COMMANDS, add_hostile_commands
 from fitserve_benchmarks.latency_command import add_latency, check_trials, latency
 from fitserve_benchmarks.overload_command import add_overload, overload
@@ -90,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser(
             "overload", formatter_class=formatter, help="ten times what a server can do, each figure against its bound"
         )
+    )
+    add_first_request(
+        commands.add_parser("first-request", formatter_class=formatter, help="what a server's first request costs")
     )
     add_workers(
         commands.add_parser("workers", formatter_class=formatter, help="what further workers give and cost"),
@@ -284,6 +288,7 @@ _COMMANDS: Final = {
     "wire": _wire,
     "serve": serve,
     "workers": workers,
+    "first-request": first_request,
     "demo": _demo,
     "reproduce": _reproduce,
     "training": _training,
