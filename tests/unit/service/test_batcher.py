@@ -372,3 +372,21 @@ def test_queues_that_share_a_room_are_bounded_together() -> None:
     assert second.add(entry(2, size_bytes=700), now_s=1.0)
     second.clear()
     assert room.held_bytes == 0
+
+
+def test_nobody_joins_a_batch_that_is_too_long_for_him() -> None:
+    queue = batcher(size=100)
+    queue.add(entry(0, run_s=2 * ROW_S), now_s=1.0)
+    queue.add(entry(1, deadline_s=1.0 + 2 * ROW_S, run_s=ROW_S), now_s=1.0)
+
+    assert items(queue.take(1.0 + ROW_S).batch) == [0]
+    assert items(queue.take(1.0 + ROW_S).batch) == [1]
+
+
+def test_an_empty_queue_holds_no_work_whatever_the_rounding() -> None:
+    queue = batcher()
+    for number, run_s in enumerate((0.1, 0.2, 0.3)):
+        queue.add(entry(number, run_s=run_s), now_s=1.0)
+    queue.take(1.0)
+
+    assert (queue.entry_count, queue.queued_s) == (0, 0.0)
