@@ -13,7 +13,16 @@ from fitserve_benchmarks.rows import LatencyResult, Row
 from fitserve_benchmarks.scenario_rows import ScenarioRow
 from fitserve_benchmarks.statistics import Interval
 
-_COMPARED_FACTS: Final = ("processor", "usable_processors", "gpus", "python", "platform", "packages")
+_COMPARED_FACTS: Final = (
+    "processor",
+    "usable_processors",
+    "gpus",
+    "python",
+    "platform",
+    "compiler",
+    "variables",
+    "packages",
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,12 @@ from typing import Any, Final
 
 from fitserve_benchmarks.threads import available_processors
 
-_PACKAGES: Final = ("fitserve", "torch", "onnxruntime-gpu", "onnxruntime", "onnx", "numpy", "grpcio", "protobuf")
+_PACKAGES: Final = (
+    *("fitserve", "torch", "triton", "onnxruntime-gpu", "onnxruntime", "onnx", "onnxscript", "transformers"),
+    *("numpy", "grpcio", "protobuf", "nvidia-cuda-runtime", "nvidia-cudnn-cu13", "nvidia-cublas"),
+)
+_VARIABLES: Final = ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "LD_PRELOAD", "MALLOC_ARENA_MAX")
+"""What changes a measurement from outside."""
 
 
 def describe_environment() -> dict[str, Any]:
@@ -28,6 +33,8 @@ def describe_environment() -> dict[str, Any]:
         "load_average": list(os.getloadavg()),
         "platform": platform.platform(),
         "python": platform.python_version(),
+        "compiler": compiler_version(),
+        "variables": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
         "packages": {name: version for name in _PACKAGES if (version := _version_of(name)) is not None},
     }
 
@@ -40,6 +47,15 @@ def processor_name() -> str:
         return platform.processor() or platform.machine()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.machine()
+
+
+def compiler_version() -> str:
+    """Names the C++ compiler that torch.compile uses on the CPU; empty where there is none."""
+    program = shutil.which(os.environ.get("CXX", "c++"))
+    if program is None:
+        return ""
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    return answer.stdout.partition("\n")[0] if answer.returncode == 0 else ""
 
 
 def gpu_names() -> list[str]:

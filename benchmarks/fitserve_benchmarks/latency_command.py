@@ -129,9 +129,10 @@ def _models(arguments: argparse.Namespace) -> list[str]:
         return [arguments.model]
     if arguments.run_dir is not None or arguments.model_version is not None:
         raise ValueError("--model all: expected neither --run-dir nor --model-version, which name one model's")
-    if found := models(arguments.repository):
-        return list(found)
-    raise ValueError(f"repository '{arguments.repository}': expected models, found none")
+    root = arguments.repository
+    if root.is_dir() and (found := models(root)):
+        return found
+    raise ValueError(f"repository '{root}': expected models, found none")
 
 
 def _run_dir(named: Path | None, model: str) -> str | None:

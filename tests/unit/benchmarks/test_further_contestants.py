@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from builders import bare_version, linear
 
-from fitserve_benchmarks.contestants import ENTRIES, OnnxRuntimeContestant
-from fitserve_benchmarks.further_contestants import FURTHER, all_entries, selected
+from fitserve_benchmarks.contestants import DEVICE_TO_DEVICE, ENTRIES, HOST_TO_HOST, OnnxRuntimeContestant
+from fitserve_benchmarks.further_contestants import FURTHER, BoundContestant, all_entries, selected
 from fitserve_benchmarks.latency import measure
 from fitserve_benchmarks.latency_plan import Plan
 from fitserve_benchmarks.peak_memory import PeakMemory
@@ -65,3 +65,27 @@ def test_a_peak_grows_by_what_was_used_meanwhile() -> None:
     del block
     growth_bytes = memory.growth_bytes()
     assert growth_bytes is None or growth_bytes > 32 << 20
+
+
+def test_a_variant_for_cuda_has_bound_memory_and_graphs_and_its_own_record_too(tmp_path: Path) -> None:
+    subject = subject_with_variant(tmp_path, 0.1)
+    half = replace(subject, variants={"fp16": replace(subject.variants["int8"], device="cuda", bound=0.5)})
+    added = [entry for entry in all_entries(half) if "fp16" in entry.name]
+    assert [(entry.name, entry.transfer, entry.is_usual) for entry in added] == [
+        ("ONNX Runtime fp16", HOST_TO_HOST, True),
+        ("ONNX Runtime fp16 IO binding", HOST_TO_HOST, False),
+        ("ONNX Runtime fp16 CUDA graph", HOST_TO_HOST, False),
+        ("ONNX Runtime fp16 on the device", DEVICE_TO_DEVICE, False),
+    ]
+    assert {entry.bound for entry in added} == {0.5}
+    made = {entry.name: entry.make(half, 1) for entry in added}
+    assert all(contestant.path == half.variants["fp16"].path for contestant in made.values())  # type: ignore[attr-defined]
+    graph = made["ONNX Runtime fp16 CUDA graph"]
+    assert isinstance(graph, BoundContestant)
+    assert graph.has_graph
+
+
+def test_what_stays_on_the_device_is_named_so() -> None:
+    for entry in FURTHER:
+        assert (entry.transfer == DEVICE_TO_DEVICE) == entry.name.endswith("on the device")
+        assert entry.transfer == HOST_TO_HOST or entry.device == "cuda"

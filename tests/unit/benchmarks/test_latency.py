@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.builders import bare_version, gather, linear
 from fitserve_benchmarks import contestants
 from fitserve_benchmarks.contest import POOL_SIZE
 from fitserve_benchmarks.contestants import (
+    DEVICE_TO_DEVICE,
     ENTRIES,
     Entry,
     OnnxRuntimeContestant,
@@ -165,17 +167,49 @@ def test_a_session_on_another_provider_than_asked_for_is_no_contestant(
         contestant.prepare({})
 
 
+@dataclass
+class Endless(Scripted):
+    """Prepares for ever."""
+
+    def prepare(self, batch: Batch) -> Preparation:  # noqa: ARG002
+        self.calls.append(self.name)
+        while True:
+            threading.Event().wait(60)
+
+
+def test_one_that_is_over_its_limit_is_left_and_not_tried_again(tmp_path: Path) -> None:
+    calls: list[str] = []
+    endless = Entry("endless", "cpu", lambda subject, _: Endless(subject, "endless", calls), lambda _: None)
+    plan = replace(plan_for(tmp_path, 1, 2), limit_s=3.0, scenarios=("Offline",))
+    measured = measure(tiny_subject(tmp_path), plan, 1, entries=[scripted("sound", []), endless], say=quiet)
+    assert calls == ["endless"]
+    reason = "preparing it for batch 1: time limit: expected at most 3 s, still at work then"
+    assert [row.skipped for row in measured.rows] == [None, reason, None, reason]
+    assert [row.skipped for row in measured.scenarios] == [None, reason]
+
+
+def test_a_scenario_has_its_own_batch_size_and_leaves_out_who_stays_on_a_device(tmp_path: Path) -> None:
+    away = replace(scripted("away", []), transfer=DEVICE_TO_DEVICE)
+    plan = replace(plan_for(tmp_path, 1, budget_s=20.0), trials=3, scenarios=("MultiStream", "Offline"))
+    measured = measure(tiny_subject(tmp_path), plan, 1, entries=[scripted("sound", []), away], say=quiet)
+    assert [(row.label, row.batch_size) for row in measured.rows] == [("sound (cpu)", 1), ("away (cpu)", 1)]
+    found = [(row.scenario, row.contestant, row.batch_size, row.agrees) for row in measured.scenarios]
+    assert found == [("MultiStream", "sound", 8, True), ("Offline", "sound", 64, True)]
+    assert all(row.measured.low <= row.measured.estimate <= row.measured.high for row in measured.scenarios)
+
+
 def test_a_whole_run_in_its_own_process_writes_json_and_plot(tmp_path: Path) -> None:
     bare_version(tmp_path / "models", "tiny", 1, linear())
     setting = ThreadSetting(1, available_processors()[:1])
-    plan = replace(plan_for(tmp_path / "models", 1, 2), version=None)
-    result, (json_path, plot_path) = run_latency(plan, [setting], tmp_path / "results")
+    plan = replace(plan_for(tmp_path / "models", 1, 2, budget_s=1.0), version=None, scenarios=("Offline",))
+    result, (json_path, plot_path, scenario_path) = run_latency(plan, [setting], tmp_path / "results")
     assert result.version == 1
     assert result.reference == "ONNX Runtime (cpu)"
     assert result.settings["input_batches"] == POOL_SIZE
     assert result.environment["packages"]["torch"] == torch.__version__
     assert load_result(json_path) == replace(result, settings=load_result(json_path).settings)
-    assert plot_path.read_text().lstrip().startswith("<?xml")
+    assert [row.scenario for row in result.scenarios if row.figure is not None] == ["Offline"]
+    assert all(path.read_text().lstrip().startswith("<?xml") for path in (plot_path, scenario_path))
 
 
 def test_a_subject_that_cannot_be_measured_is_told_from_the_process(tmp_path: Path) -> None:

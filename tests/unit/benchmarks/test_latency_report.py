@@ -91,3 +91,33 @@ def test_the_table_has_every_row_its_ratio_and_its_marks() -> None:
 def test_rows_that_did_not_run_side_by_side_are_not_compared() -> None:
     with pytest.raises(ValueError, match="expected rows that ran side by side"):
         row("a", 1, 1).times_as_fast_as(row("b", 2, 1))
+
+
+def on_device(found: Row) -> Row:
+    label = f"{found.contestant} on the device"
+    return replace(found, contestant=label, device="cuda", transfer="device to device", device_memory_bytes=3_000_000)
+
+
+def test_device_to_device_stands_apart_in_the_table_and_in_words() -> None:
+    host = (row("torch eager", 1, 200), row("ONNX Runtime", 1, 100))
+    found = result(*host, on_device(row("torch eager", 1, 40)), on_device(row("ONNX Runtime", 1, 10)))
+    text = " ".join(printed(found).split())
+    assert "lenet version 3, 1 thread, device to device" in text
+    assert "With 1 thread, on the device, ONNX Runtime on the device (cuda) is the fastest at batch 1: 10.0 µs" in text
+    assert "4.00× (4.00–4.00) as fast as torch eager on the device (cuda)" in text
+    assert (
+        "ONNX Runtime (cpu) is the fastest at batch 1: 100 µs, 2.00× (2.00–2.00) as fast as torch eager (cpu)" in text
+    )
+    assert "3 MB GPU" in text
+
+
+def test_of_many_contestants_the_verdict_names_the_eager_module_and_the_runner_up() -> None:
+    rows = [
+        row("torch eager", 1, 400),
+        row("torch.compile", 1, 100),
+        row("AOTInductor", 1, 300),
+        row("ONNX Runtime", 1, 50),
+    ]
+    text = verdict(result(*rows))
+    assert "8.00× (8.00–8.00) as fast as torch eager (cpu) and 2.00× (2.00–2.00) as fast as torch.compile (cpu)" in text
+    assert "AOTInductor" not in text
