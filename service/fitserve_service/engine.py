@@ -177,6 +177,8 @@ class Engine:
         served, why = job.lease.served, "its queue is full"
         if job.entry is not None and (lane := self._lanes.get(served)) is not None:
             why = lane.batcher.why_refused(job.entry, now_s)
+            # Where others' queues took the room, it may be a lane that was made for this job alone.
+            self._drop_lane_if_idle(served)
         return ServiceError(Reason.QUEUE_FULL, f"model '{served.model}': {why}; try later", model=served.model)
 
     def _pacing_of(self, served: ServedVersion) -> Pacing | None:

@@ -95,6 +95,7 @@ class World:
     """One version behind an engine, and what became of each request."""
 
     config: ModelConfig
+    max_queued_bytes: int = 1 << 30
     loop: Loop = field(default_factory=Loop)
     done: list[tuple[float, float, Outcome]] = field(default_factory=list)
     rows_run: int = 0
@@ -104,7 +105,13 @@ class World:
         signature = Signature((INPUT,), OUTPUTS, True)
         served = ServedVersion("m", 1, session, signature, self.config, "", None, b"", False, costs=Costs())
         self.lease = cast(Lease, Held(served))
-        self.engine = Engine(self.loop, self, clock=lambda: self.loop.now_s, runners=Runners(self.loop))
+        self.engine = Engine(
+            self.loop,
+            self,
+            clock=lambda: self.loop.now_s,
+            runners=Runners(self.loop),
+            max_queued_bytes=self.max_queued_bytes,
+        )
 
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:  # noqa: ARG002
         self.rows_run += batch.example_count
@@ -191,3 +198,17 @@ def test_a_refusal_says_what_the_queue_holds() -> None:
     assert refusal.reason is Reason.QUEUE_FULL
     expected = "model 'm': 2 requests wait that take about 10.0 ms, and its queue holds work for 12.5 ms; try later"
     assert refusal.message == expected
+
+
+def test_a_queue_that_others_left_no_room_for_is_not_kept() -> None:
+    world = World(ModelConfig(max_batch_size=1), max_queued_bytes=30)
+    other = World(ModelConfig(max_batch_size=1))
+    world.submit(None, Priority.PREDICT)
+    world.lease = other.lease
+    world.submit(None, Priority.PREDICT)
+    ((_, _, refusal),) = world.done
+    world.loop.run()
+
+    assert not isinstance(refusal, Completed)
+    assert refusal.message == "model 'm': the queues of all models hold 30 bytes; try later"
+    assert world.engine.queued_examples() == {}
