@@ -27,6 +27,7 @@ from fitserve_training.recipe import Finish, Recipe
 _WORST_COUNT = 24
 _LARGEST_CONFUSION = 40
 _MOST_VALUES = 8
+_MARKS = ("[CLS]", "[SEP]", "[PAD]")
 
 
 def write_report(recipe: Recipe, finish: Finish, outputs: Tensor, folder: Path) -> Path:
@@ -94,7 +95,7 @@ def _test_metrics(summary: dict[str, Any]) -> list[tuple[str, Any]]:
 def _tiles(summary: dict[str, Any]) -> str:
     keys = [key for key in summary if key.startswith(("train_", "test_"))]
     values = {key.replace("_", " "): summary[key] for key in keys if summary[key] is not None}
-    values |= {"parameters": summary["parameter_count"], "epochs": summary["epoch"], "seed": summary["seed"]}
+    values |= {"parameters": f"{summary['parameter_count']:,}", "epochs": summary["epoch"], "seed": summary["seed"]}
     if summary["examples_per_s"]:
         values["examples/s"] = float(f"{summary['examples_per_s']:.3g}")
     tiles = (f'<div class="tile"><b>{escape(number(v))}</b><span>{escape(k)}</span></div>' for k, v in values.items())
@@ -208,11 +209,17 @@ def _names(is_there: Tensor, names: tuple[str, ...]) -> str:
 
 def _example_text(answers: Answers, data: DataSet, place: int) -> str:
     if "tokenizer.json" in data.files and not answers.inputs[0].is_floating_point():
-        from tokenizers import Tokenizer
-
-        ids = answers.inputs[0][place][answers.inputs[1][place].bool()]
-        return str(Tokenizer.from_str(data.files["tokenizer.json"].decode()).decode(ids.tolist()))
+        return _sentence(data.files["tokenizer.json"], answers.inputs[0][place][answers.inputs[1][place].bool()])
     return "; ".join(_values(x[place]) for x in answers.inputs)
+
+
+def _sentence(tokenizer_json: bytes, ids: Tensor) -> str:
+    """Joins word pieces again; a tokenizer need not say how, and its marks are nothing that anybody wrote."""
+    from tokenizers import Tokenizer, decoders
+
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    pieces = [tokenizer.id_to_token(number) for number in ids.tolist()]
+    return str(decoders.WordPiece().decode([piece for piece in pieces if piece not in _MARKS]))
 
 
 def _values(tensor: Tensor) -> str:

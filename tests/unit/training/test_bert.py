@@ -134,6 +134,10 @@ def test_a_small_bert_says_what_it_is(tmp_path: Path) -> None:
     train(Request("bert-multilabel", tmp_path / "run", changes=TINY), said.append)
     assert "a small BERT from scratch, 1 layers of hidden size 32, which is not a pretrained one" in said[0]
     assert "309 bundled sentences" in said[0]
+    report = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    held_out = sentences.load_bundled().held_out.texts
+    assert any(f"<td>{text.lower()}</td>" in report for text in held_out if text.replace(" ", "").rstrip(".").isalpha())
+    assert "[CLS]" not in report
 
 
 def test_a_hub_id_is_taken_from_the_hubs_cache_without_a_network(tmp_path: Path) -> None:
