@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from importlib.metadata import version as package_version
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from fitserve_service import session
 from fitserve_service.access.refusal_metrics import RefusalCollector
@@ -26,6 +25,7 @@ from fitserve_service.pages import Pages
 from fitserve_service.pages_activity import Activity
 from fitserve_service.pages_http import Request, Response
 from fitserve_service.pages_status import StatusReport
+from fitserve_service.peers import Peers
 from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler, VersionLoader
@@ -62,27 +62,6 @@ _log = logging.getLogger(__name__)
 
 class StartError(Exception):
     """The server cannot start; the message says why and what to do."""
-
-
-class Peers(Protocol):
-    """The workers of a server, and the parent that starts them again, as one of them sees them."""
-
-    unloaded: Sequence[str]
-    """Models that a call has unloaded."""
-    number: int
-    """This worker's place among them."""
-    weights: Path | None
-    """The folder of copies of models, whose weights the workers share; None: they do not."""
-
-    set_aside: Sequence[SetAside]
-    """Versions that have crashed workers."""
-
-    is_alone: bool
-    """There is no other worker: nobody answers while this one loads."""
-
-    def share(self, own: ModelLoader) -> ModelLoader:
-        """Takes this worker's loader, and gives one that loads in all workers."""
-        ...
 
 
 class Server:
@@ -211,9 +190,11 @@ class Server:
     def _load_first(self) -> None:
         """Holds the port back until there is something to answer with: the other workers answer meanwhile."""
         self._reconciler.start()
+        assert self._peers is not None
         while not self._reconciler.wait_until_settled(_SETTLE_POLL_S):
             if self._is_stopping:
                 return
+        self._peers.await_turn(lambda: self._is_stopping)
 
     def _sample(self) -> None:
         self._activity.sample()

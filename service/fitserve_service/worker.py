@@ -34,6 +34,9 @@ _CLOSING_S: Final = 2.0
 """How long the process may take to end once the grace time is over."""
 
 
+_LOOK_S: Final = 0.05
+
+
 class Fleet:
     """The other workers, by way of the parent: loads and unloads reach all, and all agree on what is ready."""
 
@@ -50,6 +53,7 @@ class Fleet:
         self._server: Server | None = None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="page")
         self._lock = threading.Lock()
+        self._may_go_on = threading.Event()
         self._told: frozenset[tuple[str, int]] | None = None
 
     def share(self, own: ModelLoader) -> ModelLoader:
@@ -64,6 +68,16 @@ class Fleet:
     def unload(self, model: str, on_done: OnDone) -> None:
         """Has all workers unload a model."""
         self._ask("unload", model, on_done)
+
+    def await_turn(self, is_over: Callable[[], bool]) -> None:
+        """Waits until this worker can answer all that the others can: a caller may meet any of them.
+
+        Args:
+            is_over: There is nothing to wait for any more.
+        """
+        self._link.send("waiting")
+        while not self._may_go_on.wait(_LOOK_S) and not is_over():
+            continue
 
     def join(self, server: Server) -> None:
         """Begins to listen to the parent, on a thread, and to tell it what is ready here."""
@@ -103,6 +117,9 @@ class Fleet:
         assert self._own is not None
         carry_out = self._own.load if message["action"] == "load" else self._own.unload
         carry_out(message["model"], done)
+
+    def _on_go_on(self, _: Message) -> None:
+        self._may_go_on.set()
 
     def _on_set_aside(self, message: Message) -> None:
         assert self._server is not None

@@ -5,6 +5,8 @@
 | parent   | `begin`       | settings, models that were unloaded by a call, versions set aside: load, then listen    |
 |          |               | also its `number`, and `weights`: the folder of copies of models that all share, or none |
 | parent   | `set_aside`   | a `version` crashes its workers: unload it, and do not load it again                    |
+| worker   | `waiting`     | it has loaded what it aspires to, and would take calls                                  |
+| parent   | `go_on`       | do so: it can answer all that the others agreed on, and counts among them from now on   |
 | worker   | `listening`   | it has loaded what it aspires to and takes calls; `text` says what it serves            |
 | worker   | `refused`     | it cannot start; `text` says why                                                        |
 | worker   | `ready`       | what it can answer now: pairs of model and version, version 0 for the default           |

@@ -25,6 +25,8 @@ class WorkerProcess:
         link: The parent's end.
         record: What it runs at any moment, for when it crashes.
         began_s: Monotonic time of its start.
+        is_waiting: It would take calls, once it can answer what the others can.
+        is_counted: What all can answer is what it can answer, too; it takes calls, or is about to.
         is_listening: It takes calls.
         has_spoken: It can write pages.
         ready: What it can answer.
@@ -38,6 +40,8 @@ class WorkerProcess:
     link: Link
     record: RunRecord
     began_s: float
+    is_waiting: bool = False
+    is_counted: bool = False
     is_listening: bool = False
     has_spoken: bool = False
     ready: frozenset[ReadyName] = frozenset()

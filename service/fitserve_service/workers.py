@@ -40,6 +40,9 @@ from fitserve_service.worker_link import Message
 from fitserve_service.worker_pages import WorkerPages, read_content
 from fitserve_service.worker_process import BackOff, WorkerProcess, start_worker
 
+_CATCH_UP_S: Final = 10.0
+"""How long a worker that has loaded waits for versions that the others have and it has not."""
+
 _METRICS: Final = Request("/metrics")
 
 _log = logging.getLogger(__name__)
@@ -206,7 +209,10 @@ class Workers:
         why = worker.refusal or f"exit code {worker.process.returncode}"
         _log.error("worker %d ended (%s); starting another in %g s", worker.number, why, wait_s)
         start: Callable[[], None] = partial(self._start, worker.number)
-        heapq.heappush(self._timers, (time.monotonic() + wait_s, next(self._numbers), start))
+        self._after(wait_s, start)
+
+    def _after(self, wait_s: float, callback: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + wait_s, next(self._numbers), callback))
 
     def _note_crash(self, worker: WorkerProcess) -> None:
         """Counts a crash against what the worker was running, and sets aside what has crashed too often."""
@@ -230,10 +236,23 @@ class Workers:
                 worker.terminate()
 
     def _agree(self) -> None:
-        listening = [worker for worker in self._live if worker.is_listening]
-        names = sorted(common(worker.ready for worker in listening))
-        for worker in listening:
-            worker.link.send("agreed", names=names, is_settled=self._is_settled)
+        names = sorted(self._agreed())
+        for worker in self._live:
+            if worker.is_listening:
+                worker.link.send("agreed", names=names, is_settled=self._is_settled)
+
+    def _agreed(self) -> frozenset[VersionName]:
+        return common(worker.ready for worker in self._live if worker.is_counted)
+
+    def _count_in(self, worker: WorkerProcess, *, is_due: bool = False) -> None:
+        """Lets a worker take calls that answers what the others have said they all do: no caller may go back a version.
+
+        One that cannot come to it may after a while: a version may not load there.
+        """
+        if worker.is_waiting and not worker.is_counted and (is_due or worker.ready >= self._agreed()):
+            worker.is_counted = True
+            worker.link.send("go_on")
+            self._agree()
 
     def _ask_pages(self, request: Request, *, is_for_all: bool) -> list[Future[Message]]:
         # Before the first listens, one that still loads tells how far it is.
@@ -248,8 +267,13 @@ class Workers:
             asked.append(page)
         return asked
 
+    def _on_waiting(self, worker: WorkerProcess, _: Message) -> None:
+        worker.is_waiting = True
+        self._count_in(worker)
+        self._after(_CATCH_UP_S, partial(self._count_in, worker, is_due=True))
+
     def _on_listening(self, worker: WorkerProcess, message: Message) -> None:
-        worker.is_listening = True
+        worker.is_listening = worker.is_counted = True
         _log.info("worker %d takes calls", worker.number)
         is_first = not self._is_settled
         if is_first and sum(other.is_listening for other in self._live) == self._settings.workers:
@@ -263,6 +287,7 @@ class Workers:
     def _on_ready(self, worker: WorkerProcess, message: Message) -> None:
         worker.has_spoken = True
         worker.ready = frozenset((str(model), int(version)) for model, version in message["names"])
+        self._count_in(worker)
         self._agree()
 
     def _on_ask(self, worker: WorkerProcess, message: Message) -> None:

@@ -1,0 +1,35 @@
+"""What a server that is one of several workers, or a lone one with a parent, knows of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from fitserve_service.crashes import SetAside
+from fitserve_service.servicers.control import ModelLoader
+
+
+class Peers(Protocol):
+    """The workers of a server, and the parent that starts them again, as one of them sees them."""
+
+    unloaded: Sequence[str]
+    """Models that a call has unloaded."""
+    number: int
+    """This worker's place among them."""
+    weights: Path | None
+    """The folder of copies of models, whose weights the workers share; None: they do not."""
+
+    set_aside: Sequence[SetAside]
+    """Versions that have crashed workers."""
+
+    is_alone: bool
+    """There is no other worker: nobody answers while this one loads."""
+
+    def await_turn(self, is_over: Callable[[], bool]) -> None:
+        """Waits until this worker can answer all that the others can, or until it is over."""
+        ...
+
+    def share(self, own: ModelLoader) -> ModelLoader:
+        """Takes this worker's loader, and gives one that loads in all workers."""
+        ...
