@@ -218,7 +218,7 @@ def _sentence(tokenizer_json: bytes, ids: Tensor) -> str:
     from tokenizers import Tokenizer, decoders
 
     tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-    pieces = [tokenizer.id_to_token(number) for number in ids.tolist()]
+    pieces = [str(tokenizer.id_to_token(number)) for number in ids.tolist()]
     return str(decoders.WordPiece().decode([piece for piece in pieces if piece not in _MARKS]))
 
 
