@@ -12,6 +12,7 @@ from typing import Final
 
 import numpy as np
 
+from fitserve_benchmarks.compiler_cache import empty_compiler_cache
 from fitserve_benchmarks.contestants import HOST_TO_HOST, Contestant, Entry
 from fitserve_benchmarks.latency_plan import Measured, Plan
 from fitserve_benchmarks.peak_memory import DeviceMemory, PeakMemory
@@ -104,6 +105,7 @@ class Contest:
         if reason := self._given_up.get(who) or entry.why_not(self.subject):
             return _Prepared(entry, replace(row, skipped=reason))
         contestant = entry.make(self.subject, self.thread_count)
+        empty_compiler_cache()
         try:
             with time_limit(self.plan.limit_s):
                 return _Prepared(entry, _prepared_row(row, contestant, batch), contestant)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from fitserve_benchmarks.compiler_cache import CACHE_VARIABLE
 from fitserve_benchmarks.contest import POOL_SIZE, Contest
 from fitserve_benchmarks.contestants import Entry
 from fitserve_benchmarks.further_contestants import all_entries, selected
@@ -31,7 +32,7 @@ class WorkerFailedError(RuntimeError):
 def measure_in_process(plan: Plan, setting: ThreadSetting) -> Measured:
     """Measures a plan with one thread setting, in a process that has it from its start.
 
-    Its compiler cache is empty, so that compile times are those of a first compilation.
+    Its compiler cache is empty, and each contestant has one of its own: compile times are those of a first compilation.
 
     Raises:
         WorkerFailedError: the process ended without rows.
@@ -40,7 +41,7 @@ def measure_in_process(plan: Plan, setting: ThreadSetting) -> Measured:
     work = json.dumps({"plan": asdict(plan), "setting": asdict(setting)})
     command = [sys.executable, "-m", "fitserve_benchmarks.latency_worker"]
     with tempfile.TemporaryDirectory(prefix="fitserve-bench-") as folder:
-        environment = {**setting.environment(), "TORCHINDUCTOR_CACHE_DIR": folder}
+        environment = {**setting.environment(), CACHE_VARIABLE: folder}
         answer = Path(folder, "rows.json")
         exit_code, _ = run_child([*command, str(answer)], environment=environment, message=work.encode())
         if exit_code != 0 or not answer.is_file():

@@ -134,7 +134,7 @@ def _draw_bars(panel: Axes, rows: Sequence[ScenarioRow], colours: Mapping[str, s
     labels = [f"{row.label}, {threads_text(row.thread_count)}" for row in rows]
     panel.set_yticks(range(len(rows)), labels=labels, fontsize="x-small")
     panel.set_ylim(places - 0.4, -0.6)
-    panel.set_xlim(0, 1.3 * max(scale * row.measured.high for row in rows))
+    panel.set_xlim(0, 1.5 * max(scale * row.measured.high for row in rows))
     panel.tick_params(axis="x", labelsize="x-small")
     panel.grid(True, axis="x", alpha=0.3)
 

@@ -56,7 +56,7 @@ def _reasons(result: LatencyResult) -> Iterator[str]:
 def report_console() -> Console:
     """Makes the console for reports: as wide as the terminal; into a file or a pipe as wide as the tables need."""
     console = Console()
-    return console if console.is_terminal else Console(width=100)
+    return console if console.is_terminal else Console(width=120)
 
 
 def latency_table(rows: Sequence[Row], title: str) -> Table:

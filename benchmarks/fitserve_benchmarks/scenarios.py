@@ -51,10 +51,6 @@ _LOWEST: Final = 0.03
 _PROBES: Final = 4
 
 
-class TooSlowError(ValueError):
-    """The scenario cannot be measured within the budget, or no rate meets the bound; the message says which."""
-
-
 @dataclass(frozen=True, slots=True)
 class Turn:
     """What one contestant's turn gave.
@@ -162,10 +158,7 @@ class ScenarioRun:
             order = range(len(contestants))
             for index in order if trial % 2 == 0 else reversed(order):
                 if not reasons[index] and trial < self._turn_count(calls_s[index]):
-                    try:
-                        turns[index].append(self._turn(contestants[index], calls_s[index], trial))
-                    except TooSlowError as error:
-                        reasons[index] = str(error)
+                    turns[index].append(self._turn(contestants[index], calls_s[index], trial))
         return [reason or self._outcome(taken) for reason, taken in zip(reasons, turns, strict=True)]
 
     def _why_not(self, call_s: float) -> str:
@@ -234,8 +227,11 @@ class ScenarioRun:
 
         return Turn(largest_rate(holds, _HIGHEST / call_s), query_count, np.empty(0))
 
-    def _outcome(self, turns: Sequence[Turn]) -> Outcome:
+    def _outcome(self, turns: Sequence[Turn]) -> Outcome | str:
         figures = tuple(turn.figure for turn in turns)
+        if not float(np.median(figures)):
+            found = sum(figure > 0 for figure in figures)
+            return f"{found} of {len(figures)} searches found a rate that meets the bound of {1e3 * self.bound_s:g} ms"
         if self.scenario.fraction is None:
             figure = bootstrap_median(np.array(figures))
         else:
@@ -293,8 +289,8 @@ def largest_rate(holds: Callable[[float], bool], highest: float) -> float:
         holds: Tells whether a rate does; true below some rate, false above it.
         highest: A rate that is probably too high, above 0; where it holds, higher ones are tried.
 
-    Raises:
-        TooSlowError: not even the lowest rate that was tried holds.
+    Returns:
+        The rate; 0 where not even a thirtieth of the highest holds: whatever else the machine did, this shows nothing.
     """
     low, high = 0.0, highest
     while holds(high):
@@ -303,5 +299,5 @@ def largest_rate(holds: Callable[[float], bool], highest: float) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if holds(middle) else (low, middle)
         if high < _LOWEST * highest:
-            raise TooSlowError(f"no rate met the bound, down to {high:.3g} queries/s")
+            return 0.0
     return low
