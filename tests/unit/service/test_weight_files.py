@@ -33,13 +33,15 @@ def test_a_copy_is_made_once_however_many_want_it_at_once(tmp_path: Path) -> Non
         barrier.wait()
         lease = lease_copy(owned.path, "key", make)
         content = (lease.folder / "content").read_bytes()
-        lease.release()
         barrier.wait()
+        lease.release()
         return content
 
     with ThreadPoolExecutor(8) as pool:
         assert [each.result() for each in [pool.submit(want) for _ in range(8)]] == [b"weights"] * 8
     assert len(made) == 1
+    join_removals()
+    assert not (owned.path / "key").exists()
     owned.close()
 
 
