@@ -88,12 +88,15 @@ class Attempts:
     def pause_after(self, error: FitserveError, *, is_retryable: bool) -> float:
         """Decides over a failed attempt; gives the pause before the next one, seconds.
 
+        A server that says when to try again (a full queue, a quota) is tried again then, and not before.
+
         Raises:
             FitserveError: the error itself, where there is to be no next attempt.
         """
-        if not is_retryable or error.code not in RETRYABLE_CODES or self._count >= self._policy.max_attempts:
+        is_hopeful = error.code in RETRYABLE_CODES or error.retry_after_s is not None
+        if not is_retryable or not is_hopeful or self._count >= self._policy.max_attempts:
             raise error
-        pause_s = self._policy.pause_s(self._count, self._timing.chance())
+        pause_s = self._policy.pause_s(self._count, self._timing.chance()) + (error.retry_after_s or 0.0)
         if self._timing.clock() + pause_s >= self._deadline_s:
             raise error
         return pause_s

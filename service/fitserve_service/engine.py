@@ -33,6 +33,9 @@ from fitserve_service.signature import Tensor
 INLINE_LIMIT_S: Final = 0.002
 """A run that takes longer goes to a runner thread: handing one over costs a good part of a millisecond under load."""
 
+_LEAST_RETRY_S: Final = 0.02
+"""A caller whom a full queue refused is told to stay away for this long at least."""
+
 _WATCH_S: Final = 0.1
 """How often runs on runner threads are held against the time that their callers have."""
 
@@ -174,12 +177,14 @@ class Engine:
         return lane.batcher.add(job.entry, now_s)
 
     def _queue_full(self, job: Job, now_s: float) -> ServiceError:
-        served, why = job.lease.served, "its queue is full"
+        served, why, wait_s = job.lease.served, "its queue is full", 0.0
         if job.entry is not None and (lane := self._lanes.get(served)) is not None:
-            why = lane.batcher.why_refused(job.entry, now_s)
+            why, wait_s = lane.batcher.why_refused(job.entry, now_s), lane.batcher.queued_s
             # Where others' queues took the room, it may be a lane that was made for this job alone.
             self._drop_lane_if_idle(served)
-        return ServiceError(Reason.QUEUE_FULL, f"model '{served.model}': {why}; try later", model=served.model)
+        error = ServiceError(Reason.QUEUE_FULL, f"model '{served.model}': {why}; try later", model=served.model)
+        error.retry_after_s = max(wait_s, _LEAST_RETRY_S)
+        return error
 
     def _pacing_of(self, served: ServedVersion) -> Pacing | None:
         """A lane comes and goes with its jobs; what was learnt stays as long as the version."""

@@ -66,6 +66,20 @@ def test_the_codes_that_a_stopping_server_ends_calls_with():
     assert {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED} == RETRYABLE_CODES
 
 
+@given(st.floats(0, 3), st.floats(0, 1))
+def test_a_server_that_says_when_to_come_again_is_tried_again_then(after_s, chance):
+    clock, policy = _Clock(), RetryPolicy()
+    attempts = Attempts(policy, clock.now_s + 60, Timing(clock, lambda: chance))
+    attempts.begin()
+    error = error_of(grpc.StatusCode.RESOURCE_EXHAUSTED, "full", None)
+    with pytest.raises(FitserveError, match="full"):
+        attempts.pause_after(error, is_retryable=True)
+    error.retry_after_s = after_s
+    assert attempts.pause_after(error, is_retryable=True) == pytest.approx(after_s + policy.pause_s(1, chance))
+    with pytest.raises(FitserveError, match="full"):
+        attempts.pause_after(error, is_retryable=False)
+
+
 def test_a_call_that_may_not_be_repeated_is_made_once():
     begun, _, _ = _attempt_times(RetryPolicy(), 60, [0.0] * 8, [0.5] * 8, is_retryable=False)
     assert len(begun) == 1
