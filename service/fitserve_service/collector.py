@@ -16,5 +16,7 @@ _THRESHOLDS: Final = (20_000, 20, 20)
 
 def settle() -> None:
     """Takes everything that is there now as here to stay, for this process; call it once the server is ready."""
+    # What is garbage now would stay for good, and may hold a model.
+    gc.collect()
     gc.freeze()
     gc.set_threshold(*_THRESHOLDS)
