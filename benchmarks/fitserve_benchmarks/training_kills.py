@@ -30,7 +30,7 @@ RUNS: Final[Mapping[str, tuple[str, ...]]] = {
 """What is killed, in turns: every kind of state that a resumed run has to find again."""
 
 _EVERY_RUN: Final = ("--device", "cpu", "--set", "checkpoint_every_s=0")
-_MOST_MISSES: Final = 5
+_MOST_MISSES: Final = 20
 """In a row, before a recipe is taken for one that always ends before its kill."""
 
 
@@ -92,13 +92,16 @@ def save_kills(path: Path, kills: list[Kill], seed: int) -> None:
 
 
 def _one(run_dir: Path, run: str, straight: Straight, stream: random.Random, say: Callable[[str], None]) -> Kill:
+    training_s = straight.training_s
     for attempt in range(_MOST_MISSES):
-        after_s, place = stream.uniform(0, straight.training_s), run_dir.with_name(f"{run_dir.name}-{attempt}")
-        if _is_killed(place, run, after_s):
+        after_s, place = stream.uniform(0, training_s), run_dir.with_name(f"{run_dir.name}-{attempt}")
+        lived_s = _lifetime(place, run, after_s)
+        if lived_s is None:
             epochs_done = _epochs_done(place)
             _resume(place, run)
             return Kill(run, after_s, epochs_done, (place / "weights.safetensors").read_bytes() == straight.weights)
-        say(f"{run}: had ended before {after_s:.2f} s; once more")
+        say(f"{run}: had ended after {lived_s:.2f} s, before {after_s:.2f} s; once more")
+        training_s = min(training_s, lived_s)
     raise RuntimeError(f"{run}: ended {_MOST_MISSES} times before it was to be killed")
 
 
@@ -116,9 +119,11 @@ def _straight(run_dir: Path, run: str) -> Straight:
     return Straight((run_dir / "weights.safetensors").read_bytes(), time.monotonic() - started)
 
 
-def _is_killed(run_dir: Path, run: str, after_s: float) -> bool:
+def _lifetime(run_dir: Path, run: str, after_s: float) -> float | None:
+    """Kills a run so many seconds after it began to train; gives how long it trained where it had ended before."""
     process = start_training([*_arguments(run), "--run-dir", str(run_dir)])
     _wait_for_training(process)
+    started = time.monotonic()
     try:
         process.communicate(timeout=after_s)
     except subprocess.TimeoutExpired:
@@ -126,7 +131,7 @@ def _is_killed(run_dir: Path, run: str, after_s: float) -> bool:
         process.communicate()
     if process.returncode not in (0, -signal.SIGKILL):
         raise RuntimeError(f"a run of {run} failed with exit code {process.returncode} before it was killed")
-    return process.returncode == -signal.SIGKILL
+    return None if process.returncode == -signal.SIGKILL else time.monotonic() - started
 
 
 def _epochs_done(run_dir: Path) -> int:
