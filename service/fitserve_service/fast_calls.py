@@ -62,8 +62,8 @@ class _Call:
 class UnaryCall(_Call):
     """One request, one answer.
 
-    Most are answered in the turn of the loop that they came in; only those that are not are watched for their end, and
-    kept in the list of those that wait: the transport calls `watch` at the end of the turn.
+    Most are answered in the turn of the loop that they came in, or in the next; only those that are not are watched for
+    their end, and kept in the list of those that wait: the transport calls `watch` then.
     """
 
     __slots__ = ("_is_watched", "_limit", "_run", "_waiting")

@@ -48,6 +48,7 @@ class FastTransport:
         self._streams: set[StreamCall] = set()
         self._limit = options.max_message_bytes
         self._begun: list[UnaryCall] = []
+        self._older: list[UnaryCall] = []
         self._soon: list[_Callback] = []
         self._posted: deque[_Callback] = deque()
         self._is_ringing = False
@@ -108,8 +109,9 @@ class FastTransport:
         soon, self._soon = self._soon, []
         for callback in soon:
             _run(callback)
-        begun, self._begun = self._begun, []
-        for call in begun:
+        # A message comes in the turn of its call or in the next, most are answered then, and watching costs an event.
+        older, self._older, self._begun = self._older, self._begun, []
+        for call in older:
             call.watch(self._waiting)
 
     def _wait_s(self) -> float:
