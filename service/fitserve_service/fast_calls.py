@@ -16,6 +16,7 @@ from fitserve_service.calls import Call, Metadata, Origin, StreamHandler, Stream
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, fail_with, incident, wire_status
 from fitserve_service.transport import check_arrival, check_request
+from fitserve_service.unread_answers import UnreadAnswers
 from fitserve_service.waiting_calls import WaitingCalls
 
 _MAX_UNSENT: Final = 64
@@ -66,12 +67,13 @@ class UnaryCall(_Call):
     their end, and kept in the list of those that wait: the transport calls `watch` then.
     """
 
-    __slots__ = ("_is_watched", "_limit", "_run", "_waiting")
+    __slots__ = ("_is_watched", "_limit", "_run", "_unread", "_waiting")
 
-    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event) -> None:
+    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event, unread: UnreadAnswers) -> None:
         super().__init__(method, event)
         self._run = run
         self._limit = limit
+        self._unread = unread
         self._is_watched = False
         self._waiting: WaitingCalls | None = None
         core.receive_message(event.call, self._received)
@@ -94,7 +96,7 @@ class UnaryCall(_Call):
             return
         self._core = self._on_cancel = None
         try:
-            core.send_reply(held, message, trailing, core.ignore, is_watched=self._is_watched)
+            core.send_reply(held, message, trailing, self._unread.add(held), is_watched=self._is_watched)
         except core.CoreError as error:
             # Some releases have taken half of what they refuse: nothing more can be sent but the end.
             failure = incident(self.method, error)

@@ -44,7 +44,10 @@ class VersionStatistics:
         self.inference_count += example_count
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
-        self.batch.setdefault(example_count, Duration()).add(run_s)
+        batch = self.batch.get(example_count)
+        if batch is None:
+            batch = self.batch[example_count] = Duration()
+        batch.add(run_s)
         queue_ns = int(sum(queue_s) * 1e9)
         self.queue.count += request_count
         self.queue.ns += queue_ns

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Final, TypeAlias
+from weakref import ref
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -117,6 +118,8 @@ class Telemetry(Collector):
         self._queued_examples = queued_examples
         self._build = build
         self._meters: dict[VersionKey, _Meters] = {}
+        self._last_served: Callable[[], ServedVersion | None] = lambda: None
+        self._last_meters = _Meters()
         self._gone: set[VersionKey] = set()
         self._exposed = CollectorRegistry(auto_describe=False)
         self._exposed.register(self)
@@ -168,10 +171,15 @@ class Telemetry(Collector):
         self._forget_gone()
 
     def _meters_of(self, served: ServedVersion | None) -> _Meters:
+        # Most often it is the one asked for last; its text would cost more than all that is counted.
+        if served is not None and self._last_served() is served:
+            return self._last_meters
         key = ("", "") if served is None else (served.model, str(served.version))
         meters = self._meters.get(key)
         if meters is None:
             meters = self._meters[key] = _Meters()
+        if served is not None:
+            self._last_served, self._last_meters = ref(served), meters
         return meters
 
     def _version_metrics(self) -> Iterator[Metric]:
@@ -215,6 +223,7 @@ class Telemetry(Collector):
         gone = set(self._meters) - loaded - {("", "")}
         for key in gone & self._gone:
             self._meters.pop(key, None)
+            self._last_served = lambda: None
         self._gone = gone
 
 

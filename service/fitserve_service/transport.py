@@ -41,6 +41,8 @@ class TransportOptions:
             grpcio's default does not.
         handshake_timeout_s: A connection that does not speak HTTP/2 by then is closed.
         is_shared: Other processes of this user listen on the same port; the kernel deals connections out.
+        max_unread_answers: Answers, over all connections, that their callers have not taken; beyond, the calls of the
+            oldest are cut off. On `fast` alone: grpc.aio does not tell when an answer is out.
         max_waiting_calls: Calls, over all connections, whose message has not come; beyond, the oldest are given up.
         message_limit_s: How long a call may wait for its first message.
         connection_age_s: A connection is asked to end after about this long, so that it is dealt anew; 0: never.
@@ -57,6 +59,7 @@ class TransportOptions:
     is_shared: bool = False
     connection_age_s: float = 0.0
     max_waiting_calls: int = 4096
+    max_unread_answers: int = 2048
     message_limit_s: float = 30.0
     keepalive_s: float = 60.0
     tls: TlsFiles | None = None

@@ -21,6 +21,7 @@ from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
 from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_listenable
 from fitserve_service.transport_tls import server_credentials
+from fitserve_service.unread_answers import UnreadAnswers
 from fitserve_service.waiting_calls import WaitingCalls
 
 _AHEAD_COUNT: Final = 64
@@ -55,6 +56,7 @@ class FastTransport:
         self._timers: list[tuple[float, int, _Callback]] = []
         self._timer_numbers = itertools.count()
         self._is_stopping = False
+        self._unread = UnreadAnswers(options.max_unread_answers)
         self._waiting = WaitingCalls(self, options.max_waiting_calls, options.message_limit_s)
 
     def post(self, callback: Callable[[], None]) -> None:
@@ -139,7 +141,7 @@ class FastTransport:
         name: bytes = event.call_details.method
         unary = self._unary.get(name)
         if unary is not None:
-            self._begun.append(UnaryCall(unary[0], unary[1], self._limit, event))
+            self._begun.append(UnaryCall(unary[0], unary[1], self._limit, event, self._unread))
         elif name in self._streaming:
             self._begin_stream(*self._streaming[name], event)
         else:

@@ -10,10 +10,12 @@ from typing import Any
 
 import grpc
 import pytest
+from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.wire.conforming import channel, running
 from tests.wire.raw_callers import raw_caller
+from tests.wire.test_transport_hostile import grpc_frame
 
 from fitserve_service import completion_queue, transport_choice, transport_fast
 from fitserve_service.calls import MethodTable, StreamCall, UnaryCall
@@ -234,3 +236,18 @@ def test_a_caller_that_never_reads_is_read_from_only_so_far() -> None:
         for _ in range(1_000):
             opened.unary_unary("/t.T/M")(b"", timeout=WAIT_S)
         assert 64 <= taken < 100
+
+
+def test_who_never_reads_loses_the_oldest_of_the_own_answers_and_nobody_else_any() -> None:
+    table = MethodTable({"/t.T/M": echo}, {})
+    with running("fast", table, max_unread_answers=5) as world, raw_caller(world.port) as caller:
+        caller.http.update_settings({SettingCodes.INITIAL_WINDOW_SIZE: 0})
+        caller.flush()
+        streams = [caller.begin() for _ in range(8)]
+        for stream in streams:
+            caller.http.send_data(stream, grpc_frame(b"unread"), end_stream=True)
+        caller.flush()
+        for oldest in streams[:3]:
+            assert caller.answer(oldest)["grpc-status"] == "8"
+        with channel(world.port) as opened:
+            assert [opened.unary_unary("/t.T/M")(b"read", timeout=WAIT_S) for _ in range(20)] == [b"read"] * 20
