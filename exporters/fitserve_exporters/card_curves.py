@@ -133,7 +133,10 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     """Gives round numbers in low..high, about `count` of them, a step of 1, 2 or 5 times a power of ten apart."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
+    steps = [factor * power for factor in (1, 2, 5, 10)]
+    # A step that is longer than the whole may have no multiple inside.
+    step = next((step for step in steps if raw * 0.999 <= step <= high - low), steps[0])
+    step = step if step >= raw * 0.999 else max(step for step in steps if step <= high - low)
     first = math.ceil(low / step)
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
