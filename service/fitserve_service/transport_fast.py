@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -105,6 +106,10 @@ class FastTransport:
 
     def _turn(self, server: core.CoreServer) -> None:
         server.gather(self._wait_s(), _MAX_GATHERED)
+        if self._soon:
+            # grpc's own threads may have a request in hand that wants no more than the processor.
+            os.sched_yield()
+            server.gather(0.0, _MAX_GATHERED)
         for _ in range(len(self._posted)):
             _run(self._posted.popleft())
         self._run_due()
