@@ -19,7 +19,8 @@ def plot_serve(result: ServeResult, path: Path) -> None:
     """Writes the plot as SVG, a panel for each model and batch size.
 
     Args:
-        result: Rows; those without a 99th percentile are left out.
+        result: Rows; those without a 99th percentile are left out, and a panel where most servers of the model have
+            none shows medians.
         path: File to write; its folder is made.
     """
     from matplotlib.figure import Figure
@@ -36,11 +37,14 @@ def plot_serve(result: ServeResult, path: Path) -> None:
 
 
 def _draw(panel: Axes, rows: Sequence[ServeRow]) -> None:
-    for name in dict.fromkeys(row.contestant for row in rows):
+    names = list(dict.fromkeys(row.contestant for row in rows))
+    servers = {name for name in names if not name.startswith("echo")}
+    has_p99 = 2 * len({row.contestant for row in rows if row.p99_s is not None} & servers) > len(servers)
+    for name in names:
         points = [
-            (1e3 * row.p99_s, row.requests_per_s, row.in_flight)
+            (1e3 * latency_s, row.requests_per_s, row.in_flight)
             for row in rows
-            if row.contestant == name and row.p99_s is not None
+            if row.contestant == name and (latency_s := row.p99_s if has_p99 else row.p50_s) is not None
         ]
         if not points:
             continue
@@ -50,7 +54,8 @@ def _draw(panel: Axes, rows: Sequence[ServeRow]) -> None:
         panel.plot(latencies, rates, line, marker="o", markersize=4, label=name, linewidth=width)
         for latency, rate, in_flight in points:
             panel.annotate(str(in_flight), (latency, rate), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    panel.set(xscale="log", yscale="log", xlabel="99th percentile (ms); numbers: calls in flight", ylabel="requests/s")
+    latency = "99th percentile" if has_p99 else "median"
+    panel.set(xscale="log", yscale="log", xlabel=f"{latency} (ms); numbers: calls in flight", ylabel="requests/s")
     panel.grid(True, which="both", alpha=0.3)
     if panel.lines:
         panel.legend(fontsize=8)
