@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -30,6 +30,7 @@ Path: TypeAlias = tuple[int, ...]
 Write: TypeAlias = Callable[[ServedVersion, Completed], bytes]
 
 _MAX_SKELETON_BYTES: Final = 4096
+_LARGE_BYTES: Final = 1 << 16
 _MAX_LENGTHS: Final = 256
 _MAX_ALIKE: Final = 4
 _MAX_SEEN: Final = 1024
@@ -225,12 +226,14 @@ class _AnswerTemplate:
         """Puts contents in; None where the answer is of another kind."""
         if served.version != self._version or served.model != self._model:
             return None
-        contents = []
+        contents: list[Any] = []
         for (shape, dtype), tensor in zip(self._kinds, completed.outputs.values(), strict=True):
             array = tensor.array
             if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
                 return None
-            contents.append(array.tobytes())
+            # A large one is copied once, by the join.
+            is_copied = array.nbytes < _LARGE_BYTES or not array.flags.c_contiguous
+            contents.append(array.tobytes() if is_copied else array)
         if len(contents) == 1:
             return b"".join((self._head, contents[0], self._segments[1]))
         pieces = [piece for pair in zip(self._segments, contents, strict=False) for piece in pair]

@@ -157,6 +157,18 @@ def test_answers_are_written_as_protobuf_writes_them(
         assert found == codec_oip.encode_response(served, request_id, completed)
 
 
+@pytest.mark.parametrize("shape", [(1, 100_000), (300, 400)])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_large_answers_are_written_likewise(shape: tuple[int, int], is_transposed: bool) -> None:
+    kind = ("FP32", (2,))
+    template, served = infer_template(infer_message([kind], 0)), served_with([kind])
+    assert template is not None
+    for fill in range(3):
+        array = np.arange(fill, fill + shape[0] * shape[1], dtype=np.float32).reshape(shape)
+        completed = Completed({"y": Tensor("FP32", array.T if is_transposed else array)}, Timing(0, 0))
+        assert template.encode(served, completed) == oip._encode("", served, completed)
+
+
 def test_an_answer_names_the_version_that_gave_it() -> None:
     kind = ("FP32", (2,))
     template = infer_template(infer_message([kind], 0))
