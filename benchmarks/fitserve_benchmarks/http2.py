@@ -17,6 +17,9 @@ from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
+_REFUSED_STREAM: Final = 7
+"""Source: RFC 9113, 7."""
+
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
 _SETTING_TABLE, _SETTING_MAX_STREAMS, _SETTING_INITIAL_WINDOW, _SETTING_MAX_FRAME = 1, 3, 4, 5
@@ -44,11 +47,14 @@ class Answer:
         stream: Stream number that `send` gave.
         message: Bytes of the gRPC message; None where the call failed (no message, or a reset stream).
         status: gRPC status, on a connection that reads it; None where none came.
+        is_refused: The server had no room for another stream and did nothing with it, so that it may be sent again, as
+            gRPC's own clients do. Source: RFC 9113, 8.7.
     """
 
     stream: int
     message: bytes | None
     status: int | None = None
+    is_refused: bool = False
 
 
 @dataclass(slots=True)
@@ -165,14 +171,14 @@ class Http2Connection:
         if kind == _DATA:
             self._take_data(flags, number, payload)
         elif kind == _RST_STREAM:
-            return self._end(number, is_reset=True)
+            return self._reset(number, bytes(payload))
         elif kind == _HEADERS:
             if self._reads_status and (stream := self._streams.get(number)) is not None:
                 stream.status = plain_status(bytes(payload))
         else:
             self._take_control(kind, flags, number, payload)
         if kind in (_DATA, _HEADERS) and flags & _END_STREAM:
-            return self._end(number, is_reset=False)
+            return self._end(number)
         return None
 
     def _take_data(self, flags: int, number: int, payload: memoryview) -> None:
@@ -236,11 +242,17 @@ class Http2Connection:
             stream.window_bytes -= size
             self._window_bytes -= size
 
-    def _end(self, number: int, *, is_reset: bool) -> Answer | None:
+    def _end(self, number: int) -> Answer | None:
         stream = self._streams.pop(number, None)
         if stream is None:
             return None
-        return Answer(number, None if is_reset else unframe_message(b"".join(stream.received)), stream.status)
+        return Answer(number, unframe_message(b"".join(stream.received)), stream.status)
+
+    def _reset(self, number: int, payload: bytes) -> Answer | None:
+        stream = self._streams.pop(number, None)
+        if stream is None:
+            return None
+        return Answer(number, None, stream.status, int.from_bytes(payload, "big") == _REFUSED_STREAM)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview) -> bytes:

@@ -100,6 +100,7 @@ class _OpenLoop:
         self._connections = [Http2Connection("127.0.0.1", plan.port, plan.method) for _ in range(plan.connections)]
         self._counts = [0] * plan.connections
         self._due_s: dict[tuple[int, int], float] = {}
+        self._waiting: deque[float] = deque()
         self.latencies_s: list[float] = []
         self.lateness_s: list[float] = []
         self.failed_count = 0
@@ -107,7 +108,7 @@ class _OpenLoop:
 
     def run(self, times_s: Times) -> None:
         begin_s = time.perf_counter()
-        due = deque((begin_s + times_s).tolist())
+        due = self._waiting = deque((begin_s + times_s).tolist())
         sent = 0
         while due:
             while due and due[0] <= time.perf_counter() and (index := self._free()) is not None:
@@ -117,7 +118,7 @@ class _OpenLoop:
         end_s = time.perf_counter() + _DRAIN_S
         while self._due_s and time.perf_counter() < end_s:
             self._receive()
-        self.failed_count += len(self._due_s)
+        self.failed_count += len(self._due_s) + len(self._waiting)
 
     def close(self) -> None:
         for connection in self._connections:
@@ -147,7 +148,10 @@ class _OpenLoop:
             for answer in connection.receive():
                 due_s = self._due_s.pop((index, answer.stream))
                 self._counts[index] -= 1
-                if answer.message is None:
+                if answer.is_refused:
+                    # It leaves again, and counts from when it was due; after the last has left it counts as failed.
+                    self._waiting.appendleft(due_s)
+                elif answer.message is None:
                     self.failed_count += 1
                 else:
                     self.latencies_s.append(time.perf_counter() - due_s)

@@ -54,8 +54,8 @@ def _draw(panel: Axes, rows: Sequence[ServeRow]) -> None:
         panel.plot(latencies, rates, line, marker="o", markersize=4, label=name, linewidth=width)
         for latency, rate, in_flight in points:
             panel.annotate(str(in_flight), (latency, rate), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    latency = "99th percentile" if has_p99 else "median"
-    panel.set(xscale="log", yscale="log", xlabel=f"{latency} (ms); numbers: calls in flight", ylabel="requests/s")
+    what = "99th percentile" if has_p99 else "median"
+    panel.set(xscale="log", yscale="log", xlabel=f"{what} (ms); numbers: calls in flight", ylabel="requests/s")
     panel.grid(True, which="both", alpha=0.3)
     if panel.lines:
         panel.legend(fontsize=8)

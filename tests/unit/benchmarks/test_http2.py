@@ -123,6 +123,17 @@ def test_a_message_waits_for_the_windows_that_the_server_opens() -> None:
             assert data_frames(hear(frame(8, 0, stream, (100).to_bytes(4)))) == [(1, 13)]
 
 
+@pytest.mark.parametrize(("code", "is_refused"), [(7, True), (8, False), (0, False)])
+def test_a_stream_that_the_server_had_no_room_for_may_be_sent_again(code: int, is_refused: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, connected(listener.getsockname()[1]) as connection:
+        peer, _ = listener.accept()
+        with peer:
+            stream = connection.send(frame_message(b"m"))
+            connection.flush()
+            peer.sendall(frame(3, 0, stream, code.to_bytes(4)))
+            assert answers_to(connection, 1) == [Answer(stream, None, None, is_refused)]
+
+
 def data_frames(data: bytes) -> list[tuple[int, int]]:
     """Flags and length of the DATA frames."""
     return [(flags, end - start) for kind, flags, _, start, end in frames(data) if kind == 0]
