@@ -279,17 +279,17 @@ class Engine:
     def _complete(self, lane: _Lane, run: Run) -> None:
         lane.running_count -= 1
         took_s = run.input_s + run.run_s + run.output_s
-        for job, waited_s, answer in zip(run.jobs, run.queue_s, run.answers, strict=True):
-            if isinstance(answer, Exception):
-                self._finish(job, _run_error(run.served, answer))
-            else:
-                self._finish(job, Completed(answer, Timing(waited_s, took_s)))
-        # Behind the answers, which need not wait for it; before whatever the loop does next.
+        # Before the answers: whoever has one finds its run counted.
         self._record(run)
         if lane.pacing is not None:
             for waited_s in run.queue_s:
                 lane.pacing.observe(waited_s + took_s)
             lane.batcher.pace(lane.pacing.delay_s)
+        for job, waited_s, answer in zip(run.jobs, run.queue_s, run.answers, strict=True):
+            if isinstance(answer, Exception):
+                self._finish(job, _run_error(run.served, answer))
+            else:
+                self._finish(job, Completed(answer, Timing(waited_s, took_s)))
         if lane.batcher.entry_count == 0:
             self._drop_lane_if_idle(lane.served)
         elif not self._is_scheduled:
