@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
-
-from google.protobuf.message import DecodeError, Message
 
 from fitserve.types.v1 import tensor_pb2
 from fitserve_contract import tensor_bytes
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.signature import Tensor
 
-MessageT = TypeVar("MessageT", bound=Message)
-
 MAX_NAME_CHARS = 128
 """Longer names are cut in messages."""
-
-
-def parse(kind: type[MessageT], message: bytes) -> MessageT:
-    """Reads a message; fields that it does not know are ignored.
-
-    Raises:
-        ServiceError: MALFORMED_MESSAGE.
-    """
-    try:
-        return kind.FromString(message)
-    except DecodeError:
-        text = f"message: expected {kind.DESCRIPTOR.full_name}, got {len(message)} bytes that are none"
-        raise ServiceError(Reason.MALFORMED_MESSAGE, text) from None
 
 
 def decode_inputs(tensors: Iterable[tensor_pb2.Tensor]) -> dict[str, Tensor]:

@@ -200,14 +200,13 @@ class _Place:
 class _AnswerTemplate:
     """An answer but for the contents of its tensors."""
 
-    __slots__ = ("_head", "_kinds", "_model", "_segments", "_version")
+    __slots__ = ("_kinds", "_model", "_segments", "_version")
 
     def __init__(self, served: ServedVersion, completed: Completed, segments: Sequence[bytes]) -> None:
         self._model = served.model
         self._version = served.version
         self._kinds = [(tensor.array.shape, tensor.array.dtype) for tensor in completed.outputs.values()]
         self._segments = segments
-        self._head = segments[0]
 
     @classmethod
     def of(cls, message: bytes, path: Path, served: ServedVersion, completed: Completed) -> _AnswerTemplate | None:
@@ -235,7 +234,7 @@ class _AnswerTemplate:
             is_copied = array.nbytes < _LARGE_BYTES or not array.flags.c_contiguous
             contents.append(array.tobytes() if is_copied else array)
         if len(contents) == 1:
-            return b"".join((self._head, contents[0], self._segments[1]))
+            return b"".join((self._segments[0], contents[0], self._segments[1]))
         pieces = [piece for pair in zip(self._segments, contents, strict=False) for piece in pair]
         return b"".join((*pieces, self._segments[-1]))
 

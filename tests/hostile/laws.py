@@ -21,6 +21,7 @@ from fitserve_contract.manifest import Manifest, ManifestError, TensorSpec
 from fitserve_oip import inference_pb2 as oip_pb2
 from fitserve_service import codec, codec_oip
 from fitserve_service.errors import Code, ServiceError
+from fitserve_service.messages import parse
 from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.signature import Signature, Tensor
 
@@ -112,8 +113,8 @@ def _check_length(text: str) -> None:
 
 def _decoded(content: bytes, is_oip: bool) -> dict[str, Tensor]:
     if is_oip:
-        return codec_oip.decode_inputs(codec.parse(oip_pb2.ModelInferRequest, content))
-    return codec.decode_inputs(codec.parse(inference_pb2.PredictRequest, content).inputs)
+        return codec_oip.decode_inputs(parse(oip_pb2.ModelInferRequest, content))
+    return codec.decode_inputs(parse(inference_pb2.PredictRequest, content).inputs)
 
 
 def _plain_numbers(form: str, count: int, content: bytes) -> list[Any] | None:

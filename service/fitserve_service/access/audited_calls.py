@@ -8,9 +8,10 @@ from typing import Any, Final
 from google.protobuf.json_format import MessageToDict
 
 from fitserve_service.access.audit import Action, AuditTrail
-from fitserve_service.access.rules import Rule, parsed
+from fitserve_service.access.rules import Rule
 from fitserve_service.calls import Loop, Metadata, Origin, UnaryCall, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.messages import parse
 
 _OK: Final = "OK"
 _MAX_READ_BYTES: Final = 64 << 10
@@ -22,7 +23,7 @@ def action_of(call: UnaryCall, rule: Rule, message: bytes, caller: str) -> Actio
     target: dict[str, Any] = {}
     if len(message) <= _MAX_READ_BYTES:
         try:
-            target = MessageToDict(parsed(rule.request, message), preserving_proto_field_name=True)
+            target = MessageToDict(parse(rule.request, message), preserving_proto_field_name=True)
         except (ServiceError, ValueError, RecursionError):
             target = {}
     return Action(caller, call.origin().peer, call.method, target)

@@ -11,14 +11,14 @@ from enum import StrEnum
 from typing import Any, Final
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fitserve.access.v1 import access_pb2
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve_oip.pool import private_pool
-from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.messages import parse
 
 
 class Scope(StrEnum):
@@ -63,12 +63,12 @@ class Rule:
         Raises:
             ServiceError: MALFORMED_MESSAGE.
         """
-        request = parsed(self.request, message)
+        request = parse(self.request, message)
         return [_at(request, path) for path in self.model_fields]
 
     def only(self, message: bytes, models: frozenset[str]) -> bytes:
         """Leaves out of a response what it lists of other models."""
-        response = parsed(self.response, message)
+        response = parse(self.response, message)
         listed: Any = getattr(response, self.listed_field)
         if isinstance(listed, Mapping):
             others: list[Any] = [name for name in listed if name and name not in models]  # "" is the server
@@ -83,19 +83,6 @@ def rules_of(methods: Iterable[str]) -> dict[str, Rule]:
     """Gives the rules of methods, by their full names `/package.Service/Method`; those without one are left out."""
     known = dict(_all_rules())
     return {name: known[name] for name in methods if name in known}
-
-
-def parsed(kind: type[Message], message: bytes) -> Message:
-    """Reads a message.
-
-    Raises:
-        ServiceError: MALFORMED_MESSAGE.
-    """
-    try:
-        return kind.FromString(message)
-    except DecodeError:
-        text = f"message: expected {kind.DESCRIPTOR.full_name}, got {len(message)} bytes that are none"
-        raise ServiceError(Reason.MALFORMED_MESSAGE, text) from None
 
 
 def _all_rules() -> Iterator[tuple[str, Rule]]:

@@ -7,11 +7,11 @@ from typing import Protocol
 
 from fitserve.control.v1 import control_pb2 as pb
 from fitserve_contract.manifest import TensorSpec
-from fitserve_service import codec
 from fitserve_service.calls import Loop, UnaryCall, UnaryMethod
 from fitserve_service.codec_oip import axis_sizes
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Target
+from fitserve_service.messages import parse
 from fitserve_service.registry import ModelSnapshot, Registry, ServedVersion, VersionSnapshot
 from fitserve_service.servicers.inference import target_of
 from fitserve_service.status import answering
@@ -52,19 +52,19 @@ class ControlServicer:
 
     def list_models(self, call: UnaryCall, message: bytes) -> None:
         """Lists every model."""
-        codec.parse(pb.ListModelsRequest, message)
+        parse(pb.ListModelsRequest, message)
         models = [_model(snapshot) for snapshot in self._registry.snapshot()]
         call.reply(pb.ListModelsResponse(models=models).SerializeToString())
 
     def get_model(self, call: UnaryCall, message: bytes) -> None:
         """Describes one model."""
-        request = codec.parse(pb.GetModelRequest, message)
+        request = parse(pb.GetModelRequest, message)
         model = _model(self._registry.model(request.name))
         call.reply(pb.GetModelResponse(model=model).SerializeToString())
 
     def get_model_version(self, call: UnaryCall, message: bytes) -> None:
         """Describes one version, READY or not."""
-        request = codec.parse(pb.GetModelVersionRequest, message)
+        request = parse(pb.GetModelVersionRequest, message)
         target = target_of(request.model)
         snapshot = self._registry.model(target.model)
         version = self._version(snapshot, target)
@@ -75,7 +75,7 @@ class ControlServicer:
 
     def get_model_version_file(self, call: UnaryCall, message: bytes) -> None:
         """Gives a file that travels with a version for its callers."""
-        request = codec.parse(pb.GetModelVersionFileRequest, message)
+        request = parse(pb.GetModelVersionFileRequest, message)
         target = target_of(request.model)
         lease = self._registry.lease(target.model, version=target.version, label=target.label)
         try:
@@ -92,7 +92,7 @@ class ControlServicer:
 
     def load_model(self, call: UnaryCall, message: bytes) -> None:
         """Loads a model; answers once that is settled."""
-        name = codec.parse(pb.LoadModelRequest, message).name
+        name = parse(pb.LoadModelRequest, message).name
 
         def answer() -> bytes:
             return pb.LoadModelResponse(model=_model(self._registry.model(name))).SerializeToString()
@@ -101,7 +101,7 @@ class ControlServicer:
 
     def unload_model(self, call: UnaryCall, message: bytes) -> None:
         """Unloads a model; answers once its last version is gone."""
-        name = codec.parse(pb.UnloadModelRequest, message).name
+        name = parse(pb.UnloadModelRequest, message).name
         on_done = answer_later(call, self._loop, pb.UnloadModelResponse().SerializeToString)
         self._loader.unload(name, on_done)
 

@@ -13,6 +13,7 @@ from fitserve_oip.health_pb2 import (
 from fitserve_service import codec
 from fitserve_service.calls import Loop, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.messages import parse
 from fitserve_service.readiness import Readiness
 from fitserve_service.registry import Registry
 
@@ -41,7 +42,7 @@ class HealthServicer:
 
     def check(self, call: UnaryCall, message: bytes) -> None:
         """Answers one state."""
-        name = codec.parse(HealthCheckRequest, message).service
+        name = parse(HealthCheckRequest, message).service
         status = self.status_of(name)
         if status == _Status.SERVICE_UNKNOWN:
             short = name[: codec.MAX_NAME_CHARS]
@@ -50,7 +51,7 @@ class HealthServicer:
 
     def list_all(self, call: UnaryCall, message: bytes) -> None:
         """Answers the state of the server and of every model."""
-        codec.parse(HealthListRequest, message)
+        parse(HealthListRequest, message)
         names = ["", *(snapshot.name for snapshot in self._registry.snapshot())]
         statuses = {name: HealthCheckResponse(status=self.status_of(name)) for name in names}
         call.reply(HealthListResponse(statuses=statuses).SerializeToString())
@@ -96,7 +97,7 @@ class _Watch:
 
     def on_message(self, message: bytes) -> None:
         """Takes the name to watch."""
-        self.name = codec.parse(HealthCheckRequest, message).service
+        self.name = parse(HealthCheckRequest, message).service
         self.tell()
 
     def on_half_close(self) -> None:

@@ -19,6 +19,7 @@ from fitserve_service.comparison import ComparisonTally, EvaluationTally, check_
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import CallAnswer, Encode, Intake, Order, Prepare, SeriesOrder, Target
+from fitserve_service.messages import parse
 from fitserve_service.proof import HeldOut
 from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import Prepared
@@ -57,7 +58,7 @@ class InferenceServicer:
         if template is not None:
             self._run(call, budget, template.target, partial(template.prepare, message), template.encode)
             return
-        request = codec.parse(pb.PredictRequest, message)
+        request = parse(pb.PredictRequest, message)
 
         def prepare(served: ServedVersion) -> Prepared:
             return Prepared.check(served.signature, codec.decode_inputs(request.inputs), request.outputs)
@@ -73,7 +74,7 @@ class InferenceServicer:
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""
         budget = Budget(time.monotonic())
-        request = codec.parse(pb.EvaluateRequest, message)
+        request = parse(pb.EvaluateRequest, message)
         if _is_held_out(request):
             self._evaluate_held_out(call, request)
             return
@@ -96,7 +97,7 @@ class InferenceServicer:
 
     def compare_versions(self, call: UnaryCall, message: bytes) -> None:
         """Runs two versions on the same labelled examples and answers the sums of each, and both paired."""
-        request = codec.parse(pb.CompareVersionsRequest, message)
+        request = parse(pb.CompareVersionsRequest, message)
         is_held_out = _is_held_out(request)
 
         def prepare(versions: Sequence[ServedVersion]) -> ExampleSet:
@@ -141,7 +142,7 @@ def target_of(spec: tensor_pb2.ModelSpec) -> Target:
 
 
 def _predict_template(message: bytes) -> RequestTemplate | None:
-    request = codec.parse(pb.PredictRequest, message)
+    request = parse(pb.PredictRequest, message)
     inputs = codec.decode_inputs(request.inputs)
     parts = request_parts(message, _PREDICT_CONTENTS, inputs)
     if parts is None:

@@ -13,9 +13,9 @@ from google.protobuf.message import Message
 from fitserve.control.v1 import control_pb2 as pb
 from fitserve_contract import labels
 from fitserve_contract.labels import Action, LabelMove
-from fitserve_service import codec
 from fitserve_service.calls import Loop, UnaryCall, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.messages import parse
 from fitserve_service.registry import Registry
 from fitserve_service.servicers.control import SERVICE, answer_later
 from fitserve_service.shadow import ShadowCounts, ShadowKey
@@ -81,7 +81,7 @@ class LabelServicer:
 
     def set_label(self, call: UnaryCall, message: bytes) -> None:
         """Points a label at a version."""
-        request = codec.parse(pb.SetLabelRequest, message)
+        request = parse(pb.SetLabelRequest, message)
         if request.version < 1:
             raise ServiceError(Reason.INVALID_VERSION, f"version: expected at least 1, got {request.version}")
         move = LabelMove(
@@ -97,13 +97,13 @@ class LabelServicer:
 
     def delete_label(self, call: UnaryCall, message: bytes) -> None:
         """Deletes a label."""
-        request = codec.parse(pb.DeleteLabelRequest, message)
+        request = parse(pb.DeleteLabelRequest, message)
         move = LabelMove(request.label, _expected(request.expected_version), 0, who=request.who, why=request.why)
         self._move(call, request.model, move, lambda made: pb.DeleteLabelResponse(move=_move_message(made)))
 
     def list_label_moves(self, call: UnaryCall, message: bytes) -> None:
         """Gives labels and log of a model."""
-        model = codec.parse(pb.ListLabelMovesRequest, message).model
+        model = parse(pb.ListLabelMovesRequest, message).model
         found = _Moved()
 
         def read() -> None:
@@ -119,7 +119,7 @@ class LabelServicer:
 
     def set_traffic(self, call: UnaryCall, message: bytes) -> None:
         """Sets a model's shares."""
-        request = codec.parse(pb.SetTrafficRequest, message)
+        request = parse(pb.SetTrafficRequest, message)
         try:
             traffic = Traffic(request.traffic.canary_share, request.traffic.shadow_share)
         except TrafficError as error:
@@ -136,13 +136,13 @@ class LabelServicer:
 
     def get_traffic(self, call: UnaryCall, message: bytes) -> None:
         """Gives a model's shares."""
-        model = self._registry.model(codec.parse(pb.GetTrafficRequest, message).model).name
+        model = self._registry.model(parse(pb.GetTrafficRequest, message).model).name
         traffic = _traffic_message(self._registry.traffic(model))
         call.reply(pb.GetTrafficResponse(traffic=traffic).SerializeToString())
 
     def get_shadow_report(self, call: UnaryCall, message: bytes) -> None:
         """Gives what a model's shadow found."""
-        model = self._registry.model(codec.parse(pb.GetShadowReportRequest, message).model).name
+        model = self._registry.model(parse(pb.GetShadowReportRequest, message).model).name
         found = sorted((key, counts) for key, counts in self._shadow_counts().items() if key.model == model)
         reports = [_report_message(key, counts) for key, counts in found]
         call.reply(pb.GetShadowReportResponse(reports=reports).SerializeToString())

@@ -16,6 +16,7 @@ from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, Un
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Answer, CallAnswer, Intake, Order, Target
+from fitserve_service.messages import parse
 from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import Prepared
 from fitserve_service.status import incident
@@ -55,7 +56,7 @@ class OipInferServicer:
             order = Order("ModelInfer", template.target, prepare, deadline_s, Priority.PREDICT, metadata, budget)
             call.on_cancel(self._intake.run(order, template.encode, CallAnswer(call, budget)))
             return
-        request = codec.parse(pb.ModelInferRequest, message)
+        request = parse(pb.ModelInferRequest, message)
         order = _order("ModelInfer", request, call, budget)
         call.on_cancel(self._intake.run(order, partial(_encode, request.id), CallAnswer(call, budget)))
         if request.raw_input_contents:
@@ -82,7 +83,7 @@ class _InferStream:
         self._slots.append(slot)
         budget, request = Budget(time.monotonic()), pb.ModelInferRequest()
         try:
-            request = codec.parse(pb.ModelInferRequest, message)
+            request = parse(pb.ModelInferRequest, message)
             order = _order("ModelStreamInfer", request, self._call, budget)
             encode = partial(_encode_streamed, request)
             slot.cancel = self._intake.run(order, encode, lambda answer: self._fill(slot, request, answer))
@@ -148,7 +149,7 @@ def _order(method: str, request: pb.ModelInferRequest, call: Call, budget: Budge
 
 
 def _infer_template(message: bytes) -> RequestTemplate | None:
-    request = codec.parse(pb.ModelInferRequest, message)
+    request = parse(pb.ModelInferRequest, message)
     # A request's `timeout` counts from when it came.
     if request.parameters:
         return None

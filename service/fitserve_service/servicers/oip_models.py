@@ -12,6 +12,7 @@ from fitserve_service import codec
 from fitserve_service.calls import Loop, UnaryCall, UnaryMethod
 from fitserve_service.codec_oip import axis_sizes
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.messages import parse
 from fitserve_service.readiness import Readiness
 from fitserve_service.registry import Registry, ServedVersion, VersionSnapshot
 from fitserve_service.servicers.control import ModelLoader, answer_later
@@ -82,30 +83,30 @@ class OipModelsServicer:
 
     def server_live(self, call: UnaryCall, message: bytes) -> None:
         """Says that the process answers."""
-        codec.parse(pb.ServerLiveRequest, message)
+        parse(pb.ServerLiveRequest, message)
         call.reply(pb.ServerLiveResponse(live=True).SerializeToString())
 
     def server_ready(self, call: UnaryCall, message: bytes) -> None:
         """Says whether the server takes requests."""
-        codec.parse(pb.ServerReadyRequest, message)
+        parse(pb.ServerReadyRequest, message)
         call.reply(pb.ServerReadyResponse(ready=self._readiness.is_ready).SerializeToString())
 
     def model_ready(self, call: UnaryCall, message: bytes) -> None:
         """Says whether a version answers."""
-        request = codec.parse(pb.ModelReadyRequest, message)
+        request = parse(pb.ModelReadyRequest, message)
         target = target_of(request.name, request.version)
         is_ready = self._registry.is_ready(target.model, target.version) and not self._readiness.is_draining
         call.reply(pb.ModelReadyResponse(ready=is_ready).SerializeToString())
 
     def server_metadata(self, call: UnaryCall, message: bytes) -> None:
         """Names the server."""
-        codec.parse(pb.ServerMetadataRequest, message)
+        parse(pb.ServerMetadataRequest, message)
         response = pb.ServerMetadataResponse(name=SERVER_NAME, version=self._server_version, extensions=EXTENSIONS)
         call.reply(response.SerializeToString())
 
     def model_metadata(self, call: UnaryCall, message: bytes) -> None:
         """Describes a version's inputs and outputs."""
-        request = codec.parse(pb.ModelMetadataRequest, message)
+        request = parse(pb.ModelMetadataRequest, message)
         served = self._served(request.name, request.version)
         versions = self._registry.model(served.model).versions
         response = pb.ModelMetadataResponse(
@@ -119,13 +120,13 @@ class OipModelsServicer:
 
     def model_config(self, call: UnaryCall, message: bytes) -> None:
         """Describes how a version is run."""
-        request = codec.parse(pb.ModelConfigRequest, message)
+        request = parse(pb.ModelConfigRequest, message)
         config = _config(self._served(request.name, request.version))
         call.reply(pb.ModelConfigResponse(config=config).SerializeToString())
 
     def model_statistics(self, call: UnaryCall, message: bytes) -> None:
         """Gives the counters of one version, one model, or all."""
-        request = codec.parse(pb.ModelStatisticsRequest, message)
+        request = parse(pb.ModelStatisticsRequest, message)
         if request.version:
             chosen = [self._served(request.name, request.version)]
         else:
@@ -137,7 +138,7 @@ class OipModelsServicer:
 
     def repository_index(self, call: UnaryCall, message: bytes) -> None:
         """Lists the versions of every model."""
-        request = codec.parse(pb.RepositoryIndexRequest, message)
+        request = parse(pb.RepositoryIndexRequest, message)
         _check_repository(request.repository_name)
         entries = [
             _index_entry(model.name, version)
@@ -149,7 +150,7 @@ class OipModelsServicer:
 
     def repository_model_load(self, call: UnaryCall, message: bytes) -> None:
         """Loads a model from the repository; nothing ever loads from a request."""
-        request = codec.parse(pb.RepositoryModelLoadRequest, message)
+        request = parse(pb.RepositoryModelLoadRequest, message)
         _check_repository(request.repository_name)
         for name in request.parameters:
             if name == "config" or name.startswith("file:"):
@@ -161,7 +162,7 @@ class OipModelsServicer:
 
     def repository_model_unload(self, call: UnaryCall, message: bytes) -> None:
         """Unloads a model; an unknown one is unloaded already."""
-        request = codec.parse(pb.RepositoryModelUnloadRequest, message)
+        request = parse(pb.RepositoryModelUnloadRequest, message)
         _check_repository(request.repository_name)
         answer = pb.RepositoryModelUnloadResponse().SerializeToString
         self._loader.unload(request.model_name, answer_later(call, self._loop, answer))

@@ -21,9 +21,9 @@ from fitserve_oip.reflection_pb2 import (
     ServerReflectionResponse,
     ServiceResponse,
 )
-from fitserve_service import codec
 from fitserve_service.calls import StreamCall, StreamMethod
 from fitserve_service.errors import Code
+from fitserve_service.messages import parse
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 
@@ -104,7 +104,7 @@ class _Conversation:
 
     def on_message(self, message: bytes) -> None:
         """Answers the next request."""
-        request = codec.parse(ServerReflectionRequest, message)
+        request = parse(ServerReflectionRequest, message)
         self._call.send(self._servicer.answer(request).SerializeToString())
 
     def on_half_close(self) -> None:
