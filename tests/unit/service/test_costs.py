@@ -20,6 +20,20 @@ def test_what_was_never_run_is_taken_to_be_slow() -> None:
     assert costs.expected_s(1, 5000) == math.inf
 
 
+def test_the_floor_follows_what_is_faster_at_once_and_is_hardly_lifted_by_what_is_slower() -> None:
+    costs = CostTable()
+    assert costs.floor_s(1, 4) == math.inf
+    costs.record(1, 4, 0.001)
+    for _ in range(10):
+        costs.record(1, 4, 0.010)
+    assert 0.001 < costs.floor_s(1, 4) < 0.002 < costs.expected_s(1, 4)
+    costs.record(1, 4, 0.0005)
+    assert costs.floor_s(1, 4) == 0.0005
+    for _ in range(1000):
+        costs.record(1, 4, 0.010)
+    assert costs.floor_s(1, 4) == pytest.approx(0.010, rel=0.01)
+
+
 def test_the_nearest_larger_run_decides_and_beyond_the_largest_it_grows_with_the_rows() -> None:
     costs = CostTable()
     costs.record(2, 4, 0.002)
