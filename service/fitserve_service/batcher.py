@@ -98,7 +98,9 @@ class Batcher(Generic[Item]):
         max_queued_s: Bound of the queue: how long all that waits should take to run.
         least_queued: Entries that may wait however long they take to run.
         room: Shared with other queues.
-        choose_rows: Gives how many of the rows that wait behind an item to run at once, itself among them.
+        choose_rows: Gives how many of the rows that wait behind an item to run at once, itself among them, by how long
+            the runs under way still take together. What waits is counted as far as all runs at a time could take it.
+        parallel_runs: Most runs at a time.
     """
 
     def __init__(
@@ -111,7 +113,8 @@ class Batcher(Generic[Item]):
         max_queued_s: float = inf,
         least_queued: int = 1,
         room: Room | None = None,
-        choose_rows: Callable[[Item, int], int] = lambda _, rows: rows,
+        choose_rows: Callable[[Item, int, float], int] = lambda _, rows, __: rows,
+        parallel_runs: int = 1,
     ) -> None:
         self._choose_rows = choose_rows
         self._max_batch_size = max_batch_size
@@ -120,6 +123,7 @@ class Batcher(Generic[Item]):
         self._max_queued_bytes = max_queued_bytes
         self._max_queued_s = max_queued_s
         self._least_queued = least_queued
+        self._most_counted = max_batch_size * parallel_runs
         self._room = room or Room()
         self._queues: dict[tuple[Priority, Hashable], deque[Entry[Item]]] = {}
         self.queued_examples = 0
@@ -127,7 +131,16 @@ class Batcher(Generic[Item]):
         self.queued_s = 0.0
         self.entry_count = 0
         self.free_s = 0.0
-        """When the run under way should be over."""
+        """When the next run should be able to begin."""
+        self.overlap = 1
+        """Runs under way at a time, as it was seen last: what waits is over in so small a part of its time."""
+        self.under_way_s = 0.0
+        """How long the runs under way still take, all together."""
+
+    @property
+    def wait_s(self) -> float:
+        """How long all that waits should take to run, with so many runs at a time as there were last."""
+        return self.queued_s / self.overlap
 
     def pace(self, max_queue_delay_s: float) -> None:
         """Changes how long the oldest entry may wait."""
@@ -169,8 +182,8 @@ class Batcher(Generic[Item]):
             return f"its queue holds {self._max_queued_bytes} bytes"
         if self._room.held_bytes + entry.size_bytes > self._room.most_bytes:
             return f"the queues of all models hold {self._room.most_bytes} bytes"
-        if self.queued_s + entry.run_s > self._max_queued_s and self.entry_count >= self._least_queued:
-            waits = f"{self.entry_count} requests wait that take about {self.queued_s * 1e3:.1f} ms"
+        if self._is_too_much(entry) and self.entry_count >= self._least_queued:
+            waits = f"{self.entry_count} requests wait that take about {self.wait_s * 1e3:.1f} ms"
             return f"{waits}, and its queue holds work for {self._max_queued_s * 1e3:.1f} ms"
         return f"its run would begin in about {(self._turn_s(now_s) - now_s) * 1e3:.1f} ms, too late for the deadline"
 
@@ -207,14 +220,16 @@ class Batcher(Generic[Item]):
 
     def _is_too_long(self, entry: Entry[Item], now_s: float) -> bool:
         """What waits and what comes are too much work together, or what waits leaves it no time."""
-        is_over = self.queued_s + entry.run_s > self._max_queued_s
-        return (is_over and self.entry_count >= self._least_queued) or (
+        return (self.entry_count >= self._least_queued and self._is_too_much(entry)) or (
             entry.deadline_s is not None and self._turn_s(now_s) > entry.deadline_s
         )
 
+    def _is_too_much(self, entry: Entry[Item]) -> bool:
+        return (self.queued_s + entry.run_s) / self.overlap > self._max_queued_s
+
     def _turn_s(self, now_s: float) -> float:
         """When what comes now should begin to run."""
-        return max(now_s, self.free_s) + self.queued_s
+        return max(now_s, self.free_s) + self.wait_s
 
     def _by_turn(self, now_s: float) -> list[deque[Entry[Item]]]:
         if len(self._queues) <= 1:
@@ -271,10 +286,10 @@ class Batcher(Generic[Item]):
         rows = 0
         for entry in queue:
             rows += entry.example_count
-            if rows >= self._max_batch_size:
-                rows = self._max_batch_size
+            if rows >= self._most_counted:
+                rows = self._most_counted
                 break
-        return self._choose_rows(queue[0].item, rows)
+        return min(self._choose_rows(queue[0].item, rows, self.under_way_s), self._max_batch_size)
 
     def _pop(self, queue: deque[Entry[Item]]) -> Entry[Item]:
         entry = queue.popleft()

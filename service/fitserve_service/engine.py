@@ -1,32 +1,35 @@
 """Runs requests: queues them by version, joins what has arrived, and answers each exactly once.
 
 The engine lives on the loop thread. A run that is known to be short happens there (handing it over would cost more than
-it takes); a long one goes to a runner thread, so that the loop never stalls. The runtime has one run of a version at a
-time: what arrives meanwhile forms the next batch, which on a GPU is assembled already.
+it takes); a long one goes to a runner thread, so that the loop never stalls. On the CPU the runtime has as many long
+runs of a version at a time as its threads have cores, on a GPU one: what arrives meanwhile forms the next batch, which
+on a GPU is assembled already.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from math import inf
+from math import ceil, inf
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from fitserve_service.batcher import Batcher, Entry, Priority, Room
+from fitserve_service.batcher import Batcher, Entry, Priority, Room, Taken
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
 from fitserve_service.pacing import Pacing
-from fitserve_service.registry import ServedVersion
 from fitserve_service.run_errors import DeviceMemoryError
-from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out
+from fitserve_service.runs import NO_SLOT, BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import CUDA_PROVIDER, OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
 
@@ -60,15 +63,33 @@ class _Lane:
     batcher: Batcher[Job]
     pacing: Pacing | None = None
     running_count: int = 0
-    slot: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the one run that the runtime has."""
+    slot: AbstractContextManager[object] = NO_SLOT
+    """Held by the run that a GPU has: the next batch is assembled meanwhile."""
+    ends_s: dict[Run, float] = field(default_factory=dict)
+    """When the long runs under way should be over."""
     timer_s: float = 0.0
     """When the timer that was set last goes off."""
 
     @property
     def is_full(self) -> bool:
-        """No further run may begin: one at a time, but that a GPU's next batch is assembled while its last one runs."""
-        return self.running_count >= (2 if self.served.provider == CUDA_PROVIDER else 1)
+        """No further run may begin."""
+        return self.running_count >= self.parallel_runs + (self.served.provider == CUDA_PROVIDER)
+
+    @property
+    def parallel_runs(self) -> int:
+        """Long runs that the runtime has at a time."""
+        return max(self.served.config.parallel_runs, 1)
+
+    def expect(self) -> None:
+        """Tells the queue when its next run can begin, and how many there are at a time."""
+        self.batcher.overlap = self.parallel_runs
+        self.batcher.free_s = min(self.ends_s.values()) if len(self.ends_s) >= self.parallel_runs else 0.0
+
+    def take(self, now_s: float) -> Taken[Job]:
+        """Takes the next batch that is due."""
+        if self.ends_s or self.batcher.under_way_s:
+            self.batcher.under_way_s = sum(max(end_s - now_s, 0.0) for end_s in self.ends_s.values())
+        return self.batcher.take(now_s)
 
 
 class Engine:
@@ -78,7 +99,7 @@ class Engine:
         loop: The transport's loop.
         observer: Told of every run.
         clock: Monotonic seconds.
-        runner_count: Threads for long runs.
+        runner_count: Threads for long runs; 0: as many as there are cores, and two at least.
         runners: What carries out long runs instead of threads of its own.
         max_queued_bytes: Bytes of inputs that may wait for all versions together.
     """
@@ -89,14 +110,15 @@ class Engine:
         observer: EngineObserver,
         *,
         clock: Callable[[], float] = time.monotonic,
-        runner_count: int = 2,
+        runner_count: int = 0,
         runners: Executor | None = None,
         max_queued_bytes: int = 1 << 30,
     ) -> None:
         self._loop = loop
         self._observer = observer
         self._clock = clock
-        self._runners = runners or ThreadPoolExecutor(runner_count, thread_name_prefix="runner")
+        thread_count = runner_count or max(len(os.sched_getaffinity(0)), 2)
+        self._runners = runners or ThreadPoolExecutor(thread_count, thread_name_prefix="runner")
         self._guard = InlineGuard()
         self._lanes: dict[ServedVersion, _Lane] = {}
         self._room = Room(max_queued_bytes)
@@ -168,6 +190,8 @@ class Engine:
         if lane is None:
             pacing = self._pacing_of(served)
             lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing, self._room), pacing)
+            if served.provider == CUDA_PROVIDER:
+                lane.slot = threading.Semaphore(lane.parallel_runs)
         run_s = 0.0
         if served.config.max_queue_ms and job.priority is Priority.PREDICT:
             run_s = job.example_count * served.costs.row_s(job.row_elements)
@@ -179,7 +203,7 @@ class Engine:
     def _queue_full(self, job: Job, now_s: float) -> ServiceError:
         served, why, wait_s = job.lease.served, "its queue is full", 0.0
         if job.entry is not None and (lane := self._lanes.get(served)) is not None:
-            why, wait_s = lane.batcher.why_refused(job.entry, now_s), lane.batcher.queued_s
+            why, wait_s = lane.batcher.why_refused(job.entry, now_s), lane.batcher.wait_s
             # Where others' queues took the room, it may be a lane that was made for this job alone.
             self._drop_lane_if_idle(served)
         error = ServiceError(Reason.QUEUE_FULL, f"model '{served.model}': {why}; try later", model=served.model)
@@ -209,7 +233,7 @@ class Engine:
 
     def _dispatch_lane(self, lane: _Lane) -> None:
         now_s = self._clock()
-        taken = lane.batcher.take(now_s)
+        taken = lane.take(now_s)
         for entry in taken.late:
             self._miss(entry.item, now_s - entry.arrived_s, now_s)
         if taken.batch:
@@ -235,16 +259,23 @@ class Engine:
         floor_s = run.served.costs.floor_s(run.example_count, run.row_elements)
         # What loops may run for ever by a request's values, whatever it took before: never on the loop thread.
         # A second run waits for the GPU: on the loop thread everybody would wait with it.
-        is_alone = lane.running_count == 1
+        is_alone = lane.running_count == 1 or lane.served.provider != CUDA_PROVIDER
         is_short = floor_s <= INLINE_LIMIT_S and is_alone and not run.served.session.has_loops
         if is_short and self._guard.is_carried_out(run):
+            lane.batcher.overlap = 1
             self._complete(lane, run)
         else:
-            self._watch(run)
-            lane.batcher.free_s = self._clock() + run.served.costs.typical_s(run.example_count, run.row_elements)
-            run.slot = lane.slot
-            future = self._runners.submit(carry_out, run)
-            future.add_done_callback(lambda done: self._loop.post(partial(self._came_back, lane, run, done)))
+            self._hand_over(lane, run)
+
+    def _hand_over(self, lane: _Lane, run: Run) -> None:
+        self._watch(run)
+        lane.ends_s[run] = self._clock() + run.served.costs.typical_s(run.example_count, run.row_elements)
+        lane.expect()
+        run.slot = lane.slot
+        future = self._runners.submit(carry_out, run)
+        future.add_done_callback(lambda done: self._loop.post(partial(self._came_back, lane, run, done)))
+        if lane.batcher.entry_count and not lane.is_full and not self._is_scheduled:
+            self._schedule()
 
     def _watch(self, run: Run) -> None:
         run.switch = RunSwitch()
@@ -263,6 +294,8 @@ class Engine:
 
     def _came_back(self, lane: _Lane, run: Run, future: Future[None]) -> None:
         self._long_runs.discard(run)
+        del lane.ends_s[run]
+        lane.expect()
         if future.cancelled():
             run.answers = [_draining()] * len(run.jobs)
         elif run.switch is not None and run.switch.is_off:
@@ -333,11 +366,17 @@ class Engine:
 
 def _batcher_for(served: ServedVersion, pacing: Pacing | None, room: Room) -> Batcher[Job]:
     config = served.config
+    parallel_runs = max(config.parallel_runs, 1)
 
-    def choose_rows(job: Job, rows: int) -> int:
-        size = job.row_elements
-        most = config.max_batch_size if pacing is None else pacing.max_rows
-        return min(served.costs.batch_rows(rows, size, config.max_batch_size, config.batch_size_buckets), most)
+    def choose_rows(job: Job, rows: int, under_way_s: float) -> int:
+        costs, size, most = served.costs, job.row_elements, config.max_batch_size
+        chosen = costs.batch_rows(rows, size, most, config.batch_size_buckets)
+        if parallel_runs > 1 and costs.floor_s(chosen, size) > INLINE_LIMIT_S:
+            # Shared out so that all the runs there may be at a time end together, it is answered sooner.
+            row_s = costs.row_s(size)
+            share = ceil((rows + (under_way_s / row_s if row_s else 0.0)) / parallel_runs)
+            chosen = min(chosen, costs.batch_rows(share, size, most, config.batch_size_buckets))
+        return chosen if pacing is None else min(chosen, pacing.max_rows)
 
     return Batcher(
         max_batch_size=config.max_batch_size,
@@ -348,6 +387,7 @@ def _batcher_for(served: ServedVersion, pacing: Pacing | None, room: Room) -> Ba
         least_queued=config.least_queued_requests,
         room=room,
         choose_rows=choose_rows,
+        parallel_runs=parallel_runs,
     )
 
 

@@ -34,9 +34,10 @@ from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, O
 from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
-from fitserve_service.registry import ServedVersion
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import (
+    CUDA_PROVIDER,
     RunawayError,
     Session,
     SessionError,
@@ -192,6 +193,7 @@ class Loader:
         config, comments = _settle_batching(session, config, overrides, choice.proved_error)
         _check_buckets(config)
         session, config, costs = _settle_threads(session, config, open_session, self._core_count)
+        config = _settle_parallel_runs(session, config, self._core_count)
         if "max_queue_ms" not in overrides.values:
             config, comments["max_queue_ms"] = _settle_queue(config, self._max_queue_ms, costs)
         if manifest is not None and manifest.task is not None:
@@ -332,6 +334,12 @@ def _settle_threads(
         if 0 < wider_s < single_s:
             return wider, replace(config, intra_op_num_threads=cores), wider_costs
     return session, replace(config, intra_op_num_threads=config.intra_op_num_threads or 1), costs
+
+
+def _settle_parallel_runs(session: Session, config: ModelConfig, cores: int) -> ModelConfig:
+    """Decides how many runs the runtime has at a time: what each leaves of the cores, the next may take."""
+    most = 1 if session.provider == CUDA_PROVIDER else max(cores // config.intra_op_num_threads, 1)
+    return replace(config, parallel_runs=config.parallel_runs or most)
 
 
 def _settle_queue(config: ModelConfig, wanted_ms: float | None, costs: CostTable) -> tuple[ModelConfig, str]:

@@ -34,6 +34,8 @@ class ModelConfig:
         max_queued_examples: Examples that may wait; more are refused with QUEUE_FULL.
         batch_size_buckets: Sizes that runs are padded to, ascending; empty: no padding. Each is run before READY.
         intra_op_num_threads: Threads inside an operator; 0: one for a model that answers within 2 ms, else all cores.
+        parallel_runs: Runs of it at a time, of those too long for the loop; 0: on the CPU as many as its threads have
+            cores, one on a GPU.
         device: "auto", "cpu", "cuda" or "cuda:N"; "" takes the server's.
         keep_versions: The policy: how many of the highest versions are kept loaded, >= 1.
         versions: The policy instead: exactly these; empty: `keep_versions` decides.
@@ -56,6 +58,7 @@ class ModelConfig:
     max_queued_examples: int = 8192
     batch_size_buckets: tuple[int, ...] = ()
     intra_op_num_threads: int = 0
+    parallel_runs: int = 0
     device: str = ""
     keep_versions: int = 1
     versions: tuple[int, ...] = ()
@@ -192,6 +195,7 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "least_queued_requests": ("an integer >= 1", _is_int(1)),
     "batch_size_buckets": ("ascending integers >= 1", _is_ascending),
     "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),
+    "parallel_runs": ("an integer >= 0 (0: as many as there are cores for)", _is_int(0)),
     "device": ("auto, cpu, cuda or cuda:N", _is_device),
     "variant": ("auto, fp32 or a variant's name", _is_variant),
     "max_cpu_nodes": ("an integer >= 0", _is_int(0)),

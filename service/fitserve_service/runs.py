@@ -16,7 +16,7 @@ from fitserve_service.batcher import Entry, Priority
 from fitserve_service.costs import inputs_bytes, row_elements
 from fitserve_service.errors import ServiceError
 from fitserve_service.joining import bucket_size, join, joining_key, split
-from fitserve_service.registry import Lease, ServedVersion
+from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch
 from fitserve_service.signature import Signature, Tensor
 
@@ -72,7 +72,7 @@ class Prepared(NamedTuple):
         return Prepared(inputs, *self[1:])
 
 
-_NO_SLOT: Final = nullcontext()
+NO_SLOT: Final = nullcontext()
 
 Outcome: TypeAlias = Completed | ServiceError
 
@@ -148,7 +148,7 @@ class Run:
     output_s: float = 0.0
     switch: RunSwitch | None = None
     """Ends it; none where it runs on the loop."""
-    slot: AbstractContextManager[object] = _NO_SLOT
+    slot: AbstractContextManager[object] = NO_SLOT
     """Held while the runtime has it; joining and splitting happen outside."""
 
     def is_wanted(self, now_s: float) -> bool:

@@ -51,7 +51,7 @@ class ServerSettings:
         max_queue_ms: For models that do not say: how long all that waits may take to run; 0: no bound in time; None:
             by the time of a run, see `model_config.settle_queue`.
         max_queued_bytes: Bytes of inputs that may wait for all models together, in each worker.
-        runner_count: Threads for long runs.
+        runner_count: Threads for long runs; 0: as many as there are cores, and two at least.
         workers: Processes on the one port, each with all models, under a parent that starts them again; several share
             the cores. 0: the one process that was started, with none to start it again.
         crash_limit: A version that crashes its worker so often is set aside; 0: never.
@@ -82,7 +82,7 @@ class ServerSettings:
     grace_s: float = 10.0
     max_message_bytes: int = 64 << 20
     loader_count: int = 2
-    runner_count: int = 2
+    runner_count: int = 0
     p99_target_ms: float = 0.0
     max_queue_ms: float | None = None
     max_queued_bytes: int = 1 << 30
@@ -242,7 +242,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "N", "largest request, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
     ),
     "loader_count": Option("N", "versions that load at once (2)", "1..64", _number(1, 64)),
-    "runner_count": Option("N", "threads for long runs (2)", "1..256", _number(1, 256)),
+    "runner_count": Option("N", "threads for long runs (0: one for each core, at least two)", "0..256", _number(0, 256)),
     "p99_target_ms": Option(
         "MS",
         "sets delay and size of batches so that 99 of 100 take less, 0: none (0)",

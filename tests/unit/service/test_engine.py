@@ -26,9 +26,10 @@ from fitserve_service.errors import Code, Reason, ServiceError
 from fitserve_service.model_config import ModelConfig
 from fitserve_service.onnx_file import read_facts
 from fitserve_service.pacing import WINDOW_COUNT
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
 from fitserve_service.run_errors import DeviceMemoryError
 from fitserve_service.runs import Prepared
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import CUDA_PROVIDER, Session, SessionOptions
 from fitserve_service.signature import Signature, Tensor
 from fitserve_service.version_policy import State
@@ -825,3 +826,58 @@ def test_a_gpu_without_memory_takes_fewer_at_once_and_what_is_too_large_alone_is
         assert it.error(large).code is Code.RESOURCE_EXHAUSTED
         assert "no memory left" in it.error(large).message
         assert it.is_free()
+
+
+def test_as_many_long_runs_are_under_way_as_there_are_cores_for_and_what_waits_is_shared_out_among_them() -> None:
+    with world() as it:
+        served = it.serve("m", builders.slow(rounds=50), CostTable(), parallel_runs=2)
+        for count_, run_s in ((1, 0.01), (2, 0.02), (4, 0.04)):
+            served.costs.record(count_, 512, run_s)
+        numbers = [it.submit("m", np.ones((1, 512), np.float32)) for _ in range(4)]
+        it.loop.turn()
+        assert it.engine.queued_examples() == {served: 2}
+        it.loop.turn()
+        assert it.engine.queued_examples() == {served: 0}
+        last = it.submit("m", np.ones((1, 512), np.float32))
+        it.loop.turn()
+        assert it.engine.queued_examples() == {served: 1}
+        it.settle()
+
+        assert sorted(it.observer.sizes) == [1, 2, 2]
+        assert all(it.answer(number).shape == (1, 512) for number in (*numbers, last))
+        assert it.is_free()
+
+
+def test_a_short_run_happens_on_the_loop_while_a_long_one_of_its_version_is_under_way() -> None:
+    with world() as it:
+        served = it.serve("m", builders.slow(), CostTable(), parallel_runs=2)
+        served.costs.record(1, 512, 0.01)
+        long = it.submit("m", np.ones((1, 512), np.float32))
+        it.loop.turn()
+        served.costs.record(1, 512, 1e-6)
+        short = it.submit("m", np.ones((1, 512), np.float32))
+        it.loop.turn()
+
+        assert it.answer(short).shape == (1, 512)
+        it.settle()
+        assert it.answer(long).shape == (1, 512)
+        assert it.is_free()
+
+
+def test_a_queue_that_two_runs_share_holds_twice_the_work() -> None:
+    accepted = {}
+    for parallel_runs in (1, 2):
+        with world() as it:
+            limits = {"max_queue_ms": 100.0, "max_batch_size": 1, "parallel_runs": parallel_runs}
+            served = it.serve("m", builders.slow(rounds=20), CostTable(), **limits)
+            for _ in range(40):
+                served.costs.record(1, 512, 0.01)
+            first = it.submit("m", np.ones((1, 512), np.float32))
+            it.loop.turn()
+            numbers = [it.submit("m", np.ones((1, 512), np.float32)) for _ in range(100)]
+            accepted[parallel_runs] = sum(not it.outcomes[number] for number in numbers)
+            it.settle()
+            assert it.answer(first).shape == (1, 512)
+            assert it.is_free()
+
+    assert accepted[1] <= 10 < accepted[2] <= 20

@@ -20,8 +20,8 @@ from fitserve_service import loader as loader_module
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.onnx_file import OnnxFacts
-from fitserve_service.registry import ServedVersion
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import Session, SessionOptions
 from fitserve_service.signature import Tensor
 
@@ -273,7 +273,8 @@ def test_what_model_toml_says_is_shown_as_such_and_can_be_read_back(tmp_path: Pa
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
     served = load(path, max_batch_size=8, batch_size_buckets=(2, 8), intra_op_num_threads=2, device="cpu")
 
-    assert served.config == ModelConfig(8, 0.0, 8192, (2, 8), 2, "cpu", variant="fp32")
+    expected = {"max_batch_size": 8, "batch_size_buckets": (2, 8), "intra_op_num_threads": 2, "parallel_runs": 1}
+    assert served.config == ModelConfig(**expected, device="cpu", variant="fp32")
     for key in ("max_batch_size = 8", "batch_size_buckets = [2, 8]", 'device = "cpu"'):
         assert f"{key}  # model.toml\n" in served.effective_toml
     document = tomllib.loads(served.effective_toml)
