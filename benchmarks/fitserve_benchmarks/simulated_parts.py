@@ -24,7 +24,7 @@ from fitserve_contract.repository import VersionPath
 from fitserve_service.costs import CostTable
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
-from fitserve_service.registry import ServedVersion
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch, Session
 from fitserve_service.signature import Signature, Tensor
 from fitserve_service.source import ModelSource, RepositorySource

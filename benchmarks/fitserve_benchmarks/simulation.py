@@ -25,8 +25,9 @@ from fitserve_service.engine import BatchRecord, Engine, Job, Outcome
 from fitserve_service.errors import ServiceError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.reconciler import Reconciler
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
 from fitserve_service.runs import Prepared
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
 from fitserve_service.source import ModelSource
 from fitserve_service.version_policy import State

@@ -33,7 +33,8 @@ from fitserve_service.batcher import Priority
 from fitserve_service.engine import Completed, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.model_config import ModelConfig
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.version_policy import State
 
 ALL_OUTPUTS: Final = ("who", "by")

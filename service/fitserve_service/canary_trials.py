@@ -22,7 +22,7 @@ from fitserve_service import run_record
 from fitserve_service.loader import MAX_MODEL_BYTES, LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.reconciler import VersionLoader
-from fitserve_service.registry import ServedVersion
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.shared_trials import Trials
 from fitserve_service.variants import FP32, has_variants
 from fitserve_service.worker_link import Link, Message

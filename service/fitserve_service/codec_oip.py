@@ -14,7 +14,7 @@ from fitserve_oip.inference_pb2 import InferTensorContents, ModelInferRequest, M
 from fitserve_service.codec import MAX_NAME_CHARS, add_input, decode_raw
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.registry import ServedVersion
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
 
 CONTENTS_FIELDS: Final = {

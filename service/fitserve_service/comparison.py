@@ -12,8 +12,8 @@ from fitserve_contract.tasks import Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
 from fitserve_service.codec_sums import evaluate_response, paired_sums
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.registry import ServedVersion
 from fitserve_service.scoring import reals, refused_labels
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
 
 

@@ -11,7 +11,7 @@ from fitserve_service.access.guard import Guard
 from fitserve_service.access.private_files import PrivateFileError
 from fitserve_service.access.tls_files import TlsFiles, read_tls
 from fitserve_service.calls import Loop
-from fitserve_service.registry import ServedVersion
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.settings import ServerSettings
 from fitserve_service.status import answering
 from fitserve_service.transport import is_loopback

@@ -15,9 +15,10 @@ from fitserve_service.budget import Budget
 from fitserve_service.calls import Metadata, UnaryCall
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Code, ServiceError
-from fitserve_service.registry import Lease, Registry, ServedVersion
+from fitserve_service.registry import Registry
 from fitserve_service.runs import Prepared
 from fitserve_service.series import MAX_ROWS, ExampleSet, Series
+from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.shadow import Answered, Shadow
 from fitserve_service.status import incident
 from fitserve_service.tracing import RequestTracer

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fitserve_contract.repository import CARD_FILE, version_path
+from fitserve_service.known_model import ModelSnapshot, VersionSnapshot
 from fitserve_service.pages_activity import Activity, Figures
 from fitserve_service.process_memory import read_memory
-from fitserve_service.registry import ModelSnapshot, Registry, ServedVersion, VersionSnapshot
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.telemetry import VersionKey
 
 _IDLE = Figures(0, 0.0, 0.0, None, None)

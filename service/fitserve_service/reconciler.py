@@ -1,4 +1,4 @@
-"""Brings what the server holds to what the repository and the policy want; explicit loads and unloads pass here too.
+"""Brings what the server holds to what is wanted, step by step of the policy; explicit loads and unloads pass here too.
 
 One thread decides, a few load. Everything that decides is in `reconcile_once`, which a test calls without a thread.
 """
@@ -9,23 +9,23 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from fitserve_contract.repository import VersionPath, version_path
+from fitserve_service.aspirations import Aspirations, Grounds
 from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.known_model import unknown_model
 from fitserve_service.loader import LoadError
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import Registry, ServedVersion
-from fitserve_service.source import ModelSource, RepositorySource
-from fitserve_service.status import incident
-from fitserve_service.version_policy import Action, State, Step, aspired_versions, next_steps
-
-OnDone: TypeAlias = Callable[[ServiceError | None], None]
+from fitserve_service.model_edits import ModelEdit, ModelEdits, OnDone
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
+from fitserve_service.source import RepositorySource
+from fitserve_service.version_policy import Action, State, Step, next_steps
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +38,6 @@ class VersionLoader(Protocol):
     def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
         """Loads one version; raises LoadError."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Edit:
-    model: str
-    apply: Callable[[], None]
-    on_done: OnDone
-    version: int
 
 
 class Reconciler:
@@ -84,12 +76,9 @@ class Reconciler:
         self._lock = threading.Lock()
         self._commands: list[Callable[[], None]] = []
         self._waiting: list[tuple[str, OnDone]] = []
-        self._edits: list[_Edit] = []
-        self._unloaded: set[str] = set(unloaded)
-        self._aside = {(entry.model, entry.version): entry for entry in set_aside}
-        self._sources: Mapping[str, ModelSource] = {}
-        self._attempts: dict[tuple[str, int], tuple[object, ...]] = {}
-        self._is_readable = True
+        self._aspirations = Aspirations(source, registry, unloaded=unloaded, set_aside=set_aside)
+        self._edits = ModelEdits(registry, self._aspirations, self._show_edited)
+        self._attempts: dict[str, dict[int, Grounds]] = {}
         self._moved: deque[str] = deque()
         self._unsettled: set[str] | None = None
         self._is_settled = threading.Event()
@@ -135,33 +124,32 @@ class Reconciler:
             version: A version that must be READY before, and is loaded for it; 0: none. Or VERSION_NOT_FOUND, or
                 MODEL_FAILED. For a model that was unloaded by `unload` nothing is loaded.
         """
-        self._command(lambda: self._edits.append(_Edit(model, apply, on_done, version)))
+        self._command(lambda: self._edits.add(ModelEdit(model, apply, on_done, version)))
 
     def set_aside(self, entry: SetAside) -> None:
         """Unloads a version that crashes its process; it stays FAILED until its files change or a call of `load`."""
-        self._command(lambda: self._aside.update({(entry.model, entry.version): entry}))
+        self._command(lambda: self._aspirations.set_aside(entry))
 
     def reconcile_once(self) -> None:
         """Looks at the repository and starts all that is to be done now."""
         self._run_commands()
-        self._scan()
+        self._aspirations.look()
         if self._unsettled is None:
-            self._unsettled = set(self._sources)
+            self._unsettled = set(self._aspirations.found())
         self._moved.clear()
         self._reconcile(sorted(self._models()))
 
     def _reconcile(self, models: Iterable[str]) -> None:
         for model in models:
-            source = self._sources.get(model, ModelSource())
-            self._show(model, source)
+            self._show(model)
             self._retire_aside(model)
-            self._retry_changed(model, source)
+            self._retry_changed(model)
             aspired = self._aspired(model)
             self._rest(model, aspired)
             for step in next_steps(self._registry.states(model), aspired):
-                self._take(model, step, source)
+                self._take(model, step)
         self._answer_waiting()
-        self._try_edits()
+        self._edits.make_due()
         self._settle()
 
     def _settle(self) -> None:
@@ -198,55 +186,29 @@ class Reconciler:
         self._moved.append(model)
         self._wake.set()
 
-    def _scan(self) -> None:
-        try:
-            self._sources = dict(self._source.scan())
-        except OSError as error:
-            if self._is_readable:
-                _log.error(
-                    "repository '%s' cannot be read (%s): what is loaded goes on", self._source.root, error.strerror
-                )
-            self._is_readable = False
-        else:
-            if not self._is_readable:
-                _log.info("repository '%s' can be read again", self._source.root)
-            self._is_readable = True
-
     def _models(self) -> set[str]:
-        return {*self._sources, *self._registry.names()}
+        return {*self._aspirations.found(), *self._registry.names()}
 
     def _aspired(self, model: str, *, has_stand_ins: bool = True) -> list[int]:
-        source = self._sources.get(model)
-        if source is None or model in self._unloaded:
-            return []
-        values = source.overrides.values
-        states = self._registry.states(model) if has_stand_ins else {}
-        return aspired_versions(
-            source.versions,
-            keep=values.get("keep_versions", 1),
-            exactly=values.get("versions", ()),
-            labelled=[
-                *source.labels.values(),
-                *self._registry.labels(model).values(),
-                *(edit.version for edit in self._edits if edit.model == model),
-            ],
-            failed=[version for version, state in states.items() if state is State.FAILED],
-        )
+        return self._aspirations.versions(model, pinned=self._edits.versions(model), has_stand_ins=has_stand_ins)
 
     def _retire_aside(self, model: str) -> None:
-        """Takes versions out of service that were set aside; one whose files changed since is like any other."""
-        for entry in [entry for entry in self._aside.values() if entry.model == model]:
-            if self._source.version_stamp(model, entry.version) != entry.stamp:
-                del self._aside[model, entry.version]
-            elif self._registry.states(model).get(entry.version) is State.READY:
+        """Takes versions out of service that were set aside."""
+        for entry in self._aspirations.aside(model):
+            if self._registry.states(model).get(entry.version) is State.READY:
                 _log.error("%s version %d: %s", model, entry.version, entry.reason)
                 self._registry.retire(model, entry.version, partial(self._has_moved, model))
 
-    def _retry_changed(self, model: str, source: ModelSource) -> None:
+    def _retry_changed(self, model: str) -> None:
         """Makes failed versions PENDING whose files or settings changed since: copied to the end, or put right."""
-        for version, state in self._registry.states(model).items():
-            if state is State.FAILED and self._attempts.get((model, version)) != self._attempt(model, version, source):
+        attempts = self._attempts.pop(model, {})
+        states = self._registry.states(model)
+        for version, grounds in attempts.items():
+            if states.get(version) is State.FAILED and grounds != self._aspirations.grounds(model, version):
                 self._registry.set_state(model, version, State.PENDING)
+        tried = (State.LOADING, State.FAILED)
+        if kept := {version: grounds for version, grounds in attempts.items() if states.get(version) in tried}:
+            self._attempts[model] = kept
 
     def _rest(self, model: str, aspired: list[int]) -> None:
         """Makes versions UNLOADED that nobody aspires to: PENDING says that a load is to come."""
@@ -254,22 +216,18 @@ class Reconciler:
             if state is State.PENDING and version not in aspired:
                 self._registry.set_state(model, version, State.UNLOADED)
 
-    def _attempt(self, model: str, version: int, source: ModelSource) -> tuple[object, ...]:
-        return (source.problem, source.overrides, self._source.version_stamp(model, version))
-
-    def _take(self, model: str, step: Step, source: ModelSource) -> None:
+    def _take(self, model: str, step: Step) -> None:
         if step.action is Action.UNLOAD:
             _log.info("unloading %s version %d", model, step.version)
             self._registry.retire(model, step.version, partial(self._has_moved, model))
             return
-        self._attempts[model, step.version] = self._attempt(model, step.version, source)
-        aside = self._aside.get((model, step.version))
-        if problem := aside.reason if aside else source.problem:
+        self._attempts.setdefault(model, {})[step.version] = self._aspirations.grounds(model, step.version)
+        if problem := self._aspirations.problem(model, step.version):
             self._registry.set_state(model, step.version, State.FAILED, reason=problem)
             return
         self._registry.set_state(model, step.version, State.LOADING)
         path = version_path(self._source.root, model, step.version)
-        future = self._pool.submit(self._loader.load, path, source.overrides)
+        future = self._pool.submit(self._loader.load, path, self._aspirations.source(model).overrides)
         future.add_done_callback(lambda done: self._loaded(path, done))
 
     def _loaded(self, path: VersionPath, future: Future[ServedVersion]) -> None:
@@ -279,7 +237,6 @@ class Reconciler:
         error = future.exception()
         if error is None:
             served = future.result()
-            self._attempts.pop((path.model, path.version), None)
             self._registry.set_ready(served)
             text = "ready: %s version %d on %s in %.0f ms, %s"
             _log.info(text, path.model, path.version, served.provider, served.load_ms, _proof_text(served))
@@ -302,73 +259,39 @@ class Reconciler:
             command()
 
     def _begin_load(self, model: str, on_done: OnDone) -> None:
-        self._scan()
-        self._unloaded.discard(model)
-        self._aside = {name: entry for name, entry in self._aside.items() if entry.model != model}
+        self._aspirations.look()
+        self._aspirations.want(model)
         for version, state in self._registry.states(model).items():
             if state is State.FAILED:
                 self._registry.set_state(model, version, State.PENDING)
-        if model not in self._sources:
-            on_done(_unknown_model(model))
+        if model not in self._aspirations.found():
+            on_done(unknown_model(model))
         else:
             self._waiting.append((model, on_done))
 
     def _begin_unload(self, model: str, on_done: OnDone) -> None:
         if model in self._models():
-            self._unloaded.add(model)
+            self._aspirations.unload(model)
             self._waiting.append((model, on_done))
         else:
             on_done(None)
 
-    def _show(self, model: str, source: ModelSource) -> None:
+    def _show(self, model: str) -> None:
+        source = self._aspirations.source(model)
         self._registry.set_present(model, list(source.versions), source.labels, source.traffic)
 
-    def _try_edits(self) -> None:
-        edits, self._edits = self._edits, []
-        for edit in edits:
-            try:
-                is_due = self._is_due(edit)
-                if is_due:
-                    edit.apply()
-            except ServiceError as error:
-                edit.on_done(error)
-                continue
-            except Exception as error:
-                edit.on_done(incident(f"an edit of model '{edit.model}'", error))
-                continue
-            if is_due:
-                self._scan()
-                self._show(edit.model, self._sources.get(edit.model, ModelSource()))
-                edit.on_done(None)
-                self._has_moved(edit.model)
-            else:
-                self._edits.append(edit)
-
-    def _is_due(self, edit: _Edit) -> bool:
-        """Tells whether an edit can be made now.
-
-        Raises:
-            ServiceError: it never can.
-        """
-        model, version = edit.model, edit.version
-        if model not in self._sources:
-            raise _unknown_model(model)
-        if version == 0 or model in self._unloaded:
-            return True
-        found = next((each for each in self._registry.model(model).versions if each.version == version), None)
-        if found is None:
-            raise ServiceError(Reason.VERSION_NOT_FOUND, f"model '{model}' has no version {version}", model=model)
-        if found.state is State.FAILED:
-            text = f"model '{model}' version {version} failed to load: {found.reason}"
-            raise ServiceError(Reason.MODEL_FAILED, text, model=model)
-        return found.state is State.READY
+    def _show_edited(self, model: str) -> None:
+        self._aspirations.look()
+        self._show(model)
+        self._has_moved(model)
 
     def _is_unsettled(self, model: str) -> bool:
         aspired = set(self._aspired(model))
         states = self._registry.states(model)
         is_moving = any(states.get(version, State.PENDING) in _UNSETTLED for version in aspired)
         return is_moving or (
-            model in self._unloaded and any(s in (State.LOADING, State.READY, State.UNLOADING) for s in states.values())
+            self._aspirations.is_unloaded(model)
+            and any(state in (State.LOADING, State.READY, State.UNLOADING) for state in states.values())
         )
 
     def _answer_waiting(self) -> None:
@@ -387,10 +310,6 @@ class Reconciler:
         failed = {entry.version: entry.reason for entry in self._registry.model(model).versions}
         reasons = "; ".join(f"version {version}: {failed.get(version, '')}" for version in aspired)
         return ServiceError(Reason.LOAD_FAILED, f"model '{model}' could not be loaded: {reasons}", model=model)
-
-
-def _unknown_model(model: str) -> ServiceError:
-    return ServiceError(Reason.MODEL_NOT_FOUND, f"model '{model[:128]}': not in the repository", model=model[:128])
 
 
 def _proof_text(served: ServedVersion) -> str:

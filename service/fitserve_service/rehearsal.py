@@ -26,7 +26,9 @@ from fitserve_service.costs import row_elements
 from fitserve_service.engine import INLINE_LIMIT_S, Engine
 from fitserve_service.errors import ServiceError
 from fitserve_service.intake import Intake
-from fitserve_service.registry import ModelSnapshot, Registry, ServedVersion
+from fitserve_service.known_model import ModelSnapshot
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.servicers.inference import InferenceServicer
 from fitserve_service.servicers.oip import OipInferServicer
 from fitserve_service.shadow import Shadow

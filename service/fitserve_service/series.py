@@ -13,8 +13,8 @@ from typing import Final, Protocol
 from fitserve_service.batcher import Priority
 from fitserve_service.engine import Engine, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.registry import Lease, ServedVersion
 from fitserve_service.runs import Prepared
+from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.signature import Tensor
 from fitserve_service.status import incident
 

@@ -29,8 +29,9 @@ from fitserve_service.peers import Peers
 from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler, VersionLoader
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
 from fitserve_service.rehearsal import rehearse
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.servicers.control import ControlServicer, ModelLoader
 from fitserve_service.servicers.health import HealthServicer
 from fitserve_service.servicers.inference import InferenceServicer

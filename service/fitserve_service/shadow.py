@@ -22,8 +22,9 @@ from fitserve_service.batcher import Priority
 from fitserve_service.calls import Loop, Metadata
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.registry import Lease, Registry, ServedVersion
+from fitserve_service.registry import Registry
 from fitserve_service.runs import Prepared
+from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.signature import Tensor
 from fitserve_service.traffic import Draw, routing_key
 

@@ -16,7 +16,8 @@ from prometheus_client.registry import Collector
 from fitserve_service.budget import Budget
 from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 
 EXPOSED_SECONDS: Final = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05),

@@ -19,8 +19,8 @@ import numpy as np
 from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
 from fitserve_contract.tensor_bytes import element_count
 from fitserve_service.intake import Target
-from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import Completed, Prepared
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Signature, Tensor
 
 Span: TypeAlias = tuple[int, int]

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 from fitserve_service.budget import Budget
 from fitserve_service.calls import Metadata
 from fitserve_service.errors import Code
-from fitserve_service.registry import ServedVersion
+from fitserve_service.served_version import ServedVersion
 
 CHOICES: Final = ("off", "otlp")
 

@@ -11,7 +11,7 @@ import pytest
 
 from fitserve_benchmarks.simulation import simulate
 from fitserve_benchmarks.simulation_laws import BrokenLawError
-from fitserve_service import engine, reconciler, registry, runs
+from fitserve_service import engine, known_model, reconciler, registry, runs
 from fitserve_service.batcher import Batcher, Entry
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.version_policy import Action, State, Step, next_steps
@@ -141,7 +141,7 @@ def unloads_first(patch: pytest.MonkeyPatch) -> None:
 
 
 def moves_labels_at_once(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(registry, "answering_labels", lambda wanted, before, ready: dict(wanted))  # noqa: ARG005
+    patch.setattr(known_model, "answering_labels", lambda wanted, before, ready: dict(wanted))  # noqa: ARG005
 
 
 def closes_under_the_lease(patch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from fitserve.control.v1 import control_pb2_grpc
 from fitserve.inference.v1 import inference_pb2 as native
 from fitserve.types.v1 import tensor_pb2
 from fitserve_oip import health_pb2, inference_pb2, reflection_pb2
-from fitserve_service.registry import ModelSnapshot
+from fitserve_service.known_model import ModelSnapshot
 from fitserve_service.server import Server
 
 SERVING, NOT_SERVING, UNKNOWN = 1, 2, 3

@@ -11,8 +11,10 @@ from fitserve_service.calls import Loop, UnaryCall, UnaryMethod
 from fitserve_service.codec_oip import axis_sizes
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Target
+from fitserve_service.known_model import ModelSnapshot, VersionSnapshot
 from fitserve_service.messages import parse
-from fitserve_service.registry import ModelSnapshot, Registry, ServedVersion, VersionSnapshot
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.servicers.inference import target_of
 from fitserve_service.status import answering
 

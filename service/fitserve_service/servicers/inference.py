@@ -21,10 +21,10 @@ from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import CallAnswer, Encode, Intake, Order, Prepare, SeriesOrder, Target
 from fitserve_service.messages import parse
 from fitserve_service.proof import HeldOut
-from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import Prepared
 from fitserve_service.scoring import check_labels
 from fitserve_service.series import ExampleSet
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.templates import RequestTemplate, Templates, request_parts
 
 SERVICE = "fitserve.inference.v1.InferenceService"

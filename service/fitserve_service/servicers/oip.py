@@ -17,8 +17,8 @@ from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Answer, CallAnswer, Intake, Order, Target
 from fitserve_service.messages import parse
-from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import Prepared
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.status import incident
 from fitserve_service.templates import RequestTemplate, Templates, request_parts
 

@@ -12,9 +12,11 @@ from fitserve_service import codec
 from fitserve_service.calls import Loop, UnaryCall, UnaryMethod
 from fitserve_service.codec_oip import axis_sizes
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.known_model import VersionSnapshot
 from fitserve_service.messages import parse
 from fitserve_service.readiness import Readiness
-from fitserve_service.registry import Registry, ServedVersion, VersionSnapshot
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.servicers.control import ModelLoader, answer_later
 from fitserve_service.servicers.oip import SERVICE, target_of
 from fitserve_service.statistics import Duration

@@ -19,8 +19,8 @@ from fitserve_service.costs import CostTable
 from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
 from fitserve_service.errors import Reason
 from fitserve_service.model_config import ModelConfig, settle_queue
-from fitserve_service.registry import Lease, ServedVersion
 from fitserve_service.runs import Prepared
+from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.session import Session
 from fitserve_service.signature import Signature, Tensor
 

@@ -19,7 +19,7 @@ from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import ServedVersion
+from fitserve_service.served_version import ServedVersion
 
 PIXELS = (np.arange(32, dtype=np.float32).reshape(8, 4) * 7) % 256
 

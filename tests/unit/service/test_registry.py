@@ -11,7 +11,8 @@ import pytest
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.version_policy import State
 
 

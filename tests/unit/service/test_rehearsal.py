@@ -13,9 +13,10 @@ from onnx import helper
 
 from fitserve_service import rehearsal
 from fitserve_service.costs import CostTable
+from fitserve_service.known_model import ModelSnapshot
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import ModelSnapshot, Registry
+from fitserve_service.registry import Registry
 from fitserve_service.rehearsal import rehearse
 
 CALLS = 2 * 12 * 3

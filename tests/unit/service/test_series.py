@@ -16,8 +16,8 @@ from fitserve_service.engine import Completed, Job, Outcome, Timing
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import ServedVersion
 from fitserve_service.series import MAX_ROWS, ExampleSet, Series, batch_size
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
 
 COUNT = 600

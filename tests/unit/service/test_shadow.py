@@ -20,8 +20,9 @@ from fitserve_service.costs import CostTable
 from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
 from fitserve_service.runs import Prepared
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.shadow import MAX_WAIT_S, MAX_WAITING, Answered, Shadow, ShadowCounts, ShadowKey
 from fitserve_service.signature import Tensor
 from fitserve_service.traffic import Draw, Traffic

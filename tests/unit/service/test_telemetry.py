@@ -15,7 +15,8 @@ from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import Registry, ServedVersion
+from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.telemetry import Histogram, Telemetry
 from fitserve_service.version_policy import State
 

@@ -17,8 +17,8 @@ from fitserve_oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 from fitserve_service import codec, codec_oip
 from fitserve_service.errors import ServiceError
 from fitserve_service.intake import Target
-from fitserve_service.registry import ServedVersion
 from fitserve_service.runs import Completed, Timing
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.servicers import inference, oip
 from fitserve_service.signature import Signature, Tensor
 from fitserve_service.templates import RequestTemplate, Templates, content_spans, request_parts, skeleton

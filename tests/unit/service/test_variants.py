@@ -16,7 +16,7 @@ from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import VersionPath
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
-from fitserve_service.registry import ServedVersion
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
 from fitserve_service.variants import choices
 

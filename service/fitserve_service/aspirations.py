@@ -1,0 +1,130 @@
+"""What is wanted of each model: what the repository last showed, less what calls unloaded and crashes set aside.
+
+It only answers; the reconciler acts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeAlias
+
+from fitserve_service.crashes import SetAside
+from fitserve_service.registry import Registry
+from fitserve_service.source import ModelSource, RepositorySource
+from fitserve_service.version_policy import State, aspired_versions
+
+Grounds: TypeAlias = tuple[object, ...]
+"""All that the outcome of a load depends on; equal where another try would end alike."""
+
+_NOTHING = ModelSource()
+
+_log = logging.getLogger(__name__)
+
+
+class Aspirations:
+    """What is wanted of every model. Used on the reconciler's thread alone.
+
+    Args:
+        source: The repository.
+        registry: What the server holds.
+        unloaded: Models that nothing is wanted of until `want`.
+        set_aside: Versions that are not to be loaded until their files change, or `want`.
+    """
+
+    def __init__(
+        self,
+        source: RepositorySource,
+        registry: Registry,
+        *,
+        unloaded: Iterable[str] = (),
+        set_aside: Iterable[SetAside] = (),
+    ) -> None:
+        self._source = source
+        self._registry = registry
+        self._unloaded = set(unloaded)
+        self._aside = {(entry.model, entry.version): entry for entry in set_aside}
+        self._found: Mapping[str, ModelSource] = {}
+        self._is_readable = True
+
+    def look(self) -> None:
+        """Looks at the repository; where it cannot be read, what the last look found holds."""
+        try:
+            self._found = dict(self._source.scan())
+        except OSError as error:
+            if self._is_readable:
+                _log.error(
+                    "repository '%s' cannot be read (%s): what is loaded goes on", self._source.root, error.strerror
+                )
+            self._is_readable = False
+        else:
+            if not self._is_readable:
+                _log.info("repository '%s' can be read again", self._source.root)
+            self._is_readable = True
+
+    def found(self) -> Mapping[str, ModelSource]:
+        """Gives the models that the last look found, and what the repository says of each."""
+        return self._found
+
+    def source(self, model: str) -> ModelSource:
+        """Gives what the repository says of a model; nothing of one that the last look did not find."""
+        return self._found.get(model, _NOTHING)
+
+    def versions(self, model: str, *, pinned: Iterable[int] = (), has_stand_ins: bool = True) -> list[int]:
+        """Gives the versions of a model that are to be loaded, ascending.
+
+        Args:
+            model: Model name.
+            pinned: Versions that something waits for.
+            has_stand_ins: Where a version failed, the one below it is wanted in its place.
+        """
+        source = self._found.get(model)
+        if source is None or model in self._unloaded:
+            return []
+        values = source.overrides.values
+        states = self._registry.states(model) if has_stand_ins else {}
+        return aspired_versions(
+            source.versions,
+            keep=values.get("keep_versions", 1),
+            exactly=values.get("versions", ()),
+            labelled=[*source.labels.values(), *self._registry.labels(model).values(), *pinned],
+            failed=[version for version, state in states.items() if state is State.FAILED],
+        )
+
+    def is_unloaded(self, model: str) -> bool:
+        """Tells whether a call unloaded a model."""
+        return model in self._unloaded
+
+    def unload(self, model: str) -> None:
+        """Wants nothing of a model until `want`."""
+        self._unloaded.add(model)
+
+    def want(self, model: str) -> None:
+        """Wants a model again, and those of its versions that were set aside."""
+        self._unloaded.discard(model)
+        self._aside = {name: entry for name, entry in self._aside.items() if entry.model != model}
+
+    def set_aside(self, entry: SetAside) -> None:
+        """Wants a version no more, until its files change, or `want`."""
+        self._aside[entry.model, entry.version] = entry
+
+    def aside(self, model: str) -> Collection[SetAside]:
+        """Gives the versions of a model that are set aside; one whose files changed since is like any other."""
+        entries = [entry for entry in self._aside.values() if entry.model == model]
+        for entry in [entry for entry in entries if self._stamp(entry) != entry.stamp]:
+            entries.remove(entry)
+            del self._aside[model, entry.version]
+        return entries
+
+    def problem(self, model: str, version: int) -> str:
+        """Says why a version that is wanted cannot be loaded now; empty where nothing stands against it."""
+        aside = self._aside.get((model, version))
+        return aside.reason if aside else self.source(model).problem
+
+    def grounds(self, model: str, version: int) -> Grounds:
+        """Gives what a load of a version depends on: files, settings, and whether its folder can be read."""
+        source = self.source(model)
+        return (source.problem, source.overrides, self._source.version_stamp(model, version))
+
+    def _stamp(self, entry: SetAside) -> tuple[int, ...]:
+        return self._source.version_stamp(entry.model, entry.version)

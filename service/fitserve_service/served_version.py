@@ -1,0 +1,73 @@
+"""A version that is loaded: its session, what it says of itself, and what is measured of it while it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fitserve_contract.manifest import Manifest
+from fitserve_contract.tasks import Task
+from fitserve_service.costs import CostTable
+from fitserve_service.model_config import ModelConfig
+from fitserve_service.proof import HeldOut, Replay
+from fitserve_service.session import Session
+from fitserve_service.signature import Signature
+from fitserve_service.statistics import VersionStatistics
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class ServedVersion:
+    """A version that is loaded; immutable but for its statistics and its cost table.
+
+    Args:
+        model: Model name.
+        version: Version number.
+        session: The runtime's session.
+        signature: Inputs and outputs.
+        config: How it is served, overrides included.
+        effective_toml: `config` as TOML with where each value comes from.
+        manifest: What it says of itself; None for a foreign file.
+        manifest_json: The manifest's bytes; empty for a foreign file.
+        is_verified: Its checksums were there and hold, and the replay of its probe held.
+        files: What callers may ask for, file name to content.
+        load_ms: From LOADING to READY.
+        replay: How near its answers came to its certificate's; None where it has none.
+        held_out: Labelled examples that it carries; None where it has none.
+    """
+
+    model: str
+    version: int
+    session: Session
+    signature: Signature
+    config: ModelConfig
+    effective_toml: str
+    manifest: Manifest | None
+    manifest_json: bytes
+    is_verified: bool
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    load_ms: float = 0.0
+    costs: CostTable = field(default_factory=CostTable)
+    statistics: VersionStatistics = field(default_factory=VersionStatistics)
+    replay: Replay | None = None
+    held_out: HeldOut | None = None
+
+    @property
+    def task(self) -> Task | None:
+        """What its outputs mean; None where nothing can be scored."""
+        return self.manifest.task if self.manifest else None
+
+    @property
+    def provider(self) -> str:
+        """Execution provider that runs it."""
+        return self.session.provider
+
+
+class Lease(Protocol):
+    """Keeps a version loaded until it is released."""
+
+    served: ServedVersion
+
+    def release(self) -> None:
+        """Gives the version back; a second call does nothing."""
+        ...
