@@ -41,14 +41,16 @@ class SetAside:
         return SetAside(fields["model"], fields["version"], fields["reason"], tuple(fields["stamp"]))
 
 
-def crash_of(exit_code: int | None) -> str:
+def crash_of(exit_code: int | None, fault: signal.Signals | None = None) -> str:
     """Names the signal by which a process crashed; empty where it ended otherwise.
 
     Args:
         exit_code: As subprocess has it: negative where a signal ended it.
+        fault: What it had crashed by before, where that is known; see `run_record.RunRecord.fault`.
     """
-    is_crash = exit_code is not None and -exit_code in _CRASHES
-    return signal.Signals(-exit_code).name if is_crash and exit_code is not None else ""
+    if exit_code is None or -exit_code not in _CRASHES:
+        return ""
+    return (fault or signal.Signals(-exit_code)).name
 
 
 @dataclass(slots=True)

@@ -16,6 +16,7 @@ import itertools
 import mmap
 import os
 import re
+import signal
 import struct
 import threading
 from collections.abc import Iterator
@@ -37,6 +38,18 @@ _TRACE_BYTES: Final = 1 << 16
 _MARK: Final = re.compile(rb"([A-Za-z0-9][A-Za-z0-9._-]{0,127}) ([1-9][0-9]{0,17})")
 _CRASHED: Final = re.compile(r"^Current thread 0x([0-9a-f]+)", re.MULTILINE)
 """As the fault handler says it; it names none where a thread of the runtime's own crashed."""
+_OTHER: Final = re.compile(r"^Thread 0x([0-9a-f]+)", re.MULTILINE)
+"""A thread that the fault handler says it of did not crash. It reads the frames of threads that go on running
+meanwhile, and may crash at that itself, before it comes to the one that it was called for."""
+_FAULT: Final = re.compile(r"Fatal Python error: ([A-Z][a-z ]+)\n")
+_FAULTS: Final = {
+    "Bus error": signal.SIGBUS,
+    "Illegal instruction": signal.SIGILL,
+    "Floating point exception": signal.SIGFPE,
+    "Aborted": signal.SIGABRT,
+    "Segmentation fault": signal.SIGSEGV,
+}
+"""The fault handler's names of signals."""
 
 
 class RunRecord:
@@ -49,14 +62,26 @@ class RunRecord:
     def running(self) -> frozenset[VersionName]:
         """Gives what the process that died was running: by the thread that crashed, where that is known.
 
-        Where it is not, everything that ran; nothing where the thread that crashed ran no version.
+        Where it is not, what ran on threads that are not known to have gone on, or else everything that ran; nothing
+        where the thread that crashed ran no version.
         """
         slots = _read_slots(os.pread(self.descriptor, _RECORD_BYTES, 0))
-        crashed = _CRASHED.search(self.trace())
-        if crashed is None:
-            return frozenset(slots.values())
-        name = slots.get(int(crashed[1], 16))
-        return frozenset() if name is None else frozenset((name,))
+        trace = self.trace()
+        if crashed := _CRASHED.search(trace):
+            name = slots.get(int(crashed[1], 16))
+            return frozenset() if name is None else frozenset((name,))
+        went_on = {int(identity, 16) for identity in _OTHER.findall(trace)}
+        suspects = frozenset(name for identity, name in slots.items() if identity not in went_on)
+        return suspects or frozenset(slots.values())
+
+    def fault(self) -> signal.Signals | None:
+        """Gives the signal that the process crashed by first: it may have ended by another, while this one was told.
+
+        Returns:
+            None where the fault handler said nothing.
+        """
+        found = _FAULT.match(self.trace())
+        return _FAULTS.get(found[1]) if found else None
 
     def trace(self) -> str:
         """Gives what the fault handler wrote of the crash; empty where there was none."""

@@ -216,7 +216,7 @@ class Workers:
 
     def _note_crash(self, worker: WorkerProcess) -> None:
         """Counts a crash against what the worker was running, and sets aside what has crashed too often."""
-        if not (crash := crash_of(worker.process.returncode)):
+        if not (crash := crash_of(worker.process.returncode, worker.record.fault())):
             return
         running = worker.record.running()
         names = ", ".join(f"{model} version {version}" for model, version in sorted(running)) or "no version"

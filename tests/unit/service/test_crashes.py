@@ -81,6 +81,11 @@ def test_only_what_a_process_does_to_itself_is_a_crash(exit_code: int | None, cr
     assert crash_of(exit_code) == crash
 
 
+def test_a_crash_is_named_by_what_it_began_with() -> None:
+    assert crash_of(-signal.SIGSEGV, signal.SIGFPE) == "SIGFPE"
+    assert crash_of(-signal.SIGTERM, signal.SIGFPE) == ""
+
+
 def test_the_reason_says_how_often_and_beside_whom() -> None:
     reason = Crashes(3, 600.0).reason("SIGFPE", [B])
     assert reason.startswith(

@@ -62,6 +62,48 @@ def test_where_the_thread_is_not_known_everything_that_ran_is_named() -> None:
     assert exit_code == -signal.SIGSYS
     assert record.running() == {("m", 3), ("other", 9)}
     assert record.trace() == ""
+    assert record.fault() is None
+    record.close()
+
+
+def test_a_trace_that_was_cut_short_clears_the_threads_that_it_came_to() -> None:
+    program = """
+import faulthandler
+faulthandler.disable()
+beside('other', 9)
+run_record.begin('m', 3)
+other = next(thread.ident for thread in threading.enumerate() if thread is not threading.main_thread())
+text = f'Fatal Python error: Floating point exception\\n\\nThread 0x{other:016x} (most recent call first):\\n  File "x'
+os.write(int(sys.argv[1]), (text + 'Fatal Python error: Segmentation fault\\n\\n').encode())
+crash()
+"""
+    exit_code, record = died(program)
+    assert exit_code == -signal.SIGSEGV
+    assert record.running() == {("m", 3)}
+    assert record.fault() is signal.SIGFPE
+    record.close()
+
+
+def test_where_no_thread_of_pythons_crashed_everything_that_ran_is_named() -> None:
+    program = """
+import ctypes
+libc = ctypes.CDLL(None)
+beside('other', 9)
+libc.pthread_create(ctypes.byref(ctypes.c_ulong()), None, ctypes.cast(1, ctypes.c_void_p), None)
+threading.Event().wait()
+"""
+    exit_code, record = died(program)
+    assert exit_code == -signal.SIGSEGV
+    assert record.running() == {("other", 9)}
+    assert record.fault() is signal.SIGSEGV
+    record.close()
+
+
+@pytest.mark.parametrize("name", ["SIGBUS", "SIGILL", "SIGFPE", "SIGABRT", "SIGSEGV"])
+def test_the_fault_is_the_signal_that_it_crashed_by(name: str) -> None:
+    exit_code, record = died(f"os.kill(os.getpid(), signal.{name})")
+    assert exit_code == -signal.Signals[name]
+    assert record.fault() is signal.Signals[name]
     record.close()
 
 
