@@ -64,7 +64,8 @@ def _serve(settings: ServerSettings) -> int:
 def _serve_alone(settings: ServerSettings) -> int:
     from fitserve_service import collector
     from fitserve_service.announcement import ready_text
-    from fitserve_service.server import Server, StartError
+    from fitserve_service.assembly import StartError
+    from fitserve_service.server import Server
 
     try:
         server = Server(settings)

@@ -1,68 +1,27 @@
-"""Puts the server together: registry, engine, reconciler, services, transport and metrics; starts it and stops it."""
+"""The life of a server: it starts, is ready, drains and ends."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager
-from importlib.metadata import version as package_version
 from typing import Final
 
-from fitserve_service import session
-from fitserve_service.access.refusal_metrics import RefusalCollector
-from fitserve_service.calls import Loop, MethodTable, StreamMethod, UnaryMethod
-from fitserve_service.canary_trials import Canaries, RecordedLoader, Terms, TriedLoader
+from fitserve_service.assembly import Assembly, StartError
 from fitserve_service.crashes import SetAside
-from fitserve_service.engine import Engine
-from fitserve_service.entrance import Entrance, EntranceError, check_entrance, tls_files
-from fitserve_service.intake import Intake
-from fitserve_service.loader import Loader
-from fitserve_service.memory_metrics import MemoryCollector
 from fitserve_service.metrics_port import MetricsPort
-from fitserve_service.pages import Pages
-from fitserve_service.pages_activity import Activity
 from fitserve_service.pages_http import Request, Response
-from fitserve_service.pages_status import StatusReport
 from fitserve_service.peers import Peers
-from fitserve_service.process_memory import read_memory
-from fitserve_service.readiness import Readiness
-from fitserve_service.reconciler import Reconciler, VersionLoader
-from fitserve_service.registry import Registry
 from fitserve_service.rehearsal import rehearse
-from fitserve_service.served_version import ServedVersion
-from fitserve_service.servicers.control import ControlServicer, ModelLoader
-from fitserve_service.servicers.health import HealthServicer
-from fitserve_service.servicers.inference import InferenceServicer
-from fitserve_service.servicers.labels import LabelServicer
-from fitserve_service.servicers.oip import OipInferServicer
-from fitserve_service.servicers.oip_models import OipModelsServicer
-from fitserve_service.servicers.reflection import ReflectionServicer
 from fitserve_service.settings import ServerSettings
-from fitserve_service.shadow import Shadow
-from fitserve_service.shadow_metrics import ShadowCollector
-from fitserve_service.shared_trials import SharedTrials
-from fitserve_service.shared_weights import SharedWeights
-from fitserve_service.source import RepositorySource
-from fitserve_service.telemetry import Telemetry
-from fitserve_service.tracing import OpenTelemetryTracer, TracingError, open_tracer
-from fitserve_service.traffic import Draw
-from fitserve_service.transport import ListenError, TransportOptions
-from fitserve_service.transport_choice import choose
+from fitserve_service.transport import ListenError
 
 _SETTLE_POLL_S: Final = 0.01
 _SAMPLE_S: Final = 2.0
 """How often a worker samples its activity; where there is a metrics port of its own, that does."""
 
-_LOOP_ANSWER_S = 1.0
-"""How long a scrape waits for the loop; a loop that is slower than this has other news to tell."""
-
 _log = logging.getLogger(__name__)
-
-
-class StartError(Exception):
-    """The server cannot start; the message says why and what to do."""
 
 
 class Server:
@@ -86,37 +45,13 @@ class Server:
         Raises:
             StartError: the settings cannot be served here.
         """
-        check_can_start(settings)
         self.settings = settings
-        self.registry = Registry()
         self.port = 0
-        self._readiness = Readiness()
         self._peers = peers
-        self._transport = choose(settings.transport, _transport_options(settings, peers is not None))
-        self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
-        room = settings.max_queued_bytes
-        self._engine = Engine(
-            self._transport, self._telemetry, runner_count=settings.runner_count, max_queued_bytes=room
-        )
-        self._canaries = _new_canaries(settings)
-        self._reconciler = Reconciler(
-            RepositorySource(settings.repository),
-            self._new_loader(),
-            self.registry,
-            poll_interval_s=settings.poll_interval_s,
-            loader_count=settings.loader_count,
-            unloaded=peers.unloaded if peers else (),
-            set_aside=peers.set_aside if peers else (),
-        )
-        self._telemetry.add(MemoryCollector(peers.number if peers else 0, read_memory))
-        self._loader: ModelLoader = peers.share(self._reconciler) if peers else self._reconciler
+        self._parts = Assembly(settings, peers)
+        self.registry = self._parts.registry
         if peers is not None and not peers.is_alone:
             self.registry.agree(frozenset())
-        self._tracer = _tracer(settings)
-        self._entrance = _entrance(settings, self._transport)
-        self._telemetry.add(RefusalCollector(self._entrance.refusals))
-        self._activity = Activity(self._telemetry.counts)
-        self._pages = self._new_pages()
         self._metrics: MetricsPort | None = None
         self._is_stopping = False
         self._on_ready: Callable[[], None] = lambda: None
@@ -141,35 +76,29 @@ class Server:
                 self._open_metrics()
             elif not self._peers.is_alone:
                 self._load_first()
-            self._transport.run(self._methods(), self._begin)
+            self._parts.transport.run(self._parts.methods(), self._begin)
         except ListenError as error:
             raise StartError(str(error)) from None
         finally:
-            self._engine.close()
-            if self._canaries is not None:
-                self._canaries.close()
-            self._reconciler.stop()
+            self._parts.close()
             if self._metrics is not None:
                 self._metrics.close()
-            if self._tracer is not None:
-                self._tracer.close()
-            self._entrance.close()
 
     def stop(self) -> None:
         """Refuses new requests, answers those in flight within the grace time, then ends `run`."""
         self._is_stopping = True
-        self._transport.post(self._drain)
+        self._parts.transport.post(self._drain)
 
     def agree(self, ready: frozenset[tuple[str, int]], *, is_settled: bool) -> None:
         """Tells, from any thread, what all workers can answer, and whether all have listened."""
         if self._peers is not None and not self._peers.is_alone:
             self.registry.agree(ready)
-        if is_settled and not self._readiness.is_ready:
-            self._transport.post(self._readiness.settle)
+        if is_settled and not self._parts.readiness.is_ready:
+            self._parts.transport.post(self._parts.readiness.settle)
 
     def set_aside(self, version: SetAside) -> None:
         """Unloads, from any thread, a version that crashes workers; it stays FAILED until somebody wants it again."""
-        self._reconciler.set_aside(version)
+        self._parts.reconciler.set_aside(version)
 
     def answer_page(self, request: Request) -> Response:
         """Answers a request to the metrics port, from any thread.
@@ -177,136 +106,56 @@ class Server:
         Raises:
             RequestError: there is no such page, or it is not for this caller.
         """
-        return self._pages.answer(request)
+        return self._parts.pages.answer(request)
 
     def _begin(self, port: int) -> None:
         self.port = port
         _log.info("listening on %s:%d", self.settings.host, port)
         if self._peers is None or self._peers.is_alone:
-            self._reconciler.start()
+            self._parts.reconciler.start()
         if self._peers is not None:
             self._sample()
         self._await_settled()
 
     def _load_first(self) -> None:
         """Holds the port back until there is something to answer with: the other workers answer meanwhile."""
-        self._reconciler.start()
+        self._parts.reconciler.start()
         assert self._peers is not None
-        while not self._reconciler.wait_until_settled(_SETTLE_POLL_S):
+        while not self._parts.reconciler.wait_until_settled(_SETTLE_POLL_S):
             if self._is_stopping:
                 return
         self._peers.await_turn(lambda: self._is_stopping)
 
     def _sample(self) -> None:
-        self._activity.sample()
-        self._transport.call_later(_SAMPLE_S, self._sample)
+        self._parts.activity.sample()
+        self._parts.transport.call_later(_SAMPLE_S, self._sample)
 
     def _await_settled(self) -> None:
-        if self._reconciler.wait_until_settled(0):
+        if self._parts.reconciler.wait_until_settled(0):
             # On the thread that is to serve, before anybody is told that the server is ready.
             rehearse(self.registry.snapshot())
             if self._peers is None:
-                self._readiness.settle()
+                self._parts.readiness.settle()
             self._on_ready()
-        elif not self._readiness.is_draining:
-            self._transport.call_later(_SETTLE_POLL_S, self._await_settled)
+        elif not self._parts.readiness.is_draining:
+            self._parts.transport.call_later(_SETTLE_POLL_S, self._await_settled)
 
     def _drain(self) -> None:
-        if self._readiness.is_draining:
+        if self._parts.readiness.is_draining:
             return
         _log.info("stopping: requests in flight have %g s", self.settings.grace_s)
-        self._readiness.drain()
-        self._engine.begin_drain()
-        self._transport.stop(self.settings.grace_s)
+        self._parts.readiness.drain()
+        self._parts.engine.begin_drain()
+        self._parts.transport.stop(self.settings.grace_s)
 
     def _open_metrics(self) -> None:
         if self.settings.metrics_port is None:
             return
         host, port = self.settings.metrics_host, self.settings.metrics_port
         try:
-            self._metrics = MetricsPort(host, port, self._pages.answer, tick=self._activity.sample)
+            self._metrics = MetricsPort(host, port, self._parts.pages.answer, tick=self._parts.activity.sample)
         except ListenError as error:
             raise ListenError(f"--metrics-port: {error}") from None
-
-    def _new_pages(self) -> Pages:
-        repository = self.settings.repository
-        status = StatusReport(
-            repository,
-            self.registry,
-            self._activity,
-            self._queued_examples,
-            lambda: self._readiness.is_ready,
-            _build_facts(self.settings),
-            self._peers.number if self._peers else 0,
-        )
-        return Pages(repository, self.registry, self._telemetry.exposition, status, self.settings.metrics_host)
-
-    def _new_loader(self) -> VersionLoader:
-        settings = self.settings
-        loader = Loader(
-            settings.device,
-            is_proof_required=settings.require_proof,
-            process_count=max(settings.workers, 1),
-            variant=settings.variant,
-            p99_target_ms=settings.p99_target_ms,
-            device_memory_limit_bytes=settings.device_memory_limit_bytes,
-            max_queue_ms=settings.max_queue_ms,
-            weights=SharedWeights(self._peers.weights) if self._peers and self._peers.weights else None,
-        )
-        recorded = RecordedLoader(loader)
-        if self._canaries is None:
-            return recorded
-        folder = self._peers.weights if self._peers else None
-        return TriedLoader(recorded, SharedTrials(self._canaries, folder) if folder else self._canaries)
-
-    def _methods(self) -> MethodTable:
-        draw = Draw()
-        shadow = Shadow(self.registry, self._engine, self._transport, draw)
-        self._telemetry.add(ShadowCollector(shadow.counts))
-        admit = self._entrance.admit
-        intake = Intake(self.registry, self._engine, self._telemetry, shadow, draw, tracer=self._tracer, admit=admit)
-        health = HealthServicer(self.registry, self._readiness, self._transport)
-        infer = OipInferServicer(intake)
-        models = OipModelsServicer(
-            self.registry, self._readiness, self._loader, self._transport, package_version("fitserve")
-        )
-        control = ControlServicer(self.registry, self._loader, self._transport)
-        repository = self.settings.repository
-        labels = LabelServicer(repository, self.registry, self._reconciler, self._transport, shadow.counts)
-        unary: dict[str, UnaryMethod] = {}
-        for servicer in (InferenceServicer(intake), control, labels, infer, models, health):
-            unary |= servicer.unary()
-        stream: dict[str, StreamMethod] = {**infer.stream(), **health.stream()}
-        services = {name.split("/")[1] for name in (*unary, *stream)}
-        return self._entrance.wrap(MethodTable(unary, {**stream, **ReflectionServicer(services).stream()}))
-
-    def _queued_examples(self) -> dict[ServedVersion, int]:
-        """Asks the loop, from a scrape's thread."""
-        answer: Future[dict[ServedVersion, int]] = Future()
-        self._transport.post(lambda: answer.set_result(self._engine.queued_examples()))
-        try:
-            return answer.result(_LOOP_ANSWER_S)
-        except TimeoutError:
-            return {}
-
-
-def check_can_start(settings: ServerSettings) -> None:
-    """Holds the settings against this machine before anything is opened.
-
-    Raises:
-        StartError: no repository, a runtime that is unsafe or lacks the device, or an address open to others.
-    """
-    if not settings.repository.is_dir():
-        hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
-        raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
-    try:
-        check_entrance(settings)
-        session.check_runtime()
-    except (EntranceError, session.SessionError) as error:
-        raise StartError(str(error)) from None
-    problem = session.cuda_problem() if settings.device.startswith("cuda") else None
-    if problem:
-        raise StartError(f"--device {settings.device}: {problem}")
 
 
 @contextmanager
@@ -338,44 +187,3 @@ def running_server(settings: ServerSettings) -> Iterator[Server]:
     finally:
         server.stop()
         thread.join()
-
-
-def _entrance(settings: ServerSettings, loop: Loop) -> Entrance:
-    try:
-        return Entrance(settings, loop)
-    except EntranceError as error:
-        raise StartError(str(error)) from None
-
-
-def _tracer(settings: ServerSettings) -> OpenTelemetryTracer | None:
-    try:
-        return open_tracer(settings.tracing)
-    except TracingError as error:
-        raise StartError(str(error)) from None
-
-
-def _new_canaries(settings: ServerSettings) -> Canaries | None:
-    if settings.canary == "off":
-        return None
-    is_final = settings.device == "cpu" or session.cuda_problem() is not None
-    terms = Terms(settings.variant, settings.require_proof)
-    return Canaries(settings.repository, limit_s=settings.canary_limit_s, is_final=is_final, terms=terms)
-
-
-def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOptions:
-    return TransportOptions(
-        settings.host,
-        settings.port,
-        settings.max_message_bytes,
-        is_shared=is_shared,
-        connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
-        tls=tls_files(settings),
-    )
-
-
-def _build_facts(settings: ServerSettings) -> dict[str, str]:
-    return {
-        "version": package_version("fitserve"),
-        "onnxruntime": session.runtime_version(),
-        "device": settings.device,
-    }

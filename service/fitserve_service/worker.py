@@ -19,10 +19,11 @@ from typing import Any, Final, NoReturn, TypeAlias
 
 from fitserve_service import collector, logs, run_record
 from fitserve_service.announcement import ready_text
+from fitserve_service.assembly import StartError
 from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.pages_http import Request, RequestError, Response, refusal
-from fitserve_service.server import Server, StartError
+from fitserve_service.server import Server
 from fitserve_service.servicers.control import ModelLoader
 from fitserve_service.settings import ServerSettings
 from fitserve_service.stopping import die_with, watch_stop_signals

@@ -24,6 +24,7 @@ from fitserve.inference.v1 import inference_pb2_grpc
 from fitserve.types.v1 import tensor_pb2
 from fitserve_contract.labels import read_labels, read_log, replay
 from fitserve_oip import inference_pb2 as oip
+from fitserve_service.pages_http import Request
 from fitserve_service.server import Server
 from fitserve_service.traffic import ROUTING_KEY
 
@@ -221,7 +222,7 @@ def test_the_shadow_runs_unheard_and_is_counted_exactly(tmp_path: Path) -> None:
         asked = pb.GetShadowReportRequest(model="m")
         reports = (stub.GetShadowReport(asked, timeout=WAIT_S).reports[0] for _ in range(LOOKS))
         report = next(report for report in reports if report.pending_count == 0)
-        exposed = server._telemetry.exposition().decode()
+        exposed = server.answer_page(Request("/metrics")).content.decode()
     assert (report.live_version, report.shadow_version, report.sampled_count) == (1, 2, 12)
     assert report.compared_count + report.dropped_count == 12
     assert report.compared_count == report.example_count > 0
