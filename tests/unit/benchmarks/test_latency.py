@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -206,7 +207,7 @@ def test_a_whole_run_in_its_own_process_writes_json_and_plot(tmp_path: Path) -> 
     assert result.version == 1
     assert result.reference == "ONNX Runtime (cpu)"
     assert result.settings["input_batches"] == POOL_SIZE
-    assert result.environment["packages"]["torch"] == torch.__version__
+    assert result.environment["packages"]["torch"] == importlib.metadata.version("torch")
     assert load_result(json_path) == replace(result, settings=load_result(json_path).settings)
     assert [row.scenario for row in result.scenarios if row.figure is not None] == ["Offline"]
     assert all(path.read_text().lstrip().startswith("<?xml") for path in (plot_path, scenario_path))
