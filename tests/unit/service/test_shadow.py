@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 import numpy as np
 import pytest
+from engine_world import Free
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests import builders
+from virtual_loop import VirtualLoop
 
 from fitserve_service import shadow as shadow_module
 from fitserve_service.batcher import Priority
-from fitserve_service.costs import CostTable
 from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
@@ -29,24 +27,11 @@ from fitserve_service.traffic import Draw, Traffic
 from fitserve_service.version_policy import State
 
 
-class Free(CostTable):
-    """Says that every run is short, so that all of them happen on the loop."""
-
-    def expected_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
-        return 0.0
-
-    def floor_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
-        return 0.0
-
-
-class World:
+class World(VirtualLoop):
     """A model with versions 1 (stable) and 2 (shadow), an engine and a loop whose turns and clock the test makes."""
 
     def __init__(self, root: Path, share: float = 1.0, other: bytes | None = None) -> None:
-        self.now_s = 1000.0
-        self._soon: deque[Callable[[], None]] = deque()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = count()
+        super().__init__()
         self.registry = Registry()
         labels = {"stable": 1, "shadow": 2}
         self.registry.set_present("m", [1, 2], labels, Traffic(shadow_share=share))
@@ -62,30 +47,13 @@ class World:
         self.shadowed: list[int] = []
 
     def post(self, callback: Callable[[], None]) -> None:
-        self._soon.append(callback)
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._soon.append(callback)
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (self.now_s + delay_s, next(self._numbers), callback))
+        self.call_soon(callback)
 
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:  # noqa: ARG002
         (self.live if served.version == 1 else self.shadowed).append(len(self.live) + len(self.shadowed))
 
-    def turn(self) -> None:
-        for _ in range(len(self._soon)):
-            self._soon.popleft()()
-
-    def advance(self, step_s: float) -> None:
-        end_s = self.now_s + step_s
-        while self._timers and self._timers[0][0] <= end_s:
-            self.now_s, _, callback = heapq.heappop(self._timers)
-            callback()
-        self.now_s = end_s
-
     def settle(self) -> None:
-        while self._soon or self._timers:
+        while not self.is_idle():
             self.turn()
             self.advance(0.01)
 
