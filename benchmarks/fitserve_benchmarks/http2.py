@@ -1,8 +1,9 @@
 """Just enough HTTP/2 to load a gRPC server cheaply: one connection, unary calls of one method, bytes prepared once.
 
 A general client spends more on a call than the servers that it is to load. This one writes the same request bytes again
-and again under another stream number, and looks at nothing of an answer but its frames' headers and the length of its
-message. It keeps to flow control and to the server's limits.
+and again under another stream number, its headers in one byte each once the server has them in its table, as other
+clients do; of an answer it looks at nothing but its frames' headers and the length of its message. It keeps to flow
+control and to the server's limits.
 Sources: RFC 9113 (frames, streams, flow control), RFC 7541 (header literals), gRPC over HTTP/2 (message framing).
 """
 
@@ -12,7 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -32,7 +33,18 @@ _MESSAGE_PREFIX: Final = struct.Struct(">BL")
 _LARGEST_WINDOW: Final = 2**31 - 1
 _DEFAULT_WINDOW: Final = 65_535
 _REPLENISH_BYTES: Final = 2**30
-_READ_BYTES: Final = 1 << 18
+_DEFAULT_TABLE: Final = 4_096
+_TABLE_ENTRY: Final = 32
+"""What an entry of the table counts beside its name and value. Source: RFC 7541, 4.1."""
+
+_FIRST_PLACE: Final = 62
+"""Of the newest entry of the table. Source: RFC 7541, 2.3.3."""
+
+_EMPTY_TABLE: Final = b"\x20"
+"""A table of no bytes, said at the begin of headers. Source: RFC 7541, 6.3."""
+
+_FEWEST_READ_BYTES: Final = 1 << 14
+_MOST_READ_BYTES: Final = 1 << 20
 
 
 class ConnectionLostError(ConnectionError):
@@ -57,12 +69,13 @@ class Answer:
     is_refused: bool = False
 
 
-@dataclass(slots=True)
 class _Stream:
-    window_bytes: int
-    unsent: memoryview
+    """A call on its way: most change nothing of this but the body, which is why none of it is set beforehand."""
+
+    window_bytes = 0
+    unsent = memoryview(b"")
     status: int | None = None
-    received: list[memoryview] = field(default_factory=list)
+    body: bytes | bytearray = b""
 
 
 class Http2Connection:
@@ -83,7 +96,9 @@ class Http2Connection:
         self._socket = socket.create_connection((host, port), timeout=10)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
-        self._headers = header_block(f"{host}:{port}", method, timeout_ms)
+        self._plain_headers = header_block(f"{host}:{port}", method, timeout_ms)
+        first, again = indexed_header_blocks(f"{host}:{port}", method, timeout_ms)
+        self._headers, self._next_headers = first, again
         self._reads_status = reads_status
         self._next_stream = 1
         self._streams: dict[int, _Stream] = {}
@@ -93,13 +108,15 @@ class Http2Connection:
         self._max_frame_bytes = 16_384
         self._consumed_bytes = 0
         self._incoming = b""
+        self._read_bytes = _FEWEST_READ_BYTES
         self.max_streams = _LARGEST_WINDOW
         self.has_settings = False
         window = _SETTING.pack(_SETTING_INITIAL_WINDOW, _LARGEST_WINDOW)
         if reads_status:
             window += _SETTING.pack(_SETTING_TABLE, 0)
         settings = frame(_SETTINGS, 0, 0, window) + _window_update(_LARGEST_WINDOW - _DEFAULT_WINDOW)
-        self._outgoing = bytearray(PREFACE + settings)
+        self._outgoing: list[bytes | memoryview] = [PREFACE, settings]
+        self._rest: bytes | memoryview = b""
 
     def fileno(self) -> int:
         """Gives the socket's descriptor, for a selector."""
@@ -112,7 +129,7 @@ class Http2Connection:
     @property
     def wants_to_write(self) -> bool:
         """Tells whether bytes wait for the socket to take them."""
-        return bool(self._outgoing)
+        return bool(self._outgoing or self._rest)
 
     def send(self, framed_message: bytes) -> int:
         """Starts a call; `flush` sends it.
@@ -124,10 +141,19 @@ class Http2Connection:
             The call's stream number.
         """
         number = self._next_stream
-        self._next_stream += 2
-        self._streams[number] = _Stream(self._initial_window_bytes, memoryview(framed_message))
-        self._outgoing += frame(_HEADERS, _END_HEADERS, number, self._headers)
-        self._send_data(number)
+        self._next_stream = number + 2
+        headers, size = self._headers, len(framed_message)
+        self._headers = self._next_headers
+        stream = self._streams[number] = _Stream()
+        head = _HEADER.pack(len(headers) >> 8, len(headers) & 0xFF, _HEADERS, _END_HEADERS, number)
+        if 0 < size <= self._max_frame_bytes and size <= min(self._window_bytes, self._initial_window_bytes):
+            self._window_bytes -= size
+            data = _HEADER.pack(size >> 8, size & 0xFF, _DATA, _END_STREAM, number)
+            self._outgoing += (head, headers, data, framed_message)
+        else:
+            self._outgoing += (head, headers)
+            stream.window_bytes, stream.unsent = self._initial_window_bytes, memoryview(framed_message)
+            self._send_data(number)
         return number
 
     def flush(self) -> None:
@@ -137,8 +163,12 @@ class Http2Connection:
             ConnectionLostError: the server closed it.
         """
         try:
-            while self._outgoing:
-                del self._outgoing[: self._socket.send(self._outgoing)]
+            while self._rest or self._outgoing:
+                if not self._rest:
+                    self._rest = b"".join(self._outgoing)
+                    self._outgoing.clear()
+                sent = self._socket.send(self._rest)
+                self._rest = memoryview(self._rest)[sent:] if sent < len(self._rest) else b""
         except BlockingIOError:
             return
         except OSError as error:
@@ -150,65 +180,77 @@ class Http2Connection:
         Raises:
             ConnectionLostError: the server closed it or is about to.
         """
+        data = self._incoming + self._read()
+        answers: list[Answer] = []
+        offset = 0
+        for kind, flags, number, start, end in frames(data):
+            offset = end
+            if kind == _DATA:
+                self._take_data(flags, number, data[start:end])
+            elif kind != _HEADERS:
+                self._take_control(kind, flags, number, data[start:end], answers)
+            elif self._reads_status and (stream := self._streams.get(number)) is not None:
+                stream.status = plain_status(data[start:end])
+            if flags & _END_STREAM and kind <= _HEADERS and (ended := self._streams.pop(number, None)) is not None:
+                answers.append(Answer(number, unframe_message(ended.body), ended.status))
+        self._incoming = data[offset:]
+        return answers
+
+    def _read(self) -> bytes:
         try:
-            chunk = self._socket.recv(_READ_BYTES)
+            chunk = self._socket.recv(self._read_bytes)
         except BlockingIOError:
-            return []
+            return b""
         except OSError as error:
             raise ConnectionLostError(f"connection: expected to read, got {error}") from None
         if not chunk:
             raise ConnectionLostError("connection: expected answers, got its end")
-        data = self._incoming + chunk
-        answers, offset = [], 0
-        for kind, flags, number, start, end in frames(data):
-            offset = end
-            if (answer := self._take(kind, flags, number, memoryview(data)[start:end])) is not None:
-                answers.append(answer)
-        self._incoming = data[offset:]
-        return answers
+        if len(chunk) == self._read_bytes:
+            # Room for a megabyte costs more than reading a short answer; it is made once answers are long.
+            self._read_bytes = min(2 * self._read_bytes, _MOST_READ_BYTES)
+        return chunk
 
-    def _take(self, kind: int, flags: int, number: int, payload: memoryview) -> Answer | None:
-        if kind == _DATA:
-            self._take_data(flags, number, payload)
-        elif kind == _RST_STREAM:
-            return self._reset(number, bytes(payload))
-        elif kind == _HEADERS:
-            if self._reads_status and (stream := self._streams.get(number)) is not None:
-                stream.status = plain_status(bytes(payload))
-        else:
-            self._take_control(kind, flags, number, payload)
-        if kind in (_DATA, _HEADERS) and flags & _END_STREAM:
-            return self._end(number)
-        return None
-
-    def _take_data(self, flags: int, number: int, payload: memoryview) -> None:
+    def _take_data(self, flags: int, number: int, payload: bytes) -> None:
         self._consumed_bytes += len(payload)
         if self._consumed_bytes >= _REPLENISH_BYTES:
-            self._outgoing += _window_update(self._consumed_bytes)
+            self._outgoing.append(_window_update(self._consumed_bytes))
             self._consumed_bytes = 0
         if flags & _PADDED:
             payload = payload[1 : len(payload) - payload[0]]
-        if (stream := self._streams.get(number)) is not None:
-            stream.received.append(payload)
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        if not stream.body:
+            stream.body = payload
+        elif isinstance(stream.body, bytearray):
+            stream.body += payload
+        else:
+            stream.body = bytearray(stream.body + payload)
 
-    def _take_control(self, kind: int, flags: int, number: int, payload: memoryview) -> None:
-        if kind == _WINDOW_UPDATE:
+    def _take_control(self, kind: int, flags: int, number: int, payload: bytes, answers: list[Answer]) -> None:
+        if kind == _RST_STREAM:
+            if (stream := self._streams.pop(number, None)) is not None:
+                answers.append(Answer(number, None, stream.status, int.from_bytes(payload, "big") == _REFUSED_STREAM))
+        elif kind == _WINDOW_UPDATE:
             self._widen(number, _WORD.unpack(payload)[0])
         elif kind == _SETTINGS and not flags & _ACK:
             for setting, value in _SETTING.iter_unpack(payload):
                 self._set(setting, value)
             self.has_settings = True
-            self._outgoing += frame(_SETTINGS, _ACK, 0, b"")
+            self._outgoing.append(frame(_SETTINGS, _ACK, 0, b""))
         elif kind == _PING and not flags & _ACK:
-            self._outgoing += frame(_PING, _ACK, 0, bytes(payload))
+            self._outgoing.append(frame(_PING, _ACK, 0, payload))
         elif kind == _GOAWAY:
-            raise ConnectionLostError(f"connection: expected answers, got GOAWAY: {bytes(payload[8:])[:120]!r}")
+            raise ConnectionLostError(f"connection: expected answers, got GOAWAY: {payload[8:128]!r}")
 
     def _set(self, setting: int, value: int) -> None:
         if setting == _SETTING_MAX_STREAMS:
             self.max_streams = value
         elif setting == _SETTING_MAX_FRAME:
             self._max_frame_bytes = value
+        elif setting == _SETTING_TABLE and value < _DEFAULT_TABLE:
+            # It may be too small for our headers: the next ones empty it, and nothing is put there again.
+            self._headers, self._next_headers = _EMPTY_TABLE + self._plain_headers, self._plain_headers
         elif setting == _SETTING_INITIAL_WINDOW:
             for stream in self._streams.values():
                 stream.window_bytes += value - self._initial_window_bytes
@@ -238,21 +280,9 @@ class Http2Connection:
                 self._waiting.append(number)
                 return
             piece, stream.unsent = stream.unsent[:size], stream.unsent[size:]
-            self._outgoing += frame(_DATA, 0 if stream.unsent else _END_STREAM, number, piece)
+            self._outgoing.append(frame(_DATA, 0 if stream.unsent else _END_STREAM, number, piece))
             stream.window_bytes -= size
             self._window_bytes -= size
-
-    def _end(self, number: int) -> Answer | None:
-        stream = self._streams.pop(number, None)
-        if stream is None:
-            return None
-        return Answer(number, unframe_message(b"".join(stream.received)), stream.status)
-
-    def _reset(self, number: int, payload: bytes) -> Answer | None:
-        stream = self._streams.pop(number, None)
-        if stream is None:
-            return None
-        return Answer(number, None, stream.status, int.from_bytes(payload, "big") == _REFUSED_STREAM)
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes | memoryview) -> bytes:
@@ -279,12 +309,12 @@ def frame_message(message: bytes) -> bytes:
     return _MESSAGE_PREFIX.pack(0, len(message)) + message
 
 
-def unframe_message(body: bytes) -> bytes | None:
+def unframe_message(body: bytes | bytearray) -> bytes | None:
     """Takes gRPC's prefix off a body; None unless it is exactly one message, not compressed."""
     size = _MESSAGE_PREFIX.size
     if len(body) < size or _MESSAGE_PREFIX.unpack_from(body) != (0, len(body) - size):
         return None
-    return body[size:]
+    return bytes(body[size:])
 
 
 def plain_status(headers: bytes) -> int | None:
@@ -308,6 +338,29 @@ def header_block(authority: str, method: str, timeout_ms: int = 0) -> bytes:
             b"\x00" + _literal("grpc-timeout") + _literal(f"{timeout_ms}m") if timeout_ms else b"",
         )
     )
+
+
+def indexed_header_blocks(authority: str, method: str, timeout_ms: int = 0) -> tuple[bytes, bytes]:
+    """Writes the request headers of a gRPC call as the first call of a connection has them, and as all others do.
+
+    The first puts them into the server's table, the others name their places there (RFC 7541, 6.1 and 6.2.1). Headers
+    that the default table has no room for go as literals every time.
+    """
+    entries = [
+        (b"\x44", ":path", method),
+        (b"\x41", ":authority", authority),
+        (b"\x5f", "content-type", "application/grpc"),
+        (b"\x40" + _literal("te"), "te", "trailers"),
+    ]
+    if timeout_ms:
+        entries.append((b"\x40" + _literal("grpc-timeout"), "grpc-timeout", f"{timeout_ms}m"))
+    if sum(_TABLE_ENTRY + len(name) + len(value) for _, name, value in entries) > _DEFAULT_TABLE:
+        plain = header_block(authority, method, timeout_ms)
+        return plain, plain
+    post_http = b"\x83\x86"
+    first = b"".join(start + _literal(value) for start, _, value in entries)
+    places = range(_FIRST_PLACE + len(entries) - 1, _FIRST_PLACE - 1, -1)
+    return post_http + first, post_http + bytes(0x80 | place for place in places)
 
 
 def _literal(text: str) -> bytes:

@@ -7,19 +7,20 @@ Shapes: N calls answered.
 from __future__ import annotations
 
 import base64
+import gc
 import json
-import selectors
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import cycle
 from subprocess import PIPE
 from typing import Any, Final
 
 import numpy as np
 
-from fitserve_benchmarks.http2 import Answer, Http2Connection, frame_message
+from fitserve_benchmarks.http2 import Answer, frame_message
+from fitserve_benchmarks.http2_lines import Http2Lines, LoadFailedError
 from fitserve_benchmarks.processes import run_child
 from fitserve_benchmarks.statistics import Times
 
@@ -27,12 +28,7 @@ SAMPLE_EVERY: Final = 97
 """One answer in so many is kept to be checked; prime, so that it goes through all requests."""
 
 _MAX_SAMPLES: Final = 200
-_SETTINGS_WAIT_S: Final = 5.0
 _DRAIN_S: Final = 5.0
-
-
-class LoadFailedError(RuntimeError):
-    """The load could not be put on the server, or not to its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,120 +107,89 @@ def put_load(plan: LoadPlan, requests: Sequence[bytes]) -> LoadResult:
         OSError: the server cannot be reached, or ended a connection.
         LoadFailedError: it takes fewer calls on a connection than planned.
     """
-    turn = _Turn(plan, [frame_message(request) for request in requests])
+    lines = Http2Lines(plan.host, plan.port, plan.method, plan.connections)
     try:
-        return turn.run()
+        _check_room(plan, lines)
+        return _Turn(plan, [frame_message(request) for request in requests], lines).run()
     finally:
-        turn.close()
+        lines.close()
 
 
-@dataclass
+def _check_room(plan: LoadPlan, lines: Http2Lines) -> None:
+    share = -(-plan.in_flight // plan.connections)
+    room = min(connection.max_streams for connection in lines.connections)
+    if room < share:
+        least = -(-plan.in_flight // max(1, room))
+        raise LoadFailedError(
+            f"in flight: expected at most {room} on a connection, got {share}; "
+            f"{plan.in_flight} need --connections {least}"
+        )
+
+
 class _Turn:
-    """The connections and what has come back on them."""
+    """What is on its way, and what has come back."""
 
-    plan: LoadPlan
-    framed_requests: list[bytes]
-    connections: list[Http2Connection] = field(default_factory=list)
-    started: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
-    latencies_s: list[float] = field(default_factory=list)
-    samples: list[tuple[int, bytes]] = field(default_factory=list)
-    answered_count: int = 0
-    failed_count: int = 0
+    def __init__(self, plan: LoadPlan, framed_requests: Sequence[bytes], lines: Http2Lines) -> None:
+        self._plan = plan
+        self._framed = framed_requests
+        self._lines = lines
+        self._rotation = cycle(range(len(framed_requests)))
+        self._started: list[dict[int, tuple[float, int]]] = [{} for _ in lines.connections]
+        self._latencies_s: list[float] = []
+        self._samples: list[tuple[int, bytes]] = []
+        self._answered_count = 0
+        self._failed_count = 0
 
     def run(self) -> LoadResult:
-        self._connect()
-        self._rotation = cycle(range(len(self.framed_requests)))
-        self._selector = selectors.DefaultSelector()
-        for index, connection in enumerate(self.connections):
-            self._selector.register(connection, selectors.EVENT_READ, index)
-        for slot in range(self.plan.in_flight):
-            self._send(slot % len(self.connections))
-        began_s = self._run_until(time.perf_counter() + self.plan.warm_up_s)
-        self.latencies_s.clear()
-        ended_s = self._run_until(began_s + self.plan.duration_s)
-        counted = np.array(self.latencies_s)
+        now_s = time.perf_counter()
+        for slot in range(self._plan.in_flight):
+            self._send(slot % self._plan.connections, now_s)
+        began_s = self._run_until(time.perf_counter() + self._plan.warm_up_s)
+        self._latencies_s.clear()
+        ended_s = self._run_until(began_s + self._plan.duration_s)
+        counted = np.array(self._latencies_s)
         self._drain(ended_s + _DRAIN_S)
-        return LoadResult(ended_s - began_s, counted, self.failed_count, tuple(self.samples), time.process_time())
-
-    def close(self) -> None:
-        for connection in self.connections:
-            connection.close()
-
-    def _connect(self) -> None:
-        plan = self.plan
-        for _ in range(plan.connections):
-            self.connections.append(Http2Connection(plan.host, plan.port, plan.method))
-        share = -(-plan.in_flight // plan.connections)
-        for connection in self.connections:
-            _await_settings(connection)
-            if connection.max_streams < share:
-                least = -(-plan.in_flight // max(1, connection.max_streams))
-                raise LoadFailedError(
-                    f"in flight: expected at most {connection.max_streams} on a connection, got {share}; "
-                    f"{plan.in_flight} need --connections {least}"
-                )
+        return LoadResult(ended_s - began_s, counted, self._failed_count, tuple(self._samples), time.process_time())
 
     def _run_until(self, end_s: float) -> float:
-        clock = time.perf_counter
-        while (now_s := clock()) < end_s:
-            for key, _ in self._selector.select(end_s - now_s):
-                for answer in self.connections[key.data].receive():
-                    self._take(key.data, answer, clock())
-                    self._send(key.data)
-            self._flush()
+        """Goes on until a time; gives the time at which it saw that it was over."""
+        while (now_s := time.perf_counter()) < end_s:
+            for index in self._lines.wait_until(end_s):
+                answers = self._lines.receive(index)
+                now_s = time.perf_counter()
+                for answer in answers:
+                    self._take(index, answer, now_s)
+                    self._send(index, now_s)
         return now_s
 
     def _drain(self, end_s: float) -> None:
         """Waits for what is in flight, so that closing the connections cancels nothing on the server."""
-        while self.started and (now_s := time.perf_counter()) < end_s:
-            for key, _ in self._selector.select(end_s - now_s):
-                for answer in self.connections[key.data].receive():
-                    self.started.pop((key.data, answer.stream), None)
-            self._flush()
+        while any(self._started) and time.perf_counter() < end_s:
+            for index in self._lines.wait_until(end_s):
+                for answer in self._lines.receive(index):
+                    self._started[index].pop(answer.stream, None)
 
-    def _send(self, index: int) -> None:
+    def _send(self, index: int, now_s: float) -> None:
         request = next(self._rotation)
-        stream = self.connections[index].send(self.framed_requests[request])
-        self.started[index, stream] = (time.perf_counter(), request)
+        stream = self._lines.send(index, self._framed[request])
+        self._started[index][stream] = (now_s, request)
 
     def _take(self, index: int, answer: Answer, now_s: float) -> None:
-        started_s, request = self.started.pop((index, answer.stream))
-        self.answered_count += 1
+        started_s, request = self._started[index].pop(answer.stream)
+        self._answered_count += 1
         if answer.message is None:
-            self.failed_count += 1
+            self._failed_count += 1
             return
-        self.latencies_s.append(now_s - started_s)
-        if self.answered_count % SAMPLE_EVERY == 1 and len(self.samples) < _MAX_SAMPLES:
-            self.samples.append((request, answer.message))
-
-    def _flush(self) -> None:
-        for connection in self.connections:
-            wanted_before = connection.wants_to_write
-            if not wanted_before:
-                continue
-            connection.flush()
-            events = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.wants_to_write else 0)
-            if self._selector.get_key(connection).events != events:
-                self._selector.modify(connection, events, self._selector.get_key(connection).data)
-
-
-def _await_settings(connection: Http2Connection) -> None:
-    """Waits until the server has said how many calls it takes on the connection."""
-    connection.flush()
-    end_s = time.perf_counter() + _SETTINGS_WAIT_S
-    with selectors.DefaultSelector() as selector:
-        selector.register(connection, selectors.EVENT_READ)
-        while not connection.has_settings and (now_s := time.perf_counter()) < end_s:
-            selector.select(end_s - now_s)
-            connection.receive()
-    if not connection.has_settings:
-        raise LoadFailedError("connection: expected an HTTP/2 server's SETTINGS, got none within 5 s")
+        self._latencies_s.append(now_s - started_s)
+        if self._answered_count % SAMPLE_EVERY == 1 and len(self._samples) < _MAX_SAMPLES:
+            self._samples.append((request, answer.message))
 
 
 def main() -> int:
     """The child: plan and requests as JSON on stdin, the result as JSON on stdout."""
     work: dict[str, Any] = json.load(sys.stdin)
     plan = LoadPlan(**work["plan"])
+    gc.disable()  # nothing here is part of a cycle, and a collection would make every call on its way late
     try:
         result = put_load(plan, [base64.b64decode(request) for request in work["requests"]])
     except (OSError, LoadFailedError) as error:

@@ -21,7 +21,7 @@ from subprocess import PIPE
 from typing import Final, NamedTuple
 
 from fitserve_benchmarks.http2 import Answer, Http2Connection, frame_message
-from fitserve_benchmarks.load import LoadFailedError
+from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.overload_model import PREDICT, is_right
 from fitserve_benchmarks.poisson import arrival_times_s
 from fitserve_benchmarks.processes import run_child

@@ -8,6 +8,7 @@ Shapes: N calls answered.
 from __future__ import annotations
 
 import base64
+import gc
 import json
 import sys
 import time
@@ -19,13 +20,13 @@ from typing import Final
 
 import numpy as np
 
-from fitserve_benchmarks.http2 import Http2Connection, frame_message
-from fitserve_benchmarks.load import LoadFailedError
+from fitserve_benchmarks.http2 import frame_message
+from fitserve_benchmarks.http2_lines import Http2Lines, LoadFailedError, wake_promptly
 from fitserve_benchmarks.processes import run_child
 from fitserve_benchmarks.statistics import Times
 
 _DRAIN_S: Final = 5.0
-_SETTINGS_S: Final = 5.0
+_LONGEST_WAIT_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,18 @@ class PoissonResult:
 
     Args:
         latencies_s: (N) from when a request was due to the end of its answer.
-        late_s: 99th percentile of how late requests left: beyond a small part of the latency it is the client's.
+        lateness_s: (M) how late each left; a part of its latency that is the client's. Those that waited because the
+            server took no further call are not among them.
         failed_count: Calls that were answered with an error, or not at all within 5 s of the end.
+        held_count: Calls that waited because the server took no further one on any connection.
+        cpu_s: Processor time of the client.
     """
 
     latencies_s: Times
-    late_s: float
+    lateness_s: Times
     failed_count: int
+    held_count: int
+    cpu_s: float
 
 
 def arrival_times_s(rate: float, duration_s: float, seed: int) -> Times:
@@ -88,75 +94,81 @@ def poisson_in_process(plan: PoissonPlan, messages: Sequence[bytes]) -> PoissonR
     answer = json.loads(output)
     if "error" in answer:
         raise LoadFailedError(answer["error"])
-    latencies_s = np.array(answer["latencies_s"], np.float64)
-    return PoissonResult(latencies_s, answer["late_s"], answer["failed_count"])
+    answer.update({name: np.array(answer[name], np.float64) for name in ("latencies_s", "lateness_s")})
+    return PoissonResult(**answer)
 
 
 class _OpenLoop:
-    """The connections and what is on its way."""
+    """What is due, what is on its way, and what has come back."""
 
-    def __init__(self, plan: PoissonPlan, messages: Sequence[bytes]) -> None:
+    def __init__(self, lines: Http2Lines, messages: Sequence[bytes], times_s: Times) -> None:
+        self._lines = lines
         self._framed = [frame_message(message) for message in messages]
-        self._connections = [Http2Connection("127.0.0.1", plan.port, plan.method) for _ in range(plan.connections)]
-        self._counts = [0] * plan.connections
-        self._due_s: dict[tuple[int, int], float] = {}
-        self._waiting: deque[float] = deque()
+        self._times_s = times_s
+        self._pending: list[dict[int, float]] = [{} for _ in lines.connections]
+        self._due: deque[float] = deque()
+        self._turn = 0
+        self._sent_count = 0
+        self._is_held = False
         self.latencies_s: list[float] = []
         self.lateness_s: list[float] = []
         self.failed_count = 0
-        self._greet()
+        self.held_count = 0
 
-    def run(self, times_s: Times) -> None:
-        begin_s = time.perf_counter()
-        due = self._waiting = deque((begin_s + times_s).tolist())
-        sent = 0
+    def run(self) -> None:
+        clock = time.perf_counter
+        due = self._due = deque((clock() + self._times_s).tolist())
         while due:
-            while due and due[0] <= time.perf_counter() and (index := self._free()) is not None:
-                self._send(index, sent, due.popleft())
-                sent += 1
-            self._receive()
-        end_s = time.perf_counter() + _DRAIN_S
-        while self._due_s and time.perf_counter() < end_s:
-            self._receive()
-        self.failed_count += len(self._due_s) + len(self._waiting)
+            self._send_due(clock())
+            # Where there is no room, only an answer makes some.
+            self._receive(clock() + _LONGEST_WAIT_S if self._is_held or not due else due[0])
+        end_s = clock() + _DRAIN_S
+        while (any(self._pending) or due) and (now_s := clock()) < end_s:
+            self._send_due(now_s)
+            self._receive(now_s + _LONGEST_WAIT_S)
+        self.failed_count += sum(map(len, self._pending)) + len(due)
 
-    def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
+    def _send_due(self, now_s: float) -> None:
+        """Starts all that is due; the next wait writes it, on each connection at once."""
+        due = self._due
+        while due and due[0] <= now_s:
+            index = self._with_room()
+            if index is None:
+                self._is_held = True
+                break
+            due_s = due.popleft()
+            framed = self._framed[self._sent_count % len(self._framed)]
+            self._pending[index][self._lines.send(index, framed)] = due_s
+            self._sent_count += 1
+            if self._is_held:
+                self.held_count += 1
+            else:
+                self.lateness_s.append(now_s - due_s)
+        else:
+            self._is_held = False
 
-    def _greet(self) -> None:
-        end_s = time.perf_counter() + _SETTINGS_S
-        while not all(connection.has_settings for connection in self._connections):
-            self._receive()
-            if time.perf_counter() > end_s:
-                raise LoadFailedError("connection: expected an HTTP/2 server's SETTINGS, got none within 5 s")
+    def _with_room(self) -> int | None:
+        """Gives the next connection in turn that takes another call, None where none does."""
+        count = len(self._pending)
+        for _ in range(count):
+            index = self._turn = (self._turn + 1) % count
+            if len(self._pending[index]) < self._lines.connections[index].max_streams:
+                return index
+        return None
 
-    def _free(self) -> int | None:
-        """Gives the connection with the fewest calls, None where each has as many as its server takes."""
-        index = min(range(len(self._connections)), key=self._counts.__getitem__)
-        return index if self._counts[index] < self._connections[index].max_streams else None
-
-    def _send(self, index: int, number: int, due_s: float) -> None:
-        self._counts[index] += 1
-        stream = self._connections[index].send(self._framed[number % len(self._framed)])
-        self._connections[index].flush()
-        self._due_s[index, stream] = due_s
-        self.lateness_s.append(time.perf_counter() - due_s)
-
-    def _receive(self) -> None:
-        for index, connection in enumerate(self._connections):
-            for answer in connection.receive():
-                due_s = self._due_s.pop((index, answer.stream))
-                self._counts[index] -= 1
+    def _receive(self, end_s: float) -> None:
+        for index in self._lines.wait_until(end_s):
+            answers = self._lines.receive(index)
+            now_s = time.perf_counter()
+            for answer in answers:
+                due_s = self._pending[index].pop(answer.stream)
                 if answer.is_refused:
-                    # It leaves again, and counts from when it was due; after the last has left it counts as failed.
-                    self._waiting.appendleft(due_s)
+                    # It leaves again, and counts from when it was due.
+                    self._due.appendleft(due_s)
                 elif answer.message is None:
                     self.failed_count += 1
                 else:
-                    self.latencies_s.append(time.perf_counter() - due_s)
-            if connection.wants_to_write:
-                connection.flush()
+                    self.latencies_s.append(now_s - due_s)
 
 
 def put_poisson(plan: PoissonPlan, messages: Sequence[bytes]) -> PoissonResult:
@@ -166,25 +178,32 @@ def put_poisson(plan: PoissonPlan, messages: Sequence[bytes]) -> PoissonResult:
         OSError: the server cannot be reached, or ended a connection.
         LoadFailedError: it is no HTTP/2 server.
     """
-    loop = _OpenLoop(plan, messages)
+    times_s = arrival_times_s(plan.rate, plan.duration_s, plan.seed)
+    lines = Http2Lines("127.0.0.1", plan.port, plan.method, plan.connections)
     try:
-        loop.run(arrival_times_s(plan.rate, plan.duration_s, plan.seed))
+        loop = _OpenLoop(lines, messages, times_s)
+        before_s = time.process_time()
+        loop.run()
+        cpu_s = time.process_time() - before_s
     finally:
-        loop.close()
-    late_s = float(np.quantile(loop.lateness_s, 0.99)) if loop.lateness_s else 0.0
-    return PoissonResult(np.array(loop.latencies_s), late_s, loop.failed_count)
+        lines.close()
+    times = np.array(loop.latencies_s), np.array(loop.lateness_s)
+    return PoissonResult(*times, loop.failed_count, loop.held_count, cpu_s)
 
 
 def main() -> int:
     """The child: plan and messages as JSON on stdin, the result as JSON on stdout."""
     work = json.load(sys.stdin)
+    gc.disable()  # nothing here is part of a cycle, and a collection would make every call on its way late
+    wake_promptly()
     try:
         plan = PoissonPlan(**work["plan"])
         result = put_poisson(plan, [base64.b64decode(message) for message in work["messages"]])
     except (OSError, LoadFailedError) as error:
         json.dump({"error": f"Poisson load: {error}"}, sys.stdout)
         return 0
-    json.dump({**asdict(result), "latencies_s": result.latencies_s.tolist()}, sys.stdout)
+    times_s = {"latencies_s": result.latencies_s.tolist(), "lateness_s": result.lateness_s.tolist()}
+    json.dump({**asdict(result), **times_s}, sys.stdout)
     return 0
 
 

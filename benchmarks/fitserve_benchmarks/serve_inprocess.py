@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from fitserve_benchmarks.load import LoadFailedError
+from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.peers_model import open_models
 from fitserve_benchmarks.processes import run_child
 from fitserve_benchmarks.serve_load import WARM_UP_S, Turn

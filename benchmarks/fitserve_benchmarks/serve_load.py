@@ -18,7 +18,8 @@ from typing import Final, Literal
 import numpy as np
 
 from fitserve_benchmarks.http2 import frame_message
-from fitserve_benchmarks.load import LoadFailedError, LoadPlan, load_in_process
+from fitserve_benchmarks.http2_lines import LoadFailedError
+from fitserve_benchmarks.load import LoadPlan, load_in_process
 from fitserve_benchmarks.processes import run_child
 from fitserve_benchmarks.statistics import Times
 

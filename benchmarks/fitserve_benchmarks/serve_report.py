@@ -39,7 +39,15 @@ def ratio_lines(result: ServeResult) -> list[str]:
         if row.contestant == FAST and row.p99_s is not None:
             ratio = three_digits(row.p99_s / row.p50_s)
             lines.append(f"{row.model}: Poisson arrivals at 70 % of capacity, p99 is {ratio} times the median")
+    lines += [_disturbance(row) for row in result.poisson if row.is_disturbed]
     return lines
+
+
+def _disturbance(row: PoissonRow) -> str:
+    return (
+        f"{row.model}, {row.contestant}: the client itself sent {duration(row.late_p50_s)} late at the median and "
+        f"{duration(row.late_s)} at the 99th percentile, more than a tenth of what it measured: the latencies hold that"
+    )
 
 
 def _rate_lines(result: ServeResult, model: str) -> Iterator[str]:
@@ -102,14 +110,17 @@ def _cells(row: ServeRow) -> tuple[str, ...]:
 
 
 def _poisson_table(rows: Sequence[PoissonRow]) -> Table:
-    title = "Poisson arrivals at 70 % of the closed loop's requests/s, batch 1"
+    title = "Poisson arrivals at 70 % of the requests/s at 32 in flight just before, batch 1"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
-    for heading in ("model", "contestant", "offered/s", "p50", "p99", "p99 ÷ p50", "calls", "failed", "sent late"):
+    counts = ("calls", "failed", "sent late", "load CPU")
+    for heading in ("model", "contestant", "offered/s", "p50", "p99", "p99 ÷ p50", *counts):
         table.add_column(heading, justify="left" if heading in ("model", "contestant") else "right", no_wrap=True)
     for row in rows:
         p99 = ("", "") if row.p99_s is None else (duration(row.p99_s), three_digits(row.p99_s / row.p50_s))
-        counts = (f"{row.sample_count:,}", str(row.failed_count), duration(row.late_s))
-        table.add_row(row.model, row.contestant, three_digits(row.rate), duration(row.p50_s), *p99, *counts)
+        late = f"{duration(row.late_p50_s)}, p99 {duration(row.late_s)}"
+        own = (("! " if row.is_disturbed else "") + late, duration(row.load_cpu_per_request_s))
+        calls = (f"{row.sample_count:,}", str(row.failed_count))
+        table.add_row(row.model, row.contestant, three_digits(row.rate), duration(row.p50_s), *p99, *calls, *own)
     return table
 
 
@@ -122,7 +133,9 @@ def _method(result: ServeResult) -> str:
     return (
         f"Everybody up at once and loaded in turns, {settings['turns']} of {settings['turn_s']} s each, by "
         f"{settings['load_source']} beside the servers; {settings['thread_count']} thread inside an operator, the CPU "
-        f"provider, the same files; {checked - wrong} of {checked} sampled answers right. Server CPU is for a request; "
+        f"provider, the same files; {IN_PROCESS}: sessions as the servers have them, without a server, with as many "
+        f"callers as there are processors for their threads; {checked - wrong} of {checked} sampled answers right. "
+        "Who begins changes from turn to turn. Server CPU is for a request; "
         f"~ marks rows whose turns differ by more than 10 %. {environment['processor']}, "
         f"{len(environment['usable_processors'])} processors for all; load average {before} before, {after} after. "
         f"Peers: {peers}."

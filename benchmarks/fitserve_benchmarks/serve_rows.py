@@ -10,10 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from fitserve_benchmarks.poisson import PoissonResult
 from fitserve_benchmarks.serve_load import Turn
 from fitserve_benchmarks.statistics import Interval, bootstrap_median, is_unstable, percentile
 
 _SCHEMA_VERSION: Final = 1
+_LATE_PART: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +82,16 @@ class PoissonRow:
     Args:
         model: Model name.
         contestant: Who.
-        capacity: Requests/s in a closed loop of the same client.
-        rate: Requests/s that were offered.
+        capacity: Requests/s in a closed loop of 32 in flight just before, the median of the turns.
+        rate: Requests/s that were offered, the median of the turns.
         p50_s: Median latency, from when a request was due.
         p99_s: 99th percentile; None where there are too few samples to print it.
         sample_count: Latencies measured.
         failed_count: Calls that were not answered.
-        late_s: 99th percentile of how late the client sent.
+        late_s: 99th percentile of how late the client sent; a part of the latency.
+        late_p50_s: The median of it.
+        held_count: Calls that the client held back because the server took no further one.
+        load_cpu_per_request_s: Processor time of the client for a request.
     """
 
     model: str
@@ -98,6 +103,15 @@ class PoissonRow:
     sample_count: int
     failed_count: int
     late_s: float
+    late_p50_s: float = 0.0
+    held_count: int = 0
+    load_cpu_per_request_s: float = 0.0
+
+    @property
+    def is_disturbed(self) -> bool:
+        """Tells whether the client's own lateness is more than a tenth of what it measured."""
+        is_late_at_all = self.late_p50_s > _LATE_PART * self.p50_s
+        return is_late_at_all or (self.p99_s is not None and self.late_s > _LATE_PART * self.p99_s)
 
 
 @dataclass(frozen=True)
@@ -164,6 +178,34 @@ def make_row(key: tuple[str, int, int], contestant: str, turns: Sequence[Turn], 
         failed_count=sum(turn.failed_count for turn in turns),
         cpu_per_request_s=server_cpu_s / answered if answered else 0.0,
         load_processor_share=sum(turn.load_cpu_s for turn in turns) / elapsed_s,
+    )
+
+
+def make_poisson_row(model: str, contestant: str, turns: Sequence[tuple[float, float, PoissonResult]]) -> PoissonRow:
+    """Sums up a contestant's turns of open-loop load.
+
+    Args:
+        model: Model name.
+        contestant: Who.
+        turns: Of each, at least one: capacity and offered requests/s, and what it gave.
+    """
+    capacities, rates, results = zip(*turns, strict=True)
+    latencies_s = np.concatenate([result.latencies_s for result in results])
+    lateness_s = np.concatenate([result.lateness_s for result in results])
+    late_p50_s, late_s = np.quantile(lateness_s, [0.5, 0.99]).tolist() if lateness_s.size else (0.0, 0.0)
+    return PoissonRow(
+        model,
+        contestant,
+        capacity=float(np.median(capacities)),
+        rate=float(np.median(rates)),
+        p50_s=float(np.median(latencies_s)) if latencies_s.size else 0.0,
+        p99_s=percentile(latencies_s, 0.99),
+        sample_count=int(latencies_s.size),
+        failed_count=sum(result.failed_count for result in results),
+        late_s=late_s,
+        late_p50_s=late_p50_s,
+        held_count=sum(result.held_count for result in results),
+        load_cpu_per_request_s=sum(result.cpu_s for result in results) / max(1, latencies_s.size),
     )
 
 

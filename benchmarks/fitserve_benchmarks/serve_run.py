@@ -13,19 +13,17 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
-
-import numpy as np
+from typing import Final, TypeVar
 
 from fitserve_benchmarks.environment import describe_environment
-from fitserve_benchmarks.load import LoadFailedError
+from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.peers import Peer, PeerError
-from fitserve_benchmarks.poisson import PoissonPlan, poisson_in_process
+from fitserve_benchmarks.poisson import PoissonPlan, PoissonResult, poisson_in_process
 from fitserve_benchmarks.serve_inprocess import IN_PROCESS, in_process_turn
 from fitserve_benchmarks.serve_large import LARGE, LARGE_IN_FLIGHT, is_for_large, write_large_model
 from fitserve_benchmarks.serve_load import Turn, load_source, own_turn, put_turn
 from fitserve_benchmarks.serve_requests import Traffic, is_right, make_traffic
-from fitserve_benchmarks.serve_rows import Check, PoissonRow, ServeResult, ServeRow, make_row
+from fitserve_benchmarks.serve_rows import Check, PoissonRow, ServeResult, ServeRow, make_poisson_row, make_row
 from fitserve_benchmarks.serve_servers import (
     Contestant,
     Launch,
@@ -35,15 +33,20 @@ from fitserve_benchmarks.serve_servers import (
     running,
     try_install,
 )
-from fitserve_benchmarks.statistics import percentile
 from fitserve_benchmarks.subject import Subject, highest_version, open_subject
+from fitserve_benchmarks.threads import available_processors
 from fitserve_contract import repository
+
+_Kind = TypeVar("_Kind")
 
 _CHECK_S: Final = 0.5
 _CHECK_IN_FLIGHT: Final = 8
 _HTTP_CHECKS: Final = 8
 _CAPACITY_IN_FLIGHT: Final = 32
 _POISSON_SHARE: Final = 0.7
+_LEAST_RATE: Final = 1.0
+"""Offered to who answered nothing in a turn."""
+
 _POISSON_CONNECTIONS: Final = 4
 
 
@@ -60,7 +63,7 @@ class ServePlan:
         turn_s: Time that counts of a turn.
         thread_count: Threads inside an operator, for everybody.
         peers: Who takes part beside ours.
-        poisson_s: Time of the open loop for each contestant; 0: none.
+        poisson_s: Time of the open loop for each contestant, all turns together; 0: none.
         has_large: Measure 10 MB in and out too.
     """
 
@@ -211,15 +214,17 @@ class _Bench:
             cpu_s: dict[str, float] = {}
             for number in range(self._plan.turns):
                 self._say(f"{key[0]}, batch {key[1]}, {level} in flight, turn {number + 1} of {self._plan.turns}")
-                for contestant in contestants:
-                    if (size := sizes[contestant.name]) is not None:
+                for contestant in _rotated([*contestants, *([None] if has_in_process else [])], number):
+                    name = IN_PROCESS if contestant is None else contestant.name
+                    if contestant is None:
+                        turn = self._in_process(subject, traffic, level)
+                        spent_s = turn.load_cpu_s
+                    elif (size := sizes[name]) is not None:
                         turn, spent_s = self._turn(contestant, traffic, size, level)
-                        turns.setdefault(contestant.name, []).append(turn)
-                        cpu_s[contestant.name] = cpu_s.get(contestant.name, 0.0) + spent_s
-                if has_in_process:
-                    turn = self._in_process(subject, traffic, level)
-                    turns.setdefault(IN_PROCESS, []).append(turn)
-                    cpu_s[IN_PROCESS] = cpu_s.get(IN_PROCESS, 0.0) + turn.load_cpu_s
+                    else:
+                        continue
+                    turns.setdefault(name, []).append(turn)
+                    cpu_s[name] = cpu_s.get(name, 0.0) + spent_s
             self.rows += [make_row(key, name, results, cpu_s[name]) for name, results in turns.items()]
 
     def _turn(self, contestant: Contestant, traffic: Traffic, size: int, level: int) -> tuple[Turn, float]:
@@ -229,8 +234,9 @@ class _Bench:
         return turn, contestant.cpu_s() - before_s
 
     def _in_process(self, subject: Subject, traffic: Traffic, level: int) -> Turn:
-        callers = min(level, os.cpu_count() or 1)
+        # As many at a time as the server runs: more would only share out the same processors.
         count, turn_s = self._plan.thread_count, self._plan.turn_s
+        callers = min(level, max(len(available_processors()) // count, 1))
         return in_process_turn(subject.onnx_path, count, callers, turn_s, traffic.batches[0])
 
     def _check(self, contestant: Contestant, traffic: Traffic) -> int | None:
@@ -256,22 +262,42 @@ class _Bench:
         return [(index, contestant.ask(launch.request_of(traffic.messages[index]))) for index in range(count)]
 
     def _open_loop(self, traffic: Traffic) -> None:
-        for contestant in self._contestants:
-            if contestant.launch.is_echo or contestant.launch.target.protocol != "grpc":
-                continue
-            self._say(f"{traffic.model}: Poisson arrivals, {contestant.name}")
-            self.poisson.append(self._poisson_row(contestant, traffic))
+        """Runs everybody's closed loop for the capacity and then its open loop, turn by turn."""
+        sizes = {c.name: self._answer_bytes(c, traffic) for c in self._contestants if _is_for_open_loop(c)}
+        turns: dict[str, list[tuple[float, float, PoissonResult]]] = {}
+        for number in range(self._plan.turns):
+            self._say(f"{traffic.model}: Poisson arrivals, turn {number + 1} of {self._plan.turns}")
+            for contestant in _rotated(self._contestants, number):
+                if (size := sizes.get(contestant.name)) is not None:
+                    turn = self._poisson_turn(contestant, traffic, size, number)
+                    turns.setdefault(contestant.name, []).append(turn)
+        self.poisson += [make_poisson_row(traffic.model, name, found) for name, found in turns.items()]
 
-    def _poisson_row(self, contestant: Contestant, traffic: Traffic) -> PoissonRow:
+    def _poisson_turn(
+        self, contestant: Contestant, traffic: Traffic, size: int, number: int
+    ) -> tuple[float, float, PoissonResult]:
         target = contestant.launch.target
-        capacity = own_turn(target, traffic.messages, _CAPACITY_IN_FLIGHT, self._plan.turn_s).rate
-        rate = _POISSON_SHARE * capacity
-        plan = PoissonPlan(target.port, target.path, rate, _POISSON_CONNECTIONS, self._plan.poisson_s)
-        result = poisson_in_process(plan, traffic.messages)
-        latencies_s = result.latencies_s
-        p50_s = float(np.median(latencies_s)) if latencies_s.size else 0.0
-        spread = (p50_s, percentile(latencies_s, 0.99), int(latencies_s.size))
-        return PoissonRow(traffic.model, contestant.name, capacity, rate, *spread, result.failed_count, result.late_s)
+        capacity = put_turn(target, traffic.messages, size, _CAPACITY_IN_FLIGHT, self._plan.turn_s).rate
+        rate, turn_s = max(_POISSON_SHARE * capacity, _LEAST_RATE), self._plan.poisson_s / self._plan.turns
+        plan = PoissonPlan(target.port, target.path, rate, _POISSON_CONNECTIONS, turn_s, number)
+        return capacity, rate, poisson_in_process(plan, traffic.messages)
+
+    def _answer_bytes(self, contestant: Contestant, traffic: Traffic) -> int | None:
+        """Gives the length of an answer, None where there is none."""
+        try:
+            return len(contestant.ask(contestant.launch.request_of(traffic.messages[0])))
+        except OSError:
+            return None
+
+
+def _is_for_open_loop(contestant: Contestant) -> bool:
+    return not contestant.launch.is_echo and contestant.launch.target.protocol == "grpc"
+
+
+def _rotated(contestants: Sequence[_Kind], number: int) -> list[_Kind]:
+    """Has another one begin each turn, so that nobody always follows the same one."""
+    first = number % max(1, len(contestants))
+    return [*contestants[first:], *contestants[:first]]
 
 
 def _is_right(launch: Launch, traffic: Traffic, index: int, answer: bytes) -> bool:

@@ -12,9 +12,11 @@ METHOD = "/test.Echo/Echo"
 
 
 @contextmanager
-def serving(behaviour: Callable[[bytes, grpc.ServicerContext], bytes], **options: int) -> Iterator[int]:
+def serving(
+    behaviour: Callable[[bytes, grpc.ServicerContext], bytes], *, thread_count: int = 4, **options: int
+) -> Iterator[int]:
     """Runs grpcio's own server with one method on bytes; gives its port."""
-    server = grpc.server(ThreadPoolExecutor(4), options=list(options.items()))
+    server = grpc.server(ThreadPoolExecutor(thread_count), options=list(options.items()))
     handler = grpc.unary_unary_rpc_method_handler(behaviour)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", {"Echo": handler}),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -21,6 +21,7 @@ from fitserve_benchmarks.http2 import (
     frame_message,
     frames,
     header_block,
+    indexed_header_blocks,
     plain_status,
     unframe_message,
 )
@@ -132,6 +133,61 @@ def test_a_stream_that_the_server_had_no_room_for_may_be_sent_again(code: int, i
             connection.flush()
             peer.sendall(frame(3, 0, stream, code.to_bytes(4)))
             assert answers_to(connection, 1) == [Answer(stream, None, None, is_refused)]
+
+
+def test_headers_go_into_the_servers_table_once() -> None:
+    left_s: list[float] = []
+
+    def note(request: bytes, context: grpc.ServicerContext) -> bytes:
+        left_s.append(context.time_remaining())
+        return request
+
+    first, again = indexed_header_blocks("a:1", METHOD, 60_000)
+    assert len(again) == 2 + 5 < len(first)
+    with serving(note) as port:
+        connection = Http2Connection("127.0.0.1", port, METHOD, timeout_ms=60_000)
+        try:
+            for _ in range(3):
+                connection.send(frame_message(b"m"))
+                (answer,) = answers_to(connection, 1)
+                assert answer.message == b"m"
+        finally:
+            connection.close()
+    assert all(0 < each_s <= 60 for each_s in left_s)
+
+
+def test_headers_beyond_any_table_stay_literals() -> None:
+    plain = header_block("a:1", "/" + "m" * 5_000)
+    assert indexed_header_blocks("a:1", "/" + "m" * 5_000) == (plain, plain)
+
+
+def test_a_server_with_a_smaller_table_gets_literals() -> None:
+    small_table = frame(4, 0, 0, (1).to_bytes(2) + (100).to_bytes(4))
+    with socket.create_server(("127.0.0.1", 0)) as listener, connected(listener.getsockname()[1]) as connection:
+        port = listener.getsockname()[1]
+        peer, _ = listener.accept()
+        peer.settimeout(30)
+        plain = header_block(f"127.0.0.1:{port}", METHOD)
+        with peer:
+            connection.send(frame_message(b"m"))
+            connection.flush()
+            assert header_blocks(peer.recv(1 << 16)) == [indexed_header_blocks(f"127.0.0.1:{port}", METHOD)[0]]
+            peer.sendall(small_table)
+            with selectors.DefaultSelector() as selector:
+                selector.register(connection, selectors.EVENT_READ)
+                selector.select(30)
+            connection.receive()
+            for _ in range(2):
+                connection.send(frame_message(b"m"))
+            connection.flush()
+            # RFC 7541, 4.2: the change is said at the begin of the first headers after it.
+            assert header_blocks(peer.recv(1 << 16)) == [b"\x20" + plain, plain]
+
+
+def header_blocks(data: bytes) -> list[bytes]:
+    """The payloads of the HEADERS frames; the connection's preface is passed over."""
+    begin = data.removeprefix(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    return [begin[start:end] for kind, _, _, start, end in frames(begin) if kind == 1]
 
 
 def data_frames(data: bytes) -> list[tuple[int, int]]:

@@ -9,7 +9,8 @@ import grpc
 import pytest
 from tests.unit.benchmarks.echoing import METHOD, echo, serving
 
-from fitserve_benchmarks.load import LoadFailedError, LoadPlan, load_in_process, put_load
+from fitserve_benchmarks.http2_lines import LoadFailedError
+from fitserve_benchmarks.load import LoadPlan, load_in_process, put_load
 
 REQUESTS = [bytes([index]) * (100 * index) for index in range(5)]
 

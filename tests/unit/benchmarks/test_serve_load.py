@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.benchmarks.echoing import METHOD, echo, serving
 
-from fitserve_benchmarks.load import LoadFailedError
+from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.poisson import PoissonPlan, arrival_times_s, put_poisson
 from fitserve_benchmarks.serve_load import Target, connection_count, failures, h2load_arguments, own_turn, put_turn
 
@@ -91,12 +92,56 @@ def test_arrivals_are_in_order_within_their_time_and_the_same_again(rate: float,
     assert abs(times_s.size - rate) <= 6 * rate**0.5 + 6
 
 
-def test_an_open_loop_answers_every_arrival() -> None:
-    plan = PoissonPlan(0, METHOD, 200.0, 2, 0.5, seed=3)
-    with serving(echo) as port:
-        result = put_poisson(PoissonPlan(port, METHOD, plan.rate, 2, plan.duration_s, plan.seed), [b"a", b"b"])
-    assert result.latencies_s.size == arrival_times_s(200.0, 0.5, 3).size
-    assert result.failed_count == 0
+@settings(max_examples=10, deadline=None)
+@given(st.integers(50, 2_000), st.integers(1, 4), st.integers(1, 20), st.integers(0, 2**31))
+def test_every_arrival_leaves_once_and_in_order(rate: int, connections: int, streams: int, seed: int) -> None:
+    received: list[bytes] = []
+
+    def keep(request: bytes, _: grpc.ServicerContext) -> bytes:
+        received.append(request)
+        return request
+
+    messages = [bytes([index]) for index in range(7)]
+    with serving(keep, thread_count=1, **{"grpc.max_concurrent_streams": streams}) as port:
+        result = put_poisson(PoissonPlan(port, METHOD, rate, connections, 0.1, seed), messages)
+
+    count = arrival_times_s(rate, 0.1, seed).size
+    in_order = [messages[index % 7] for index in range(count)]
+    assert sorted(received) == sorted(in_order)
+    if connections == 1:
+        assert received == in_order
+    assert (result.latencies_s.size, result.failed_count) == (count, 0)
+    assert result.lateness_s.size + result.held_count == count
+    assert np.all(result.lateness_s >= 0)
+    assert np.all(result.latencies_s > 0)
+
+
+def test_an_open_loop_counts_what_failed() -> None:
+    def refuse(_: bytes, context: grpc.ServicerContext) -> bytes:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+        raise AssertionError
+
+    with serving(refuse) as port:
+        result = put_poisson(PoissonPlan(port, METHOD, 200.0, 2, 0.2), [b"a"])
+    assert result.failed_count == arrival_times_s(200.0, 0.2, 0).size
+    assert result.latencies_s.size == 0
+
+
+def test_what_the_client_is_late_by_is_told_and_is_in_the_latencies() -> None:
+    """A handler that lets nobody else in this process run makes the client late, for it is in this process too."""
+    busy_s: list[float] = []
+
+    def first_is_selfish(request: bytes, _: grpc.ServicerContext) -> bytes:
+        if not busy_s:
+            begin_s = time.perf_counter()
+            sum(range(1_000_000))
+            busy_s.append(time.perf_counter() - begin_s)
+        return request
+
+    with serving(first_is_selfish) as port:
+        result = put_poisson(PoissonPlan(port, METHOD, 1_000.0, 1, 1.0), [b"x"])
+    assert result.lateness_s.max() > busy_s[0] / 2
+    assert result.latencies_s.max() >= result.lateness_s.max()
 
 
 def test_a_latency_counts_from_when_a_request_was_due() -> None:
@@ -112,4 +157,5 @@ def test_a_latency_counts_from_when_a_request_was_due() -> None:
     with serving(first_is_slow, **{"grpc.max_concurrent_streams": 1}) as port:
         result = put_poisson(PoissonPlan(port, METHOD, 500.0, 1, 0.2), [b"x"])
     assert result.failed_count == 0
+    assert result.held_count > 0
     assert np.median(result.latencies_s) > 0.1

@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from fitserve_benchmarks.poisson import PoissonResult
 from fitserve_benchmarks.serve_load import Turn
 from fitserve_benchmarks.serve_plot import plot_serve
 from fitserve_benchmarks.serve_report import print_serve_report, ratio_lines
-from fitserve_benchmarks.serve_rows import Check, PoissonRow, ServeResult, ServeRow, make_row, rate_ratio
+from fitserve_benchmarks.serve_rows import (
+    Check,
+    PoissonRow,
+    ServeResult,
+    ServeRow,
+    make_poisson_row,
+    make_row,
+    rate_ratio,
+)
 
 
 def _turn(rate: float, latency_s: float = 1e-3, count: int = 600, failed: int = 0) -> Turn:
@@ -65,6 +74,19 @@ def test_the_lines_hold_ours_against_each_other_contestant() -> None:
     assert "lenet, batch 1, 32 in flight: 2.00× (2.00–2.00) the requests/s of echo, grpc.aio" in lines
     assert any("median 300 µs is 1.50 times" in line for line in lines)
     assert any("p99 is 3.00 times the median" in line for line in lines)
+
+
+def test_a_row_that_its_client_disturbed_says_so() -> None:
+    turn = (1_000.0, 700.0, PoissonResult(np.full(2_000, 1e-3), np.full(2_000, 5e-5), 0, 3, 0.2))
+    late = (1_000.0, 700.0, PoissonResult(np.full(2_000, 1e-3), np.full(2_000, 5e-4), 1, 0, 0.2))
+    quiet, disturbed = (make_poisson_row("lenet", "fitserve fast", turns) for turns in ([turn], [turn, late, late]))
+    assert not quiet.is_disturbed
+    assert disturbed.is_disturbed
+    assert (disturbed.sample_count, disturbed.failed_count, disturbed.held_count) == (6_000, 2, 3)
+    assert disturbed.load_cpu_per_request_s == pytest.approx(1e-4)
+    row = _row("fitserve fast", 8_000)
+    assert not any("the client itself" in line for line in ratio_lines(_result(row, poisson=(quiet,))))
+    assert any("the client itself sent 500 µs late" in line for line in ratio_lines(_result(row, poisson=(disturbed,))))
 
 
 def test_the_report_names_who_was_left_out_and_why() -> None:
