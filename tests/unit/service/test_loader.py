@@ -1,12 +1,10 @@
-"""What is loaded, what is refused and why, and that nothing outside a version's folder is ever read."""
+"""What is loaded: how it is served, what was inferred of it, and what is run before it is ready."""
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +13,7 @@ import numpy as np
 import pytest
 from onnx import helper
 
-from fitserve_contract.repository import VersionPath, checksum_text, checksums, verify_checksums, version_path
-from fitserve_service import loader as loader_module
+from fitserve_contract.repository import VersionPath, checksum_text, checksums
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.onnx_file import OnnxFacts
@@ -24,8 +21,6 @@ from fitserve_service.run_errors import DeviceMemoryError, GraphError
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import Session, SessionOptions
 from fitserve_service.signature import Tensor
-
-SECRET = b"secret" * 100
 
 
 def load(path: VersionPath, **overrides: object) -> ServedVersion:
@@ -72,188 +67,6 @@ def test_checksums_without_a_manifest_prove_nothing(tmp_path: Path) -> None:
     (path.folder / "SHA256SUMS").write_text(checksum_text(checksums(path.folder)))
 
     assert not load(path).is_verified
-
-
-def swapped(path: VersionPath) -> None:
-    (path.folder / "model.onnx").write_bytes(builders.scaled(3.0))
-
-
-def flipped(path: VersionPath) -> None:
-    content = bytearray((path.folder / "model.onnx").read_bytes())
-    content[-9] ^= 1
-    (path.folder / "model.onnx").write_bytes(content)
-
-
-def removed(path: VersionPath) -> None:
-    (path.folder / "model.onnx").unlink()
-
-
-def unlisted(path: VersionPath) -> None:
-    (path.folder / "extra.bin").write_bytes(b"1")
-
-
-def forged_manifest(path: VersionPath) -> None:
-    (path.folder / "manifest.json").write_bytes(builders.manifest("other").to_bytes())
-
-
-def garbled_sums(path: VersionPath) -> None:
-    (path.folder / "SHA256SUMS").write_text("garbage\n")
-
-
-def emptied_sums(path: VersionPath) -> None:
-    (path.folder / "SHA256SUMS").write_text("")
-
-
-def linked_sums(path: VersionPath) -> None:
-    (path.folder / "SHA256SUMS").unlink()
-    (path.folder / "SHA256SUMS").symlink_to("model.onnx")
-
-
-HEX = "[0-9a-f]{64}"
-
-
-@pytest.mark.parametrize(
-    ("tamper", "text"),
-    [
-        (swapped, f"file 'model.onnx': expected sha256 {HEX}, got {HEX}"),
-        (flipped, f"file 'model.onnx': expected sha256 {HEX}, got {HEX}"),
-        (removed, f"file 'model.onnx': expected sha256 {HEX}, got none: it is missing"),
-        (unlisted, f"file 'extra.bin': expected sha256 none: it is not in SHA256SUMS, got {HEX}"),
-        (forged_manifest, f"file 'manifest.json': expected sha256 {HEX}, got {HEX}"),
-        (garbled_sums, "SHA256SUMS line 1: expected '<sha256>  <file>', got 'garbage'"),
-        (emptied_sums, f"file 'manifest.json': expected sha256 none: it is not in SHA256SUMS, got {HEX}"),
-        (linked_sums, "file 'SHA256SUMS': expected no symbolic link, got one at 'SHA256SUMS'"),
-    ],
-)
-def test_tampering_with_a_published_version_is_refused(
-    tmp_path: Path, tamper: Callable[[VersionPath], None], text: str
-) -> None:
-    path = builders.publish_version(tmp_path, "m", builders.scaled())
-    tamper(path)
-
-    assert re.fullmatch(text, refusal(path))
-
-
-def test_a_file_swapped_between_the_check_and_the_reading_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = builders.publish_version(tmp_path, "m", builders.scaled())
-    check = verify_checksums
-
-    def check_then_swap(folder: Path) -> None:
-        check(folder)
-        swapped(path)
-
-    monkeypatch.setattr(loader_module, "verify_checksums", check_then_swap)
-
-    assert re.fullmatch(f"file 'model.onnx': expected sha256 {HEX}, got {HEX}", refusal(path))
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (b"", "file 'model.onnx': expected an ONNX model, found no graph in it"),
-        (b"garbage", "file 'model.onnx': expected"),
-        (builders.scaled()[:-5], "file 'model.onnx': expected .* found .*: cut off?"),
-        (builders.sequence_input(), "input 's': expected a tensor, got a sequence, map or unknown element type"),
-        (builders.external("w.bin"), "file 'w.bin': expected it in the version, found none"),
-    ],
-)
-def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes, text: str) -> None:
-    assert re.match(text, refusal(builders.bare_version(tmp_path, "m", 1, content)))
-
-
-def test_a_version_without_a_model_is_refused(tmp_path: Path) -> None:
-    path = version_path(tmp_path, "m", 1)
-    path.folder.mkdir(parents=True)
-
-    assert refusal(path) == "file 'model.onnx': expected it in the version, found none"
-    assert "expected it in the version" in refusal(version_path(tmp_path, "m", 2))
-
-
-@pytest.mark.parametrize(
-    ("manifest", "text"),
-    [
-        (b"{", "manifest: expected JSON, got"),
-        (b"[" * 10_000, "manifest: expected JSON, got"),
-        (b"[]", "manifest: expected an object, got list"),
-        (b"\xff\xfe", "manifest: expected JSON"),
-        (b"{}", "manifest.schema_version: expected 1, got None"),
-        (
-            builders.manifest("m").to_bytes().replace(b'"FP32"', b'"FP33"'),
-            "manifest.inputs[0].datatype: expected one of",
-        ),
-        (
-            builders.manifest("m", builders.classes_task("logits")).to_bytes(),
-            "manifest.task.output: expected one of y, got 'logits'",
-        ),
-    ],
-)
-def test_a_manifest_that_cannot_be_taken_is_refused(tmp_path: Path, manifest: bytes, text: str) -> None:
-    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
-    (path.folder / "manifest.json").write_bytes(manifest)
-
-    assert refusal(path).startswith(text)
-
-
-@pytest.mark.parametrize("file", ["model.onnx", "manifest.json"])
-def test_no_link_fifo_socket_or_folder_is_taken_for_a_file(tmp_path: Path, file: str) -> None:
-    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
-    target = path.folder / file
-    (tmp_path / "outside").write_bytes((path.folder / "model.onnx").read_bytes())
-    makers: list[tuple[Callable[[], object], str]] = [
-        (lambda: target.symlink_to(tmp_path / "outside"), "expected no symbolic link"),
-        (lambda: target.hardlink_to(tmp_path / "outside"), "expected 1 hard link, got 2"),
-        (lambda: os.mkfifo(target), "expected a regular file"),
-        (target.mkdir, "expected a regular file"),
-    ]
-    for make, text in makers:
-        target.unlink(missing_ok=True)
-        make()
-        assert refusal(path).startswith(f"file '{file}': {text}")
-    target.rmdir()
-    with socket.socket(socket.AF_UNIX) as listener:
-        descriptor = os.open(path.folder, os.O_RDONLY)
-        listener.bind(f"/proc/self/fd/{descriptor}/{file}")
-        os.close(descriptor)
-    assert refusal(path) == f"file '{file}': cannot be read: No such device or address"
-
-
-@pytest.mark.parametrize(
-    ("location", "text"),
-    [
-        ("../../../outside.bin", "expected a relative path without '..'"),
-        ("/etc/hostname", "expected a relative path without '..'"),
-        ("d/../../../../outside.bin", "expected a relative path without '..'"),
-        ("", "expected a relative path without '..'"),
-        ("\0", "expected a relative path without '..'"),
-        ("leaf", "expected no symbolic link, got one at 'leaf'"),
-        ("parent/outside.bin", "expected no symbolic link, got one at 'parent'"),
-        ("hard", "expected 1 hard link, got 2"),
-        ("fifo", "expected a regular file"),
-        ("folder", "expected a regular file"),
-    ],
-)
-def test_external_data_never_leaves_the_version(tmp_path: Path, location: str, text: str) -> None:
-    outside = tmp_path / "outside.bin"
-    outside.write_bytes(SECRET)
-    path = builders.bare_version(tmp_path / "repository", "m", 1, builders.external(location))
-    (path.folder / "leaf").symlink_to(outside)
-    (path.folder / "parent").symlink_to(tmp_path)
-    (path.folder / "hard").hardlink_to(outside)
-    (path.folder / "folder").mkdir()
-    os.mkfifo(path.folder / "fifo")
-
-    assert refusal(path) == f"file '{location}': {text}"
-
-
-def test_external_data_inside_the_version_is_loaded_and_held_against_its_checksum(tmp_path: Path) -> None:
-    weights: dict[str, Any] = {"w.bin": builders.external_content()}
-    path = builders.publish_version(tmp_path, "m", builders.external("w.bin"), **weights)
-
-    assert load(path).signature.inputs[0].name == "x"
-    (path.folder / "w.bin").write_bytes(builders.external_content()[::-1])
-    assert refusal(path).startswith("file 'w.bin': expected sha256")
 
 
 def test_what_was_inferred_is_shown_with_its_reason(tmp_path: Path) -> None:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import logging
 import shutil
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import builders
 import pytest
+from reconciler_world import WAIT_S, break_version, world
 
 from fitserve_contract.repository import VersionPath
-from fitserve_service.crashes import SetAside
-from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
 from fitserve_service.reconciler import Reconciler
@@ -23,83 +19,6 @@ from fitserve_service.registry import Registry
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.source import RepositorySource
 from fitserve_service.version_policy import State
-
-WAIT_S = 30.0
-"""Longer than any of this takes; what runs into it has failed."""
-
-
-class GatedLoader(Loader):
-    """A loader whose loads begin when the test lets them."""
-
-    def __init__(self) -> None:
-        super().__init__("cpu")
-        self.gate = threading.Event()
-        self.gate.set()
-
-    def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
-        assert self.gate.wait(WAIT_S)
-        return super().load(path, overrides)
-
-
-class World:
-    """A repository and a reconciler without a thread of its own: the test says when it looks."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.registry = Registry()
-        self.loader = GatedLoader()
-        self.reconciler = Reconciler(RepositorySource(root), self.loader, self.registry)
-        self.outcomes: list[tuple[str, ServiceError | None]] = []
-        self._changed = threading.Condition()
-        self.registry.subscribe(self._note)
-
-    def look(self) -> None:
-        self.reconciler.reconcile_once()
-
-    def look_until(self, is_done: Callable[[], bool]) -> None:
-        """Looks, and again whenever a state has changed, until it is so."""
-        end_s = time.monotonic() + WAIT_S
-        while True:
-            self.look()
-            if is_done():
-                return
-            with self._changed:
-                assert self._changed.wait_for(is_done, 0.05) or time.monotonic() < end_s
-
-    def states(self, model: str = "m") -> dict[int, State]:
-        return self.registry.states(model)
-
-    def reason(self, version: int, model: str = "m") -> str:
-        return {entry.version: entry.reason for entry in self.registry.model(model).versions}[version]
-
-    def load(self, model: str) -> None:
-        self.reconciler.load(model, lambda error: self.outcomes.append((model, error)))
-
-    def unload(self, model: str) -> None:
-        self.reconciler.unload(model, lambda error: self.outcomes.append((model, error)))
-
-    def until(self, **states: State) -> None:
-        wanted = {int(name[1:]): state for name, state in states.items()}
-        self.look_until(lambda: self.states() == wanted)
-
-    def _note(self, _: str) -> None:
-        with self._changed:
-            self._changed.notify_all()
-
-
-@contextmanager
-def world(root: Path) -> Iterator[World]:
-    """Gives a world and ends its loaders."""
-    made = World(root)
-    try:
-        yield made
-    finally:
-        made.loader.gate.set()
-        made.reconciler.stop()
-
-
-def break_version(path: VersionPath) -> None:
-    (path.folder / "model.onnx").write_bytes(b"garbage")
 
 
 def test_a_new_version_is_ready_before_the_old_one_goes(tmp_path: Path) -> None:
@@ -158,71 +77,6 @@ def test_labels_and_keep_versions_decide_what_is_loaded(tmp_path: Path) -> None:
         it.look_until(lambda: [v for v, s in it.states().items() if s is State.READY] == [1, 2])
 
 
-def test_an_explicit_unload_holds_until_an_explicit_load(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        builders.bare_version(tmp_path, "m", 1, builders.scaled())
-        it.until(v1=State.READY)
-        it.unload("m")
-        it.until(v1=State.UNLOADED)
-        it.look()
-        builders.bare_version(tmp_path, "m", 2, builders.scaled())
-        it.look()
-        assert it.states() == {1: State.UNLOADED, 2: State.UNLOADED}
-        assert it.outcomes == [("m", None)]
-        it.load("m")
-        it.until(v1=State.UNLOADED, v2=State.READY)
-        it.look()
-
-        assert it.outcomes == [("m", None), ("m", None)]
-
-
-def test_unload_is_answered_once_the_last_lease_is_back(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        builders.bare_version(tmp_path, "m", 1, builders.scaled())
-        it.until(v1=State.READY)
-        lease = it.registry.lease("m")
-        it.unload("m")
-        it.look()
-        it.look()
-        assert it.outcomes == []
-        lease.release()
-        it.look()
-
-        assert it.outcomes == [("m", None)]
-
-
-def test_unload_of_what_is_still_loading_is_answered_when_it_has_gone(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        builders.bare_version(tmp_path, "m", 1, builders.scaled())
-        it.loader.gate.clear()
-        it.look()
-        it.unload("m")
-        it.look()
-        assert it.outcomes == []
-        it.loader.gate.set()
-        it.look_until(lambda: it.outcomes == [("m", None)])
-
-        assert it.states() == {1: State.UNLOADED}
-
-
-def test_load_of_a_failed_version_tries_again_and_tells_why_not(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        path = builders.bare_version(tmp_path, "m", 1, b"garbage")
-        it.until(v1=State.FAILED)
-        it.load("m")
-        it.look_until(lambda: len(it.outcomes) == 1)
-        error = it.outcomes[0][1]
-        assert error is not None
-        assert error.reason is Reason.LOAD_FAILED
-        assert error.message.startswith("model 'm' could not be loaded: version 1: file 'model.onnx': expected")
-
-        (path.folder / "model.onnx").write_bytes(builders.scaled())
-        it.load("m")
-        it.look_until(lambda: len(it.outcomes) == 2)
-        assert it.outcomes[1] == ("m", None)
-        assert it.states() == {1: State.READY}
-
-
 def test_a_file_that_was_half_copied_is_served_once_it_is_whole(tmp_path: Path) -> None:
     whole = builders.scaled()
     with world(tmp_path) as it:
@@ -246,18 +100,6 @@ def test_a_typing_error_in_model_toml_keeps_the_new_version_out_until_it_is_put_
         (tmp_path / "m" / "model.toml").write_text("keep_versions = 2")
 
         it.until(v1=State.READY, v2=State.READY)
-
-
-def test_unknown_models_are_not_found_to_load_and_nothing_to_unload(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        it.load("ghost")
-        it.unload("ghost")
-        it.look()
-
-        (_, loading), unloading = it.outcomes
-        assert loading is not None
-        assert (loading.reason, loading.message) == (Reason.MODEL_NOT_FOUND, "model 'ghost': not in the repository")
-        assert unloading == ("ghost", None)
 
 
 def test_a_repository_that_goes_away_leaves_what_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -284,6 +126,21 @@ def test_a_model_that_is_removed_is_unloaded_and_forgotten(tmp_path: Path) -> No
         it.look_until(lambda: it.states() == {})
 
         assert it.registry.snapshot() == ()
+
+
+def test_what_a_failed_load_depended_on_is_forgotten_with_its_version(tmp_path: Path) -> None:
+    with world(tmp_path) as it:
+        for version in (1, 2):
+            builders.bare_version(tmp_path, "m", version, b"garbage")
+        it.until(v1=State.FAILED, v2=State.FAILED)
+        assert set(it.reconciler._attempts["m"]) == {1, 2}
+        shutil.rmtree(tmp_path / "m" / "2")
+        it.until(v1=State.FAILED)
+        assert set(it.reconciler._attempts["m"]) == {1}
+        shutil.rmtree(tmp_path / "m")
+        it.look()
+
+        assert it.reconciler._attempts == {}
 
 
 def test_a_fault_while_loading_is_told_without_its_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -344,63 +201,6 @@ def test_the_thread_survives_a_look_that_fails(tmp_path: Path, caplog: pytest.Lo
         reconciler.stop()
 
 
-def test_an_edit_waits_for_its_version_and_is_shown_before_it_is_answered(tmp_path: Path) -> None:
-    labels = tmp_path / "m" / "labels.json"
-    with world(tmp_path) as it:
-        for factor in (1.0, 2.0):
-            builders.publish_version(tmp_path, "m", builders.scaled(factor))
-        it.until(v1=State.UNLOADED, v2=State.READY)
-        it.loader.gate.clear()
-        seen: list[tuple[bool, ServiceError | None, dict[str, int]]] = []
-
-        def done(error: ServiceError | None) -> None:
-            seen.append((labels.exists(), error, dict(it.registry.labels("m"))))
-
-        it.reconciler.edit("m", lambda: _write(labels, '{"stable": 1}'), done, version=1)
-        it.look()
-        it.look()
-        assert (it.states(), seen, labels.exists()) == ({1: State.LOADING, 2: State.READY}, [], False)
-        it.loader.gate.set()
-        it.look_until(lambda: bool(seen))
-        assert seen == [(True, None, {"stable": 1})]
-        it.until(v1=State.READY, v2=State.READY)
-        labels.write_text("{}")
-        it.until(v1=State.UNLOADED, v2=State.READY)
-
-
-def test_an_edit_that_cannot_be_made_says_why_and_the_next_one_is_made(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        builders.publish_version(tmp_path, "m", builders.scaled())
-        broken = builders.publish_version(tmp_path, "m", builders.scaled())
-        break_version(broken)
-        it.until(v1=State.READY, v2=State.FAILED)
-
-        def fail() -> None:
-            raise RuntimeError("a defect")
-
-        def edit(model: str, version: int, apply: Callable[[], None] = lambda: None) -> None:
-            it.reconciler.edit(model, apply, lambda error: it.outcomes.append((model, error)), version=version)
-
-        for model, version in (("none", 0), ("m", 9), ("m", 2)):
-            edit(model, version)
-        edit("m", 0, fail)
-        edit("m", 0)
-        it.look()
-        reasons = [error.reason if error else None for _, error in it.outcomes]
-        assert reasons == [
-            Reason.MODEL_NOT_FOUND,
-            Reason.VERSION_NOT_FOUND,
-            Reason.MODEL_FAILED,
-            Reason.INTERNAL,
-            None,
-        ]
-        assert all("a defect" not in error.message for _, error in it.outcomes if error)
-        it.unload("m")
-        edit("m", 1)
-        it.look_until(lambda: len(it.outcomes) == 7)
-        assert set(it.states().values()) <= {State.UNLOADED, State.FAILED}
-
-
 def test_an_old_stable_version_serves_until_the_new_one_does(tmp_path: Path) -> None:
     """Neither of the two is the highest version, which the policy keeps: the label alone holds them."""
     with world(tmp_path) as it:
@@ -419,10 +219,6 @@ def test_an_old_stable_version_serves_until_the_new_one_does(tmp_path: Path) -> 
         assert it.registry.lease("m").served.version == 2
 
 
-def _write(path: Path, text: str) -> None:
-    path.write_text(text)
-
-
 def test_a_server_that_starts_with_a_bad_highest_version_serves_the_one_below(tmp_path: Path) -> None:
     with world(tmp_path) as it:
         builders.bare_version(tmp_path, "m", 1, builders.scaled(1))
@@ -432,61 +228,6 @@ def test_a_server_that_starts_with_a_bad_highest_version_serves_the_one_below(tm
 
         (bad.folder / "model.onnx").write_bytes(builders.scaled(3))
         it.until(v1=State.UNLOADED, v2=State.UNLOADED, v3=State.READY)
-
-
-def aside(it: World, version: int = 1) -> SetAside:
-    return SetAside("m", version, "it crashed", RepositorySource(it.root).version_stamp("m", version))
-
-
-def test_a_version_that_is_set_aside_goes_and_the_one_below_takes_its_place(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        for version in (1, 2):
-            builders.bare_version(tmp_path, "m", version, builders.scaled(version))
-        it.look_until(lambda: it.states().get(2) is State.READY)
-        lease = it.registry.lease("m", version=2)
-        it.reconciler.set_aside(aside(it, 2))
-        it.look()
-        assert it.states()[2] is State.UNLOADING
-        lease.release()
-        it.until(v1=State.READY, v2=State.FAILED)
-        for _ in range(3):
-            it.look()
-
-        assert it.states() == {1: State.READY, 2: State.FAILED}
-        assert it.reason(2) == "it crashed"
-        assert it.registry.lease("m").served.version == 1
-
-
-def test_what_was_set_aside_comes_back_by_a_call_or_when_its_files_change(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
-        it.until(v1=State.READY)
-        it.reconciler.set_aside(aside(it))
-        it.until(v1=State.FAILED)
-        it.load("m")
-        it.until(v1=State.READY)
-        it.look()
-        assert it.outcomes == [("m", None)]
-
-        it.reconciler.set_aside(aside(it))
-        it.until(v1=State.FAILED)
-        (path.folder / "model.onnx").write_bytes(builders.scaled(3.0))
-        it.until(v1=State.READY)
-
-
-def test_a_reconciler_that_starts_knows_what_was_set_aside(tmp_path: Path) -> None:
-    with world(tmp_path) as it:
-        builders.bare_version(tmp_path, "m", 1, builders.scaled())
-        entry = aside(it)
-        fresh = Reconciler(RepositorySource(tmp_path), it.loader, it.registry, set_aside=[entry])
-        fresh.reconcile_once()
-        assert it.states() == {1: State.FAILED}
-        changed = SetAside("m", 1, "it crashed", (1, 2))
-        other = Reconciler(RepositorySource(tmp_path), it.loader, Registry(), set_aside=[changed])
-        other.reconcile_once()
-        assert other._registry.states("m") == {1: State.LOADING}
-        for reconciler in (fresh, other):
-            reconciler.stop()
 
 
 def test_loads_that_end_cost_no_further_look_at_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
