@@ -17,6 +17,7 @@ from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_command
 from fitserve_benchmarks.first_request_command import add_first_request, first_request
 from fitserve_benchmarks.hostile_commands import HOSTILE_COMMANDS, add_hostile_commands
 from fitserve_benchmarks.latency_command import add_latency, check_trials, latency
+from fitserve_benchmarks.option_values import positive_numbers
 from fitserve_benchmarks.overload_command import add_overload, overload
 from fitserve_benchmarks.performance_commands import PERFORMANCE_COMMANDS, add_performance_commands
 from fitserve_benchmarks.serve_command import add_serve, serve
@@ -63,15 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     add_latency(
         commands.add_parser(
             "latency", formatter_class=formatter, help="torch eager, torch.compile and ONNX Runtime, in turns"
-        ),
-        positive_numbers,
+        )
     )
     _add_wire(commands.add_parser("wire", formatter_class=formatter, help="requests/s and latency of a running server"))
     add_serve(
         commands.add_parser(
             "serve", formatter_class=formatter, help="our servers, their floors and their peers, in turns"
-        ),
-        positive_numbers,
+        )
     )
     _add_demo(
         commands.add_parser(
@@ -173,18 +172,6 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile-twice", nargs="+", metavar="MODE", help="time two runs' first step per mode instead")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="data files (environment variable DATA_DIR)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
-
-
-def positive_numbers(text: str) -> tuple[int, ...]:
-    """Reads positive numbers separated by commas, each once, in the order given.
-
-    Raises:
-        argparse.ArgumentTypeError: a part is none.
-    """
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"expected positive numbers separated by commas, got '{text[:64]}'")
-    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _wire(arguments: argparse.Namespace) -> int:

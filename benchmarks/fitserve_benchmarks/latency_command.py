@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from fitserve_benchmarks.option_values import positive_numbers
 
 if TYPE_CHECKING:
     from fitserve_benchmarks.latency_plan import Plan
@@ -14,13 +15,8 @@ if TYPE_CHECKING:
 ALL_MODELS: Final = "all"
 
 
-def add_latency(parser: argparse.ArgumentParser, positive_numbers: Callable[[str], tuple[int, ...]]) -> None:
-    """Adds the command's arguments.
-
-    Args:
-        parser: The command's.
-        positive_numbers: Reads numbers separated by commas.
-    """
+def add_latency(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
     parser.description = "Measures torch eager, torch.compile and ONNX Runtime in turns, answers checked."
     parser.epilog = (
         "examples:\n  fitserve-bench latency --model lenet --run-dir runs/lenet --batch-sizes 1,8,64 --threads 1\n"

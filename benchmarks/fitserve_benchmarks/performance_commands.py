@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from fitserve_benchmarks.option_values import positive_numbers
+
 
 def add_performance_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the commands."""
@@ -51,16 +53,12 @@ def _add_gpu_check(parser: argparse.ArgumentParser) -> None:
         help="a further option of fitserve-train for GoEmotions; may be repeated",
     )
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="data files (environment variable DATA_DIR)")
-    parser.add_argument("--batch-sizes", type=_sizes, default=(1, 8, 64, 256), metavar="N,N,…", help="(1,8,64,256)")
+    parser.add_argument(
+        "--batch-sizes", type=positive_numbers, default=(1, 8, 64, 256), metavar="N,N,…", help="(1,8,64,256)"
+    )
     parser.add_argument("--steps", default="", metavar="NAME,NAME", help="these and what they need (all)")
     parser.add_argument("--limit-s", type=float, default=120.0, help="time for preparing one contestant (120)")
     parser.add_argument("--seconds", type=float, default=5.0, help="time for each level of calls in flight (5)")
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    from fitserve_benchmarks.cli import positive_numbers
-
-    return positive_numbers(text)
 
 
 def _add_tune(parser: argparse.ArgumentParser) -> None:

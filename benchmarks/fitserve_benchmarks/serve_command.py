@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fitserve_benchmarks.option_values import positive_numbers
 
-def add_serve(parser: argparse.ArgumentParser, numbers: Callable[[str], tuple[int, ...]]) -> None:
-    """Adds the command's options.
 
-    Args:
-        parser: Of the command.
-        numbers: Reads positive numbers with commas.
-    """
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
     parser.description = (
         "Measures both transports, the echoes of grpcio's stock servers, grpc.aio with ONNX Runtime inline and other "
         "servers, in turns, answers checked."
@@ -28,8 +24,8 @@ def add_serve(parser: argparse.ArgumentParser, numbers: Callable[[str], tuple[in
         "--repository", type=Path, metavar="DIR", default=Path("repository"), help="model repository (repository)"
     )
     parser.add_argument("--models", default="lenet", metavar="NAME,…", help="models, the highest version each (lenet)")
-    parser.add_argument("--batch-sizes", type=numbers, default=(1, 8, 64), metavar="N,N,…")
-    parser.add_argument("--in-flight", type=numbers, default=(1, 8, 32, 64, 128), metavar="N,N,…")
+    parser.add_argument("--batch-sizes", type=positive_numbers, default=(1, 8, 64), metavar="N,N,…")
+    parser.add_argument("--in-flight", type=positive_numbers, default=(1, 8, 32, 64, 128), metavar="N,N,…")
     parser.add_argument("--turns", type=int, default=3, help="turns of each contestant at each level (3)")
     parser.add_argument("--seconds", type=float, default=1.0, help="time of a turn (1)")
     parser.add_argument("--threads", type=int, default=1, help="threads inside an operator, for everybody (1)")

@@ -174,10 +174,6 @@ def _promotion_report(outcome: Promotion, target: str) -> Report:
     )
 
 
-def _latency_row(title: str, old_ms: float, new_ms: float, allowed: str) -> Sequence[str]:
-    return [title, f"{old_ms:.3f}", f"{new_ms:.3f}", f"× {new_ms / old_ms:.3f}", allowed]
-
-
 def _move_report(model: str, move: LabelMove) -> Report:
     if move.after == 0:
         text = f"{model}: {move.label} is deleted; it was at version {move.before}"

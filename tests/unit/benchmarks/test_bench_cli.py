@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from tests.builders import bare_version, linear
 
-from fitserve_benchmarks.cli import main, positive_numbers
+from fitserve_benchmarks.cli import main
+from fitserve_benchmarks.option_values import positive_numbers
 
 
 def test_every_command_shows_an_example(capsys: pytest.CaptureFixture[str]) -> None:
