@@ -21,10 +21,12 @@ from fitserve_exporters.onnx_export import describe, export_onnx, parameter_coun
 from fitserve_exporters.provenance import environment, utc_now
 from fitserve_exporters.replay import MAX_PROBE_EXAMPLES, check_replay, make_probe
 from fitserve_exporters.report import verification_text
+from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import OrtSession, sessions_here
 from fitserve_exporters.signature import output_specs
+from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants import Variant, make_variants, variant_files
-from fitserve_exporters.verify import Verification, sampled_indices, verify
+from fitserve_exporters.verify import Verification, verify
 
 MAX_HELD_OUT_EXAMPLES: Final = 2000
 MAX_HELD_OUT_BYTES: Final = 8_000_000
@@ -79,12 +81,13 @@ def publish_candidate(
     """
     content = export_onnx(candidate)
     sessions = sessions_here(content)
-    verification = verify(candidate, sessions)
+    truth = Truth(candidate)
+    verification = verify(candidate, sessions, truth)
     reasons = objections(verification)
     if reasons:
         raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))
     record = _record(verification, candidate, sessions)
-    made = make_variants(candidate, content, variants)
+    made = make_variants(candidate, content, variants, truth)
     others, other_facts = variant_files(made)
     certificate = certificate_files(candidate)
     check_replay(Probe.from_bytes(certificate[PROBE_FILE]), sessions, verification.tolerances)

@@ -15,7 +15,8 @@ from fitserve_exporters.candidate import Candidate
 from fitserve_exporters.errors import ExportError, NotVerifiedError, VariantError
 from fitserve_exporters.onnx_export import describe
 from fitserve_exporters.sessions import CPU, CUDA, OrtSession, ProviderError, can_use_cuda
-from fitserve_exporters.variants_attention import attention_count, fuse_attention
+from fitserve_exporters.truth import Truth
+from fitserve_exporters.variants_fusion import attention_count, fuse_layers
 from fitserve_exporters.variants_precision import halve
 from fitserve_exporters.variants_proof import loss_objections, prove, prove_exact
 from fitserve_exporters.variants_quantize import has_convolutions, quantize_dynamically, quantize_statically
@@ -83,20 +84,24 @@ class Variant:
         }
 
 
-def make_variants(candidate: Candidate, fp32: bytes, choice: Sequence[str]) -> tuple[Variant, ...]:
+def make_variants(
+    candidate: Candidate, fp32: bytes, choice: Sequence[str], truth: Truth | None = None
+) -> tuple[Variant, ...]:
     """Makes, verifies and measures variants of a model.
 
     Args:
         candidate: What the model was exported from.
         fp32: The exported model.
         choice: Names from `read_choice`.
+        truth: What the candidate's module answers, where the fp32 file was held against it; made here where it is None.
 
     Returns:
         Each that was asked for, published or refused; with `auto` only those that are faster here and hold.
     """
     is_auto = AUTO in choice
     kinds = [kind for kind in KINDS if is_auto or kind.name in choice]
-    return tuple(_made(kind, candidate, fp32, must_be_faster=is_auto) for kind in kinds)
+    origin = _Origin(candidate, fp32, truth or Truth(candidate))
+    return tuple(_made(kind, origin, must_be_faster=is_auto) for kind in kinds)
 
 
 def read_choice(text: str) -> tuple[str, ...]:
@@ -116,25 +121,32 @@ def read_choice(text: str) -> tuple[str, ...]:
     return names
 
 
-def _made(kind: Kind, candidate: Candidate, fp32: bytes, *, must_be_faster: bool) -> Variant:
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    candidate: Candidate
+    fp32: bytes
+    truth: Truth
+
+
+def _made(kind: Kind, origin: _Origin, *, must_be_faster: bool) -> Variant:
     try:
         _check_device(kind)
-        content = kind.make(fp32, candidate)
-        verification = _proved(kind, candidate, content)
+        content = kind.make(origin.fp32, origin.candidate)
+        verification = _proved(kind, origin, content)
     except (VariantError, NotVerifiedError, ProviderError) as error:
         return Variant(kind.name, kind.device, refusal=str(error))
-    speed = speed_ratios(fp32, content, candidate, _PROVIDERS[kind.device])
+    speed = speed_ratios(origin.fp32, content, origin.candidate, _PROVIDERS[kind.device])
     if must_be_faster and not is_faster(speed):
         return Variant(kind.name, kind.device, f"no faster than fp32 here: {speed_text(speed)}", b"", verification)
     return Variant(kind.name, kind.device, "", content, verification, speed)
 
 
-def _proved(kind: Kind, candidate: Candidate, content: bytes) -> Verification:
+def _proved(kind: Kind, origin: _Origin, content: bytes) -> Verification:
     session = OrtSession(content, _PROVIDERS[kind.device])
     if kind.is_exact:
-        return prove_exact(candidate, session)
-    verification = prove(candidate, session)
-    reasons = loss_objections(verification, candidate)
+        return prove_exact(origin.candidate, session, origin.truth)
+    verification = prove(origin.candidate, session, origin.truth)
+    reasons = loss_objections(verification, origin.candidate)
     if reasons:
         raise VariantError("; ".join(reasons))
     return verification
@@ -159,14 +171,14 @@ def variant_files(variants: Sequence[Variant]) -> tuple[dict[str, bytes], Mappin
 
 def _int8(fp32: bytes, candidate: Candidate) -> bytes:
     if not has_convolutions(fp32):
-        return quantize_dynamically(fp32)
+        return quantize_dynamically(fuse_layers(fp32, joins_weights=False))
     if not candidate.calibration:
         raise VariantError("expected a calibration set for a model that convolves, got none: give training examples")
     return quantize_statically(fp32, candidate.calibration, candidate.inputs)
 
 
 def _fused(fp32: bytes, _: Candidate) -> bytes:
-    fused = fuse_attention(fp32)
+    fused = fuse_layers(fp32)
     if attention_count(fused) == 0:
         raise VariantError("no attention was fused: the graph has none, or spells it in a way that is not known")
     return fused

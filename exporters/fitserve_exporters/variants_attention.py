@@ -9,42 +9,29 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnxscript import optimizer
-from onnxscript.rewriter import pattern, rewrite
+from onnxscript.rewriter import pattern
+
+from fitserve_exporters.variants_constants import array_of, scalar_of
 
 _DOMAIN: Final = "com.microsoft"
-_FUSED: Final = ("Attention", "MultiHeadAttention")
-
 _HEADS_FIRST: Final = [0, 2, 1, 3]
 
 
-def fuse_attention(content: bytes) -> bytes:
-    """Puts each scaled dot-product attention of an exported model into one node.
+def attention_rules(*, joins_weights: bool) -> tuple[Any, ...]:
+    """Gives the rules that put each scaled dot-product attention into one node, to be applied one after the other.
 
-    Heads, scale and the additive mask stay what they are, so that the answers stay those of the plain file up to the
-    order of sums. Where query, key and value are linear maps of one tensor, their weights are joined as well.
+    Heads, scale and the additive mask stay what they are, so that the answers stay up to the order of sums.
 
     Args:
-        content: Serialized model, as `onnx_export` writes it.
-
-    Returns:
-        The serialized model, changed or not: `attention_count` tells.
+        joins_weights: Where query, key and value are linear maps of one tensor, their weights go into the node as well.
     """
-    model = ir.serde.deserialize_model(onnx.load_model_from_string(content))
-    rewrite(model, [_rule(_ToMultiHead, remove_nodes=False)])
-    rewrite(model, [_rule(_ToAttention)])
-    optimizer.optimize(model)
-    fused = ir.serde.serialize_model(model)
-    del fused.graph.value_info[:]  # inferred before the rewrite
-    written: bytes = fused.SerializeToString(deterministic=True)
-    return written
+    to_multi_head, to_attention = _rule(_ToMultiHead, remove_nodes=False), _rule(_ToAttention)
+    return (to_multi_head, to_attention) if joins_weights else (to_multi_head,)
 
 
-def attention_count(content: bytes) -> int:
-    """Counts the attention nodes of a serialized model that are fused."""
-    return sum(node.op_type in _FUSED for node in onnx.load_model_from_string(content).graph.node)
+def _rule(kind: Any, **options: bool) -> Any:
+    return kind.rule(kind.__name__, **options)
 
 
 class _ToMultiHead(pattern.RewriteRuleClassBase):
@@ -66,14 +53,14 @@ class _ToMultiHead(pattern.RewriteRuleClassBase):
 
     def check(self, op: Any, *args: Any, **matched: Any) -> Any:  # noqa: ARG002
         result = pattern.MatchResult()
-        if _scalar(matched["q_scale"]) is None or _scalar(matched["k_scale"]) is None:
+        if scalar_of(matched["q_scale"]) is None or scalar_of(matched["k_scale"]) is None:
             return result.fail("the scales are no constants")
         return result if _head_count(matched["query_BSND"]) else result.fail("the number of heads is no constant")
 
     def rewrite(
         self, op: Any, query: Any, key: Any, value: Any, mask: Any, query_BSND: Any, q_scale: Any, k_scale: Any
     ) -> Any:
-        scale = float(_scalar(q_scale) or 0.0) * float(_scalar(k_scale) or 0.0)
+        scale = float(scalar_of(q_scale) or 0.0) * float(scalar_of(k_scale) or 0.0)
         heads = _head_count(query_BSND)
         return op.MultiHeadAttention(
             query, key, value, None, None, mask, num_heads=heads, scale=scale, _domain=_DOMAIN, _version=1
@@ -91,12 +78,12 @@ class _ToAttention(pattern.RewriteRuleClassBase):
 
     def check(self, op: Any, *args: Any, **matched: Any) -> Any:  # noqa: ARG002
         result = pattern.MatchResult()
-        if any(_array(matched[name]) is None for name in ("wq", "bq", "wk", "bk", "wv", "bv")):
+        if any(array_of(matched[name]) is None for name in ("wq", "bq", "wk", "bk", "wv", "bv")):
             return result.fail("the weights are no constants")
         return result
 
     def rewrite(self, op: Any, x: Any, mask: Any, attended: Any, **weights: Any) -> Any:
-        joined = [np.concatenate([_array(weights[f"{kind}{of}"]) for of in "qkv"], axis=-1) for kind in "wb"]
+        joined = [np.concatenate([array_of(weights[f"{kind}{of}"]) for of in "qkv"], axis=-1) for kind in "wb"]
         weight, bias = (
             op.initializer(ir.tensor(array), name=f"{attended.name}.{kind}")
             for kind, array in zip(("weight", "bias"), joined, strict=True)
@@ -104,20 +91,6 @@ class _ToAttention(pattern.RewriteRuleClassBase):
         node = attended.producer()
         kept = {name: node.attributes[name] for name in ("num_heads", "scale")}
         return op.Attention(x, weight, bias, None, None, mask, **kept, _domain=_DOMAIN, _version=1)
-
-
-def _rule(kind: Any, **options: bool) -> Any:
-    return kind.rule(kind.__name__, **options)
-
-
-def _array(value: Any) -> np.ndarray[Any, np.dtype[Any]] | None:
-    constant = ir.convenience.get_const_tensor(value)
-    return None if constant is None else np.asarray(constant.numpy())
-
-
-def _scalar(value: Any) -> float | None:
-    array = _array(value)
-    return float(array.reshape(-1)[0]) if array is not None and array.size == 1 else None
 
 
 def _head_count(heads_BSND: Any) -> int:

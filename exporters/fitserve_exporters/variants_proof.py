@@ -16,9 +16,9 @@ from fitserve_contract.tasks import TaskKind
 from fitserve_exporters.candidate import Candidate, Tolerance
 from fitserve_exporters.errors import VariantError
 from fitserve_exporters.judge import objections
-from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.sessions import OrtSession
-from fitserve_exporters.verify import LARGEST_BATCH, Verification, sampled_indices, verify
+from fitserve_exporters.truth import Truth
+from fitserve_exporters.verify import Verification, verify
 
 _WIDENING: Final = 4.0
 _SCALE: Final = {
@@ -31,27 +31,37 @@ LARGEST_ERROR_SHARE: Final = 0.02
 """Without a task that can be scored: so much of the largest output may be off."""
 
 
-def prove_exact(candidate: Candidate, session: OrtSession) -> Verification:
+def prove_exact(candidate: Candidate, session: OrtSession, truth: Truth) -> Verification:
     """Verifies a variant that rounds no more than the fp32 file.
+
+    Args:
+        candidate: What it was made from.
+        session: The variant.
+        truth: What the candidate's module answers.
 
     Raises:
         VariantError: its answers are further off than fp32 may be.
         NotVerifiedError: it does not run.
     """
-    verification = verify(candidate, [session])
+    verification = verify(candidate, [session], truth)
     reasons = objections(verification)
     if reasons:
         raise VariantError("; ".join(reasons))
     return verification
 
 
-def prove(candidate: Candidate, session: OrtSession) -> Verification:
+def prove(candidate: Candidate, session: OrtSession, truth: Truth) -> Verification:
     """Verifies a variant that rounds, with the bound that it was measured to need.
+
+    Args:
+        candidate: What it was made from.
+        session: The variant.
+        truth: What the candidate's module answers.
 
     Raises:
         NotVerifiedError: it does not run.
     """
-    return verify(replace(candidate, tolerance=_measured_tolerance(candidate, session)), [session])
+    return verify(replace(candidate, tolerance=_measured_tolerance(candidate, session, truth)), [session], truth)
 
 
 def loss_objections(verification: Verification, candidate: Candidate) -> list[str]:
@@ -87,17 +97,15 @@ def metric_loss(
     return None if before is None or after is None else float(before) - float(after)
 
 
-def _measured_tolerance(candidate: Candidate, session: OrtSession) -> Tolerance:
-    inputs = candidate.held_out.rows(sampled_indices(candidate, LARGEST_BATCH))
-    names = tuple(spec.name for spec in candidate.inputs)
-    exact = TorchReference(candidate.module, names, candidate.output_names).fp64(inputs)
-    found = session.run(inputs)
+def _measured_tolerance(candidate: Candidate, session: OrtSession, truth: Truth) -> Tolerance:
+    largest_batch = truth.batches[-1]
+    exact, found = largest_batch.fp64[0], session.run(largest_batch.inputs[0])
     # A non-finite answer stays in the figures of `verify`; here it would make the bound one that nothing exceeds.
     gaps = [np.abs(found[name].astype(np.float64) - exact[name]) for name in candidate.output_names]
     largest = max(float(np.where(np.isfinite(gap), gap, 0.0).max(initial=0.0)) for gap in gaps)
     return replace(
         candidate.tolerance,
         atol=max(_WIDENING * largest, candidate.tolerance.atol),
-        reason=f"{_WIDENING:g} times the largest error of this variant on {len(next(iter(inputs.values())))} examples, "
+        reason=f"{_WIDENING:g} times the largest error of this variant on {largest_batch.batch_size} examples, "
         "as its rounding depends on the batch and on the processor; it is judged by the accuracy that it loses",
     )

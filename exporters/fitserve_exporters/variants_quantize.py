@@ -46,7 +46,8 @@ def quantize_dynamically(content: bytes) -> bytes:
             op_types_to_quantize=list(_QUANTIZED),
             per_channel=True,
             weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True},
+            # Behind a node of ONNX Runtime's own domain onnx infers no element: what is quantized is FP32.
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
         )
 
     return _quantized(content, quantize)

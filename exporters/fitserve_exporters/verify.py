@@ -6,9 +6,9 @@ Shapes: B examples, C classes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -18,13 +18,9 @@ from fitserve_exporters.answers import Agreement, is_different, margins, metrics
 from fitserve_exporters.candidate import Array, Arrays, Candidate, Tolerance
 from fitserve_exporters.differences import Differences, differences
 from fitserve_exporters.errors import ExportError, NotVerifiedError
-from fitserve_exporters.reference import TorchReference
+from fitserve_exporters.sampling import LARGEST_BATCH
 from fitserve_exporters.sessions import OrtSession
-
-LARGEST_BATCH: Final = 256
-_ODD_BATCH: Final = 7
-_BATCHES_PER_SIZE: Final = 16
-"""Small batches are repeated so often over other examples: one example alone would hardly be a sample."""
+from fitserve_exporters.truth import TrueBatches, Truth
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,114 +104,50 @@ class Verification:
         }
 
 
-def verify(candidate: Candidate, sessions: list[OrtSession]) -> Verification:
+def verify(candidate: Candidate, sessions: list[OrtSession], truth: Truth | None = None) -> Verification:
     """Runs the batch sizes on a seeded sample and, where the task can be scored, the full held-out set.
 
     Args:
         candidate: Its module is the reference.
         sessions: The exported model on each execution provider.
+        truth: What the module answers, where several files are held against it; made here where it is None.
 
     Raises:
         ExportError: the module's outputs or the labels are not what the candidate says, or it answers at random.
         NotVerifiedError: ONNX Runtime cannot run the model on this data, or answers with another shape.
     """
     started_s = time.monotonic()
-    names = tuple(spec.name for spec in candidate.inputs)
-    reference = TorchReference(candidate.module, names, candidate.output_names)
-    _check_repeatable(candidate, reference)
-    batches = _all_batches(candidate, reference, sessions)
+    truth = truth or Truth(candidate)
+    batches = [[_one_size(candidate, batch, session) for batch in truth.batches] for session in sessions]
     tolerances = {
         name: max(batch.outputs[name].tolerance for figures in batches for batch in figures)
         for name in candidate.output_names
     }
-    decided = _decide(candidate, reference, sessions, tolerances)
+    decided = _decide(candidate, truth, sessions, tolerances)
     held_out = candidate.held_out
     return Verification(
         providers=tuple(
-            ProviderFigures(session.provider, figures, tally.agreement(), tally.metrics())
+            ProviderFigures(session.provider, tuple(figures), tally.agreement(), tally.metrics())
             for session, figures, tally in zip(sessions, batches, decided.tallies, strict=True)
         ),
         tolerances=tolerances,
         tolerance=candidate.tolerance,
         torch_metrics=decided.torch.metrics(),
         data={"source": held_out.source, "sha256": held_out.sha256 or None, "example_count": held_out.example_count},
-        fp64_gap=reference.fp64_gap,
+        fp64_gap=truth.fp64_gap,
         duration_s=time.monotonic() - started_s,
     )
 
 
-def batch_sizes(example_count: int) -> list[int]:
-    """Gives the batch sizes that are verified: 1, 2, an odd number and the largest, as far as there are examples."""
-    odd = min(_ODD_BATCH, example_count - 1 + example_count % 2)
-    return sorted({1, min(2, example_count), odd, min(LARGEST_BATCH, example_count)})
-
-
-def sampled_indices(candidate: Candidate, count: int) -> Array:
-    """Draws examples of the held-out set by the candidate's seed, without repetition, in ascending order; INT64."""
-    total = candidate.held_out.example_count
-    drawn = np.random.default_rng(candidate.seed).choice(total, min(count, total), replace=False)
-    return np.sort(drawn)
-
-
-def _check_repeatable(candidate: Candidate, reference: TorchReference) -> None:
-    """Refuses a module that draws numbers: its float64 answers are others, so that its noise would be the tolerance."""
-    inputs = candidate.held_out.rows(sampled_indices(candidate, LARGEST_BATCH))
-    first, second = reference.fp32(inputs), reference.fp32(inputs)
-    for name in candidate.output_names:
-        apart = differences(second[name], first[name], first[name].astype(np.float64), Tolerance())
-        if not apart.is_within:
-            raise ExportError(
-                f"output '{name}': expected the same answer to the same inputs, got {apart.max_abs_diff:.3g} apart: "
-                "the module draws random numbers or keeps state"
-            )
-
-
-def _all_batches(
-    candidate: Candidate, reference: TorchReference, sessions: list[OrtSession]
-) -> list[tuple[BatchFigures, ...]]:
-    """Gives for each session its figures at every batch size."""
-    indices = sampled_indices(candidate, LARGEST_BATCH)
-    per_size = [_one_size(candidate, reference, sessions, indices, size) for size in batch_sizes(len(indices))]
-    return [tuple(figures) for figures in zip(*per_size, strict=True)]
-
-
-def _one_size(
-    candidate: Candidate, reference: TorchReference, sessions: list[OrtSession], indices: Array, size: int
-) -> list[BatchFigures]:
-    chunk_count = min(len(indices) // size, _BATCHES_PER_SIZE)
-    chunks = [candidate.held_out.rows(indices[start * size :][:size]) for start in range(chunk_count)]
-    chunks = [chunks[0], *(_cut(candidate, reference, chunk, place) for place, chunk in enumerate(chunks[1:]))]
-    fp32 = [reference.fp32(chunk) for chunk in chunks]
-    fp64 = [reference.fp64(chunk) for chunk in chunks]
-    figures = []
-    for session in sessions:
-        ort = [_run(session, chunk, size, like) for chunk, like in zip(chunks, fp32, strict=True)]
-        outputs = {
-            name: differences(_joined(ort, name), _joined(fp32, name), _joined(fp64, name), candidate.tolerance)
-            for name in candidate.output_names
-        }
-        figures.append(BatchFigures(size, size * chunk_count, outputs))
-    return figures
-
-
-def _cut(candidate: Candidate, reference: TorchReference, chunk: Arrays, place: int) -> Arrays:
-    """Cuts the free axes beside the batch, each chunk elsewhere: a model that took their size for a constant shows.
-
-    A size that the module itself does not take, as under a kernel of a convolution, proves nothing: it stays whole.
-    """
-    cut = {}
-    for spec in candidate.inputs:
-        array = chunk[spec.name]
-        for axis, name in enumerate(spec.shape[1:], start=1):
-            if isinstance(name, str):
-                whole = array.shape[axis]
-                array = np.take(array, np.arange(max(1, whole - whole * (place + 1) // _BATCHES_PER_SIZE)), axis)
-        cut[spec.name] = array
-    try:
-        reference.fp32(cut)
-    except Exception:  # a user's forward may raise anything
-        return chunk
-    return cut
+def _one_size(candidate: Candidate, true: TrueBatches, session: OrtSession) -> BatchFigures:
+    served = [_run(session, batch, true.batch_size, like) for batch, like in zip(true.inputs, true.fp32, strict=True)]
+    outputs = {
+        name: differences(
+            _joined(served, name), _joined(true.fp32, name), _joined(true.fp64, name), candidate.tolerance
+        )
+        for name in candidate.output_names
+    }
+    return BatchFigures(true.batch_size, true.example_count, outputs)
 
 
 def _run(session: OrtSession, inputs: Arrays, size: int, like: Arrays) -> Arrays:
@@ -231,7 +163,7 @@ def _run(session: OrtSession, inputs: Arrays, size: int, like: Arrays) -> Arrays
     return answers
 
 
-def _joined(parts: list[Arrays], name: str) -> Array:
+def _joined(parts: Sequence[Arrays], name: str) -> Array:
     return np.concatenate([part[name].reshape(-1) for part in parts])
 
 
@@ -274,7 +206,7 @@ class _Decided:
 
 
 def _decide(
-    candidate: Candidate, reference: TorchReference, sessions: list[OrtSession], tolerances: Mapping[str, float]
+    candidate: Candidate, truth: Truth, sessions: list[OrtSession], tolerances: Mapping[str, float]
 ) -> _Decided:
     """Scores both sides on the full held-out set; nothing without a task."""
     task = candidate.task
@@ -282,44 +214,35 @@ def _decide(
     if task is None:
         return decided
     tolerance, labels = tolerances[task.output], candidate.held_out.labels
-    for indices in _chunks(candidate.held_out.example_count):
+    for start in range(0, candidate.held_out.example_count, LARGEST_BATCH):
+        eager = truth.scores[start : start + LARGEST_BATCH]
+        indices = np.arange(start, start + len(eager))
         inputs = candidate.held_out.rows(indices)
-        eager = reference.fp32(inputs)
-        truth = None if labels is None else labels[indices]
-        decided.torch.add_scores(eager[task.output], truth)
+        true_labels = None if labels is None else labels[indices]
+        decided.torch.add_scores(eager, true_labels)
         for session, tally in zip(sessions, decided.tallies, strict=True):
-            served = _run(session, inputs, len(indices), eager)[task.output]
-            tally.add_scores(served, truth)
+            served = _run(session, inputs, len(indices), {task.output: eager})[task.output]
+            tally.add_scores(served, true_labels)
             if task.kind is not TaskKind.REGRESSION:
-                _compare(tally, task, (served, eager[task.output]), (reference, inputs, indices), tolerance)
+                _compare(tally, task, (served, eager), (truth, indices), tolerance)
     return decided
 
 
 def _compare(
-    tally: _Tally,
-    task: Task,
-    scores: tuple[Array, Array],
-    origin: tuple[TorchReference, Arrays, Array],
-    tolerance: float,
+    tally: _Tally, task: Task, scores: tuple[Array, Array], origin: tuple[Truth, Array], tolerance: float
 ) -> None:
     """Sorts the examples of one batch into same, ties and differences.
 
-    Only those whose fp32 margin is small, or that differ, are computed in float64: no score errs by more than the
-    tolerance, so that the float64 margin of any other is larger than the tolerance.
+    Only those that differ, or whose margin is so near the tolerance that torch's own rounding might decide, are
+    computed in float64: a margin is off by at most the errors of two scores.
     """
     served, eager = scores
-    reference, inputs, indices = origin
-    differs = is_different(task, served, eager)
-    doubtful = np.flatnonzero(differs | (margins(task, eager) <= 3 * tolerance))
-    if not len(doubtful):
-        return
-    exact = reference.fp64({name: array[doubtful] for name, array in inputs.items()})[task.output]
-    is_tie = margins(task, exact) <= tolerance
-    tally.ties += indices[doubtful[is_tie]].tolist()
-    tally.tie_differences += indices[doubtful[is_tie & differs[doubtful]]].tolist()
-    tally.differences += indices[doubtful[~is_tie & differs[doubtful]]].tolist()
-
-
-def _chunks(example_count: int) -> Iterator[Array]:
-    for start in range(0, example_count, LARGEST_BATCH):
-        yield np.arange(start, min(start + LARGEST_BATCH, example_count))
+    truth, indices = origin
+    differs, margin = is_different(task, served, eager), margins(task, eager)
+    is_tie = margin <= tolerance
+    doubtful = np.flatnonzero(differs | (np.abs(margin - tolerance) <= 2 * truth.rounding))
+    if len(doubtful):
+        is_tie[doubtful] = margins(task, truth.exact_scores(indices[doubtful])) <= tolerance
+    tally.ties += indices[is_tie].tolist()
+    tally.tie_differences += indices[is_tie & differs].tolist()
+    tally.differences += indices[~is_tie & differs].tolist()

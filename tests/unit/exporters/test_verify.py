@@ -17,8 +17,9 @@ from fitserve_exporters.judge import objections
 from fitserve_exporters.onnx_export import export_onnx
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.report import verification_text
+from fitserve_exporters.sampling import batch_sizes, sampled_indices
 from fitserve_exporters.sessions import CPU, sessions_here
-from fitserve_exporters.verify import Verification, batch_sizes, sampled_indices, verify
+from fitserve_exporters.verify import Verification, verify
 
 CLASSES = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("a", "b", "c"))
 
