@@ -25,7 +25,8 @@ def gelu(root: float = math.sqrt(2), half: float = 0.5) -> bytes:
         helper.make_node("Mul", ["half", "raised"], ["share"]),
         helper.make_node("Mul", ["x", "share"], ["y"]),
     ]
-    return model(nodes, {"root": np.float32(root), "one": np.float32(1), "half": np.float32(half)}, ["b", 8])
+    constants = {"root": root, "one": 1.0, "half": half}
+    return model(nodes, {name: np.array(value, np.float32) for name, value in constants.items()}, ["b", 8])
 
 
 def residual() -> bytes:
@@ -41,7 +42,7 @@ def residual() -> bytes:
 
 def model(nodes: list[onnx.NodeProto], weights: dict[str, Array], shape: list[str | int]) -> bytes:
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in "xy")
-    tensors = [numpy_helper.from_array(np.asarray(array), name) for name, array in weights.items()]
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
     graph = helper.make_graph(nodes, "g", [x], [y], tensors)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
 
