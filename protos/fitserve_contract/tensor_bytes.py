@@ -52,6 +52,18 @@ def shape_text(shape: Sequence[int | str | None]) -> str:
     return f"({', '.join(axes)}{',' if len(axes) == 1 else ''})"
 
 
+def widened(patterns: Array) -> Array:
+    """Gives BF16 bit patterns as float32, which holds each of their values: they are its upper half.
+
+    Args:
+        patterns: uint16, any shape.
+
+    Returns:
+        float32 of the same shape.
+    """
+    return (patterns.astype(np.uint32) << 16).view(np.float32)
+
+
 def decode(name: str, datatype: str, shape: Sequence[int], content: bytes | memoryview) -> Array:
     """Reads a tensor from its bytes, without a copy but for BYTES.
 

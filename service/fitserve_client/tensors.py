@@ -14,7 +14,7 @@ import numpy as np
 from fitserve.types.v1 import tensor_pb2
 from fitserve_client.errors import INVALID_INPUT, INVALID_LABELS, InternalError, InvalidArgumentError
 from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES, datatype_of
-from fitserve_contract.tensor_bytes import Array, bytes_element, decode, encode
+from fitserve_contract.tensor_bytes import Array, bytes_element, decode, encode, widened
 
 ArrayLike: TypeAlias = Any
 """Whatever `numpy.asarray` takes: arrays, nested lists, numbers, strings, tensors on the CPU."""
@@ -113,7 +113,7 @@ def array_of(message: tensor_pb2.Tensor) -> Array:
     except ValueError as error:
         raise InternalError(f"answer: {error}") from None
     if message.datatype == BF16:
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        return widened(array)
     return array if array.flags.writeable else array.copy()
 
 
@@ -155,8 +155,7 @@ def _to_bfloat16(subject: Subject, array: Array) -> Array:
     bits = singles.view(np.uint32).astype(np.uint64)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     patterns = np.where(np.isnan(singles), (bits >> 16).astype(np.uint16) | 0x40, rounded)
-    widened = (patterns.astype(np.uint32) << 16).view(np.float32)
-    _check_float(subject, BF16, array, widened)
+    _check_float(subject, BF16, array, widened(patterns))
     return np.asarray(patterns.astype(np.uint16))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from fitserve_contract.datatypes import BF16, BYTES
 from fitserve_contract.sums import MULTI_LABEL_THRESHOLD
 from fitserve_contract.tasks import Task, TaskKind
-from fitserve_contract.tensor_bytes import Array
+from fitserve_contract.tensor_bytes import Array, widened
 from fitserve_service.signature import Tensor
 
 
@@ -84,7 +84,5 @@ def _agreed_count(task: Task | None, live: Mapping[str, Tensor], other: Mapping[
 
 
 def _reals(tensor: Tensor) -> Array:
-    """A tensor's numbers in float64; BF16 bit patterns widened, since they are the upper half of an FP32."""
-    if tensor.datatype != BF16:
-        return tensor.array.astype(np.float64)
-    return (tensor.array.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    """Gives a tensor's numbers in float64."""
+    return (widened(tensor.array) if tensor.datatype == BF16 else tensor.array).astype(np.float64)

@@ -110,7 +110,10 @@ class MetricsPort:
     async def _keep_ticking(self) -> None:
         while True:
             await asyncio.sleep(self._limits.tick_s)
-            self._tick()
+            try:
+                self._tick()
+            except Exception:
+                _log.exception("what is done every %g s failed this time", self._limits.tick_s)
 
     async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

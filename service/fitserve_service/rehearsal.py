@@ -80,13 +80,15 @@ def _rehearse(served: ServedVersion, until_s: float, clock: Callable[[], float])
         return 0
     messages = (_predict_message(served, inputs), _infer_message(served, inputs))
     stage, answered = _Stage(served), 0
-    for _ in range(_ROUNDS):
-        for method, message in zip(stage.methods(), messages, strict=True):
-            for _ in range(_REPEATS):
-                answered += stage.is_answered(method, message)
-        if clock() >= until_s:
-            break
-    stage.close()
+    try:
+        for _ in range(_ROUNDS):
+            for method, message in zip(stage.methods(), messages, strict=True):
+                for _ in range(_REPEATS):
+                    answered += stage.is_answered(method, message)
+            if clock() >= until_s:
+                break
+    finally:
+        stage.close()
     return answered
 
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from types import TracebackType
 
-import numpy as np
-
 from fitserve_contract import sums
 from fitserve_contract.datatypes import BF16
 from fitserve_contract.tasks import Task, TaskKind
-from fitserve_contract.tensor_bytes import Array
+from fitserve_contract.tensor_bytes import Array, widened
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.signature import Signature, Tensor
 
@@ -47,7 +45,5 @@ class refused_labels:
 
 
 def reals(tensor: Tensor) -> Array:
-    """Gives a tensor's numbers; BF16 bit patterns widened, since they are the upper half of an FP32."""
-    if tensor.datatype != BF16:
-        return tensor.array
-    return (tensor.array.astype(np.uint32) << 16).view(np.float32)
+    """Gives a tensor's numbers; those of BF16 as float32."""
+    return widened(tensor.array) if tensor.datatype == BF16 else tensor.array

@@ -214,13 +214,21 @@ class Shadow:
         counts = waiting.counts
         if isinstance(outcome, Completed):
             live = waiting.answered
-            agreement = compare(live.served.task, live.completed.outputs, outcome.outputs, live.example_count)
-            counts.add(agreement, live.completed.timing.run_s, outcome.timing.run_s)
+            counts.add(_agreement(live, outcome), live.completed.timing.run_s, outcome.timing.run_s)
         elif outcome.reason in _DROPPED:
             counts.dropped_count += 1
         else:
             counts.failed_count += 1
         self._schedule()
+
+
+def _agreement(live: Answered, other: Completed) -> Agreement | None:
+    try:
+        return compare(live.served.task, live.completed.outputs, other.outputs, live.example_count)
+    except Exception:
+        # Counted like answers of different forms: a request that is sampled comes to one count, whatever happens.
+        _log.exception("answers of model '%s' could not be compared", live.served.model)
+        return None
 
 
 def _suits(shadow: ServedVersion, answered: Answered) -> bool:

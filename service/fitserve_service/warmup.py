@@ -16,7 +16,7 @@ import numpy as np
 
 from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.tensor_bytes import Array, shape_text
+from fitserve_contract.tensor_bytes import Array, shape_text, widened
 from fitserve_service.costs import CostTable, row_elements
 from fitserve_service.run_errors import DeviceMemoryError
 from fitserve_service.session import OperatorError, RunawayError, RunLimit, Session
@@ -227,9 +227,7 @@ def _difference(whole: Mapping[str, Tensor], alone: Sequence[Mapping[str, Tensor
 
 def _is_same(tensor: Tensor, rows: Array, atol: float) -> bool:
     if tensor.datatype == BF16:
-        widened = [array.astype(np.uint32) << 16 for array in (tensor.array, rows)]
-        left, right = (array.view(np.float32) for array in widened)
-        return _is_close(left, right, _ROW_TOLERANCES["FP16"], atol)
+        return _is_close(widened(tensor.array), widened(rows), _ROW_TOLERANCES["FP16"], atol)
     tolerance = _ROW_TOLERANCES.get(tensor.datatype)
     if tolerance is None:
         return bool((tensor.array == rows).all())

@@ -56,7 +56,8 @@ class WorkerPages:
             content = write_exposition(self._source.metrics())
             return Response(content.encode(), first.content_type, headers=first.headers)
         if request.path == "/status.json" and first.status == HTTPStatus.OK:
-            document = merge_statuses([json.loads(answer.content) for answer in answers])
+            told = [answer for answer in answers if answer.status == HTTPStatus.OK]
+            document = merge_statuses([json.loads(answer.content) for answer in told])
             return Response(json.dumps(document, allow_nan=False).encode(), first.content_type, headers=first.headers)
         return first
 

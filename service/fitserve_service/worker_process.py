@@ -55,7 +55,11 @@ class WorkerProcess:
 
 
 def start_worker(number: int, began_s: float) -> WorkerProcess:
-    """Starts a process that waits for `begin`: a fresh interpreter, never a fork of what this process has."""
+    """Starts a process that waits for `begin`: a fresh interpreter, never a fork of what this process has.
+
+    Raises:
+        OSError: the machine has no room for another process.
+    """
     own, other = socket.socketpair()
     record = RunRecord()
     descriptors = (other.fileno(), record.descriptor)
@@ -63,12 +67,17 @@ def start_worker(number: int, began_s: float) -> WorkerProcess:
         # -P: no module of the directory that the server was started in takes the place of its own.
         program = (sys.executable, "-P", "-m", "fitserve_service.worker")
         # Out of the terminal's group: Ctrl-C is for the parent, which tells the workers.
-        process = subprocess.Popen(
-            [*program, *map(str, (*descriptors, os.getpid()))],
-            stdin=subprocess.DEVNULL,
-            pass_fds=descriptors,
-            process_group=0,
-        )
+        try:
+            process = subprocess.Popen(
+                [*program, *map(str, (*descriptors, os.getpid()))],
+                stdin=subprocess.DEVNULL,
+                pass_fds=descriptors,
+                process_group=0,
+            )
+        except OSError:
+            own.close()
+            record.close()
+            raise
     return WorkerProcess(number, process, Link(own), record, began_s)
 
 

@@ -43,6 +43,9 @@ from fitserve_service.worker_process import BackOff, WorkerProcess, start_worker
 _CATCH_UP_S: Final = 10.0
 """How long a worker that has loaded waits for versions that the others have and it has not."""
 
+_MOST_PAGES: Final = 64
+"""Pages that a worker may have been asked for and not have sent."""
+
 _METRICS: Final = Request("/metrics")
 
 _log = logging.getLogger(__name__)
@@ -173,7 +176,14 @@ class Workers:
     def _start(self, number: int) -> None:
         if self._is_stopping:
             return
-        worker = start_worker(number, time.monotonic())
+        try:
+            worker = start_worker(number, time.monotonic())
+        except OSError as error:
+            # Memory or processes have run out, which may pass; those that live go on.
+            wait_s = self._back_offs[number].after(0.0)
+            _log.error("worker %d could not be started (%s); trying again in %g s", number, error.strerror, wait_s)
+            self._after(wait_s, partial(self._start, number))
+            return
         self._live.add(worker)
         fields = settings_fields(self._settings)
         aside = [asdict(entry) for entry in self._aside.values()]
@@ -183,8 +193,13 @@ class Workers:
         threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
 
     def _listen(self, worker: WorkerProcess) -> None:
-        while (message := worker.link.receive()) is not None:
-            self._events.put(partial(getattr(self, f"_on_{message['kind']}"), worker, message))
+        try:
+            while (message := worker.link.receive()) is not None:
+                self._events.put(partial(getattr(self, f"_on_{message['kind']}"), worker, message))
+        except Exception:
+            # Whatever has overwritten its memory, it is no worker any more; another takes its place.
+            _log.exception("worker %d says what nobody understands; it is ended", worker.number)
+            worker.process.kill()
         worker.process.wait()
         self._events.put(partial(self._ended, worker))
 
@@ -208,8 +223,7 @@ class Workers:
         wait_s = self._back_offs[worker.number].after(time.monotonic() - worker.began_s)
         why = worker.refusal or f"exit code {worker.process.returncode}"
         _log.error("worker %d ended (%s); starting another in %g s", worker.number, why, wait_s)
-        start: Callable[[], None] = partial(self._start, worker.number)
-        self._after(wait_s, start)
+        self._after(wait_s, partial(self._start, worker.number))
 
     def _after(self, wait_s: float, callback: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + wait_s, next(self._numbers), callback))
@@ -258,7 +272,9 @@ class Workers:
         # Before the first listens, one that still loads tells how far it is.
         listening = [w for w in self._live if w.is_listening] or [w for w in self._live if w.has_spoken]
         asked = []
-        for worker in listening if is_for_all else listening[:1]:
+        # One that has stopped answering is not asked for ever: what it was sent and is to send would pile up.
+        able = [worker for worker in listening if len(worker.pages) < _MOST_PAGES]
+        for worker in able if is_for_all else able[:1]:
             number, page = next(self._numbers), Future[Message]()
             if request.path == _METRICS.path:
                 page.add_done_callback(partial(_keep_exposition, worker))

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 _log = logging.getLogger(__name__)
 
 OnWritten: TypeAlias = Callable[[bool], None]
-"""Told, on the writer's thread, whether the record is on the disk."""
+"""Told whether the record is on the disk: on the writer's thread, or at once where too many wait to be written."""
 
 _MAX_TEXT_CHARS: Final = 256
 _MAX_WAITING: Final = 4096
@@ -107,11 +107,7 @@ class AuditTrail:
             while not self._records.empty():
                 taken.append(self._records.get())
             is_open = None not in taken
-            try:
-                self._write([record for record in taken if record is not None])
-            except Exception:
-                # One listener's trouble is not the log's: without this thread no action would ever be carried out.
-                _log.exception("audit: a record's listener failed")
+            self._write([record for record in taken if record is not None])
 
     def _write(self, batch: list[tuple[bytes, OnWritten]]) -> None:
         lines = b"".join(line for line, _ in batch)
@@ -126,7 +122,12 @@ class AuditTrail:
                 is_written = False
                 _log.error("audit: %s", AuditError(f"{self._file.path}: {error.strerror or error}"))
         for _, on_written in batch:
-            on_written(is_written)
+            try:
+                on_written(is_written)
+            except Exception:
+                # One listener's trouble is neither the next one's nor the log's: without this thread no action would
+                # ever be carried out.
+                _log.exception("audit: a record's listener failed")
 
 
 class AuditFile:

@@ -110,6 +110,23 @@ def test_what_cannot_be_written_is_told_and_what_can_again_is_written(tmp_path: 
     assert len((folder / "audit.log").read_text().splitlines()) == 1
 
 
+def test_a_listener_that_fails_keeps_nobody_from_hearing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trail = AuditTrail(tmp_path / "audit.log")
+    heard, may_go_on = [], threading.Event()
+
+    def broken(_: bool) -> None:
+        raise RuntimeError("broken")
+
+    # The writer takes the other two together: it waits until both are there.
+    trail.record(Action("", "", "/s/M", {}), "asked", lambda _: may_go_on.wait(30))
+    trail.record(Action("", "", "/s/M", {}), "asked", broken)
+    trail.record(Action("", "", "/s/M", {}), "asked", heard.append)
+    may_go_on.set()
+    trail.close()
+    assert heard == [True]
+    assert "a record's listener failed" in caplog.text
+
+
 def test_a_line_that_a_full_disk_has_cut_off_is_a_line_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

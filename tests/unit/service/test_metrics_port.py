@@ -138,6 +138,22 @@ def test_ticks_come_by_themselves() -> None:
         port.close()
 
 
+def test_a_tick_that_fails_is_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    ticked, failures = threading.Event(), iter([RuntimeError("broken")])
+
+    def tick() -> None:
+        for failure in failures:
+            raise failure
+        ticked.set()
+
+    port = MetricsPort("127.0.0.1", 0, echo, tick=tick, limits=PortLimits(tick_s=0.01))
+    try:
+        assert ticked.wait(WAIT_S)
+    finally:
+        port.close()
+    assert "broken" in caplog.text
+
+
 def test_close_ends_what_is_open() -> None:
     with opened() as port:
         caller = connect(port)

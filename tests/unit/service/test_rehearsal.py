@@ -94,6 +94,16 @@ def test_models_that_run_on_other_threads_are_left_out(tmp_path: Path) -> None:
     assert rehearse(models, lambda: 0.0) == CALLS
 
 
+def test_a_version_whose_rehearsal_breaks_off_is_freed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = loaded(tmp_path, builders.scaled())
+    monkeypatch.setattr(rehearsal, "InferenceServicer", lambda _: 1 // 0)
+    freed = []
+    retire = Registry.retire
+    monkeypatch.setattr(Registry, "retire", lambda *given: (freed.append(given[1:3]), retire(*given)))
+    assert rehearse(models, lambda: 0.0) == 0
+    assert freed == [("m0", 1)]
+
+
 def test_once_the_time_is_spent_the_rest_is_left_out(tmp_path: Path) -> None:
     models = loaded(tmp_path, builders.scaled(), builders.linear())
     times = iter(np.arange(1000) * 0.06)

@@ -136,6 +136,17 @@ def test_a_shadow_that_refuses_the_values_is_counted_as_failed(tmp_path: Path) -
     assert (world.counts.sampled_count, world.counts.failed_count, world.shadowed) == (1, 1, [])
 
 
+def test_answers_that_cannot_be_compared_are_counted_as_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shadow_module, "compare", lambda *_: 1 // 0)
+    world = World(tmp_path)
+    world.ask()
+    world.settle()
+    assert (world.counts.failed_count, world.counts.pending_count) == (1, 0)
+    assert "answers of model 'm' could not be compared" in caplog.text
+
+
 def test_no_lease_is_kept(tmp_path: Path) -> None:
     world = World(tmp_path)
     for _ in range(4):

@@ -19,16 +19,18 @@ from fitserve_service.worker_pages import WorkerPages
 class Played:
     """Workers that answer each page with what they were given; None never answers."""
 
-    def __init__(self, *contents: bytes | None, status: int = 200, is_ready: bool = True) -> None:
+    def __init__(
+        self, *contents: bytes | None, status: int = 200, statuses: tuple[int, ...] = (), is_ready: bool = True
+    ) -> None:
         self.contents = contents
-        self.status = status
+        self.statuses = statuses or (status,) * len(contents)
         self.asked: list[tuple[str, bool]] = []
         self._is_ready = is_ready
 
     def ask_pages(self, request: Request, *, is_for_all: bool) -> Future[list[Future[Message]]]:
         self.asked.append((request.path, is_for_all))
         asked: Future[list[Future[Message]]] = Future()
-        asked.set_result([self._page(content) for content in self.contents[: None if is_for_all else 1]])
+        asked.set_result([self._page(*each) for each in self.pages()[: None if is_for_all else 1]])
         return asked
 
     def is_ready(self) -> bool:
@@ -37,12 +39,15 @@ class Played:
     def metrics(self) -> Exposition:
         return read_exposition("# TYPE all counter\nall 7.0\n")
 
-    def _page(self, content: bytes | None) -> Future[Message]:
+    def pages(self) -> list[tuple[bytes | None, int]]:
+        return list(zip(self.contents, self.statuses, strict=True))
+
+    def _page(self, content: bytes | None, status: int) -> Future[Message]:
         page: Future[Message] = Future()
         if content is None:
             page.cancel()
         else:
-            fields = {"content_type": "text/plain", "status": self.status, "headers": {"X": "y"}}
+            fields = {"content_type": "text/plain", "status": status, "headers": {"X": "y"}}
             page.set_result({**fields, "content": b64encode(content).decode()})
         return page
 
@@ -61,6 +66,12 @@ def test_metrics_are_those_of_all() -> None:
 def test_the_status_is_that_of_all_that_answer() -> None:
     answer = WorkerPages(Played(document(True), None, document(False))).answer(Request("/status.json"))
     assert json.loads(answer.content)["is_ready"] is False
+
+
+def test_a_worker_that_cannot_tell_its_status_is_left_out() -> None:
+    played = Played(document(True), b"500 the page could not be written\n", statuses=(200, 500))
+    answer = json.loads(WorkerPages(played).answer(Request("/status.json")).content)
+    assert answer["is_ready"]
 
 
 def test_another_page_is_one_workers() -> None:
