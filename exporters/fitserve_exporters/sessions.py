@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import onnxruntime
 
@@ -11,8 +11,6 @@ from fitserve_exporters.errors import NotVerifiedError
 
 CPU: Final = "CPUExecutionProvider"
 CUDA: Final = "CUDAExecutionProvider"
-
-Provider: TypeAlias = tuple[str, dict[str, Any]]
 
 _OPTIONS: Final[dict[str, dict[str, Any]]] = {
     CPU: {},

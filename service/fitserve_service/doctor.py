@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the command: 0 where the device that was asked for can serve, 1 where it cannot."""
     options = _parser().parse_args(arguments)
     findings = examine(options.device)
-    print(json.dumps([_as_json(one) for one in findings], indent=2) if options.json else findings_text(findings))
+    print(json.dumps([_as_json(one) for one in findings], indent=2) if options.json else _findings_text(findings))
     return 0 if all(one.is_there for one in findings if one.is_needed) else 1
 
 
@@ -84,7 +84,7 @@ def examine(device: str) -> tuple[Finding, ...]:
     )
 
 
-def findings_text(findings: Sequence[Finding]) -> str:
+def _findings_text(findings: Sequence[Finding]) -> str:
     """Writes findings for people, and in the last line what follows from them."""
     width = max(len(one.name) for one in findings)
     lines = [f"{'ok ' if one.is_there else 'no '} {one.name.ljust(width)}  {one.found}" for one in findings]

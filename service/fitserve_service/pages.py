@@ -73,7 +73,7 @@ class Pages:
             return Response(self._exposition(), CONTENT_TYPE_LATEST)
         if request.path == "/healthz":
             return self._health()
-        if self._own_host is not None and not is_own_name(request.host, self._own_host):
+        if self._own_host is not None and not _is_own_name(request.host, self._own_host):
             expected = f"expected a Host header with an address, localhost or {self._own_host}"
             raise RequestError(HTTPStatus.MISDIRECTED_REQUEST, expected)
         if request.path == "/":
@@ -94,10 +94,10 @@ class Pages:
         model, version = match[1], int(match[2])
         if version not in self._registry.states(model):
             raise RequestError(HTTPStatus.NOT_FOUND, "the server knows no such model and version")
-        return Response(read_card(self._repository / model / str(version)), _HTML, headers=CARD_HEADERS)
+        return Response(_read_card(self._repository / model / str(version)), _HTML, headers=CARD_HEADERS)
 
 
-def read_card(folder: Path) -> bytes:
+def _read_card(folder: Path) -> bytes:
     """Reads the card of a version, and holds it against the version's checksums.
 
     Args:
@@ -120,7 +120,7 @@ def read_card(folder: Path) -> bytes:
     return content
 
 
-def is_own_name(host: str, own_host: str) -> bool:
+def _is_own_name(host: str, own_host: str) -> bool:
     """Tells whether a Host header can be meant for this machine: an address, localhost, or the name listened on.
 
     Args:

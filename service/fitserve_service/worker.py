@@ -113,7 +113,7 @@ class Fleet:
 
     def _on_carry_out(self, message: Message) -> None:
         def done(error: ServiceError | None) -> None:
-            self._link.send("carried_out", id=message["id"], error=error_fields(error))
+            self._link.send("carried_out", id=message["id"], error=_error_fields(error))
 
         assert self._own is not None
         carry_out = self._own.load if message["action"] == "load" else self._own.unload
@@ -127,7 +127,7 @@ class Fleet:
         self._server.set_aside(SetAside.of(message["version"]))
 
     def _on_answered(self, message: Message) -> None:
-        self._asked.pop(message["id"])(error_of(message["error"]))
+        self._asked.pop(message["id"])(_error_of(message["error"]))
 
     def _on_page(self, message: Message) -> None:
         self._writer.submit(self._write_page, message)
@@ -139,10 +139,10 @@ class Fleet:
             response = self._server.answer_page(request)
         except RequestError as error:
             response = refusal(error)
-        self._link.send("page", id=message["id"], **response_fields(response))
+        self._link.send("page", id=message["id"], **_response_fields(response))
 
 
-def settings_of(fields: Mapping[str, Any]) -> ServerSettings:
+def _settings_of(fields: Mapping[str, Any]) -> ServerSettings:
     """Reads what `workers.settings_fields` wrote."""
     return ServerSettings(**{name: _value(value) for name, value in fields.items()})
 
@@ -151,21 +151,21 @@ def _value(value: Any) -> Any:
     return Path(value["path"]) if isinstance(value, dict) else value
 
 
-def error_fields(error: ServiceError | None) -> dict[str, Any] | None:
+def _error_fields(error: ServiceError | None) -> dict[str, Any] | None:
     """Writes an error for the link."""
     if error is None:
         return None
     return {"reason": error.reason, "message": error.message, "metadata": error.metadata}
 
 
-def error_of(fields: dict[str, Any] | None) -> ServiceError | None:
-    """Reads what `error_fields` wrote."""
+def _error_of(fields: dict[str, Any] | None) -> ServiceError | None:
+    """Reads what `_error_fields` wrote."""
     if fields is None:
         return None
     return ServiceError(Reason(fields["reason"]), fields["message"], **fields["metadata"])
 
 
-def response_fields(response: Response) -> dict[str, Any]:
+def _response_fields(response: Response) -> dict[str, Any]:
     """Writes a page for the link."""
     return {
         "status": response.status,
@@ -184,7 +184,7 @@ def main() -> NoReturn:
     begin = link.receive()
     if begin is None:
         sys.exit(1)
-    settings = settings_of(begin["settings"])
+    settings = _settings_of(begin["settings"])
     logs.configure(settings.log_format, settings.log_level)
     sys.exit(_serve(settings, link, Fleet(link, begin)))
 

@@ -141,7 +141,7 @@ class Guard:
                 self._count(call, error)
                 self._trail.refused(action_of(call, rule, message, error.metadata.get("caller", "")), error.reason)
                 raise
-            caller = grant.caller if grant is not None else Caller("peer", address_of(call))
+            caller = grant.caller if grant is not None else Caller("peer", _address_of(call))
             guarded = GuardedUnary(call, rule, grant, None)
             action = action_of(call, rule, message, str(caller))
             AuditedCall(guarded, action, self._trail, self._loop).run(method, message, self._answering)
@@ -178,7 +178,7 @@ class Guard:
             grant = next((rules.certificates[name] for name in names if name in rules.certificates), None)
             if grant is None and rules.anonymous is not None:
                 known = rules.anonymous
-                grant = Grant(Caller("peer", address_of(call)), known.scopes, known.models)
+                grant = Grant(Caller("peer", _address_of(call)), known.scopes, known.models)
         if grant is None or (grant.expires_s is not None and self._wall_clock() >= grant.expires_s):
             text = "credential: expected a token that is valid here (authorization: Bearer …), got none"
             raise ServiceError(Reason.NOT_AUTHENTICATED, text)
@@ -241,7 +241,7 @@ class _GuardedHandler:
         self._inner.on_half_close()
 
 
-def address_of(call: Call) -> str:
+def _address_of(call: Call) -> str:
     """Gives the address that a call comes from, without its port."""
     kind, _, place = call.origin().peer.partition(":")
     return place.rpartition(":")[0] if kind in ("ipv4", "ipv6") else kind
