@@ -97,7 +97,8 @@ def test_ties_are_those_of_float64_at_any_tolerance(kind: TaskKind) -> None:
     served = np.concatenate([session.run(part)["y"] for part in parts])
 
     @settings(max_examples=25, deadline=None)
-    @given(st.floats(1e-6, 1.0))
+    # A hair above the margin of some example, torch's own rounding would decide.
+    @given(st.floats(1e-5, 1.0) | st.sampled_from((margins(KINDS[kind], exact) * (1 + 1e-12)).tolist()))
     def holds(atol: float) -> None:
         record = verify(replace(subject, tolerance=Tolerance(atol=atol)), [session], truth)
         agreement = record.providers[0].agreement
