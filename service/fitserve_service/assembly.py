@@ -9,9 +9,10 @@ from typing import Final
 from fitserve_service import session
 from fitserve_service.access.refusal_metrics import RefusalCollector
 from fitserve_service.calls import Loop, MethodTable, StreamMethod, UnaryMethod
-from fitserve_service.canary_trials import Canaries, RecordedLoader, Terms, TriedLoader
+from fitserve_service.canary_trials import Canaries, Terms
 from fitserve_service.engine import Engine
 from fitserve_service.entrance import Entrance, EntranceError, check_entrance, tls_files
+from fitserve_service.guarded_loads import RecordedLoader, TriedLoader
 from fitserve_service.intake import Intake
 from fitserve_service.loader import Loader
 from fitserve_service.memory_metrics import MemoryCollector
@@ -21,9 +22,9 @@ from fitserve_service.pages_status import StatusReport
 from fitserve_service.peers import Peers
 from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
-from fitserve_service.reconciler import Reconciler, VersionLoader
+from fitserve_service.reconciler import Reconciler
 from fitserve_service.registry import Registry
-from fitserve_service.served_version import ServedVersion
+from fitserve_service.served_version import ServedVersion, VersionLoader
 from fitserve_service.servicers.control import ControlServicer, ModelLoader
 from fitserve_service.servicers.health import HealthServicer
 from fitserve_service.servicers.inference import InferenceServicer

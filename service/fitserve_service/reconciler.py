@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from typing import Protocol
 
 from fitserve_contract.repository import VersionPath, version_path
 from fitserve_service.aspirations import Aspirations, Grounds
@@ -20,24 +19,15 @@ from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.known_model import unknown_model
 from fitserve_service.loader import LoadError
-from fitserve_service.model_config import Overrides
 from fitserve_service.model_edits import ModelEdit, ModelEdits, OnDone
 from fitserve_service.registry import Registry
-from fitserve_service.served_version import ServedVersion
+from fitserve_service.served_version import ServedVersion, VersionLoader
 from fitserve_service.source import RepositorySource
 from fitserve_service.version_policy import Action, State, Step, next_steps
 
 _log = logging.getLogger(__name__)
 
 _UNSETTLED = (State.PENDING, State.LOADING, State.UNLOADING)
-
-
-class VersionLoader(Protocol):
-    """Makes served versions; see `loader.Loader`."""
-
-    def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
-        """Loads one version; raises LoadError."""
-        ...
 
 
 class Reconciler:

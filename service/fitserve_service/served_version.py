@@ -1,4 +1,4 @@
-"""A version that is loaded: its session, what it says of itself, and what is measured of it while it serves."""
+"""A version that is loaded: its session, what it says of itself, and what is measured of it; and who makes it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from fitserve_contract.manifest import Manifest
+from fitserve_contract.repository import VersionPath
 from fitserve_contract.tasks import Task
 from fitserve_service.costs import CostTable
-from fitserve_service.model_config import ModelConfig
+from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.proof import HeldOut, Replay
 from fitserve_service.session import Session
 from fitserve_service.signature import Signature
@@ -70,4 +71,12 @@ class Lease(Protocol):
 
     def release(self) -> None:
         """Gives the version back; a second call does nothing."""
+        ...
+
+
+class VersionLoader(Protocol):
+    """Makes served versions; see `loader.Loader`."""
+
+    def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:
+        """Loads one version; raises LoadError."""
         ...
