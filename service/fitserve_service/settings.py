@@ -242,7 +242,9 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "N", "largest request, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
     ),
     "loader_count": Option("N", "versions that load at once (2)", "1..64", _number(1, 64)),
-    "runner_count": Option("N", "threads for long runs (0: one for each core, at least two)", "0..256", _number(0, 256)),
+    "runner_count": Option(
+        "N", "threads for long runs (0: one for each core, at least two)", "0..256", _number(0, 256)
+    ),
     "p99_target_ms": Option(
         "MS",
         "sets delay and size of batches so that 99 of 100 take less, 0: none (0)",
