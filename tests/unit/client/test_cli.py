@@ -40,7 +40,8 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]):
         (["evaluate", "m"], "evaluate: expected either a file or --held-out"),
         (["evaluate", "m", "x.npz", "--held-out"], "evaluate: expected either a file or --held-out"),
         (["predict", "m", "--rows", "3"], "predict: expected either a file or --text"),
-        (["compare", "m", "--versions", "1,2", "x.npz", "y.npz"], "unrecognized arguments: x.npz y.npz"),
+        # How many of them argparse still finds a place for depends on Python's version.
+        (["compare", "m", "--versions", "1,2", "x.npz", "y.npz"], "unrecognized arguments: "),
         (["compare", "m", "x.npz", "--versions", "1"], "expected two different versions or labels, as 1,2, got '1'"),
         (["compare", "m", "x.npz", "--versions", "2,2"], "expected two different versions or labels"),
         (["compare", "m", "x.npz", "--versions", "0,1"], "expected a whole number of at least 1, got '0'"),
