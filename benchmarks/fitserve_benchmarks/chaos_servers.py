@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -35,6 +35,7 @@ class ChaosServer:
         worker_count: Its workers.
         before: Python that its process runs before it serves, for a control that must fail.
         environment: Variables beside those of this process.
+        options: Further options of `fitserve-serve`.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class ChaosServer:
         *,
         before: str = "",
         environment: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         self._repository = repository
         self._log = log
         self._worker_count = worker_count
         self._environment = environment
+        self._options = options
         self._port = 0
         self._code = before + _SERVE
         self._life = ExitStack()
@@ -111,6 +114,7 @@ class ChaosServer:
     def _start_once(self) -> str:
         flags = ["--repository", str(self._repository), "--port", str(self._port), "--metrics-port", "0"]
         flags += ["--device", "cpu", "--workers", str(self._worker_count), "--poll-interval-s", "0.1"]
+        flags += self._options
         log = self._life.enter_context(self._log.open("ab"))
         self._process = self._life.enter_context(
             child_process(

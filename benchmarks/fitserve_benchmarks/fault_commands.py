@@ -45,10 +45,22 @@ def _add_chaos(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_soak(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Loads one server for long and fails where its memory, descriptors or threads grow."
-    parser.epilog = "examples:\n  fitserve-bench soak --minutes 30\n  fitserve-bench soak --minutes 1 --leak"
+    parser.description = (
+        "Loads one server for long and fails where its memory, descriptors or threads grow: by time, with versions "
+        "that come and go, or by calls on one transport, with streams reset, calls cancelled, and frames and messages "
+        "malformed beside them."
+    )
+    parser.epilog = (
+        "examples:\n  fitserve-bench soak --minutes 30\n  fitserve-bench soak --minutes 1 --leak\n"
+        "  fitserve-bench soak --calls 5000000 --transport fast"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of faults and load (0)")
     parser.add_argument("--minutes", type=float, default=30.0, help="how long (30)")
+    parser.add_argument("--calls", type=int, metavar="N", help="so many calls instead of minutes")
+    parser.add_argument(
+        "--transport", default="fast", choices=("fast", "stock"), help="with --calls: the server's (fast)"
+    )
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", help="with --calls: where the JSON goes (nowhere)")
     parser.add_argument("--leak", action="store_true", help="the negative control: a server that leaks, and must fail")
     parser.add_argument("--work-dir", type=Path, metavar="DIR", help="empty folder to work in (a temporary one)")
 
@@ -112,14 +124,33 @@ def _publish_faults(work: Path, arguments: argparse.Namespace) -> None:
 def _soak(arguments: argparse.Namespace) -> int:
     from fitserve_benchmarks.soak import growth_lines, soak
 
+    if arguments.calls is not None:
+        return _soak_calls(arguments)
     with _folder(arguments.work_dir) as work:
         result = soak(work, arguments.seed, arguments.minutes * 60, _say, leak=arguments.leak)
     _say(
         f"{result.elapsed_s:.0f} s, {result.tally.answer_count} right answers, {len(result.tally.wrong)} wrong, "
         f"{len(result.tally.failed)} failed, {result.swap_count} hot swaps"
     )
-    for line in [*growth_lines(result), *result.tally.wrong[:5], *result.tally.failed[:5]]:
+    for line in [*growth_lines(result.growths), *result.tally.wrong[:5], *result.tally.failed[:5]]:
         _say(line)
+    return 0 if result.is_right else 1
+
+
+def _soak_calls(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.soak_calls import CallSoakPlan, soak_calls
+
+    if arguments.calls < 1:
+        raise ValueError(f"--calls: expected at least 1, got {arguments.calls}")
+    plan = CallSoakPlan(arguments.calls, arguments.transport, arguments.seed, has_leak=arguments.leak)
+    with _folder(arguments.work_dir) as work:
+        result = soak_calls(work, plan, _say)
+    for line in result.lines():
+        _say(line)
+    if arguments.output_dir is not None:
+        path = arguments.output_dir / f"soak-{plan.transport}.json"
+        result.save(path)
+        _say(f"written: {path}")
     return 0 if result.is_right else 1
 
 

@@ -21,6 +21,8 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _REFUSED_STREAM: Final = 7
 """Source: RFC 9113, 7."""
 
+_CANCEL: Final = (8).to_bytes(4, "big")
+
 _DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 _END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
 _SETTING_TABLE, _SETTING_MAX_STREAMS, _SETTING_INITIAL_WINDOW, _SETTING_MAX_FRAME = 1, 3, 4, 5
@@ -155,6 +157,18 @@ class Http2Connection:
             stream.window_bytes, stream.unsent = self._initial_window_bytes, memoryview(framed_message)
             self._send_data(number)
         return number
+
+    def begin(self, part: bytes) -> int:
+        """Starts a call whose body goes no further: a few first bytes of it, which must fit into the windows."""
+        number = self.send(b"")
+        self._window_bytes -= len(part)
+        self._outgoing.append(frame(_DATA, 0, number, part))
+        return number
+
+    def reset(self, number: int) -> None:
+        """Gives a call up, whatever its state; no answer comes of it."""
+        self._streams.pop(number, None)
+        self._outgoing.append(frame(_RST_STREAM, 0, number, _CANCEL))
 
     def flush(self) -> None:
         """Writes as much as the socket takes.

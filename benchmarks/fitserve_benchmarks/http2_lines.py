@@ -34,13 +34,14 @@ class Http2Lines:
         port: TCP port.
         method: `/package.Service/Method`.
         count: How many, 1..900.
+        reads_status: As of `Http2Connection`.
 
     Raises:
         OSError: nobody listens there.
         LoadFailedError: more connections than can be waited for, or no HTTP/2 server there.
     """
 
-    def __init__(self, host: str, port: int, method: str, count: int) -> None:
+    def __init__(self, host: str, port: int, method: str, count: int, *, reads_status: bool = False) -> None:
         if count > _MOST_CONNECTIONS:
             raise LoadFailedError(f"connections: expected at most {_MOST_CONNECTIONS}, got {count}")
         self.connections: list[Http2Connection] = []
@@ -48,7 +49,7 @@ class Http2Lines:
         self._unwritten: set[int] = set(range(count))
         try:
             for index in range(count):
-                connection = Http2Connection(host, port, method)
+                connection = Http2Connection(host, port, method, reads_status=reads_status)
                 self.connections.append(connection)
                 self._indexes[connection.fileno()] = index
             self._descriptors = list(self._indexes)

@@ -214,10 +214,10 @@ def _sample_text(one: Sample) -> str:
     return f"{one.memory_mib:.0f} MiB, {one.descriptors} descriptors, {one.threads} threads"
 
 
-def growth_lines(result: SoakResult) -> list[str]:
+def growth_lines(found: Sequence[Growth]) -> list[str]:
     """Says each slope in words."""
     return [
         f"{growth.name}: {growth.per_hour:+.1f} an hour, {growth.over_run:+.1f} over the measured part "
         f"(at most {growth.allowed:g}): {'kept' if growth.is_allowed else 'GREW'}"
-        for growth in result.growths
+        for growth in found
     ]

@@ -13,12 +13,17 @@ METHOD = "/test.Echo/Echo"
 
 @contextmanager
 def serving(
-    behaviour: Callable[[bytes, grpc.ServicerContext], bytes], *, thread_count: int = 4, **options: int
+    behaviour: Callable[[bytes, grpc.ServicerContext], bytes],
+    *,
+    thread_count: int = 4,
+    service: str = "test.Echo",
+    name: str = "Echo",
+    **options: int,
 ) -> Iterator[int]:
     """Runs grpcio's own server with one method on bytes; gives its port."""
     server = grpc.server(ThreadPoolExecutor(thread_count), options=list(options.items()))
     handler = grpc.unary_unary_rpc_method_handler(behaviour)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", {"Echo": handler}),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: handler}),))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
