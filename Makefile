@@ -39,7 +39,7 @@ help: ## list the targets and variables
 setup: $(VENV)/.installed ## build the virtual environment in .venv, with pinned versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "setup: expected Python >= 3.11, got " + sys.version.split()[0] + "; name another with PYTHON=")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 15) else "setup: expected Python 3.11 to 3.14, got " + sys.version.split()[0] + "; name another with PYTHON=")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "setup: this Python has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
 	@command -v c++ >/dev/null || echo "setup: no C++ compiler found: torch.compile will not work, training runs eagerly"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -49,8 +48,7 @@ def serve_aio(port: int, answer: Answer) -> None:
         _say_ready()
         await server.wait_for_termination()
 
-    uvloop.install()
-    asyncio.run(run())
+    uvloop.run(run())
 
 
 def serve_sync(port: int, answer: Answer) -> None:
