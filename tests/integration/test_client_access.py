@@ -141,7 +141,7 @@ def test_the_command_line_takes_files_by_flag_or_environment_and_the_token_never
         )  # fmt: skip
         code, text = run("--token-file", str(ci))
         assert (code, "token: expected TLS with it" in text) == (1, True)
-        code, text = run("--tls", "--token-file", str(ci))
+        code, text = run("--tls", "--token-file", str(ci), "--timeout", "1")
         assert (code, "no server answers" in text, "--tls-ca FILE" in text) == (2, True, True)
         ci.chmod(0o644)
         code, text = run("--tls-ca", str(ca), "--token-file", str(ci))
