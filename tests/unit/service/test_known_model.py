@@ -65,7 +65,8 @@ def test_only_ready_versions_answer_and_nothing_that_serves_is_forgotten() -> No
                     assert set(known.labels) == set(labels)
                 case ("state", int(number), State() as state):
                     entry = known.version(number)
-                    entry.state, entry.served = state, loaded if state is State.READY else None
+                    entry.state = state
+                    entry.served = loaded if state in (State.READY, State.UNLOADING) else None
                     known.settle()
             _check(known)
 
