@@ -37,6 +37,9 @@ MAX_WAIT_S: Final = 1.0
 
 RETRY_S: Final = 0.002
 
+MAX_PAIRS: Final = 1024
+"""Pairs of versions that are remembered: a server that lives for years meets more."""
+
 _DROPPED: Final = frozenset({Reason.DEADLINE_PASSED, Reason.QUEUE_FULL, Reason.DRAINING, Reason.CALLER_CANCELLED})
 
 _log = logging.getLogger(__name__)
@@ -141,7 +144,7 @@ class Shadow:
         self._counts: dict[ShadowKey, ShadowCounts] = {}
 
     def counts(self) -> dict[ShadowKey, ShadowCounts]:
-        """Gives what each pair of versions came to, from any thread."""
+        """Gives what each pair of versions came to, the last MAX_PAIRS of them; from any thread."""
         return dict(self._counts)
 
     def offer(self, answered: Answered, metadata: Metadata) -> None:
@@ -178,6 +181,8 @@ class Shadow:
         key = ShadowKey(live.model, live.version, shadow.version)
         counts = self._counts.get(key)
         if counts is None:
+            if len(self._counts) >= MAX_PAIRS:
+                del self._counts[next(iter(self._counts))]
             counts = self._counts[key] = ShadowCounts()
         return counts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +146,19 @@ def test_answers_that_cannot_be_compared_are_counted_as_failed(
     world.settle()
     assert (world.counts.failed_count, world.counts.pending_count) == (1, 0)
     assert "answers of model 'm' could not be compared" in caplog.text
+
+
+def test_only_so_many_pairs_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow_module, "MAX_PAIRS", 2)
+    world = World(tmp_path)
+    known = world.registry.lease("m", version=2)
+    for version in (3, 4):
+        world.registry.set_ready(replace(known.served, version=version))
+    for version in (2, 3, 4):
+        world.registry.set_present("m", [1, 2, 3, 4], {"stable": 1, "shadow": version}, Traffic(shadow_share=1.0))
+        world.ask()
+        world.settle()
+    assert list(world.shadow.counts()) == [ShadowKey("m", 1, 3), ShadowKey("m", 1, 4)]
 
 
 def test_no_lease_is_kept(tmp_path: Path) -> None:
