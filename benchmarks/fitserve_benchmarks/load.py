@@ -64,6 +64,7 @@ class LoadResult:
         failed_count: Calls answered without a message, warm-up included.
         samples: Request number and answer, of some of the calls.
         cpu_s: Processor time that the load itself took, warm-up included.
+        ends_s: (N) when each answer came, on this machine's monotonic clock.
     """
 
     duration_s: float
@@ -71,6 +72,7 @@ class LoadResult:
     failed_count: int
     samples: tuple[tuple[int, bytes], ...]
     cpu_s: float
+    ends_s: Times
 
 
 def load_in_process(plan: LoadPlan, requests: Sequence[bytes]) -> LoadResult:
@@ -97,6 +99,7 @@ def load_in_process(plan: LoadPlan, requests: Sequence[bytes]) -> LoadResult:
         failed_count=answer["failed_count"],
         samples=tuple((index, base64.b64decode(content)) for index, content in answer["samples"]),
         cpu_s=answer["cpu_s"],
+        ends_s=np.frombuffer(base64.b64decode(answer["ends_s"]), np.float64),
     )
 
 
@@ -136,6 +139,7 @@ class _Turn:
         self._rotation = cycle(range(len(framed_requests)))
         self._started: list[dict[int, tuple[float, int]]] = [{} for _ in lines.connections]
         self._latencies_s: list[float] = []
+        self._ends_s: list[float] = []
         self._samples: list[tuple[int, bytes]] = []
         self._answered_count = 0
         self._failed_count = 0
@@ -146,10 +150,12 @@ class _Turn:
             self._send(slot % self._plan.connections, now_s)
         began_s = self._run_until(time.perf_counter() + self._plan.warm_up_s)
         self._latencies_s.clear()
+        self._ends_s.clear()
         ended_s = self._run_until(began_s + self._plan.duration_s)
-        counted = np.array(self._latencies_s)
+        latencies_s, ends_s = np.array(self._latencies_s), np.array(self._ends_s)
         self._drain(ended_s + _DRAIN_S)
-        return LoadResult(ended_s - began_s, counted, self._failed_count, tuple(self._samples), time.process_time())
+        counts = (self._failed_count, tuple(self._samples), time.process_time())
+        return LoadResult(ended_s - began_s, latencies_s, *counts, ends_s)
 
     def _run_until(self, end_s: float) -> float:
         """Goes on until a time; gives the time at which it saw that it was over."""
@@ -181,6 +187,7 @@ class _Turn:
             self._failed_count += 1
             return
         self._latencies_s.append(now_s - started_s)
+        self._ends_s.append(now_s)
         if self._answered_count % SAMPLE_EVERY == 1 and len(self._samples) < _MAX_SAMPLES:
             self._samples.append((request, answer.message))
 
@@ -195,9 +202,11 @@ def main() -> int:
     except (OSError, LoadFailedError) as error:
         json.dump({"error": f"{plan.host}:{plan.port}: {error}"}, sys.stdout)
         return 0
-    latencies = base64.b64encode(result.latencies_s.astype(np.float32).tobytes()).decode()
+    latencies, ends = (
+        base64.b64encode(times_s.tobytes()).decode() for times_s in (result.latencies_s.astype("f4"), result.ends_s)
+    )
     samples = [(index, base64.b64encode(content).decode()) for index, content in result.samples]
-    json.dump({**asdict(result), "latencies_s": latencies, "samples": samples}, sys.stdout)
+    json.dump({**asdict(result), "latencies_s": latencies, "ends_s": ends, "samples": samples}, sys.stdout)
     return 0
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.peers_model import open_models
 from fitserve_benchmarks.processes import run_child
-from fitserve_benchmarks.serve_load import WARM_UP_S, Turn
+from fitserve_benchmarks.serve_load import WARM_UP_S, Turn, answers_per_s
 from fitserve_benchmarks.subject import Batch
 
 IN_PROCESS: Final = "ONNX Runtime in process"
@@ -42,16 +42,21 @@ def in_process_turn(path: Path, thread_count: int, caller_count: int, duration_s
     if exit_code != 0:
         raise LoadFailedError(f"{IN_PROCESS}: expected exit code 0, got {exit_code}")
     answer = json.loads(output)
-    latencies_s = np.array(answer["latencies_s"], np.float64)
-    return Turn(answer["rate"], latencies_s, 0, (), answer["cpu_s"], duration_s)
+    latencies_s, ends_s = (np.array(answer[name], np.float64) for name in ("latencies_s", "ends_s"))
+    rate = answers_per_s(len(latencies_s) / duration_s, ends_s, latencies_s, duration_s)
+    return Turn(rate, latencies_s, 0, (), answer["cpu_s"], duration_s)
 
 
-def _call(session: Any, inputs: dict[str, Any], begin_s: float, duration_s: float, latencies_s: list[float]) -> None:
+def _call(
+    session: Any, inputs: dict[str, Any], begin_s: float, duration_s: float, times_s: list[tuple[float, float]]
+) -> None:
+    """Notes when each call that ended in time ended, and how long it took."""
     clock = time.perf_counter
     while (start_s := clock()) < begin_s + duration_s:
         session.run(None, inputs)
-        if start_s >= begin_s:
-            latencies_s.append(clock() - start_s)
+        end_s = clock()
+        if begin_s <= end_s < begin_s + duration_s:
+            times_s.append((end_s, end_s - start_s))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -62,15 +67,16 @@ def main(arguments: Sequence[str]) -> None:
         name: np.frombuffer(base64.b64decode(content), dtype).reshape(shape)
         for name, (dtype, shape, content) in json.load(sys.stdin).items()
     }
-    latencies_s: list[float] = []
-    work = (session, inputs, time.perf_counter() + WARM_UP_S, float(seconds), latencies_s)
+    times_s: list[tuple[float, float]] = []
+    session.run(None, inputs)
+    work = (session, inputs, time.perf_counter() + WARM_UP_S, float(seconds), times_s)
     callers = [threading.Thread(target=_call, args=work) for _ in range(int(caller_count))]
     for caller in callers:
         caller.start()
     for caller in callers:
         caller.join()
-    rate = len(latencies_s) / float(seconds)
-    json.dump({"rate": rate, "latencies_s": latencies_s, "cpu_s": time.process_time()}, sys.stdout)
+    ends_s, latencies_s = ([pair[place] for pair in times_s] for place in (0, 1))
+    json.dump({"ends_s": ends_s, "latencies_s": latencies_s, "cpu_s": time.process_time()}, sys.stdout)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ _DONE = re.compile(r"requests: \d+ total, \d+ started, (\d+) done, (\d+) succeed
 _DATA = re.compile(r"traffic: .*\((\d+)\) data")
 _RATE = re.compile(r"finished in [^,]+, ([0-9.]+) req/s")
 
+_FEW_GENERATIONS: Final = 20
+"""Where batches of all calls in flight end together, counting is off by up to one of so many: 5 %."""
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
@@ -55,7 +58,7 @@ class Turn:
     """What a turn of load gave.
 
     Args:
-        rate: Answers a second.
+        rate: Answers a second, see `answers_per_s`.
         latencies_s: (N) seconds.
         failed_count: Calls that were not answered with a message.
         samples: Request number and answer, where the source keeps some.
@@ -76,7 +79,35 @@ def load_source() -> str:
     return H2LOAD if shutil.which(H2LOAD) else OWN_LOAD
 
 
-def put_turn(target: Target, messages: Sequence[bytes], answer_bytes: int, in_flight: int, duration_s: float) -> Turn:
+def answers_per_s(counted_rate: float, ends_s: Times, latencies_s: Times, duration_s: float) -> float:
+    """Gives the rate of a turn that may be short against its calls.
+
+    A server that joins requests answers many calls at once. Where a turn holds only a few such moments, how many of
+    them fall into it is a matter of chance, so that the rate is taken from their distance: the slope of the straight
+    line through the answers' times (least squares). Otherwise it is the count over the time.
+
+    Args:
+        counted_rate: Answers over the turn's time.
+        ends_s: (N) when each answer came.
+        latencies_s: (N) how long each call took.
+        duration_s: Time of the turn.
+    """
+    is_long = not latencies_s.size or duration_s >= _FEW_GENERATIONS * float(np.median(latencies_s))
+    ordered_s = np.sort(ends_s)
+    if is_long or ordered_s[0] == ordered_s[-1]:
+        return counted_rate
+    centred_s = ordered_s - ordered_s.mean()
+    return float(centred_s @ np.arange(ordered_s.size) / (centred_s @ centred_s))
+
+
+def put_turn(
+    target: Target,
+    messages: Sequence[bytes],
+    answer_bytes: int,
+    in_flight: int,
+    duration_s: float,
+    warm_up_s: float = WARM_UP_S,
+) -> Turn:
     """Puts one turn of load on a contestant.
 
     Args:
@@ -85,16 +116,19 @@ def put_turn(target: Target, messages: Sequence[bytes], answer_bytes: int, in_fl
         answer_bytes: Length of a right answer, by which h2load's answers are counted: it reads none of them.
         in_flight: Calls in flight.
         duration_s: Time that counts.
+        warm_up_s: Time before it.
 
     Raises:
         LoadFailedError: the load could not be put on.
     """
     if load_source() == H2LOAD:
-        return _h2load_turn(target, messages[0], answer_bytes, in_flight, duration_s)
-    return own_turn(target, messages, in_flight, duration_s)
+        return _h2load_turn(target, messages[0], answer_bytes, in_flight, duration_s, warm_up_s)
+    return own_turn(target, messages, in_flight, duration_s, warm_up_s)
 
 
-def own_turn(target: Target, messages: Sequence[bytes], in_flight: int, duration_s: float) -> Turn:
+def own_turn(
+    target: Target, messages: Sequence[bytes], in_flight: int, duration_s: float, warm_up_s: float = WARM_UP_S
+) -> Turn:
     """Puts a turn of our own load on a gRPC contestant; keeps samples of its answers.
 
     Raises:
@@ -103,15 +137,16 @@ def own_turn(target: Target, messages: Sequence[bytes], in_flight: int, duration
     if target.protocol != "grpc":
         raise LoadFailedError(f"load on HTTP/1.1: expected {H2LOAD} on PATH, found none")
     connections = connection_count(in_flight)
-    plan = LoadPlan("127.0.0.1", target.port, target.path, in_flight, connections, duration_s, WARM_UP_S)
+    plan = LoadPlan("127.0.0.1", target.port, target.path, in_flight, connections, duration_s, warm_up_s)
     result = load_in_process(plan, messages)
+    counted = len(result.latencies_s) / result.duration_s
     return Turn(
-        rate=len(result.latencies_s) / result.duration_s,
+        rate=answers_per_s(counted, result.ends_s, result.latencies_s, result.duration_s),
         latencies_s=result.latencies_s,
         failed_count=result.failed_count,
         samples=result.samples,
         load_cpu_s=result.cpu_s,
-        elapsed_s=result.duration_s + WARM_UP_S,
+        elapsed_s=result.duration_s + warm_up_s,
     )
 
 
@@ -120,7 +155,9 @@ def connection_count(in_flight: int) -> int:
     return next(count for count in range(MAX_CONNECTIONS, 0, -1) if in_flight % count == 0)
 
 
-def h2load_arguments(target: Target, in_flight: int, duration_s: float, body: Path, log: Path) -> list[str]:
+def h2load_arguments(
+    target: Target, in_flight: int, duration_s: float, body: Path, log: Path, warm_up_s: float = WARM_UP_S
+) -> list[str]:
     """Writes h2load's command line; HTTP/1.1 has one call on a connection."""
     connections = connection_count(in_flight) if target.protocol == "grpc" else in_flight
     kind = (
@@ -128,26 +165,29 @@ def h2load_arguments(target: Target, in_flight: int, duration_s: float, body: Pa
         if target.protocol == "grpc"
         else ["--h1", "-H", f"content-type: {target.content_type}"]
     )
-    times = [f"--duration={1e3 * duration_s:.0f}ms", f"--warm-up-time={1e3 * WARM_UP_S:.0f}ms"]
+    times = [f"--duration={1e3 * duration_s:.0f}ms", f"--warm-up-time={1e3 * warm_up_s:.0f}ms"]
     places = ["-d", str(body), f"--log-file={log}", f"http://127.0.0.1:{target.port}{target.path}"]
     return [H2LOAD, *times, "-t1", f"-c{connections}", f"-m{in_flight // connections}", *kind, *places]
 
 
-def _h2load_turn(target: Target, message: bytes, answer_bytes: int, in_flight: int, duration_s: float) -> Turn:
+def _h2load_turn(
+    target: Target, message: bytes, answer_bytes: int, in_flight: int, duration_s: float, warm_up_s: float
+) -> Turn:
     with tempfile.TemporaryDirectory() as folder:
         body, log = Path(folder, "body"), Path(folder, "log")
         body.write_bytes(frame_message(message) if target.protocol == "grpc" else message)
         before_s = _children_cpu_s()
-        command = h2load_arguments(target, in_flight, duration_s, body, log)
+        command = h2load_arguments(target, in_flight, duration_s, body, log, warm_up_s)
         exit_code, output = run_child(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         load_cpu_s = _children_cpu_s() - before_s
         text = output.decode(errors="replace")
         if exit_code != 0 or not log.exists():
             raise LoadFailedError(f"{H2LOAD}: expected exit code 0 and a log, got {exit_code}: {text[-300:]}")
-        latencies_s = _logged_latencies_s(log.read_text())
+        starts_s, latencies_s = _logged_times_s(log.read_text())
     framing_bytes = 5 if target.protocol == "grpc" else 0
     failed_count = failures(text, answer_bytes + framing_bytes)
-    return Turn(_found(_RATE, text), latencies_s, failed_count, (), load_cpu_s, duration_s + WARM_UP_S)
+    rate = answers_per_s(_found(_RATE, text), starts_s + latencies_s, latencies_s, duration_s)
+    return Turn(rate, latencies_s, failed_count, (), load_cpu_s, duration_s + warm_up_s)
 
 
 def failures(text: str, answer_bytes: int) -> int:
@@ -164,8 +204,11 @@ def failures(text: str, answer_bytes: int) -> int:
     return max(done_count - succeeded_count, done_count - answered, 0)
 
 
-def _logged_latencies_s(log: str) -> Times:
-    return np.array([int(line.rsplit("\t", 1)[1]) / 1e6 for line in log.splitlines()], np.float64)
+def _logged_times_s(log: str) -> tuple[Times, Times]:
+    """Reads when each call began and how long it took."""
+    lines = [line.split("\t") for line in log.splitlines()]
+    starts_s, latencies_s = ([int(fields[place]) / 1e6 for fields in lines] for place in (0, 2))
+    return np.array(starts_s, np.float64), np.array(latencies_s, np.float64)
 
 
 def _found(pattern: re.Pattern[str], text: str) -> float:

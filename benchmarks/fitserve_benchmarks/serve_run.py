@@ -15,13 +15,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
 
+import numpy as np
+
 from fitserve_benchmarks.environment import describe_environment
 from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.peers import Peer, PeerError
 from fitserve_benchmarks.poisson import PoissonPlan, PoissonResult, poisson_in_process
 from fitserve_benchmarks.serve_inprocess import IN_PROCESS, in_process_turn
 from fitserve_benchmarks.serve_large import LARGE, LARGE_IN_FLIGHT, is_for_large, write_large_model
-from fitserve_benchmarks.serve_load import Turn, load_source, own_turn, put_turn
+from fitserve_benchmarks.serve_load import WARM_UP_S, Turn, load_source, own_turn, put_turn
 from fitserve_benchmarks.serve_requests import Traffic, is_right, make_traffic
 from fitserve_benchmarks.serve_rows import Check, PoissonRow, ServeResult, ServeRow, make_poisson_row, make_row
 from fitserve_benchmarks.serve_servers import (
@@ -44,6 +46,9 @@ _CHECK_IN_FLIGHT: Final = 8
 _HTTP_CHECKS: Final = 8
 _CAPACITY_IN_FLIGHT: Final = 32
 _POISSON_SHARE: Final = 0.7
+_GENERATIONS: Final = 6
+_LONGEST_TURN_S: Final = 10.0
+_LONGEST_WARM_UP_S: Final = 3.0
 _LEAST_RATE: Final = 1.0
 """Offered to who answered nothing in a turn."""
 
@@ -60,7 +65,7 @@ class ServePlan:
         batch_sizes: Examples in a request.
         in_flight: Calls in flight.
         turns: Turns of each contestant at each level.
-        turn_s: Time that counts of a turn.
+        turn_s: Time that counts of a turn, at least: slow models have longer ones.
         thread_count: Threads inside an operator, for everybody.
         peers: Who takes part beside ours.
         poisson_s: Time of the open loop for each contestant, all turns together; 0: none.
@@ -208,7 +213,9 @@ class _Bench:
         has_in_process: bool,
     ) -> None:
         sizes = {contestant.name: self._check(contestant, traffic) for contestant in contestants}
+        call_s = self._call_s(subject, traffic) if has_in_process else 0.0
         for level in levels:
+            times = turn_times(self._plan.turn_s, level, call_s)
             key = (traffic.model, traffic.batch_size, level)
             turns: dict[str, list[Turn]] = {}
             cpu_s: dict[str, float] = {}
@@ -217,25 +224,31 @@ class _Bench:
                 for contestant in _rotated([*contestants, *([None] if has_in_process else [])], number):
                     name = IN_PROCESS if contestant is None else contestant.name
                     if contestant is None:
-                        turn = self._in_process(subject, traffic, level)
+                        turn = self._in_process(subject, traffic, level, times[0])
                         spent_s = turn.load_cpu_s
                     elif (size := sizes[name]) is not None:
-                        turn, spent_s = self._turn(contestant, traffic, size, level)
+                        turn, spent_s = self._turn(contestant, traffic, size, level, times)
                     else:
                         continue
                     turns.setdefault(name, []).append(turn)
                     cpu_s[name] = cpu_s.get(name, 0.0) + spent_s
             self.rows += [make_row(key, name, results, cpu_s[name]) for name, results in turns.items()]
 
-    def _turn(self, contestant: Contestant, traffic: Traffic, size: int, level: int) -> tuple[Turn, float]:
+    def _turn(
+        self, contestant: Contestant, traffic: Traffic, size: int, level: int, times: tuple[float, float]
+    ) -> tuple[Turn, float]:
         requests = [contestant.launch.request_of(message) for message in traffic.messages]
         before_s = contestant.cpu_s()
-        turn = put_turn(contestant.launch.target, requests, size, level, self._plan.turn_s)
+        turn = put_turn(contestant.launch.target, requests, size, level, *times)
         return turn, contestant.cpu_s() - before_s
 
-    def _in_process(self, subject: Subject, traffic: Traffic, level: int) -> Turn:
+    def _call_s(self, subject: Subject, traffic: Traffic) -> float:
+        """Gives the time of one call in process."""
+        return float(np.median(self._in_process(subject, traffic, 1, self._plan.turn_s).latencies_s))
+
+    def _in_process(self, subject: Subject, traffic: Traffic, level: int, turn_s: float) -> Turn:
         # As many at a time as the server runs: more would only share out the same processors.
-        count, turn_s = self._plan.thread_count, self._plan.turn_s
+        count = self._plan.thread_count
         callers = min(level, max(len(available_processors()) // count, 1))
         return in_process_turn(subject.onnx_path, count, callers, turn_s, traffic.batches[0])
 
@@ -288,6 +301,19 @@ class _Bench:
             return len(contestant.ask(contestant.launch.request_of(traffic.messages[0])))
         except OSError:
             return None
+
+
+def turn_times(turn_s: float, level: int, call_s: float) -> tuple[float, float]:
+    """Gives the times that count and that come before, so long that all calls in flight are answered several times.
+
+    Args:
+        turn_s: Time that counts, at least.
+        level: Calls in flight.
+        call_s: Time of one call in process.
+    """
+    generation_s = level * call_s
+    counted_s = min(_GENERATIONS * generation_s, _LONGEST_TURN_S)
+    return max(turn_s, counted_s), min(max(WARM_UP_S, generation_s), _LONGEST_WARM_UP_S)
 
 
 def _is_for_open_loop(contestant: Contestant) -> bool:
