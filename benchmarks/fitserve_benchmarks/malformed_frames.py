@@ -17,6 +17,8 @@ _END_STREAM, _ACK, _END_HEADERS, _PADDED = 0x1, 0x1, 0x4, 0x8
 
 _HELLO: Final = PREFACE + frame(_SETTINGS, 0, 0, b"")
 _AUTHORITY: Final = "127.0.0.1"
+PATH_NO_TEXT: Final = "path that is no text"
+
 _HUGE: Final = 2**31 - 1
 
 
@@ -77,10 +79,18 @@ def bad_headers(random: Random, method: str) -> bytes:
     """A header block that no table and no code explains, or that a request may not have."""
     block = header_block(_AUTHORITY, method)
     at = random.randrange(len(block))
-    changed = block[:at] + bytes((block[at] ^ (1 << random.randrange(8)),)) + block[at + 1 :]
+    changed = block[:at] + bytes((block[at] ^ (1 << random.randrange(7)),)) + block[at + 1 :]
     nonsense = (b"", b"\xff" * 20, b"\xbf\xff\xff\xff\xff\x0f", b"\x40\x7f\xff", random.randbytes(40))
     flags = random.choice((_END_HEADERS, _END_HEADERS | _PADDED, _END_HEADERS | _END_STREAM))
     return _HELLO + frame(_HEADERS, flags, 1, random.choice((*nonsense, changed, block[:at])))
+
+
+def path_no_text(random: Random, method: str) -> bytes:
+    """A path whose bytes are no UTF-8."""
+    path = method.encode()
+    at = random.randrange(1, len(path))
+    block = header_block(_AUTHORITY, method).replace(path, path[:at] + bytes((path[at] | 0x80,)) + path[at + 1 :])
+    return _HELLO + frame(_HEADERS, _END_HEADERS, 1, block) + frame(_DATA, _END_STREAM, 1, bytes(5))
 
 
 def bad_windows(random: Random, method: str) -> bytes:
@@ -126,6 +136,7 @@ MALFORMED: Final[Mapping[str, Callable[[Random, str], bytes]]] = {
     "wrong length": wrong_length,
     "wrong stream": wrong_stream,
     "bad headers": bad_headers,
+    PATH_NO_TEXT: path_no_text,
     "bad windows": bad_windows,
     "bad prefix": bad_prefix,
     "bad request": bad_request,

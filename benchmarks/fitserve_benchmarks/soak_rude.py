@@ -13,8 +13,9 @@ import struct
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -71,9 +72,13 @@ class RudeCallers:
         port: TCP port of this machine.
         seed: Of all that is done.
         methods: Those that are called, of `METHODS`.
+        without: Kinds of malformed frames, of `MALFORMED`, that are left out.
     """
 
-    def __init__(self, port: int, seed: int, methods: Sequence[str] = METHODS) -> None:
+    def __init__(
+        self, port: int, seed: int, methods: Sequence[str] = METHODS, without: Collection[str] = frozenset()
+    ) -> None:
+        self._malformed = {name: make for name, make in MALFORMED.items() if name not in without}
         self._port = port
         self._methods = methods
         self._random = Random(seed)
@@ -183,8 +188,8 @@ class RudeCallers:
 
     def frames(self) -> None:
         """Says something malformed on a connection, and sees whether it lives on."""
-        name = self._random.choice(list(MALFORMED))
-        said = MALFORMED[name](self._random, self._random.choice(self._methods))
+        name = self._random.choice(list(self._malformed))
+        said = self._malformed[name](self._random, self._random.choice(self._methods))
         self._counts["connections with malformed frames"] += 1
         with socket.create_connection(("127.0.0.1", self._port), timeout=_PATIENCE_S) as opened:
             try:
@@ -268,7 +273,9 @@ class RudeCallers:
             self.result.wrong.append(what)
 
 
-def be_rude(port: int, seed: int, rate: float, is_over: Callable[[], bool]) -> RudeResult:
+def be_rude(
+    port: int, seed: int, rate: float, is_over: Callable[[], bool], without: Collection[str] = frozenset()
+) -> RudeResult:
     """Does sessions until it is over.
 
     Args:
@@ -276,8 +283,9 @@ def be_rude(port: int, seed: int, rate: float, is_over: Callable[[], bool]) -> R
         seed: Of all that is done.
         rate: Streams and connections a second, on average.
         is_over: Asked between sessions.
+        without: As of `RudeCallers`.
     """
-    callers = RudeCallers(port, seed)
+    callers = RudeCallers(port, seed, without=without)
     begin_s = time.perf_counter()
     while not is_over():
         callers.session()
@@ -291,8 +299,9 @@ def be_rude(port: int, seed: int, rate: float, is_over: Callable[[], bool]) -> R
 
 def main() -> None:
     """The child: until stdin ends; the result as JSON on stdout."""
-    port, seed, rate = sys.argv[1:]
-    result = be_rude(int(port), int(seed), float(rate), lambda: bool(select.select([sys.stdin], [], [], 0)[0]))
+    port, seed, rate, *without = sys.argv[1:]
+    has_ended = partial(select.select, [sys.stdin], [], [], 0)
+    result = be_rude(int(port), int(seed), float(rate), lambda: bool(has_ended()[0]), without)
     json.dump(asdict(result), sys.stdout)
 
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
@@ -30,8 +32,16 @@ from fitserve_service.transport import (
 from fitserve_service.transport_tls import identities_of, server_credentials
 from fitserve_service.waiting_calls import WaitingCalls
 
+_log = logging.getLogger(__name__)
+
 _MAX_UNSENT: Final = 64
 """A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
+
+_CRASHED_S: Final = 10.0
+"""Time for the calls of a server that ended by itself."""
+
+_REBIND_S: Final = 5.0
+_REBIND_PAUSE_S: Final = 0.02
 
 _GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -86,13 +96,25 @@ class StockTransport:
             self._stopped.set_result(grace_s)
 
     async def _serve(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
-        server = grpc.aio.server(options=channel_options(self._options))
-        server.add_generic_rpc_handlers((_Router(self._handlers(table)),))
-        on_start(await _listen(server, self._options))
-        grace_s = await self._stopped
+        router = _Router(self._handlers(table))
+        server, accepting, port = await _listening(router, self._options)
+        options = replace(self._options, port=port)
+        on_start(port)
+        crashed: dict[grpc.aio.Server, asyncio.Future[None]] = {}
+        while not await self._is_over(accepting):
+            _log.error("grpc.aio takes no further call: %s; it is begun anew, others have 10 s to end", _why(accepting))
+            crashed[server] = asyncio.ensure_future(server.stop(_CRASHED_S))
+            crashed[server].add_done_callback(functools.partial(_forget, crashed, server))
+            server, accepting = await _listening_again(router, options)
+        grace_s = self._stopped.result()
         for call in list(self._streams):
             call.half_close()
-        await server.stop(grace_s)
+        await asyncio.gather(*(each.stop(grace_s) for each in (server, *crashed)))
+
+    async def _is_over(self, accepting: asyncio.Future[Any]) -> bool:
+        """Waits until this transport is stopped, or its server has ended by itself; tells which."""
+        await asyncio.wait({self._stopped, accepting}, return_when=asyncio.FIRST_COMPLETED)
+        return self._stopped.done()
 
     def _handlers(self, table: MethodTable) -> dict[str, _Handler]:
         limit = self._options.max_message_bytes
@@ -289,7 +311,10 @@ async def _abort(context: _Context, error: ServiceError) -> None:
     await abort
 
 
-async def _listen(server: grpc.aio.Server, options: TransportOptions) -> int:
+async def _listening(router: _Router, options: TransportOptions) -> tuple[grpc.aio.Server, asyncio.Future[Any], int]:
+    """Starts a server; gives it, what ends when it takes no further call, and its port."""
+    server = grpc.aio.server(options=channel_options(options))
+    server.add_generic_rpc_handlers((router,))
     check_listenable(options.host, options.port, is_shared=options.is_shared)
     try:
         port: int = (
@@ -299,8 +324,47 @@ async def _listen(server: grpc.aio.Server, options: TransportOptions) -> int:
         )
     except RuntimeError as error:
         raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None
+    before = asyncio.all_tasks()
     await server.start()
-    return port
+    return server, _accepting(server, asyncio.all_tasks() - before), port
+
+
+def _accepting(server: grpc.aio.Server, begun: set[asyncio.Task[Any]]) -> asyncio.Future[Any]:
+    """Finds the task that takes calls. A path that is no UTF-8 ends it, as of grpcio 1.85, and with it the server.
+
+    `wait_for_termination` ends as well, but not before the last call did, which a caller may leave open for good.
+    """
+    taking = (task for task in begun if str(getattr(task.get_coro(), "__qualname__", "")).endswith("_server_main_loop"))
+    return next(taking, None) or asyncio.ensure_future(server.wait_for_termination())
+
+
+async def _listening_again(router: _Router, options: TransportOptions) -> tuple[grpc.aio.Server, asyncio.Future[Any]]:
+    """Starts another server on the port of one that ended, which may hold it for a moment.
+
+    Raises:
+        ListenError: it was not let go within 5 s.
+    """
+    end_s = time.monotonic() + _REBIND_S
+    while True:
+        try:
+            server, accepting, _ = await _listening(router, options)
+        except ListenError:
+            if time.monotonic() > end_s:
+                raise
+            await asyncio.sleep(_REBIND_PAUSE_S)
+        else:
+            return server, accepting
+
+
+def _forget(
+    crashed: dict[grpc.aio.Server, asyncio.Future[None]], server: grpc.aio.Server, _: asyncio.Future[None]
+) -> None:
+    del crashed[server]
+
+
+def _why(accepting: asyncio.Future[Any]) -> str:
+    error = None if accepting.cancelled() else accepting.exception()
+    return f"{type(error).__name__}: {str(error)[:200]}" if error else "it ended"
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.wire.conforming import TRANSPORTS, channel, running
+from tests.wire.conforming import TRANSPORTS, Running, channel, running
 from tests.wire.raw_callers import WAIT_S, RawCaller, innocents, raw_caller
 
+from fitserve_benchmarks.http2 import frame, frames, header_block
 from fitserve_service.calls import MethodTable, UnaryCall
 
 pytestmark = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
@@ -226,3 +228,38 @@ def test_any_body_in_any_pieces_never_stops_the_server(transport: str, body: byt
         misbehave(caller)
         with channel(world.port) as opened:
             assert opened.unary_unary("/t.T/M")(b"after", timeout=WAIT_S) == b"after"
+
+
+def test_a_path_that_is_no_text_ends_nothing(transport: str) -> None:
+    """grpc.aio's own loop dies of it, and would leave a server that refuses connections."""
+    block = header_block("localhost", "/t.T/M").replace(b"/t.T/M", b"/t.\xf3/M")
+    said = PREFACE + frame(4, 0, 0, b"") + frame(1, 4, 1, block) + frame(0, 1, 1, grpc_frame(b"abc"))
+    with running(transport, TABLE) as world:
+        for _ in range(3):
+            with connection(world.port) as rude:
+                rude.sendall(said)
+                # It is answered with an error, or its connection ends: something comes before anybody goes on.
+                while (chunk := rude.recv(1 << 16)) and not any(kind in (1, 7) for kind, *_ in frames(chunk)):
+                    continue
+            with channel(world.port) as opened:
+                answer = opened.unary_unary("/t.T/M")(b"innocent", timeout=WAIT_S, wait_for_ready=True)
+                assert answer == b"innocent"
+
+
+def test_a_server_that_such_a_path_ended_stops_in_its_time(transport: str) -> None:
+    """What was under way in it is given up with everything else."""
+    block = header_block("localhost", "/t.T/M").replace(b"/t.T/M", b"/t.\xf3/M")
+    stalled = frame(1, 4, 1, header_block("localhost", "/t.T/M"))
+    with connection_to(transport) as (world, rude):
+        rude.sendall(PREFACE + frame(4, 0, 0, b"") + stalled + frame(1, 4, 3, block) + frame(0, 1, 3, grpc_frame(b"x")))
+        while (chunk := rude.recv(1 << 16)) and not any(kind in (1, 7) for kind, *_ in frames(chunk)):
+            continue
+        world.stop(0)
+        world.thread.join(WAIT_S / 4)
+        assert not world.thread.is_alive()
+
+
+@contextlib.contextmanager
+def connection_to(transport: str) -> Iterator[tuple[Running, socket.socket]]:
+    with running(transport, TABLE) as world, connection(world.port) as opened:
+        yield world, opened
