@@ -96,6 +96,16 @@ class Server:
         if is_settled and not self._parts.readiness.is_ready:
             self._parts.transport.post(self._parts.readiness.settle)
 
+    def on_settled(self, callback: Callable[[], object]) -> None:
+        """Registers, before `run`, what to do on the loop thread once requests are taken; perhaps more than once."""
+        readiness = self._parts.readiness
+
+        def tell() -> None:
+            if readiness.is_ready:
+                callback()
+
+        readiness.on_change(tell)
+
     def set_aside(self, version: SetAside) -> None:
         """Unloads, from any thread, a version that crashes workers; it stays FAILED until somebody wants it again."""
         self._parts.reconciler.set_aside(version)

@@ -85,6 +85,7 @@ class Fleet:
         self._server = server
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
         server.registry.subscribe(lambda _: self._tell_ready(server))
+        server.on_settled(lambda: self._link.send("settled"))
         self._tell_ready(server)
 
     def _ask(self, action: str, model: str, on_done: OnDone) -> None:

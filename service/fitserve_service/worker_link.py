@@ -11,6 +11,7 @@
 | worker   | `refused`     | it cannot start; `text` says why                                                        |
 | worker   | `ready`       | what it can answer now: pairs of model and version, version 0 for the default           |
 | parent   | `agreed`      | what every worker can answer; `is_settled` once all of them listened                    |
+| worker   | `settled`     | it has heard of that: whoever asks it for its health is told that it serves             |
 | worker   | `ask`         | a caller wants a model loaded or unloaded: `id`, `action`, `model`                      |
 | parent   | `carry_out`   | do so, as all the others: `id`, `action`, `model`                                       |
 | worker   | `carried_out` | done: `id`, `error`                                                                     |

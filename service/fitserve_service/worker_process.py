@@ -28,6 +28,7 @@ class WorkerProcess:
         is_waiting: It would take calls, once it can answer what the others can.
         is_counted: What all can answer is what it can answer, too; it takes calls, or is about to.
         is_listening: It takes calls.
+        is_settled: It says so to whoever asks.
         has_spoken: It can write pages.
         ready: What it can answer.
         refusal: Why it cannot start; empty where it has not said so.
@@ -43,6 +44,7 @@ class WorkerProcess:
     is_waiting: bool = False
     is_counted: bool = False
     is_listening: bool = False
+    is_settled: bool = False
     has_spoken: bool = False
     ready: frozenset[ReadyName] = frozenset()
     refusal: str = ""

@@ -83,6 +83,8 @@ class Workers:
         self._lost: Exposition = {}
         self._weights: OwnedFolder | None = None
         self._is_settled = False
+        self._text = ""
+        self._has_said = False
         self._is_stopping = False
         self._refusal = ""
         self._say: Callable[[str], None] = lambda _: None
@@ -128,7 +130,7 @@ class Workers:
 
     def is_ready(self) -> bool:
         """Tells, from any thread, whether calls are taken."""
-        return self._is_settled and not self._is_stopping and any(worker.is_listening for worker in tuple(self._live))
+        return self._is_settled and not self._is_stopping and any(worker.is_settled for worker in tuple(self._live))
 
     def metrics(self) -> Exposition:
         """Gives, from any thread, the metrics of all workers as last asked for, those that ended included."""
@@ -291,11 +293,17 @@ class Workers:
     def _on_listening(self, worker: WorkerProcess, message: Message) -> None:
         worker.is_listening = worker.is_counted = True
         _log.info("worker %d takes calls", worker.number)
-        is_first = not self._is_settled
-        if is_first and sum(other.is_listening for other in self._live) == self._settings.workers:
+        self._text = message["text"]
+        if sum(other.is_listening for other in self._live) == self._settings.workers:
             self._is_settled = True
-            self._say(message["text"])
         self._agree()
+
+    def _on_settled(self, worker: WorkerProcess, _: Message) -> None:
+        """Says that all is ready once every worker says so itself: whoever reads it may ask at once."""
+        worker.is_settled = True
+        if not self._has_said and sum(other.is_settled for other in self._live) == self._settings.workers:
+            self._has_said = True
+            self._say(self._text)
 
     def _on_refused(self, worker: WorkerProcess, message: Message) -> None:
         worker.refusal = message["text"]

@@ -1,4 +1,4 @@
-"""A worker that is started again takes calls only once it answers what the others have agreed on."""
+"""When a worker takes calls that was started again, and when the parent says that all is ready."""
 
 from __future__ import annotations
 
@@ -92,3 +92,19 @@ def test_one_that_cannot_come_to_it_goes_on_after_a_while() -> None:
         workers._timers[-1][2]()
         assert second.told() == ["go_on"]
         assert workers._agreed() == {("m", 0), ("m", 1)}
+
+
+def test_all_is_ready_once_every_worker_says_so_itself() -> None:
+    with two() as (parent, first, second):
+        said: list[str] = []
+        parent._say = said.append
+        parent._on_ready(second.process, {"names": OLD})
+        parent._on_waiting(second.process, {})
+        parent._on_listening(second.process, {"text": "ready"})
+        parent._on_settled(first.process, {})
+        assert (said, parent.is_ready()) == ([], True)
+        parent._on_settled(second.process, {})
+        # A worker that is started again is settled anew, and is no news.
+        parent._on_listening(second.process, {"text": "again"})
+        parent._on_settled(second.process, {})
+        assert said == ["ready"]
