@@ -121,6 +121,8 @@ def _draw(panel: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None:
 
 def _draw_bars(panel: Axes, rows: Sequence[ScenarioRow], colours: Mapping[str, str], places: int) -> None:
     """Draws bars in as many places as the fullest panel has, so that all are of one height."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     scale = 1.0 if rows[0].is_rate else 1e3
     for place, row in enumerate(rows):
         figure = row.measured
@@ -135,6 +137,8 @@ def _draw_bars(panel: Axes, rows: Sequence[ScenarioRow], colours: Mapping[str, s
     panel.set_yticks(range(len(rows)), labels=labels, fontsize="x-small")
     panel.set_ylim(places - 0.4, -0.6)
     panel.set_xlim(0, 1.5 * max(scale * row.measured.high for row in rows))
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     panel.tick_params(axis="x", labelsize="x-small")
     panel.grid(True, axis="x", alpha=0.3)
 

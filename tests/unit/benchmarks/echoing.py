@@ -14,10 +14,11 @@ METHOD = "/test.Echo/Echo"
 @contextmanager
 def serving(
     behaviour: Callable[[bytes, grpc.ServicerContext], bytes],
-    *,
-    thread_count: int = 4,
     service: str = "test.Echo",
     name: str = "Echo",
+    /,
+    *,
+    thread_count: int = 4,
     **options: int,
 ) -> Iterator[int]:
     """Runs grpcio's own server with one method on bytes; gives its port."""

@@ -15,7 +15,15 @@ from tests.unit.benchmarks.echoing import METHOD, echo, serving
 
 from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.poisson import PoissonPlan, arrival_times_s, put_poisson
-from fitserve_benchmarks.serve_load import Target, connection_count, failures, h2load_arguments, own_turn, put_turn
+from fitserve_benchmarks.serve_load import (
+    Target,
+    answers_per_s,
+    connection_count,
+    failures,
+    h2load_arguments,
+    own_turn,
+    put_turn,
+)
 
 _REPORT = (
     "finished in 1.80s, 3418.67 req/s, 9.98MB/s\n"
@@ -45,6 +53,26 @@ def test_an_answer_without_success_is_a_failure() -> None:
 def test_a_report_that_says_nothing_is_refused() -> None:
     with pytest.raises(LoadFailedError, match="expected a count of requests, got: no idea"):
         failures("no idea", 1)
+
+
+@given(st.floats(1, 1_000), st.integers(1, 64), st.integers(2, 19), st.floats(0, 1))
+def test_batches_that_end_together_give_their_rate_whatever_the_turn_cut_off(
+    rate: float, size: int, generations: int, phase: float
+) -> None:
+    """Counting would be off by up to a whole batch."""
+    generation_s = size / rate
+    ends_s = np.repeat((np.arange(generations) + phase) * generation_s, size)
+    latencies_s = np.full(ends_s.size, generation_s)
+    duration_s = generations * generation_s
+    assert answers_per_s(0.0, ends_s, latencies_s, duration_s) == pytest.approx(rate)
+    # Many generations are counted: what a server left out in between must not be overlooked.
+    assert answers_per_s(1.5, ends_s, latencies_s, 20 * generation_s) == 1.5
+
+
+def test_a_turn_of_one_moment_or_none_is_counted() -> None:
+    none = np.array([])
+    assert answers_per_s(0.0, none, none, 1.0) == 0.0
+    assert answers_per_s(32.0, np.full(32, 0.5), np.full(32, 0.5), 1.0) == 32.0
 
 
 def test_each_protocol_has_its_own_command_line() -> None:
@@ -138,7 +166,7 @@ def test_what_the_client_is_late_by_is_told_and_is_in_the_latencies() -> None:
             busy_s.append(time.perf_counter() - begin_s)
         return request
 
-    with serving(first_is_selfish) as port:
+    with serving(first_is_selfish, thread_count=1) as port:
         result = put_poisson(PoissonPlan(port, METHOD, 1_000.0, 1, 1.0), [b"x"])
     assert result.lateness_s.max() > busy_s[0] / 2
     assert result.latencies_s.max() >= result.lateness_s.max()

@@ -22,6 +22,7 @@ from fitserve_benchmarks.serve_rows import (
     make_row,
     rate_ratio,
 )
+from fitserve_benchmarks.serve_run import turn_times
 
 
 def _turn(rate: float, latency_s: float = 1e-3, count: int = 600, failed: int = 0) -> Turn:
@@ -87,6 +88,26 @@ def test_a_row_that_its_client_disturbed_says_so() -> None:
     row = _row("fitserve fast", 8_000)
     assert not any("the client itself" in line for line in ratio_lines(_result(row, poisson=(quiet,))))
     assert any("the client itself sent 500 µs late" in line for line in ratio_lines(_result(row, poisson=(disturbed,))))
+
+
+@pytest.mark.parametrize(
+    ("level", "call_s", "expected"),
+    [(1, 1e-4, (1.0, 0.3)), (32, 0.01, (1.92, 0.32)), (64, 1.0, (10.0, 3.0))],
+)
+def test_a_turn_is_long_enough_for_its_calls_and_no_longer_than_ten_seconds(
+    level: int, call_s: float, expected: tuple[float, float]
+) -> None:
+    assert turn_times(1.0, level, call_s) == pytest.approx(expected)
+    assert turn_times(20.0, level, call_s)[0] == 20.0
+
+
+def test_echoes_far_beyond_every_server_are_left_out_of_a_panel(tmp_path: Path) -> None:
+    rows = [_row("fitserve fast", 60), _row("mlserver", 50), _row("echo, grpc.aio", 6_000)]
+    plot_serve(_result(*rows), tmp_path / "far.svg")
+    plot_serve(_result(*rows[:2], _row("echo, grpc.aio", 200)), tmp_path / "near.svg")
+    assert "<!-- echo, grpc.aio -->" not in (tmp_path / "far.svg").read_text()
+    assert "<!-- lenet, batch 1, echoes beyond the frame -->" in (tmp_path / "far.svg").read_text()
+    assert "<!-- echo, grpc.aio -->" in (tmp_path / "near.svg").read_text()
 
 
 def test_the_report_names_who_was_left_out_and_why() -> None:

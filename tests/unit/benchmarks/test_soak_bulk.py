@@ -51,7 +51,7 @@ def test_each_wrong_answer_is_counted(wrong_every: int) -> None:
         right = calls[request]
         return right[:-1] + b"!" if wrong_every and len(answered) % wrong_every == 0 else right
 
-    with serving(answer, thread_count=1, service="fitserve.inference.v1.InferenceService", name="Predict") as port:
+    with serving(answer, *PREDICT.strip("/").split("/"), thread_count=1) as port:
         result = put_bulk(BulkPlan(port, PREDICT, 500, 3, connections=2, in_flight=8))
     assert result.wrong_count == (500 // wrong_every if wrong_every else 0)
     assert result.right_count + result.wrong_count == len(answered) == 500

@@ -61,7 +61,7 @@ def test_calls_among_resets_are_judged(is_right: bool) -> None:
     def answer(request: bytes, _: grpc.ServicerContext) -> bytes:
         return calls[request] if is_right else calls[request][:-1] + b"!"
 
-    with serving(answer, service=SERVICE, name=NAME) as port:
+    with serving(answer, SERVICE, NAME) as port:
         callers = RudeCallers(port, 5, methods=(PREDICT,))
         for _ in range(3):
             callers.resets()
@@ -73,7 +73,7 @@ def test_calls_among_resets_are_judged(is_right: bool) -> None:
 
 def test_each_call_is_answered_or_given_up() -> None:
     calls = {call.request: right_answer(call) for call in known_calls(PREDICT, Random(5))}
-    with serving(lambda request, _: calls[request], service=SERVICE, name=NAME) as port:
+    with serving(lambda request, _: calls[request], SERVICE, NAME) as port:
         callers = RudeCallers(port, 5, methods=(PREDICT,))
         callers.cancels()
     result = callers.result
