@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 
 import pytest
@@ -20,3 +21,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(f"needs_program({name})")
     if item.get_closest_marker("needs_gpu") and shutil.which("nvidia-smi") is None:
         pytest.skip("needs_gpu")
+
+
+def pytest_collection_finish() -> None:
+    """Takes all that was imported as here to stay: many tests have the collector run, and it would look at all of it."""
+    gc.collect()
+    gc.freeze()
