@@ -24,6 +24,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Takes all that was imported as here to stay: many tests have the collector run, and it would look at all of it."""
+    """Takes all that was imported as here to stay: many tests have the collector run, and it need not look there."""
     gc.collect()
     gc.freeze()
