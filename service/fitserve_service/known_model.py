@@ -107,8 +107,8 @@ class KnownModel:
         self.settle()
         return before != (set(self.versions), self.labels, self.traffic)
 
-    def answering(self, version: int | None, label: str | None) -> tuple[KnownVersion, ServedVersion]:
-        """Finds the version that answers a request.
+    def answering(self, version: int | None, label: str | None) -> KnownVersion:
+        """Finds the version that answers a request; what it serves is there.
 
         Args:
             version: Its number; None: by label.
@@ -123,7 +123,7 @@ class KnownModel:
         entry = self.versions.get(number)
         if entry is None or entry.state is not State.READY or entry.served is None:
             raise not_ready(self.name, number, entry)
-        return entry, entry.served
+        return entry
 
     def snapshot(self) -> ModelSnapshot:
         """Gives the model as it is now."""

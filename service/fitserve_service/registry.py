@@ -21,8 +21,9 @@ _log = logging.getLogger(__name__)
 class _Lease:
     __slots__ = ("_entry", "_registry", "served")
 
-    def __init__(self, registry: Registry, entry: KnownVersion, served: ServedVersion) -> None:
-        self.served = served
+    def __init__(self, registry: Registry, entry: KnownVersion) -> None:
+        assert entry.served is not None
+        self.served = entry.served
         self._registry = registry
         self._entry: KnownVersion | None = entry
 
@@ -55,9 +56,9 @@ class Registry:
                 MODEL_FAILED with why.
         """
         with self._lock:
-            entry, served = self._known(model).answering(version, label)
+            entry = self._known(model).answering(version, label)
             entry.lease_count += 1
-            return _Lease(self, entry, served)
+            return _Lease(self, entry)
 
     def snapshot(self) -> tuple[ModelSnapshot, ...]:
         """Gives everything that the repository or the server holds, by name."""

@@ -40,7 +40,7 @@ def served() -> ServedVersion:
 def asked(known: KnownModel, version: int | None, label: str | None) -> Reason | None:
     """Gives why a request is refused; None where a READY version answers it."""
     try:
-        entry, _ = known.answering(version, label)
+        entry = known.answering(version, label)
     except ServiceError as error:
         return error.reason
     assert entry.state is State.READY
