@@ -8,6 +8,7 @@ from typing import Final
 
 from fitserve_service import session
 from fitserve_service.access.refusal_metrics import RefusalCollector
+from fitserve_service.allocator import IdleReturn
 from fitserve_service.calls import Loop, MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.canary_trials import Canaries, Terms
 from fitserve_service.engine import Engine
@@ -62,6 +63,7 @@ class Assembly:
         engine: Joins requests and runs them.
         reconciler: Loads what the repository has.
         activity: What was done lately.
+        idle_return: Gives memory back that nobody needs any more.
         pages: What the metrics port answers.
     """
 
@@ -84,6 +86,7 @@ class Assembly:
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
         room = settings.max_queued_bytes
         self.engine = Engine(self.transport, self._telemetry, runner_count=settings.runner_count, max_queued_bytes=room)
+        self.idle_return = IdleReturn(self.transport, lambda: self.engine.submitted_count)
         self._canaries = _new_canaries(settings)
         self.reconciler = self._new_reconciler()
         self._loader: ModelLoader = peers.share(self.reconciler) if peers else self.reconciler

@@ -65,7 +65,7 @@ def _serve(settings: ServerSettings) -> int:
 
 
 def _serve_alone(settings: ServerSettings) -> int:
-    from fitserve_service import collector
+    from fitserve_service import allocator, collector
     from fitserve_service.announcement import ready_text
     from fitserve_service.assembly import StartError
     from fitserve_service.server import Server
@@ -76,6 +76,7 @@ def _serve_alone(settings: ServerSettings) -> int:
 
         def on_ready() -> None:
             collector.settle()
+            allocator.keep_freed_memory()
             _say(ready_text(settings, server.port, server.metrics_port, server.registry))
 
         server.run(on_ready)

@@ -125,12 +125,15 @@ class Engine:
         self._is_scheduled = False
         self._is_draining = False
         self._job_count = 0
+        self.submitted_count = 0
+        """Jobs since the start."""
         self._long_runs: set[Run] = set()
         self._pacings: WeakKeyDictionary[ServedVersion, Pacing] = WeakKeyDictionary()
 
     def submit(self, job: Job) -> None:
         """Queues a job. Never raises: a job that cannot be queued gets its error through `on_done`."""
         self._job_count += 1
+        self.submitted_count += 1
         served = job.lease.served
         limit = served.config.max_batch_size
         now_s = self._clock()

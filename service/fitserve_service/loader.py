@@ -29,6 +29,7 @@ from fitserve_contract.repository import (
     verify_checksums,
 )
 from fitserve_contract.tensor_bytes import shape_text
+from fitserve_service.allocator import return_freed_memory
 from fitserve_service.costs import CostTable
 from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides, settle_queue
 from fitserve_service.onnx_file import OnnxFileError, read_facts
@@ -43,7 +44,6 @@ from fitserve_service.session import (
     SessionError,
     SessionOptions,
     device_kind,
-    return_freed_memory,
 )
 from fitserve_service.shared_weights import SharedWeights
 from fitserve_service.signature import Signature
@@ -137,6 +137,7 @@ class Loader:
         except _REFUSALS as error:
             raise LoadError(str(error)) from error
         del content
+        # Up to the size of a model, which the allocator would keep.
         return_freed_memory()
         served.load_ms = (time.monotonic() - begin_s) * 1e3
         return served

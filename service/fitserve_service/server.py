@@ -125,6 +125,7 @@ class Server:
             self._parts.reconciler.start()
         if self._peers is not None:
             self._sample()
+        self._parts.idle_return.start()
         self._await_settled()
 
     def _load_first(self) -> None:

@@ -7,11 +7,9 @@ bytes too. It may be run from several threads at once.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import io
 import re
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +54,6 @@ __all__ = [
     "device_kind",
     "preload_cuda",
     "provider_names",
-    "return_freed_memory",
     "runtime_version",
 ]
 
@@ -339,12 +336,6 @@ def _open(model: bytes, options: SessionOptions, external: Mapping[str, bytes]) 
     # It would keep the file's bytes for a fallback that is switched off: the weights a second time.
     session._model_bytes = None
     return session
-
-
-def return_freed_memory() -> None:
-    """Gives the system what loading has freed, which the allocator would keep: up to the size of a model."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _providers(options: SessionOptions) -> list[Any]:

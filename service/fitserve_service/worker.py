@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
-from fitserve_service import collector, logs, run_record
+from fitserve_service import allocator, collector, logs, run_record
 from fitserve_service.announcement import ready_text
 from fitserve_service.assembly import StartError
 from fitserve_service.crashes import SetAside
@@ -204,6 +204,7 @@ def _serve(settings: ServerSettings, link: Link, fleet: Fleet) -> int:
 
 def _say_listening(server: Server, link: Link) -> None:
     collector.settle()
+    allocator.keep_freed_memory()
     link.send("listening", text=ready_text(server.settings, server.port, server.settings.metrics_port, server.registry))
 
 
