@@ -89,6 +89,9 @@ def _download_one(url: str, target: Path, expected: str) -> None:
         if digest.hexdigest() != expected:
             raise UsageError(f"download {url}: expected SHA-256 {expected}, got {digest.hexdigest()}")
         os.replace(part, target)
+    except urllib.error.HTTPError as error:
+        error.close()  # it holds the answer, which from Python 3.14 on warns where it is left to the collector
+        raise
     except http.client.HTTPException as error:
         raise OSError(f"{url}: {error!r}") from error
     finally:
