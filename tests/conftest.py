@@ -8,11 +8,6 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, settings
 
-from fitserve_service import polling
-
-# As the server's command does; none of these imports has imported grpc.
-polling.keep_to_the_loop()
-
 # How long an example takes says more of the machine and its other work than of the code.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

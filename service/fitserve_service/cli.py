@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
-from fitserve_service import descriptors, logs, polling
+from fitserve_service import descriptors, logs
 from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
 from fitserve_service.stopping import block_stop_signals, watch_stop_signals
 
@@ -58,9 +58,6 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _serve(settings: ServerSettings) -> int:
-    if settings.transport != "stock":
-        # Before anything imports grpc; workers inherit it.
-        polling.keep_to_the_loop()
     return _serve_alone(settings) if settings.workers == 0 else _serve_with_workers(settings)
 
 

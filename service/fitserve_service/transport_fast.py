@@ -20,7 +20,6 @@ from fitserve_service import completion_queue as core
 from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
-from fitserve_service.polling import is_on_the_loop
 from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_listenable
 from fitserve_service.transport_tls import server_credentials
 from fitserve_service.unread_answers import UnreadAnswers
@@ -57,7 +56,6 @@ class FastTransport:
         self._is_ringing = False
         self._timers: list[tuple[float, int, _Callback]] = []
         self._timer_numbers = itertools.count()
-        self._has_helpers = not is_on_the_loop()
         self._is_stopping = False
         self._unread = UnreadAnswers(options.max_unread_answers)
         self._waiting = WaitingCalls(self, options.max_waiting_calls, options.message_limit_s)
@@ -108,7 +106,7 @@ class FastTransport:
 
     def _turn(self, server: core.CoreServer) -> None:
         server.gather(self._wait_s(), _MAX_GATHERED)
-        if self._soon and self._has_helpers:
+        if self._soon:
             # grpc's own threads may have a request in hand that wants no more than the processor.
             os.sched_yield()
             server.gather(0.0, _MAX_GATHERED)
