@@ -97,12 +97,18 @@ class SeriesOrder:
 class RequestObserver(Protocol):
     """Is told of every request, on the loop thread."""
 
-    def on_request(self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float) -> None:
-        """Takes the end of a request; `served` is None where no version was found for it."""
-        ...
+    def on_request(
+        self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float, budget: Budget | None = None
+    ) -> None:
+        """Takes the end of a request.
 
-    def on_budget(self, served: ServedVersion, budget: Budget) -> None:
-        """Takes where the time of a request went that was answered."""
+        Args:
+            method: Its name.
+            served: Who answered; None where no version was found for it.
+            code: How it ended.
+            elapsed_s: Its time.
+            budget: Where that went; None where it was not answered, or not by one run.
+        """
         ...
 
 
@@ -214,9 +220,8 @@ class Intake:
         return series.cancel
 
     def _count(self, order: Order, served: ServedVersion | None, code: Code) -> None:
-        self._observer.on_request(order.method, served, code, order.budget.total_s)
-        if code is Code.OK and served is not None:
-            self._observer.on_budget(served, order.budget)
+        budget = order.budget
+        self._observer.on_request(order.method, served, code, budget.total_s, budget if code is Code.OK else None)
         if self._tracer is not None:
             self._tracer.on_request(order.method, served, code, order.budget, order.metadata)
 

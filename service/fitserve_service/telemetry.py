@@ -74,11 +74,19 @@ def _seconds() -> Histogram:
 
 
 @dataclass(slots=True)
+class _MethodMeters:
+    """What is counted for one method."""
+
+    codes: list[int] = field(default_factory=lambda: [0] * (max(Code) + 1))
+    """Requests that ended, by the number of their status code."""
+    request_s: Histogram = field(default_factory=_seconds)
+
+
+@dataclass(slots=True)
 class _Meters:
     """What is counted for one version; or, without a name, for requests that found none."""
 
-    requests: dict[tuple[str, str], int] = field(default_factory=dict)
-    request_s: dict[str, Histogram] = field(default_factory=dict)
+    methods: dict[str, _MethodMeters] = field(default_factory=dict)
     decode_s: Histogram = field(default_factory=_seconds)
     encode_s: Histogram = field(default_factory=_seconds)
     queue_s: Histogram = field(default_factory=_seconds)
@@ -130,21 +138,19 @@ class Telemetry(Collector):
         """Writes a further collector's metrics out with the server's own."""
         self._exposed.register(collector)
 
-    def on_request(self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float) -> None:
-        """Counts the end of a request."""
+    def on_request(
+        self, method: str, served: ServedVersion | None, code: Code, elapsed_s: float, budget: Budget | None = None
+    ) -> None:
+        """Counts the end of a request, and where the time of one that was answered went; queue and run go by run."""
         meters = self._meters_of(served)
-        key = (method, code.name)
-        meters.requests[key] = meters.requests.get(key, 0) + 1
-        histogram = meters.request_s.get(method)
-        if histogram is None:
-            histogram = meters.request_s[method] = _seconds()
-        histogram.observe(elapsed_s)
-
-    def on_budget(self, served: ServedVersion, budget: Budget) -> None:
-        """Counts where the time of a request went; queue and run are counted by run."""
-        meters = self._meters_of(served)
-        meters.decode_s.observe(budget.decode_s)
-        meters.encode_s.observe(budget.encode_s)
+        counted = meters.methods.get(method)
+        if counted is None:
+            counted = meters.methods[method] = _MethodMeters()
+        counted.codes[code] += 1
+        counted.request_s.observe(elapsed_s)
+        if budget is not None:
+            meters.decode_s.observe(budget.decode_s)
+            meters.encode_s.observe(budget.encode_s)
 
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
         """Counts one run of a model."""
@@ -229,11 +235,13 @@ class Telemetry(Collector):
 
 
 def _counts(meters: _Meters) -> VersionCounts:
-    requests = [(code, count) for (method, code), count in list(meters.requests.items()) if method not in _APART]
-    latencies = [list(found.counts) for method, found in list(meters.request_s.items()) if method not in _APART]
+    counted = [found for method, found in list(meters.methods.items()) if method not in _APART]
+    codes = [list(found.codes) for found in counted]
+    latencies = [list(found.request_s.counts) for found in counted]
+    request_count = sum(map(sum, codes))
     return VersionCounts(
-        request_count=sum(count for _, count in requests),
-        error_count=sum(count for code, count in requests if code != Code.OK.name),
+        request_count=request_count,
+        error_count=request_count - sum(counts[Code.OK] for counts in codes),
         latency=tuple(map(sum, zip(*latencies, strict=True))),
     )
 
@@ -246,10 +254,11 @@ def _request_metrics(meters: list[tuple[VersionKey, _Meters]]) -> Iterator[Metri
         "fitserve_request_seconds", "Time from arrival to answer.", labels=(*_LABELS, "method")
     )
     for version, counted in meters:
-        for (method, code), count in list(counted.requests.items()):
-            requests.add_metric([*version, method, code], count)
-        for method, histogram in list(counted.request_s.items()):
-            seconds.add_metric([*version, method], histogram.cumulative(), histogram.total)
+        for method, found in list(counted.methods.items()):
+            for code in Code:
+                if count := found.codes[code]:
+                    requests.add_metric([*version, method, code.name], count)
+            seconds.add_metric([*version, method], found.request_s.cumulative(), found.request_s.total)
     yield from (requests, seconds)
 
 

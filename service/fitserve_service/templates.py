@@ -205,7 +205,8 @@ class _AnswerTemplate:
     def __init__(self, served: ServedVersion, completed: Completed, segments: Sequence[bytes]) -> None:
         self._model = served.model
         self._version = served.version
-        self._kinds = [(tensor.array.shape, tensor.array.dtype) for tensor in completed.outputs.values()]
+        arrays = [tensor.array for tensor in completed.outputs.values()]
+        self._kinds = [(array.shape, array.dtype, array.nbytes < _LARGE_BYTES) for array in arrays]
         self._segments = segments
 
     @classmethod
@@ -226,13 +227,12 @@ class _AnswerTemplate:
         if served.version != self._version or served.model != self._model:
             return None
         contents: list[Any] = []
-        for (shape, dtype), tensor in zip(self._kinds, completed.outputs.values(), strict=True):
+        for (shape, dtype, is_small), tensor in zip(self._kinds, completed.outputs.values(), strict=True):
             array = tensor.array
             if array.shape != shape or (array.dtype is not dtype and array.dtype != dtype):
                 return None
             # A large one is copied once, by the join.
-            is_copied = array.nbytes < _LARGE_BYTES or not array.flags.c_contiguous
-            contents.append(array.tobytes() if is_copied else array)
+            contents.append(array.tobytes() if is_small or not array.flags.c_contiguous else array)
         if len(contents) == 1:
             return b"".join((self._segments[0], contents[0], self._segments[1]))
         pieces = [piece for pair in zip(self._segments, contents, strict=False) for piece in pair]
