@@ -10,31 +10,26 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from functools import partial
-from math import ceil, inf
+from math import inf
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from fitserve_service.batcher import Batcher, Entry, Priority, Room, Taken
+from fitserve_service.batcher import Entry, Priority, Room
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
+from fitserve_service.lanes import Lane, new_lane
 from fitserve_service.pacing import Pacing
 from fitserve_service.run_errors import DeviceMemoryError
-from fitserve_service.runs import NO_SLOT, BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out
+from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import CUDA_PROVIDER, OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
-
-INLINE_LIMIT_S: Final = 0.002
-"""A run that takes longer goes to a runner thread: handing one over costs a good part of a millisecond under load."""
 
 _LEAST_RETRY_S: Final = 0.02
 """A caller whom a full queue refused is told to stay away for this long at least."""
@@ -53,43 +48,6 @@ class EngineObserver(Protocol):
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
         """Takes the record of a run."""
         ...
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """The queue of one version."""
-
-    served: ServedVersion
-    batcher: Batcher[Job]
-    pacing: Pacing | None = None
-    running_count: int = 0
-    slot: AbstractContextManager[object] = NO_SLOT
-    """Held by the run that a GPU has: the next batch is assembled meanwhile."""
-    ends_s: dict[Run, float] = field(default_factory=dict)
-    """When the long runs under way should be over."""
-    timer_s: float = 0.0
-    """When the timer that was set last goes off."""
-
-    @property
-    def is_full(self) -> bool:
-        """No further run may begin."""
-        return self.running_count >= self.parallel_runs + (self.served.provider == CUDA_PROVIDER)
-
-    @property
-    def parallel_runs(self) -> int:
-        """Long runs that the runtime has at a time."""
-        return max(self.served.config.parallel_runs, 1)
-
-    def expect(self) -> None:
-        """Tells the queue when its next run can begin, and how many there are at a time."""
-        self.batcher.overlap = self.parallel_runs
-        self.batcher.free_s = min(self.ends_s.values()) if len(self.ends_s) >= self.parallel_runs else 0.0
-
-    def take(self, now_s: float) -> Taken[Job]:
-        """Takes the next batch that is due."""
-        if self.ends_s or self.batcher.under_way_s:
-            self.batcher.under_way_s = sum(max(end_s - now_s, 0.0) for end_s in self.ends_s.values())
-        return self.batcher.take(now_s)
 
 
 class Engine:
@@ -120,7 +78,7 @@ class Engine:
         thread_count = runner_count or max(len(os.sched_getaffinity(0)), 2)
         self._runners = runners or ThreadPoolExecutor(thread_count, thread_name_prefix="runner")
         self._guard = InlineGuard()
-        self._lanes: dict[ServedVersion, _Lane] = {}
+        self._lanes: dict[ServedVersion, Lane] = {}
         self._room = Room(max_queued_bytes)
         self._is_scheduled = False
         self._is_draining = False
@@ -191,10 +149,7 @@ class Engine:
         served = job.lease.served
         lane = self._lanes.get(served)
         if lane is None:
-            pacing = self._pacing_of(served)
-            lane = self._lanes[served] = _Lane(served, _batcher_for(served, pacing, self._room), pacing)
-            if served.provider == CUDA_PROVIDER:
-                lane.slot = threading.Semaphore(lane.parallel_runs)
+            lane = self._lanes[served] = new_lane(served, self._pacing_of(served), self._room)
         run_s = 0.0
         if served.config.max_queue_ms and job.priority is Priority.PREDICT:
             run_s = job.example_count * served.costs.row_s(job.row_elements)
@@ -234,7 +189,7 @@ class Engine:
         self._is_scheduled = True
         self._loop.call_soon(self.dispatch)
 
-    def _dispatch_lane(self, lane: _Lane) -> None:
+    def _dispatch_lane(self, lane: Lane) -> None:
         now_s = self._clock()
         taken = lane.take(now_s)
         for entry in taken.late:
@@ -251,26 +206,26 @@ class Engine:
         else:
             self._drop_lane_if_idle(lane.served)
 
-    def _on_timer(self, lane: _Lane) -> None:
+    def _on_timer(self, lane: Lane) -> None:
         # A loop's timer may go off a moment early; then the lane must be free to set it again.
         lane.timer_s = 0.0
         if self._lanes.get(lane.served) is lane and not lane.is_full:
             self._dispatch_lane(lane)
 
-    def _start(self, lane: _Lane, run: Run) -> None:
+    def _start(self, lane: Lane, run: Run) -> None:
         lane.running_count += 1
         floor_s = run.served.costs.floor_s(run.example_count, run.row_elements)
         # What loops may run for ever by a request's values, whatever it took before: never on the loop thread.
         # A second run waits for the GPU: on the loop thread everybody would wait with it.
         is_alone = lane.running_count == 1 or lane.served.provider != CUDA_PROVIDER
-        is_short = floor_s <= INLINE_LIMIT_S and is_alone and not run.served.session.has_loops
+        is_short = floor_s <= lane.inline_limit_s and is_alone and not run.served.session.has_loops
         if is_short and self._guard.is_carried_out(run):
             lane.batcher.overlap = 1
             self._complete(lane, run)
         else:
             self._hand_over(lane, run)
 
-    def _hand_over(self, lane: _Lane, run: Run) -> None:
+    def _hand_over(self, lane: Lane, run: Run) -> None:
         self._watch(run)
         lane.ends_s[run] = self._clock() + run.served.costs.typical_s(run.example_count, run.row_elements)
         lane.expect()
@@ -295,7 +250,7 @@ class Engine:
         if self._long_runs:
             self._loop.call_later(_WATCH_S, self._end_unwanted)
 
-    def _came_back(self, lane: _Lane, run: Run, future: Future[None]) -> None:
+    def _came_back(self, lane: Lane, run: Run, future: Future[None]) -> None:
         self._long_runs.discard(run)
         del lane.ends_s[run]
         lane.expect()
@@ -312,7 +267,7 @@ class Engine:
         is_late = job.deadline_s is not None and job.deadline_s <= now_s
         return ServiceError(Reason.DEADLINE_PASSED, "the deadline passed during the run") if is_late else _cancelled()
 
-    def _complete(self, lane: _Lane, run: Run) -> None:
+    def _complete(self, lane: Lane, run: Run) -> None:
         lane.running_count -= 1
         took_s = run.input_s + run.run_s + run.output_s
         # Before the answers: whoever has one finds its run counted.
@@ -365,33 +320,6 @@ class Engine:
         lane = self._lanes.get(served)
         if lane is not None and not lane.running_count and lane.batcher.entry_count == 0:
             del self._lanes[served]
-
-
-def _batcher_for(served: ServedVersion, pacing: Pacing | None, room: Room) -> Batcher[Job]:
-    config = served.config
-    parallel_runs = max(config.parallel_runs, 1)
-
-    def choose_rows(job: Job, rows: int, under_way_s: float) -> int:
-        costs, size, most = served.costs, job.row_elements, config.max_batch_size
-        chosen = costs.batch_rows(rows, size, most, config.batch_size_buckets)
-        if parallel_runs > 1 and costs.floor_s(chosen, size) > INLINE_LIMIT_S:
-            # Shared out so that all the runs there may be at a time end together, it is answered sooner.
-            row_s = costs.row_s(size)
-            share = ceil((rows + (under_way_s / row_s if row_s else 0.0)) / parallel_runs)
-            chosen = min(chosen, costs.batch_rows(share, size, most, config.batch_size_buckets))
-        return chosen if pacing is None else min(chosen, pacing.max_rows)
-
-    return Batcher(
-        max_batch_size=config.max_batch_size,
-        max_queue_delay_s=config.max_queue_delay_ms / 1e3 if pacing is None else pacing.delay_s,
-        max_queued_examples=config.max_queued_examples,
-        max_queued_bytes=config.max_queued_bytes,
-        max_queued_s=config.max_queue_ms / 1e3 or inf,
-        least_queued=config.least_queued_requests,
-        room=room,
-        choose_rows=choose_rows,
-        parallel_runs=parallel_runs,
-    )
 
 
 def _least_run_s(job: Job) -> float:

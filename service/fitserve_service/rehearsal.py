@@ -23,10 +23,11 @@ from fitserve_oip import inference_pb2 as oip
 from fitserve_service import codec
 from fitserve_service.calls import Metadata, Origin, UnaryMethod
 from fitserve_service.costs import row_elements
-from fitserve_service.engine import INLINE_LIMIT_S, Engine
+from fitserve_service.engine import Engine
 from fitserve_service.errors import ServiceError
 from fitserve_service.intake import Intake
 from fitserve_service.known_model import ModelSnapshot
+from fitserve_service.lanes import INLINE_LIMIT_S
 from fitserve_service.registry import Registry
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.servicers.inference import InferenceServicer

@@ -229,7 +229,7 @@ def _set_batching(batching: config_pb.ModelDynamicBatching, served: ServedVersio
 def _instance_group(served: ServedVersion) -> config_pb.ModelInstanceGroup:
     is_cpu = served.provider.startswith("CPU")
     kind = config_pb.ModelInstanceGroup.KIND_CPU if is_cpu else config_pb.ModelInstanceGroup.KIND_GPU
-    return config_pb.ModelInstanceGroup(name=served.model, count=1, kind=kind)
+    return config_pb.ModelInstanceGroup(name=served.model, count=max(served.config.parallel_runs, 1), kind=kind)
 
 
 def _index_entry(model: str, version: VersionSnapshot) -> pb.RepositoryIndexResponse.ModelIndex:
