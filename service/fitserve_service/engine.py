@@ -8,8 +8,10 @@ on a GPU is assembled already.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -33,6 +35,9 @@ from fitserve_service.signature import Tensor
 
 _LEAST_RETRY_S: Final = 0.02
 """A caller whom a full queue refused is told to stay away for this long at least."""
+
+_RUNNER_NICENESS: Final = 5
+"""Of runner threads (nice(2)); on Linux a thread has its own."""
 
 _WATCH_S: Final = 0.1
 """How often runs on runner threads are held against the time that their callers have."""
@@ -76,7 +81,7 @@ class Engine:
         self._observer = observer
         self._clock = clock
         thread_count = runner_count or max(len(os.sched_getaffinity(0)), 2)
-        self._runners = runners or ThreadPoolExecutor(thread_count, thread_name_prefix="runner")
+        self._runners = runners or ThreadPoolExecutor(thread_count, "runner", initializer=_give_way)
         self._guard = InlineGuard()
         self._lanes: dict[ServedVersion, Lane] = {}
         self._room = Room(max_queued_bytes)
@@ -320,6 +325,12 @@ class Engine:
         lane = self._lanes.get(served)
         if lane is not None and not lane.running_count and lane.batcher.entry_count == 0:
             del self._lanes[served]
+
+
+def _give_way() -> None:
+    """Has this thread leave the processor to those that answer callers: a refusal must not wait for a run's end."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _RUNNER_NICENESS)
 
 
 def _least_run_s(job: Job) -> float:
