@@ -89,11 +89,19 @@ class RudeCallers:
         self._sessions: list[Callable[[], None]] = [self.resets, self.cancels, self.messages, self.frames, self.hurry]
         self.result = RudeResult(self._counts)
 
+    def each(self) -> None:
+        """Does one of each kind."""
+        for session in self._sessions:
+            self._do(session)
+
     def session(self) -> None:
         """Does one of a kind that chance picks."""
         (chosen,) = self._random.choices(self._sessions, (6, 2, 2, 10, 4))
+        self._do(chosen)
+
+    def _do(self, session: Callable[[], None]) -> None:
         try:
-            chosen()
+            session()
         except ConnectionLostError as error:
             self._note(f"connection: {error}")
         except OSError as error:
@@ -276,7 +284,7 @@ class RudeCallers:
 def be_rude(
     port: int, seed: int, rate: float, is_over: Callable[[], bool], without: Collection[str] = frozenset()
 ) -> RudeResult:
-    """Does sessions until it is over.
+    """Does sessions until it is over, and one of each kind however soon that is.
 
     Args:
         port: TCP port of this machine.
@@ -287,6 +295,7 @@ def be_rude(
     """
     callers = RudeCallers(port, seed, without=without)
     begin_s = time.perf_counter()
+    callers.each()
     while not is_over():
         callers.session()
         ahead_s = callers.result.done_count / rate - (time.perf_counter() - begin_s)
