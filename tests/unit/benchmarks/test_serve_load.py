@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.benchmarks.echoing import METHOD, echo, serving
 
@@ -122,6 +122,7 @@ def test_arrivals_are_in_order_within_their_time_and_the_same_again(rate: float,
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(50, 2_000), st.integers(1, 4), st.integers(1, 20), st.integers(0, 2**31))
+@example(500, 1, 1, 0)
 def test_every_arrival_leaves_once_and_in_order(rate: int, connections: int, streams: int, seed: int) -> None:
     received: list[bytes] = []
 
@@ -136,7 +137,8 @@ def test_every_arrival_leaves_once_and_in_order(rate: int, connections: int, str
     count = arrival_times_s(rate, 0.1, seed).size
     in_order = [messages[index % 7] for index in range(count)]
     assert sorted(received) == sorted(in_order)
-    if connections == 1:
+    if connections == streams == 1:
+        # One call at a time; of several, the server's threads take whichever they like first.
         assert received == in_order
     assert (result.latencies_s.size, result.failed_count) == (count, 0)
     assert result.lateness_s.size + result.held_count == count
