@@ -158,6 +158,7 @@ def test_the_aio_client_infers_and_streams(tmp_path: Path) -> None:
 def test_the_server_and_its_models_describe_themselves(tmp_path: Path) -> None:
     builders.bare_version(tmp_path, "twice", 1, builders.scaled())
     builders.bare_version(tmp_path, "fixed", 3, builders.fixed_shape())
+    (tmp_path / "fixed" / "model.toml").write_text("parallel_runs = 3\n")
     with serving(tmp_path) as server, triton.InferenceServerClient(url(server)) as client:
         assert client.is_server_live()
         assert client.is_server_ready()
@@ -179,6 +180,7 @@ def test_the_server_and_its_models_describe_themselves(tmp_path: Path) -> None:
         fixed = client.get_model_config("fixed").config
         assert (fixed.max_batch_size, list(fixed.input[0].dims)) == (0, [2, 3])
         assert not fixed.HasField("dynamic_batching")
+        assert [group.count for group in fixed.instance_group] == [3]
 
 
 def test_statistics_count_examples_and_runs(tmp_path: Path) -> None:
