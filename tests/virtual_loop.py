@@ -4,46 +4,31 @@ from __future__ import annotations
 
 import heapq
 import queue
-from collections import deque
 from collections.abc import Callable
-from itertools import count
+
+from fitserve_benchmarks import simulated_parts
 
 
-class VirtualLoop:
+class VirtualLoop(simulated_parts.VirtualLoop):
     """A loop whose turns and whose clock the test makes; `post` is the one door for other threads."""
 
     def __init__(self) -> None:
-        self.now_s = 1000.0
-        self._soon: deque[Callable[[], None]] = deque()
+        super().__init__()
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = count()
 
     def post(self, callback: Callable[[], None]) -> None:
         self._posted.put(callback)
 
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._soon.append(callback)
-
-    def call_later(self, delay_s: float, callback: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (self.now_s + delay_s, next(self._numbers), callback))
-
     def is_idle(self) -> bool:
         """Tells whether nothing is to come but what other threads may post."""
-        return not self._soon and not self._timers
+        return not self.has_work()
 
-    def turn(self) -> None:
-        """Runs what was asked for before this turn; what it asks for comes in the next."""
-        for _ in range(len(self._soon)):
+    def turn(self) -> bool:
+        """Runs what was asked for before this turn; what it asks for comes in the next. False where that is nothing."""
+        asked = len(self._soon)
+        for _ in range(asked):
             self._soon.popleft()()
-
-    def advance(self, step_s: float) -> None:
-        """Lets time pass, and timers go off at their time."""
-        end_s = self.now_s + step_s
-        while self._timers and self._timers[0][0] <= end_s:
-            self.now_s, _, callback = heapq.heappop(self._timers)
-            callback()
-        self.now_s = end_s
+        return asked > 0
 
     def fire_early(self, by_s: float) -> None:
         """Lets the next timer go off before its time, as loops with a coarse clock do."""

@@ -168,13 +168,16 @@ class World:
     def _furnish(self) -> None:
         for name in _MODELS:
             size = self.random.choice((0, 1, 4, 8))
+            queue_ms = self.random.choice((0.0, 0.0, 8.0, 40.0))
             self.repository.configs[name] = ModelConfig(
                 max_batch_size=size,
                 max_queue_delay_ms=self.random.choice((0.0, 0.0, 5.0, 50.0)),
                 max_queued_examples=self.random.choice((4, 16, 64)),
                 max_queued_bytes=self.random.choice((100, 800, 1 << 20)),
-                max_queue_ms=self.random.choice((0.0, 0.0, 8.0, 40.0)),
+                max_queue_ms=queue_ms,
                 least_queued_requests=self.random.choice((1, 1, 3)),
+                # How long a queue is depends on how many runs share it: law 7 counts for one at a time.
+                parallel_runs=1 if queue_ms else self.random.choice((1, 2, 3)),
                 batch_size_buckets=self.random.choice(((), (2, 8))) if size == 8 else (),
             )
             keep = self.random.choice((1, 1, 2))

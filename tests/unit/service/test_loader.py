@@ -11,27 +11,16 @@ from typing import Any
 import builders
 import numpy as np
 import pytest
+from loader_world import load, refusal
 from onnx import helper
 
-from fitserve_contract.repository import VersionPath, checksum_text, checksums
+from fitserve_contract.repository import checksum_text, checksums
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.onnx_file import OnnxFacts
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
-from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import Session, SessionOptions
 from fitserve_service.signature import Tensor
-
-
-def load(path: VersionPath, **overrides: object) -> ServedVersion:
-    return Loader("cpu").load(path, Overrides(overrides))
-
-
-def refusal(path: VersionPath, **overrides: object) -> str:
-    with pytest.raises(LoadError) as caught:
-        load(path, **overrides)
-    assert str(path.folder) not in str(caught.value)
-    return str(caught.value)
 
 
 def test_a_published_version_brings_its_manifest_and_without_a_certificate_is_unverified(tmp_path: Path) -> None:

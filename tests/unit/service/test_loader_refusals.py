@@ -11,25 +11,12 @@ from typing import Any
 
 import builders
 import pytest
+from loader_world import load, refusal
 
 from fitserve_contract.repository import VersionPath, verify_checksums, version_path
 from fitserve_service import loader as loader_module
-from fitserve_service.loader import Loader, LoadError
-from fitserve_service.model_config import Overrides
-from fitserve_service.served_version import ServedVersion
 
 SECRET = b"secret" * 100
-
-
-def load(path: VersionPath, **overrides: object) -> ServedVersion:
-    return Loader("cpu").load(path, Overrides(overrides))
-
-
-def refusal(path: VersionPath, **overrides: object) -> str:
-    with pytest.raises(LoadError) as caught:
-        load(path, **overrides)
-    assert str(path.folder) not in str(caught.value)
-    return str(caught.value)
 
 
 def swapped(path: VersionPath) -> None:
