@@ -86,9 +86,9 @@ class Batcher(Generic[Item]):
     """Queues that are bounded in examples, bytes and time, one per priority and key, each first in, first out.
 
     Invariants: `queued_examples`, `queued_bytes` and `queued_s` are the sums over queued entries (one without rows
-    counts as one example) and at most their bounds, but that an empty queue takes any single entry, and as to time
-    `least_queued` of them; an entry leaves exactly once, by `take` or by `remove`. One that would be late by what
-    already waits is not taken in.
+    counts as one example). They are at most their bounds as an entry is added, the time as `wait_s` with the runs that
+    share it, but that an empty queue takes any single entry, and as to time `least_queued` of them. An entry leaves
+    exactly once, by `take` or by `remove`. One that would be late by what already waits is not taken in.
 
     Args:
         max_batch_size: Most examples in one batch; 0: every entry runs alone.

@@ -21,7 +21,6 @@ _DOUBT: Final = 0.9
 _PLAN_RUNS: Final = 512
 """Runs for which a plan of batch sizes holds: it costs about as much as ten short ones."""
 
-
 _RUN_S: Final = 3e-5
 """What a run costs beside its time in the runtime: the loop's turn, joining, splitting and counting. In process, LeNet:
 49 us beside the runtime for a request alone, 23 for each of eight, so 30 for the run and 19 for each."""

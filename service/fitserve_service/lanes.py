@@ -20,7 +20,6 @@ from fitserve_service.session import CUDA_PROVIDER
 INLINE_LIMIT_S: Final = 0.002
 """A run that takes longer goes to a runner thread: handing one over costs a good part of a millisecond under load."""
 
-
 _INLINE_LIMIT_BUSY_S: Final = 0.001
 """The same where more waits that could run beside it: LeNet in requests of 64 rows gave 719 a second on the loop alone,
 819 with two of its runs of 1.3 ms at a time (2 cores, 32 in flight)."""
