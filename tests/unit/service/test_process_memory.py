@@ -14,6 +14,9 @@ from fitserve_service.memory_metrics import MemoryCollector
 from fitserve_service.process_memory import Memory, read_memory
 
 SIZE = 32 << 20
+# What the rest of this process (pages of libraries that other processes begin or cease to share, freed memory) may
+# gain or lose meanwhile.
+OTHER = SIZE // 4
 READER = """
 import mmap, sys
 with open(sys.argv[1], "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as pages:
@@ -39,10 +42,10 @@ def test_pages_that_several_processes_have_are_not_private(tmp_path: Path) -> No
     assert alone is not None
     assert shared is not None
     assert found is not None
-    assert alone.resident_bytes - before.resident_bytes >= SIZE
-    assert alone.private_bytes - before.private_bytes >= SIZE
-    assert shared.resident_bytes >= alone.resident_bytes
-    assert shared.private_bytes - before.private_bytes < SIZE // 2
+    assert alone.resident_bytes - before.resident_bytes >= SIZE - OTHER
+    assert alone.private_bytes - before.private_bytes >= SIZE - OTHER
+    assert shared.resident_bytes >= alone.resident_bytes - OTHER
+    assert shared.private_bytes - before.private_bytes < OTHER
     assert found.resident_bytes - found.private_bytes >= SIZE
 
 
