@@ -183,7 +183,7 @@ def test_servers_can_be_started_and_stopped_again_and_again() -> None:
     for _ in range(30):
         with running("fast", MethodTable({"/t.T/M": echo}, {})) as world, channel(world.port) as opened:
             assert opened.unary_unary("/t.T/M")(b"a", timeout=WAIT_S) == b"a"
-    assert threading.active_count() == thread_count
+    assert threading.active_count() <= thread_count
 
 
 def test_an_exception_of_on_start_ends_the_server() -> None:

@@ -95,7 +95,7 @@ def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
                 pass
         except (UnsafeFileError, OSError):
             continue
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_replacement_is_never_seen_half_done(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_what_cannot_be_written_is_told_and_what_can_again_is_written(tmp_path: 
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         assert not write(trail, Action("", "", "/s/M", {}))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     folder.mkdir()
     assert write(trail, Action("", "", "/s/M", {}))
     trail.close()

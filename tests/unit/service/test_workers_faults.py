@@ -40,7 +40,7 @@ def test_a_machine_without_room_for_a_process_is_tried_again_and_costs_nobody_el
     assert "worker 1 could not be started (Resource temporarily unavailable); trying again in 0.1 s" in caplog.text
     assert "trying again in 0.4 s" in caplog.text
     assert len(parent._timers) == 3
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
 
 
 @pytest.mark.parametrize("sent", [b"\0\0\0\5nonse", b'\0\0\0\x11{"kind": "no_one"}', b"\0\0\0\2{}"])
