@@ -77,7 +77,7 @@ class World:
         spec = lease.served.signature.inputs[0]
         prepared = Prepared.check(lease.served.signature, {spec.name: Tensor(spec.datatype, array)}, ())
         self.outcomes[number] = []
-        job = Job(lease, prepared, deadline_s, priority, lambda outcome: self._done(number, outcome))
+        job = Job(lease, prepared, deadline_s, priority, lambda _, outcome: self._done(number, outcome))
         self.jobs.append(job)
         self.engine.submit(job)
         return number

@@ -156,7 +156,7 @@ class World:
         """Counts what waits, from outside: by the jobs that have no outcome yet."""
         queues: dict[ServedVersion, Held] = {}
         for ask in self._open.values():
-            if ask.job.entry is not None and ask.job.entry.is_queued:
+            if ask.job.is_queued:
                 queues.setdefault(ask.job.lease.served, Held()).add(ask.job)
         return queues
 
@@ -219,7 +219,7 @@ class World:
         limit_s = self.random.choice((None, None, 0.0, 0.003, 0.1))
         deadline_s = None if limit_s is None else self.loop.now_s + limit_s
         prepared = Prepared.check(lease.served.signature, {"x": Tensor("INT64", rows)}, outputs)
-        job = Job(lease, prepared, deadline_s, self.random.choice(PRIORITIES), lambda done: finish(done))
+        job = Job(lease, prepared, deadline_s, self.random.choice(PRIORITIES), lambda _, done: finish(done))
         ask = Ask(number, job, int(name[1:]), lease.served.version, is_bad)
 
         def finish(outcome: Outcome) -> None:

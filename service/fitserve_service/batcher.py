@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
 from typing import Generic, TypeVar
-
-Item = TypeVar("Item")
 
 AGING_S = 0.25
 """A request of low priority that has waited this long takes its turn by age alone, so that it is never starved."""
@@ -28,36 +26,43 @@ class Priority(IntEnum):
     EVALUATE = 1
 
 
-@dataclass(slots=True, eq=False)
-class Entry(Generic[Item]):
-    """One queued request.
+class Entry:
+    """What can be queued: a batcher fills in what it is queued by.
 
     Args:
-        item: What is queued.
         key: Entries with equal keys may run together; None runs alone.
         example_count: Rows it brings, >= 0.
         priority: Its class.
-        deadline_s: When its run must begin at the latest, so that its caller still waits at the end; None: never.
         size_bytes: Memory that it holds while it waits.
-        run_s: What its run should take, as far as what comes after it has to wait for that; 0: unknown, or nothing.
+
+    Attributes:
+        latest_s: When its run must begin at the latest, so that its caller still waits at the end; None: never.
         end_s: When its caller stops waiting.
+        run_s: What its run should take, as far as what comes after it has to wait for that; 0: unknown, or nothing.
         arrived_s: When it was added; set by the batcher.
+        is_queued: Set by the batcher.
     """
 
-    item: Item
-    key: Hashable
-    example_count: int
-    priority: Priority
-    deadline_s: float | None
-    size_bytes: int = 0
-    run_s: float = 0.0
-    end_s: float = inf
-    arrived_s: float = 0.0
-    is_queued: bool = field(default=False, init=False)
+    __slots__ = ("arrived_s", "end_s", "example_count", "is_queued", "key", "latest_s", "priority", "run_s",
+                 "size_bytes")  # fmt: skip
+
+    def __init__(self, key: Hashable, example_count: int, priority: Priority, size_bytes: int = 0) -> None:
+        self.key = key
+        self.example_count = example_count
+        self.priority = priority
+        self.size_bytes = size_bytes
+        self.latest_s: float | None = None
+        self.end_s = inf
+        self.run_s = 0.0
+        self.arrived_s = 0.0
+        self.is_queued = False
+
+
+EntryT = TypeVar("EntryT", bound=Entry)
 
 
 @dataclass(slots=True)
-class Taken(Generic[Item]):
+class Taken(Generic[EntryT]):
     """What left the queues at once.
 
     Args:
@@ -65,8 +70,8 @@ class Taken(Generic[Item]):
         late: Entries met on the way whose deadline has passed: never to be run.
     """
 
-    batch: list[Entry[Item]]
-    late: list[Entry[Item]]
+    batch: list[EntryT]
+    late: list[EntryT]
 
 
 @dataclass(slots=True, eq=False)
@@ -82,7 +87,7 @@ class Room:
     held_bytes: int = 0
 
 
-class Batcher(Generic[Item]):
+class Batcher(Generic[EntryT]):
     """Queues that are bounded in examples, bytes and time, one per priority and key, each first in, first out.
 
     Invariants: `queued_examples`, `queued_bytes` and `queued_s` are the sums over queued entries (one without rows
@@ -98,7 +103,7 @@ class Batcher(Generic[Item]):
         max_queued_s: Bound of the queue: how long all that waits should take to run.
         least_queued: Entries that may wait however long they take to run.
         room: Shared with other queues.
-        choose_rows: Gives how many of the rows that wait behind an item to run at once, itself among them, by how long
+        choose_rows: Gives how many of the rows that wait behind an entry to run at once, itself among them, by how long
             the runs under way still take together. What waits is counted as far as all runs at a time could take it.
         parallel_runs: Most runs at a time.
     """
@@ -113,7 +118,7 @@ class Batcher(Generic[Item]):
         max_queued_s: float = inf,
         least_queued: int = 1,
         room: Room | None = None,
-        choose_rows: Callable[[Item, int, float], int] = lambda _, rows, __: rows,
+        choose_rows: Callable[[EntryT, int, float], int] = lambda _, rows, __: rows,
         parallel_runs: int = 1,
     ) -> None:
         self._choose_rows = choose_rows
@@ -125,7 +130,7 @@ class Batcher(Generic[Item]):
         self._least_queued = least_queued
         self._most_counted = max_batch_size * parallel_runs
         self._room = room or Room()
-        self._queues: dict[tuple[Priority, Hashable], deque[Entry[Item]]] = {}
+        self._queues: dict[tuple[Priority, Hashable], deque[EntryT]] = {}
         self.queued_examples = 0
         self.queued_bytes = 0
         self.queued_s = 0.0
@@ -146,7 +151,7 @@ class Batcher(Generic[Item]):
         """Changes how long the oldest entry may wait."""
         self._max_queue_delay_s = max_queue_delay_s
 
-    def add(self, entry: Entry[Item], now_s: float) -> bool:
+    def add(self, entry: EntryT, now_s: float) -> bool:
         """Queues an entry; False where there is no room for it, or it would be late by what already waits."""
         weight = entry.example_count or 1
         room = self._room
@@ -174,7 +179,7 @@ class Batcher(Generic[Item]):
         self.entry_count += 1
         return True
 
-    def why_refused(self, entry: Entry[Item], now_s: float) -> str:
+    def why_refused(self, entry: EntryT, now_s: float) -> str:
         """Says why there was no room for an entry that has just been refused, for whoever sent it."""
         if self.queued_examples + (entry.example_count or 1) > self._max_queued_examples:
             return f"its queue holds {self._max_queued_examples} examples"
@@ -187,26 +192,26 @@ class Batcher(Generic[Item]):
             return f"{waits}, and its queue holds work for {self._max_queued_s * 1e3:.1f} ms"
         return f"its run would begin in about {(self._turn_s(now_s) - now_s) * 1e3:.1f} ms, too late for the deadline"
 
-    def remove(self, entry: Entry[Item]) -> bool:
+    def remove(self, entry: EntryT) -> bool:
         """Takes a cancelled entry out; False where it has left already."""
         if not entry.is_queued:
             return False
         queue = self._queues[(entry.priority, entry.key)]
         queue.remove(entry)
-        self._left(entry, queue)
+        self._left((entry,), queue)
         return True
 
-    def clear(self) -> list[Entry[Item]]:
+    def clear(self) -> list[EntryT]:
         """Takes everything out, each queue in its order."""
         return [self._pop(queue) for queue in list(self._queues.values()) for _ in range(len(queue))]
 
-    def take(self, now_s: float) -> Taken[Item]:
+    def take(self, now_s: float) -> Taken[EntryT]:
         """Takes the next batch that is due.
 
         The queue whose head comes first (by priority, then by age; an aged head by age alone) gives entries in order
         until the next does not fit. It is due when it is full, or its head has waited `max_queue_delay_s`.
         """
-        late: list[Entry[Item]] = []
+        late: list[EntryT] = []
         for queue in self._by_turn(now_s):
             late += self._take_late(queue, now_s)
             if queue and self._is_due(queue, now_s):
@@ -218,31 +223,31 @@ class Batcher(Generic[Item]):
         heads = [queue[0].arrived_s for queue in self._queues.values()]
         return min(heads) + self._max_queue_delay_s if heads else None
 
-    def _is_too_long(self, entry: Entry[Item], now_s: float) -> bool:
+    def _is_too_long(self, entry: EntryT, now_s: float) -> bool:
         """What waits and what comes are too much work together, or what waits leaves it no time."""
         return (self.entry_count >= self._least_queued and self._is_too_much(entry)) or (
-            entry.deadline_s is not None and self._turn_s(now_s) > entry.deadline_s
+            entry.latest_s is not None and self._turn_s(now_s) > entry.latest_s
         )
 
-    def _is_too_much(self, entry: Entry[Item]) -> bool:
+    def _is_too_much(self, entry: EntryT) -> bool:
         return (self.queued_s + entry.run_s) / self.overlap > self._max_queued_s
 
     def _turn_s(self, now_s: float) -> float:
         """When what comes now should begin to run."""
         return max(now_s, self.free_s) + self.wait_s
 
-    def _by_turn(self, now_s: float) -> list[deque[Entry[Item]]]:
+    def _by_turn(self, now_s: float) -> list[deque[EntryT]]:
         if len(self._queues) <= 1:
             return list(self._queues.values())
 
-        def turn(queue: deque[Entry[Item]]) -> tuple[int, float]:
+        def turn(queue: deque[EntryT]) -> tuple[int, float]:
             head = queue[0]
             is_aged = now_s - head.arrived_s >= AGING_S
             return (Priority.PREDICT if is_aged else head.priority, head.arrived_s)
 
         return sorted(self._queues.values(), key=turn)
 
-    def _is_due(self, queue: deque[Entry[Item]], now_s: float) -> bool:
+    def _is_due(self, queue: deque[EntryT], now_s: float) -> bool:
         # The same sum as in due_s: rounded otherwise, a timer could go off and find nothing due.
         if queue[0].key is None or queue[0].arrived_s + self._max_queue_delay_s <= now_s:
             return True
@@ -253,19 +258,21 @@ class Batcher(Generic[Item]):
                 return True
         return False
 
-    def _take_late(self, queue: deque[Entry[Item]], now_s: float) -> list[Entry[Item]]:
+    def _take_late(self, queue: deque[EntryT], now_s: float) -> list[EntryT]:
         late = []
         while queue and _is_late(queue[0], now_s):
             late.append(self._pop(queue))
         return late
 
-    def _take_batch(self, queue: deque[Entry[Item]], now_s: float, late: list[Entry[Item]]) -> list[Entry[Item]]:
+    def _take_batch(self, queue: deque[EntryT], now_s: float, late: list[EntryT]) -> list[EntryT]:
         room = self._rows_of(queue)
-        batch = [self._pop(queue)]
-        room -= batch[0].example_count
-        work_s, end_s = batch[0].run_s, batch[0].end_s
-        while queue and batch[0].key is not None:
-            if _is_late(entry := queue[0], now_s):
+        first = queue.popleft()
+        batch = [first]
+        room -= first.example_count
+        work_s, end_s = first.run_s, first.end_s
+        while queue and first.key is not None:
+            entry = queue[0]
+            if _is_late(entry, now_s):
                 late.append(self._pop(queue))
                 continue
             if entry.example_count > room:
@@ -276,10 +283,11 @@ class Batcher(Generic[Item]):
                 if now_s + work_s > end_s:
                     break
             room -= entry.example_count
-            batch.append(self._pop(queue))
+            batch.append(queue.popleft())
+        self._left(batch, queue)
         return batch
 
-    def _rows_of(self, queue: deque[Entry[Item]]) -> int:
+    def _rows_of(self, queue: deque[EntryT]) -> int:
         """How many rows of a queue to run at once; one request may bring more than that, and is never split."""
         if len(queue) == 1:
             return self._max_batch_size
@@ -289,24 +297,30 @@ class Batcher(Generic[Item]):
             if rows >= self._most_counted:
                 rows = self._most_counted
                 break
-        return min(self._choose_rows(queue[0].item, rows, self.under_way_s), self._max_batch_size)
+        return min(self._choose_rows(queue[0], rows, self.under_way_s), self._max_batch_size)
 
-    def _pop(self, queue: deque[Entry[Item]]) -> Entry[Item]:
+    def _pop(self, queue: deque[EntryT]) -> EntryT:
         entry = queue.popleft()
-        self._left(entry, queue)
+        self._left((entry,), queue)
         return entry
 
-    def _left(self, entry: Entry[Item], queue: deque[Entry[Item]]) -> None:
-        entry.is_queued = False
-        self.queued_examples -= entry.example_count or 1
-        self.queued_bytes -= entry.size_bytes
-        self._room.held_bytes -= entry.size_bytes
-        self.entry_count -= 1
-        # Differences of floats leave dust behind: an empty queue has none.
-        self.queued_s = self.queued_s - entry.run_s if self.entry_count else 0.0
+    def _left(self, entries: Sequence[EntryT], queue: deque[EntryT]) -> None:
+        """Counts entries of one queue out, which has them no more."""
+        size_bytes = 0
+        for entry in entries:
+            entry.is_queued = False
+            size_bytes += entry.size_bytes
+            self.queued_examples -= entry.example_count or 1
+            self.queued_s -= entry.run_s
+        self.queued_bytes -= size_bytes
+        self._room.held_bytes -= size_bytes
+        self.entry_count -= len(entries)
+        if not self.entry_count:
+            # Differences of floats leave dust behind: an empty queue has none.
+            self.queued_s = 0.0
         if not queue:
-            del self._queues[(entry.priority, entry.key)]
+            self._queues.pop((entries[0].priority, entries[0].key), None)
 
 
-def _is_late(entry: Entry[Item], now_s: float) -> bool:
-    return entry.deadline_s is not None and entry.deadline_s <= now_s
+def _is_late(entry: Entry, now_s: float) -> bool:
+    return entry.latest_s is not None and entry.latest_s <= now_s

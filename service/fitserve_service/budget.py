@@ -20,6 +20,7 @@ class Budget:
         queue_s: Waiting, for others to join, for the run before, and for a thread.
         run_s: In the runtime, with joining and splitting.
         encode_s: Writing the answer.
+        total_s: All of it so far.
     """
 
     begin_s: float = field(default_factory=time.monotonic)
@@ -27,25 +28,22 @@ class Budget:
     queue_s: float = 0.0
     run_s: float = 0.0
     encode_s: float = 0.0
-
-    @property
-    def total_s(self) -> float:
-        """All of it so far."""
-        return self.decode_s + self.queue_s + self.run_s + self.encode_s
+    total_s: float = 0.0
 
     def decoded(self, now_s: float) -> None:
-        """The request goes into the queue."""
-        self.decode_s = now_s - self.begin_s
+        """The request goes into the queue, or is refused."""
+        self.decode_s = self.total_s = now_s - self.begin_s
 
-    def ran(self, run_s: float, now_s: float) -> None:
-        """The request comes back, after a run of `run_s`: what is left of the time it waited."""
-        passed_s = now_s - self.begin_s - self.decode_s
-        self.run_s = min(run_s, passed_s)
-        self.queue_s = passed_s - self.run_s
+    def answered(self, run_s: float, came_s: float, now_s: float) -> None:
+        """The answer is written, of a request that came back at `came_s` from a run of `run_s`.
 
-    def encoded(self, now_s: float) -> None:
-        """The answer is written."""
-        self.encode_s = now_s - self.begin_s - self.decode_s - self.queue_s - self.run_s
+        What is left of the time until then it waited.
+        """
+        passed_s = came_s - self.begin_s - self.decode_s
+        self.run_s = run_s = min(run_s, passed_s)
+        self.queue_s = passed_s - run_s
+        self.encode_s = now_s - came_s
+        self.total_s = now_s - self.begin_s
 
     def metadata(self) -> tuple[tuple[str, str]]:
         """Gives the trailing metadata that tells the caller."""

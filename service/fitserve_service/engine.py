@@ -17,20 +17,18 @@ import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
-from math import inf
 from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
-from fitserve_service.batcher import Entry, Priority, Room
+from fitserve_service.batcher import Priority, Room
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
 from fitserve_service.lanes import Lane, new_lane
-from fitserve_service.pacing import Pacing
 from fitserve_service.run_errors import DeviceMemoryError
 from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out
 from fitserve_service.served_version import ServedVersion
-from fitserve_service.session import CUDA_PROVIDER, OperatorError, RunSwitch
+from fitserve_service.session import OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
 
 _LEAST_RETRY_S: Final = 0.02
@@ -91,7 +89,8 @@ class Engine:
         self.submitted_count = 0
         """Jobs since the start."""
         self._long_runs: set[Run] = set()
-        self._pacings: WeakKeyDictionary[ServedVersion, Pacing] = WeakKeyDictionary()
+        self._rested: WeakKeyDictionary[ServedVersion, Lane] = WeakKeyDictionary()
+        """Every lane there was, by its version: one that has nothing to do keeps nothing loaded."""
 
     def submit(self, job: Job) -> None:
         """Queues a job. Never raises: a job that cannot be queued gets its error through `on_done`."""
@@ -115,17 +114,19 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """Takes a queued job back: its caller has gone. One that runs is ended once nobody waits for its batch."""
         job.is_abandoned = True
-        if job.entry is not None and job.entry.is_queued:
-            self._lanes[job.lease.served].batcher.remove(job.entry)
-            self._drop_lane_if_idle(job.lease.served)
+        if job.is_queued:
+            served = job.lease.served
+            lane = self._lanes[served]
+            lane.batcher.remove(job)
+            self._rest_if_idle(served, lane)
             self._finish(job, _cancelled())
 
     def dispatch(self) -> None:
         """Runs what has arrived: one batch of each version, then lets new arrivals in before the next."""
         self._is_scheduled = False
-        for lane in list(self._lanes.values()):
+        for served, lane in list(self._lanes.items()):
             if not lane.is_full:
-                self._dispatch_lane(lane)
+                self._dispatch_lane(served, lane)
 
     def queued_examples(self) -> dict[ServedVersion, int]:
         """Gives how many examples wait, by version."""
@@ -142,43 +143,43 @@ class Engine:
     def close(self) -> None:
         """Refuses all that is queued, ends runs that nobody waits for, and the runner threads once the others end."""
         self.begin_drain()
-        for lane in list(self._lanes.values()):
-            for entry in lane.batcher.clear():
-                self._finish(entry.item, _draining())
-            self._drop_lane_if_idle(lane.served)
+        for served, lane in list(self._lanes.items()):
+            for job in lane.batcher.clear():
+                self._finish(job, _draining())
+            self._rest_if_idle(served, lane)
         self._end_unwanted()
         self._guard.close()
         self._runners.shutdown(wait=False, cancel_futures=True)
 
     def _queue(self, job: Job, now_s: float) -> bool:
         served = job.lease.served
-        lane = self._lanes.get(served)
-        if lane is None:
-            lane = self._lanes[served] = new_lane(served, self._pacing_of(served), self._room)
-        run_s = 0.0
+        lane = self._lanes.get(served) or self._wake(served)
         if served.config.max_queue_ms and job.priority is Priority.PREDICT:
-            run_s = job.example_count * served.costs.row_s(job.row_elements)
-        latest_s = None if job.deadline_s is None else job.deadline_s - _least_run_s(job)
-        rows, size_bytes, end_s = job.example_count, job.size_bytes, job.deadline_s or inf
-        job.entry = Entry(job, job.key, rows, job.priority, latest_s, size_bytes, run_s, end_s)
-        return lane.batcher.add(job.entry, now_s)
+            job.run_s = job.example_count * served.costs.row_s(job.row_elements)
+        if job.deadline_s is not None:
+            job.latest_s, job.end_s = job.deadline_s - _least_run_s(job), job.deadline_s
+        return lane.batcher.add(job, now_s)
 
     def _queue_full(self, job: Job, now_s: float) -> ServiceError:
-        served, why, wait_s = job.lease.served, "its queue is full", 0.0
-        if job.entry is not None and (lane := self._lanes.get(served)) is not None:
-            why, wait_s = lane.batcher.why_refused(job.entry, now_s), lane.batcher.wait_s
-            # Where others' queues took the room, it may be a lane that was made for this job alone.
-            self._drop_lane_if_idle(served)
+        served = job.lease.served
+        lane = self._lanes[served]
+        why, wait_s = lane.batcher.why_refused(job, now_s), lane.batcher.wait_s
+        # Where others' queues took the room, it may be a lane that was woken for this job alone.
+        self._rest_if_idle(served, lane)
         error = ServiceError(Reason.QUEUE_FULL, f"model '{served.model}': {why}; try later", model=served.model)
         error.retry_after_s = max(wait_s, _LEAST_RETRY_S)
         return error
 
-    def _pacing_of(self, served: ServedVersion) -> Pacing | None:
-        """A lane comes and goes with its jobs; what was learnt stays as long as the version."""
-        target_ms, most = served.config.p99_target_ms, served.config.max_batch_size
-        if not target_ms or not most:
-            return None
-        return self._pacings.setdefault(served, Pacing(target_ms / 1e3, most))
+    def _wake(self, served: ServedVersion) -> Lane:
+        lane = self._rested.get(served)
+        if lane is None:
+            lane = self._rested[served] = new_lane(served, self._room)
+        self._lanes[served] = lane
+        return lane
+
+    def _rest_if_idle(self, served: ServedVersion, lane: Lane) -> None:
+        if not lane.running_count and lane.batcher.entry_count == 0:
+            self._lanes.pop(served, None)
 
     def _miss(self, job: Job, waited_s: float, now_s: float) -> None:
         """Refuses a job that cannot be answered before its deadline, before it costs anything."""
@@ -194,35 +195,35 @@ class Engine:
         self._is_scheduled = True
         self._loop.call_soon(self.dispatch)
 
-    def _dispatch_lane(self, lane: Lane) -> None:
+    def _dispatch_lane(self, served: ServedVersion, lane: Lane) -> None:
         now_s = self._clock()
         taken = lane.take(now_s)
-        for entry in taken.late:
-            self._miss(entry.item, now_s - entry.arrived_s, now_s)
-        if taken.batch:
-            jobs = [entry.item for entry in taken.batch]
-            rows = sum(job.example_count for job in jobs)
-            run = Run(lane.served, jobs, [now_s - entry.arrived_s for entry in taken.batch], rows)
-            self._start(lane, run)
+        for job in taken.late:
+            self._miss(job, now_s - job.arrived_s, now_s)
+        if jobs := taken.batch:
+            rows = sum([job.example_count for job in jobs])
+            self._start(lane, Run(served, jobs, [now_s - job.arrived_s for job in jobs], rows))
         elif (due_s := lane.batcher.due_s()) is not None:
             if due_s != lane.timer_s:
                 lane.timer_s = due_s
-                self._loop.call_later(max(due_s - now_s, 0.0), partial(self._on_timer, lane))
+                self._loop.call_later(max(due_s - now_s, 0.0), partial(self._on_timer, served, lane, due_s))
         else:
-            self._drop_lane_if_idle(lane.served)
+            self._rest_if_idle(served, lane)
 
-    def _on_timer(self, lane: Lane) -> None:
+    def _on_timer(self, served: ServedVersion, lane: Lane, due_s: float) -> None:
+        if due_s != lane.timer_s:
+            return
         # A loop's timer may go off a moment early; then the lane must be free to set it again.
         lane.timer_s = 0.0
-        if self._lanes.get(lane.served) is lane and not lane.is_full:
-            self._dispatch_lane(lane)
+        if served in self._lanes and not lane.is_full:
+            self._dispatch_lane(served, lane)
 
     def _start(self, lane: Lane, run: Run) -> None:
         lane.running_count += 1
         floor_s = run.served.costs.floor_s(run.example_count, run.row_elements)
         # What loops may run for ever by a request's values, whatever it took before: never on the loop thread.
         # A second run waits for the GPU: on the loop thread everybody would wait with it.
-        is_alone = lane.running_count == 1 or lane.served.provider != CUDA_PROVIDER
+        is_alone = lane.running_count == 1 or not lane.is_on_gpu
         is_short = floor_s <= lane.inline_limit_s and is_alone and not run.served.session.has_loops
         if is_short and self._guard.is_carried_out(run):
             lane.batcher.overlap = 1
@@ -287,7 +288,7 @@ class Engine:
             else:
                 self._finish(job, Completed(answer, Timing(waited_s, took_s)))
         if lane.batcher.entry_count == 0:
-            self._drop_lane_if_idle(lane.served)
+            self._rest_if_idle(run.served, lane)
         elif not self._is_scheduled:
             self._schedule()
 
@@ -303,7 +304,7 @@ class Engine:
             run.served.costs.record(rows, run.row_elements, run.run_s)
         if queue_s:
             statistics.add_run(answered, queue_s, run.input_s, run.run_s, run.output_s)
-        record = BatchRecord(len(run.jobs), rows, run.run_s, tuple(run.queue_s), bool(failed))
+        record = BatchRecord(len(run.jobs), rows, run.run_s, run.queue_s, bool(failed))
         try:
             self._observer.on_batch(run.served, record)
         except Exception:
@@ -313,18 +314,11 @@ class Engine:
     def _finish(self, job: Job, outcome: Outcome) -> None:
         self._job_count -= 1
         job.lease.release()
-        # They know each other: apart they are freed at once, and the collector has nothing to find.
-        job.entry = None
         try:
-            job.on_done(outcome)
+            job.on_done(job, outcome)
         except Exception:
             # One request's answer must not cost its neighbours theirs.
             _log.exception("a request's outcome could not be handed over")
-
-    def _drop_lane_if_idle(self, served: ServedVersion) -> None:
-        lane = self._lanes.get(served)
-        if lane is not None and not lane.running_count and lane.batcher.entry_count == 0:
-            del self._lanes[served]
 
 
 def _give_way() -> None:

@@ -40,27 +40,32 @@ class Target(NamedTuple):
     label: str | None = None
 
 
-class Order:
-    """One request to run.
+class Order(Job):
+    """One request to run, and how it is answered. What it is as a job is known once its version is.
 
     Args:
         method: Name of the method, for the counters.
         target: Which version.
         prepare: Reads the request and holds it against the version, once that is known; raises ServiceError where it
             cannot be taken.
+        encode: Writes the answer.
+        on_answer: Takes the answer or the error, once, on the loop thread, when it is counted; perhaps before
+            `Intake.run` returns.
         deadline_s: Monotonic time at which the caller stops waiting; None: never.
         priority: Its class.
         metadata: What the caller sent along; its routing key decides which share of the traffic it belongs to.
         budget: Where its time goes, begun when its message was there.
     """
 
-    __slots__ = ("budget", "deadline_s", "is_open", "metadata", "method", "prepare", "priority", "target")
+    __slots__ = ("budget", "encode", "is_open", "metadata", "method", "on_answer", "prepare", "target")
 
     def __init__(
         self,
         method: str,
         target: Target,
         prepare: Prepare,
+        encode: Encode,
+        on_answer: Callable[[Answer], None],
         deadline_s: float | None,
         priority: Priority,
         metadata: Metadata,
@@ -69,10 +74,13 @@ class Order:
         self.method = method
         self.target = target
         self.prepare = prepare
+        self.encode = encode
+        self.on_answer = on_answer
         self.deadline_s = deadline_s
         self.priority = priority
         self.metadata = metadata
         self.budget = budget
+        self.is_abandoned = False
         # An answer is wanted, from whatever version the server chooses: such requests are shared out.
         self.is_open = target[1] is None and target[2] is None and priority is Priority.PREDICT
 
@@ -135,27 +143,22 @@ class Intake:
         self._observer = observer
         self._clock = clock
 
-    def run(self, order: Order, encode: Encode, on_done: Callable[[Answer], None]) -> Callable[[], None]:
+    def run(self, order: Order) -> Callable[[], None]:
         """Runs an order.
 
-        Args:
-            order: The request.
-            encode: Writes the answer.
-            on_done: Takes the answer or the error, once, on the loop thread, when it is counted; perhaps before this
-                returns.
-
         Returns:
-            A function that takes the order back where it has not run yet.
+            A function that takes the order back where it has not run yet: its caller has gone.
 
         Raises:
-            ServiceError: it cannot be run; `on_done` is not called.
+            ServiceError: it cannot be run; its `on_answer` is not called.
         """
         lease: Lease | None = None
         try:
             lease = self._lease(order)
-            prepared = order.prepare(lease.served)
+            served = lease.served
+            prepared = order.prepare(served)
             if self._admit is not None:
-                self._admit(lease.served, prepared.example_count)
+                self._admit(served, prepared.kind.example_count)
         except BaseException as error:
             order.budget.decoded(self._clock())
             if lease is not None:
@@ -163,33 +166,27 @@ class Intake:
             code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
             self._count(order, lease.served if lease else None, code)
             raise
-        request = _Request(self, order, encode, on_done, lease, prepared)
+        order.on_done = self._finish
+        order.bind(lease, prepared, order.priority)
         order.budget.decoded(self._clock())
-        self._engine.submit(request)
-        return request.take_back
+        self._engine.submit(order)
+        return partial(self._engine.cancel, order)
 
-    def finish(self, request: _Request, outcome: Outcome) -> None:
-        """Answers a request that has come back, on the loop thread."""
-        order, served = request.order, request.lease.served
-        budget = order.budget
-        # It would hold itself, and wait for the collector.
-        request.on_done = _is_answered
+    def _finish(self, order: Order, outcome: Outcome) -> None:
+        """Answers an order that has come back, on the loop thread."""
+        served, budget = order.lease.served, order.budget
+        came_s = self._clock()
         if isinstance(outcome, Completed):
-            budget.ran(outcome.timing.run_s, self._clock())
-            answer = _encoded(order.method, served, outcome, request.encode)
+            answer = _encoded(order, served, outcome)
+            budget.answered(outcome.timing.run_s, came_s, self._clock())
         else:
-            budget.ran(0.0, self._clock())
             answer = outcome
-        budget.encoded(self._clock())
+            budget.answered(0.0, came_s, came_s)
         # Before the answer: whoever has it finds it counted.
         self._count(order, served, answer.code if isinstance(answer, ServiceError) else Code.OK)
-        request.on_answer(answer)
+        order.on_answer(answer)
         if order.is_open and isinstance(outcome, Completed):
-            self._offer(order, served, request, outcome)
-
-    def take_back(self, request: _Request) -> None:
-        """Takes a request back: its caller has gone."""
-        self._engine.cancel(request)
+            self._offer(order, served, outcome)
 
     def run_series(self, order: SeriesOrder, on_done: Callable[[Answer], None]) -> Callable[[], None]:
         """Runs a set of examples, counted as one request; arguments, result and errors as for `run`."""
@@ -225,9 +222,9 @@ class Intake:
         if self._tracer is not None:
             self._tracer.on_request(order.method, served, code, order.budget, order.metadata)
 
-    def _offer(self, order: Order, served: ServedVersion, job: Job, completed: Completed) -> None:
+    def _offer(self, order: Order, served: ServedVersion, completed: Completed) -> None:
         if self._registry.traffic(served.model).shadow_share:
-            answered = Answered(served, job.inputs, job.output_names, job.example_count, completed)
+            answered = Answered(served, order.inputs, order.output_names, order.example_count, completed)
             self._shadow.offer(answered, order.metadata)
 
     def _lease(self, order: Order) -> Lease:
@@ -239,31 +236,6 @@ class Intake:
                 with contextlib.suppress(ServiceError):
                     return self._registry.lease(target.model, label=CANARY)
         return self._registry.lease(target.model, version=target.version, label=target.label)
-
-
-class _Request(Job):
-    """An order on its way through the engine."""
-
-    __slots__ = ("_intake", "encode", "on_answer", "order")
-
-    def __init__(
-        self,
-        intake: Intake,
-        order: Order,
-        encode: Encode,
-        on_answer: Callable[[Answer], None],
-        lease: Lease,
-        prepared: Prepared,
-    ) -> None:
-        super().__init__(lease, prepared, order.deadline_s, order.priority, partial(intake.finish, self))
-        self._intake = intake
-        self.order = order
-        self.encode = encode
-        self.on_answer = on_answer
-
-    def take_back(self) -> None:
-        """Takes it back where it has not run yet."""
-        self._intake.take_back(self)
 
 
 class CallAnswer:
@@ -294,14 +266,10 @@ def _first(leases: Sequence[Lease]) -> ServedVersion | None:
     return leases[0].served if leases else None
 
 
-def _is_answered(_: Outcome) -> None:
-    raise AssertionError("a request is answered once")
-
-
-def _encoded(method: str, served: ServedVersion, completed: Completed, encode: Encode) -> Answer:
+def _encoded(order: Order, served: ServedVersion, completed: Completed) -> Answer:
     try:
-        return encode(served, completed)
+        return order.encode(served, completed)
     except ServiceError as error:
         return error
     except Exception as error:
-        return incident(method, error)
+        return incident(order.method, error)

@@ -12,6 +12,8 @@ from math import ceil, inf
 from typing import Final
 
 from fitserve_service.batcher import Batcher, Room, Taken
+from fitserve_service.costs import CostTable
+from fitserve_service.model_config import ModelConfig
 from fitserve_service.pacing import Pacing
 from fitserve_service.runs import NO_SLOT, Job, Run
 from fitserve_service.served_version import ServedVersion
@@ -27,34 +29,31 @@ _INLINE_LIMIT_BUSY_S: Final = 0.001
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """The queue of one version, and its runs under way.
+    """The queue of one version, and its runs under way. It does not hold the version: that goes when it is let go.
 
     Args:
-        served: The version.
         batcher: What waits.
         pacing: Sets delay and size by itself, where there is a latency target.
+        parallel_runs: Long runs that the runtime has at a time.
+        is_on_gpu: A run more may be under way than the runtime has: the next batch is assembled meanwhile.
     """
 
-    served: ServedVersion
     batcher: Batcher[Job]
     pacing: Pacing | None = None
+    parallel_runs: int = 1
+    is_on_gpu: bool = False
     running_count: int = 0
     slot: AbstractContextManager[object] = NO_SLOT
-    """Held by the run that a GPU has: the next batch is assembled meanwhile."""
+    """Held by the run that a GPU has."""
     ends_s: dict[Run, float] = field(default_factory=dict)
     """When the long runs under way should be over."""
     timer_s: float = 0.0
-    """When the timer that was set last goes off."""
+    """When the timer goes off that counts; one that was set for another time does not."""
 
     @property
     def is_full(self) -> bool:
         """No further run may begin."""
-        return self.running_count >= self.parallel_runs + (self.served.provider == CUDA_PROVIDER)
-
-    @property
-    def parallel_runs(self) -> int:
-        """Long runs that the runtime has at a time."""
-        return max(self.served.config.parallel_runs, 1)
+        return self.running_count >= self.parallel_runs + self.is_on_gpu
 
     @property
     def inline_limit_s(self) -> float:
@@ -74,26 +73,26 @@ class Lane:
         return self.batcher.take(now_s)
 
 
-def new_lane(served: ServedVersion, pacing: Pacing | None, room: Room) -> Lane:
+def new_lane(served: ServedVersion, room: Room) -> Lane:
     """Makes the lane of a version.
 
     Args:
         served: The version; its configuration bounds the queue, its costs decide how much of it runs at once.
-        pacing: Of its latency target; None: it has none.
         room: Bytes that may wait in all lanes together.
     """
-    lane = Lane(served, _new_batcher(served, pacing, room), pacing)
-    if served.provider == CUDA_PROVIDER:
-        lane.slot = threading.Semaphore(lane.parallel_runs)
-    return lane
+    config, is_on_gpu = served.config, served.provider == CUDA_PROVIDER
+    parallel_runs = max(config.parallel_runs, 1)
+    has_target = config.p99_target_ms > 0 and config.max_batch_size > 0
+    pacing = Pacing(config.p99_target_ms / 1e3, config.max_batch_size) if has_target else None
+    slot = threading.Semaphore(parallel_runs) if is_on_gpu else NO_SLOT
+    return Lane(_new_batcher(config, served.costs, pacing, room), pacing, parallel_runs, is_on_gpu, slot=slot)
 
 
-def _new_batcher(served: ServedVersion, pacing: Pacing | None, room: Room) -> Batcher[Job]:
-    config = served.config
+def _new_batcher(config: ModelConfig, costs: CostTable, pacing: Pacing | None, room: Room) -> Batcher[Job]:
     parallel_runs = max(config.parallel_runs, 1)
 
     def choose_rows(job: Job, rows: int, under_way_s: float) -> int:
-        costs, size, most = served.costs, job.row_elements, config.max_batch_size
+        size, most = job.row_elements, config.max_batch_size
         chosen = costs.batch_rows(rows, size, most, config.batch_size_buckets)
         if parallel_runs > 1 and costs.floor_s(chosen, size) > INLINE_LIMIT_S:
             # Shared out so that all the runs there may be at a time end together, it is answered sooner.

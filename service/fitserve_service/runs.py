@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from fitserve_service import run_record
 from fitserve_service.batcher import Entry, Priority
@@ -36,11 +36,10 @@ class Completed(NamedTuple):
     timing: Timing
 
 
-class Prepared(NamedTuple):
-    """A request that fits a version.
+class Kind(NamedTuple):
+    """What requests of the same names, datatypes and shapes have in common.
 
     Args:
-        inputs: Input name to tensor.
         output_names: Outputs wanted.
         example_count: Rows.
         key: What requests that run together have in common; None: it runs alone.
@@ -48,12 +47,18 @@ class Prepared(NamedTuple):
         size_bytes: Memory that the inputs hold.
     """
 
-    inputs: dict[str, Tensor]
     output_names: tuple[str, ...]
     example_count: int
     key: Hashable
     row_elements: int
     size_bytes: int
+
+
+class Prepared(NamedTuple):
+    """A request that fits a version: its tensors by input name, and what holds for all of its kind."""
+
+    inputs: dict[str, Tensor]
+    kind: Kind
 
     @classmethod
     def check(cls, signature: Signature, inputs: dict[str, Tensor], outputs: Sequence[str]) -> Prepared:
@@ -65,11 +70,7 @@ class Prepared(NamedTuple):
         rows = signature.check(inputs)
         names = signature.check_outputs(outputs)
         key = joining_key(signature, inputs, names, rows)
-        return cls(inputs, names, rows, key, row_elements(inputs, rows), inputs_bytes(inputs))
-
-    def with_inputs(self, inputs: dict[str, Tensor]) -> Prepared:
-        """Gives the same for other tensors of the same shapes."""
-        return Prepared(inputs, *self[1:])
+        return cls(inputs, Kind(names, rows, key, row_elements(inputs, rows), inputs_bytes(inputs)))
 
 
 NO_SLOT: Final = nullcontext()
@@ -77,7 +78,7 @@ NO_SLOT: Final = nullcontext()
 Outcome: TypeAlias = Completed | ServiceError
 
 
-class Job:
+class Job(Entry):
     """One request to run.
 
     Args:
@@ -85,11 +86,10 @@ class Job:
         prepared: The request, checked against the version's signature.
         deadline_s: Monotonic time at which the caller stops waiting; None: never.
         priority: PREDICT before EVALUATE.
-        on_done: Takes the outcome, exactly once, on the loop thread.
+        on_done: Takes the job and its outcome, exactly once, on the loop thread.
     """
 
-    __slots__ = ("deadline_s", "entry", "example_count", "inputs", "is_abandoned", "key", "lease", "on_done",
-                 "output_names", "priority", "row_elements", "size_bytes")  # fmt: skip
+    __slots__ = ("deadline_s", "inputs", "is_abandoned", "lease", "on_done", "output_names", "row_elements")
 
     def __init__(
         self,
@@ -97,26 +97,22 @@ class Job:
         prepared: Prepared,
         deadline_s: float | None,
         priority: Priority,
-        on_done: Callable[[Outcome], None],
+        on_done: Callable[[Any, Outcome], None],
     ) -> None:
-        self.lease = lease
-        (
-            self.inputs,
-            self.output_names,
-            self.example_count,
-            self.key,
-            self.row_elements,
-            self.size_bytes,
-        ) = prepared
         self.deadline_s = deadline_s
-        self.priority = priority
         self.on_done = on_done
-        self.entry: Entry[Job] | None = None
         self.is_abandoned = False
+        self.bind(lease, prepared, priority)
+
+    def bind(self, lease: Lease, prepared: Prepared, priority: Priority) -> None:
+        """Takes what is known of a request once its version is."""
+        self.lease = lease
+        self.inputs, kind = prepared
+        self.output_names, example_count, key, self.row_elements, size_bytes = kind
+        super().__init__(key, example_count, priority, size_bytes)
 
 
-@dataclass(frozen=True, slots=True)
-class BatchRecord:
+class BatchRecord(NamedTuple):
     """One run, for whoever observes.
 
     Args:
@@ -130,7 +126,7 @@ class BatchRecord:
     request_count: int
     example_count: int
     run_s: float
-    queue_s: tuple[float, ...]
+    queue_s: Sequence[float]
     has_failed: bool
 
 
@@ -194,7 +190,8 @@ def _run_together(run: Run, jobs: list[Job]) -> list[dict[str, Tensor]]:
     begin_s = time.perf_counter()
     row_counts = [job.example_count for job in jobs]
     rows = sum(row_counts)
-    padded = bucket_size(rows, run.served.config.batch_size_buckets) - rows if rows else 0
+    buckets = run.served.config.batch_size_buckets
+    padded = bucket_size(rows, buckets) - rows if rows and buckets else 0
     inputs = join([job.inputs for job in jobs], padded)
     joined_s = time.perf_counter()
     with run.slot:

@@ -110,7 +110,7 @@ class Series:
     def _rows(self) -> slice:
         return slice(self._start, min(self._start + self._size, self._examples.example_count))
 
-    def _took(self, outcome: Outcome) -> None:
+    def _took(self, _: Job, outcome: Outcome) -> None:
         self._job = None
         if self._is_over:
             self._release()

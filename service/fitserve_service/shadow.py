@@ -214,7 +214,7 @@ class Shadow:
         job = Job(waiting.lease, prepared, deadline_s, Priority.EVALUATE, partial(self._ran, waiting))
         self._engine.submit(job)
 
-    def _ran(self, waiting: _Waiting, outcome: Outcome) -> None:
+    def _ran(self, waiting: _Waiting, _: Job, outcome: Outcome) -> None:
         self._is_busy = False
         counts = waiting.counts
         if isinstance(outcome, Completed):

@@ -19,7 +19,7 @@ import numpy as np
 from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
 from fitserve_contract.tensor_bytes import element_count
 from fitserve_service.intake import Target
-from fitserve_service.runs import Completed, Prepared
+from fitserve_service.runs import Completed, Kind, Prepared
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Signature, Tensor
 
@@ -72,8 +72,8 @@ class RequestTemplate:
         answer_path: Where the contents lie in such an answer.
     """
 
-    __slots__ = ("_answer", "_answer_path", "_checked", "_outputs", "_parts", "_rewrite_count", "_segments", "_write",
-                 "target")  # fmt: skip
+    __slots__ = ("_answer", "_answer_path", "_kind", "_outputs", "_parts", "_rewrite_count", "_segments", "_signature",
+                 "_write", "target")  # fmt: skip
 
     def __init__(
         self,
@@ -92,7 +92,8 @@ class RequestTemplate:
         self._answer_path = answer_path
         self._answer: _AnswerTemplate | None = None
         self._rewrite_count = 0
-        self._checked: tuple[Signature, Prepared] | None = None
+        self._signature: Signature | None = None
+        self._kind: Kind | None = None
 
     def fits(self, message: bytes) -> bool:
         """Tells whether a message of the same length is one of these."""
@@ -109,11 +110,11 @@ class RequestTemplate:
             ServiceError: they do not fit the version's signature.
         """
         inputs = {name: place.tensor(message) for name, place in self._parts}
-        checked = self._checked
-        if checked is not None and checked[0] is served.signature:
-            return checked[1].with_inputs(inputs)
+        kind = self._kind
+        if kind is not None and self._signature is served.signature:
+            return Prepared(inputs, kind)
         prepared = Prepared.check(served.signature, inputs, self._outputs)
-        self._checked = (served.signature, prepared.with_inputs({}))
+        self._signature, self._kind = served.signature, prepared.kind
         return prepared
 
     def encode(self, served: ServedVersion, completed: Completed) -> bytes:

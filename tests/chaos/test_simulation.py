@@ -47,7 +47,7 @@ def takes_any(bound: str) -> Change:
     def change(patch: pytest.MonkeyPatch) -> None:
         honest = Batcher.add
 
-        def add(self: Batcher[Any], entry: Entry[Any], now_s: float) -> bool:
+        def add(self: Batcher[Any], entry: Entry, now_s: float) -> bool:
             setattr(self, bound, 1 << 40)
             return honest(self, entry, now_s)
 
@@ -63,7 +63,7 @@ def shares_no_room(patch: pytest.MonkeyPatch) -> None:
 def loses_count_of_bytes(patch: pytest.MonkeyPatch) -> None:
     honest = Batcher.remove
 
-    def remove(self: Batcher[Any], entry: Entry[Any]) -> bool:
+    def remove(self: Batcher[Any], entry: Entry) -> bool:
         is_out = honest(self, entry)
         self.queued_bytes += 1_000 * is_out
         return is_out
@@ -76,9 +76,9 @@ def refuses_too_much(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgets_the_timer(patch: pytest.MonkeyPatch) -> None:
-    def on_timer(self: Any, lane: Any) -> None:
+    def on_timer(self: Any, served: Any, lane: Any, _: float) -> None:
         if not lane.is_full:
-            self._dispatch_lane(lane)
+            self._dispatch_lane(served, lane)
 
     patch.setattr(engine.Engine, "_on_timer", on_timer)
 
@@ -93,7 +93,7 @@ def keeps_the_lease(patch: pytest.MonkeyPatch) -> None:
         self._job_count -= 1
         if not isinstance(outcome, ServiceError):
             job.lease.release()
-        job.on_done(outcome)
+        job.on_done(job, outcome)
 
     patch.setattr(engine.Engine, "_finish", finish)
 
@@ -103,7 +103,7 @@ def answers_twice(patch: pytest.MonkeyPatch) -> None:
 
     def cancel(self: engine.Engine, job: engine.Job) -> None:
         honest(self, job)
-        job.on_done(ServiceError(Reason.CALLER_CANCELLED, "the caller cancelled"))
+        job.on_done(job, ServiceError(Reason.CALLER_CANCELLED, "the caller cancelled"))
 
     patch.setattr(engine.Engine, "cancel", cancel)
 
@@ -122,7 +122,7 @@ def blames_neighbours(patch: pytest.MonkeyPatch) -> None:
 def runs_the_last_first(patch: pytest.MonkeyPatch) -> None:
     honest = Batcher.add
 
-    def add(self: Batcher[Any], entry: Entry[Any], now_s: float) -> bool:
+    def add(self: Batcher[Any], entry: Entry, now_s: float) -> bool:
         is_taken = honest(self, entry, now_s)
         if is_taken:
             self._queues[entry.priority, entry.key].rotate(1)

@@ -68,8 +68,18 @@ class InferenceServicer:
             self._templates.learn(message, request.inputs[0].content)
 
     def _run(self, call: UnaryCall, budget: Budget, target: Target, prepare: Prepare, encode: Encode) -> None:
-        order = Order("Predict", target, prepare, call.deadline_s, Priority.PREDICT, call.metadata, budget)
-        call.on_cancel(self._intake.run(order, encode, CallAnswer(call, budget)))
+        order = Order(
+            "Predict",
+            target,
+            prepare,
+            encode,
+            CallAnswer(call, budget),
+            call.deadline_s,
+            Priority.PREDICT,
+            call.metadata,
+            budget,
+        )
+        call.on_cancel(self._intake.run(order))
 
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""
@@ -83,7 +93,7 @@ class InferenceServicer:
         def prepare(served: ServedVersion) -> Prepared:
             task = task_of(served)
             prepared = Prepared.check(served.signature, codec.decode_inputs(request.inputs), (task.output,))
-            check_labels(served.signature, task, labels, prepared.example_count)
+            check_labels(served.signature, task, labels, prepared.kind.example_count)
             return prepared
 
         def encode(served: ServedVersion, completed: Completed) -> bytes:
@@ -91,9 +101,18 @@ class InferenceServicer:
             tally.add(slice(None), list(completed.outputs.values()))
             return tally.message()
 
-        target = target_of(request.model)
-        order = Order("Evaluate", target, prepare, call.deadline_s, Priority.EVALUATE, call.metadata, budget)
-        call.on_cancel(self._intake.run(order, encode, CallAnswer(call, budget)))
+        order = Order(
+            "Evaluate",
+            target_of(request.model),
+            prepare,
+            encode,
+            CallAnswer(call, budget),
+            call.deadline_s,
+            Priority.EVALUATE,
+            call.metadata,
+            budget,
+        )
+        call.on_cancel(self._intake.run(order))
 
     def compare_versions(self, call: UnaryCall, message: bytes) -> None:
         """Runs two versions on the same labelled examples and answers the sums of each, and both paired."""

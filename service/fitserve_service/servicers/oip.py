@@ -15,7 +15,7 @@ from fitserve_service.budget import Budget
 from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import Answer, CallAnswer, Intake, Order, Target
+from fitserve_service.intake import Answer, CallAnswer, Encode, Intake, Order, Target
 from fitserve_service.messages import parse
 from fitserve_service.runs import Prepared
 from fitserve_service.served_version import ServedVersion
@@ -51,14 +51,22 @@ class OipInferServicer:
         budget = Budget(time.monotonic())
         template = self._templates.find(message)
         if template is not None:
-            prepare = partial(template.prepare, message)
-            deadline_s, metadata = call.deadline_s, call.metadata
-            order = Order("ModelInfer", template.target, prepare, deadline_s, Priority.PREDICT, metadata, budget)
-            call.on_cancel(self._intake.run(order, template.encode, CallAnswer(call, budget)))
+            order = Order(
+                "ModelInfer",
+                template.target,
+                partial(template.prepare, message),
+                template.encode,
+                CallAnswer(call, budget),
+                call.deadline_s,
+                Priority.PREDICT,
+                call.metadata,
+                budget,
+            )
+            call.on_cancel(self._intake.run(order))
             return
         request = parse(pb.ModelInferRequest, message)
-        order = _order("ModelInfer", request, call, budget)
-        call.on_cancel(self._intake.run(order, partial(_encode, request.id), CallAnswer(call, budget)))
+        encode, answer = partial(_encode, request.id), CallAnswer(call, budget)
+        call.on_cancel(self._intake.run(_order("ModelInfer", request, call, budget, encode, answer)))
         if request.raw_input_contents:
             self._templates.learn(message, request.raw_input_contents[0])
 
@@ -84,9 +92,9 @@ class _InferStream:
         budget, request = Budget(time.monotonic()), pb.ModelInferRequest()
         try:
             request = parse(pb.ModelInferRequest, message)
-            order = _order("ModelStreamInfer", request, self._call, budget)
-            encode = partial(_encode_streamed, request)
-            slot.cancel = self._intake.run(order, encode, lambda answer: self._fill(slot, request, answer))
+            encode, answer = partial(_encode_streamed, request), partial(self._fill, slot, request)
+            order = _order("ModelStreamInfer", request, self._call, budget, encode, answer)
+            slot.cancel = self._intake.run(order)
         except ServiceError as error:
             self._fill(slot, request, error)
         except Exception as error:
@@ -139,13 +147,21 @@ def target_of(model: str, version: str) -> Target:
     return Target(model, version=int(version))
 
 
-def _order(method: str, request: pb.ModelInferRequest, call: Call, budget: Budget) -> Order:
+def _order(
+    method: str,
+    request: pb.ModelInferRequest,
+    call: Call,
+    budget: Budget,
+    encode: Encode,
+    on_answer: Callable[[Answer], None],
+) -> Order:
     def prepare(served: ServedVersion) -> Prepared:
         names = codec_oip.output_names(request)
         return Prepared.check(served.signature, codec_oip.decode_inputs(request), names)
 
     target, deadline_s = target_of(request.model_name, request.model_version), _deadline_s(request, call.deadline_s)
-    return Order(method, target, prepare, deadline_s, Priority.PREDICT, call.metadata, budget)
+    metadata, priority = call.metadata, Priority.PREDICT
+    return Order(method, target, prepare, encode, on_answer, deadline_s, priority, metadata, budget)
 
 
 def _infer_template(message: bytes) -> RequestTemplate | None:

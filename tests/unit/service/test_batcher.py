@@ -13,17 +13,27 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from fitserve_service.batcher import AGING_S, Batcher, Entry, Priority, Room
 
 
+class Numbered(Entry):
+    """An entry that is told apart by a number."""
+
+    def __init__(self, item: int, key: str | None, rows: int, priority: Priority, size_bytes: int) -> None:
+        super().__init__(key, rows, priority, size_bytes)
+        self.item = item
+
+
 def entry(
     item: int,
     key: str | None = "k",
     rows: int = 1,
     priority: Priority = Priority.PREDICT,
-    deadline_s: float | None = None,
+    latest_s: float | None = None,
     size_bytes: int = 0,
     run_s: float = 0.0,
-) -> Entry[int]:
-    end_s = inf if deadline_s is None else deadline_s + run_s
-    return Entry(item, key, rows, priority, deadline_s, size_bytes, run_s, end_s)
+) -> Numbered:
+    made = Numbered(item, key, rows, priority, size_bytes)
+    made.latest_s, made.run_s = latest_s, run_s
+    made.end_s = inf if latest_s is None else latest_s + run_s
+    return made
 
 
 def batcher(
@@ -34,7 +44,7 @@ def batcher(
     work_bound_s: float = 1e9,
     least: int = 1,
     room: Room | None = None,
-) -> Batcher[int]:
+) -> Batcher[Numbered]:
     return Batcher(
         max_batch_size=size,
         max_queue_delay_s=delay_s,
@@ -46,7 +56,7 @@ def batcher(
     )
 
 
-def items(entries: list[Entry[int]]) -> list[int]:
+def items(entries: list[Numbered]) -> list[int]:
     return [each.item for each in entries]
 
 
@@ -81,7 +91,7 @@ class Machine(RuleBasedStateMachine):
         self.room, self.others_bytes = Room(room_bytes), 0
         self.batcher = batcher(size, delay_s, bound, bytes_bound, work_bound_s, least, self.room)
         self.now_s = 100.0
-        self.queued: list[Entry[int]] = []
+        self.queued: list[Numbered] = []
         self.left: set[int] = set()
         self.numbers = count()
 
@@ -102,8 +112,8 @@ class Machine(RuleBasedStateMachine):
         size_bytes: int,
         row_s: float,
     ) -> None:
-        deadline_s = None if patience_s is None else self.now_s + patience_s
-        added = entry(next(self.numbers), key, rows, priority, deadline_s, size_bytes, rows * row_s)
+        latest_s = None if patience_s is None else self.now_s + patience_s
+        added = entry(next(self.numbers), key, rows, priority, latest_s, size_bytes, rows * row_s)
         held_bytes = self.room.held_bytes
         is_crowded = held_bytes > 0 and held_bytes + size_bytes > self.room.most_bytes
         is_refused = (bool(self.queued) and self._has_no_room(added)) or is_crowded
@@ -139,11 +149,11 @@ class Machine(RuleBasedStateMachine):
         before = list(self.queued)
         taken = self.batcher.take(self.now_s)
         for late in taken.late:
-            assert late.deadline_s is not None
-            assert late.deadline_s <= self.now_s
+            assert late.latest_s is not None
+            assert late.latest_s <= self.now_s
             self._take_out(late)
         for each in taken.batch:
-            assert each.deadline_s is None or each.deadline_s > self.now_s
+            assert each.latest_s is None or each.latest_s > self.now_s
             self._take_out(each)
         if taken.batch:
             self._check_batch(taken.batch, before)
@@ -180,10 +190,10 @@ class Machine(RuleBasedStateMachine):
         examples = sum(max(each.example_count, 1) for each in self.queued)
         return examples, sum(each.size_bytes for each in self.queued), sum(each.run_s for each in self.queued)
 
-    def _has_no_room(self, added: Entry[int]) -> bool:
+    def _has_no_room(self, added: Numbered) -> bool:
         examples, size_bytes, work_s = self._held()
         begins_s = max(self.now_s, self.batcher.free_s) + work_s
-        is_late = added.deadline_s is not None and begins_s > added.deadline_s
+        is_late = added.latest_s is not None and begins_s > added.latest_s
         return (
             examples + max(added.example_count, 1) > self.bound
             or size_bytes + added.size_bytes > self.bytes_bound
@@ -191,12 +201,12 @@ class Machine(RuleBasedStateMachine):
             or (work_s > 0 and is_late)
         )
 
-    def _has_time(self, batch: list[Entry[int]]) -> bool:
+    def _has_time(self, batch: list[Numbered]) -> bool:
         """Tells whether each of a batch is answered in time, as far as the work in it says."""
         end_s = self.now_s + sum(each.run_s for each in batch)
         return all(end_s <= each.end_s for each in batch)
 
-    def _check_batch(self, batch: list[Entry[int]], before: list[Entry[int]]) -> None:
+    def _check_batch(self, batch: list[Numbered], before: list[Numbered]) -> None:
         head = batch[0]
         rows = sum(each.example_count for each in batch)
         assert len(batch) == 1 or rows <= self.size
@@ -205,7 +215,7 @@ class Machine(RuleBasedStateMachine):
         if head.key is None:
             assert len(batch) == 1
         same_queue = [each for each in before if (each.key, each.priority) == (head.key, head.priority)]
-        in_time = [each for each in same_queue if each.deadline_s is None or each.deadline_s > self.now_s]
+        in_time = [each for each in same_queue if each.latest_s is None or each.latest_s > self.now_s]
         assert items(batch) == items(in_time[: len(batch)])
         waiting = [each for each in self.queued if (each.key, each.priority) == (head.key, head.priority)]
         if head.key is not None and waiting and waiting[0] in in_time:
@@ -224,7 +234,7 @@ class Machine(RuleBasedStateMachine):
             rows = sum(e.example_count for e in self.queued if (e.priority, e.key) == (head.priority, head.key))
             assert rows < self.size
 
-    def _take_out(self, each: Entry[int]) -> None:
+    def _take_out(self, each: Numbered) -> None:
         assert each.item not in self.left
         self.left.add(each.item)
         self.queued.remove(each)
@@ -297,7 +307,7 @@ def test_predict_goes_first_until_evaluate_has_aged() -> None:
 def test_a_late_entry_behind_the_head_is_dropped_on_the_way() -> None:
     queue = batcher()
     queue.add(entry(0), now_s=1.0)
-    queue.add(entry(1, deadline_s=1.5), now_s=1.0)
+    queue.add(entry(1, latest_s=1.5), now_s=1.0)
     queue.add(entry(2), now_s=1.0)
     taken = queue.take(1.5)
 
@@ -344,17 +354,17 @@ def test_who_would_begin_too_late_is_refused_at_once() -> None:
     queue.free_s = 1.02
     queue.add(entry(0, run_s=0.03), now_s=1.0)
 
-    assert not queue.add(refused := entry(1, deadline_s=1.04, run_s=0.01), now_s=1.0)
+    assert not queue.add(refused := entry(1, latest_s=1.04, run_s=0.01), now_s=1.0)
     assert queue.why_refused(refused, 1.0) == "its run would begin in about 50.0 ms, too late for the deadline"
-    assert queue.add(entry(2, deadline_s=1.06, run_s=0.01), now_s=1.0)
+    assert queue.add(entry(2, latest_s=1.06, run_s=0.01), now_s=1.0)
 
 
 def test_a_batch_is_no_longer_than_each_of_it_has_time_for() -> None:
     queue = batcher(size=100)
     # Alone it may begin one row's time from now at the latest: there is time for one more row in its batch.
-    queue.add(entry(0, deadline_s=1.0 + ROW_S, run_s=ROW_S), now_s=1.0)
+    queue.add(entry(0, latest_s=1.0 + ROW_S, run_s=ROW_S), now_s=1.0)
     for number in range(1, 5):
-        queue.add(entry(number, deadline_s=9.0, run_s=ROW_S), now_s=1.0)
+        queue.add(entry(number, latest_s=9.0, run_s=ROW_S), now_s=1.0)
 
     assert items(queue.take(1.0).batch) == [0, 1]
     assert items(queue.take(1.0).batch) == [2, 3, 4]
@@ -377,7 +387,7 @@ def test_queues_that_share_a_room_are_bounded_together() -> None:
 def test_nobody_joins_a_batch_that_is_too_long_for_him() -> None:
     queue = batcher(size=100)
     queue.add(entry(0, run_s=2 * ROW_S), now_s=1.0)
-    queue.add(entry(1, deadline_s=1.0 + 2 * ROW_S, run_s=ROW_S), now_s=1.0)
+    queue.add(entry(1, latest_s=1.0 + 2 * ROW_S, run_s=ROW_S), now_s=1.0)
 
     assert items(queue.take(1.0 + ROW_S).batch) == [0]
     assert items(queue.take(1.0 + ROW_S).batch) == [1]

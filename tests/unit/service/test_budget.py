@@ -18,8 +18,7 @@ def test_the_parts_add_up_to_the_whole(
 ) -> None:
     budget = Budget(begin_s)
     budget.decoded(begin_s + decode_s)
-    budget.ran(run_s, begin_s + decode_s + wait_s)
-    budget.encoded(begin_s + decode_s + wait_s + end_s)
+    budget.answered(run_s, begin_s + decode_s + wait_s, begin_s + decode_s + wait_s + end_s)
     assert budget.total_s == pytest.approx(decode_s + wait_s + end_s, abs=1e-6)
     assert budget.queue_s >= 0
     assert budget.run_s == pytest.approx(min(run_s, wait_s), abs=1e-6)
@@ -28,8 +27,7 @@ def test_the_parts_add_up_to_the_whole(
 def test_a_run_is_taken_out_of_the_wait() -> None:
     budget = Budget(10.0)
     budget.decoded(10.5)
-    budget.ran(2.0, 13.5)
-    budget.encoded(13.75)
+    budget.answered(2.0, 13.5, 13.75)
     assert (budget.decode_s, budget.queue_s, budget.run_s, budget.encode_s) == (0.5, 1.0, 2.0, 0.25)
 
 

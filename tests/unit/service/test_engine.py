@@ -8,7 +8,7 @@ import pytest
 from engine_world import BAD, Free, indices, rows, world
 from onnx import TensorProto, helper
 
-from fitserve_service.engine import Outcome
+from fitserve_service.engine import Job, Outcome
 from fitserve_service.errors import Reason
 
 
@@ -193,7 +193,7 @@ def test_an_answer_that_cannot_be_handed_over_and_an_observer_that_fails_cost_no
     with world() as it:
         it.serve("m", builders.scaled())
         numbers = [it.submit("m", rows(value)) for value in range(3)]
-        monkeypatch.setattr(it.jobs[1], "on_done", lambda _: 1 // 0)
+        monkeypatch.setattr(it.jobs[1], "on_done", lambda _, __: 1 // 0)
         monkeypatch.setattr(it.observer, "on_batch", lambda *_: 1 // 0)
         it.settle()
 
@@ -210,8 +210,8 @@ def test_an_answer_may_submit_the_next_job() -> None:
         first = it.submit("m", rows(1))
         answered = it.jobs[first].on_done
 
-        def submit_next(outcome: Outcome) -> None:
-            answered(outcome)
+        def submit_next(job: Job, outcome: Outcome) -> None:
+            answered(job, outcome)
             it.submit("m", rows(2))
 
         it.jobs[first].on_done = submit_next

@@ -47,7 +47,7 @@ def a_run(root: Path, model: bytes, array: Any, name: str = "size", datatype: st
     registry.set_ready(Loader("cpu").load(path, Overrides({})))
     lease = registry.lease("m")
     prepared = Prepared.check(lease.served.signature, {name: Tensor(datatype, array)}, ())
-    job = Job(lease, prepared, None, Priority.PREDICT, lambda _: None)
+    job = Job(lease, prepared, None, Priority.PREDICT, lambda _, __: None)
     return Run(lease.served, [job], [0.0], 1)
 
 

@@ -129,7 +129,7 @@ class World:
         prepared = Prepared.check(self.lease.served.signature, {"x": Tensor("INT64", rows)}, ())
         deadline_s = None if patience_s is None else begin_s + patience_s
 
-        def finish(outcome: Outcome) -> None:
+        def finish(_: Job, outcome: Outcome) -> None:
             self.done.append((begin_s, self.loop.now_s - begin_s, outcome))
 
         self.engine.submit(Job(self.lease, prepared, deadline_s, priority, finish))

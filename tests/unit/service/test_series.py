@@ -34,7 +34,7 @@ class Queue:
 
     def submit(self, job: Job) -> None:
         if self.refusal is not None:
-            job.on_done(self.refusal)
+            job.on_done(job, self.refusal)
         else:
             self.jobs.append(job)
 
@@ -45,7 +45,7 @@ class Queue:
         job = self.jobs.pop(0)
         answered = Completed(dict.fromkeys(job.output_names, job.inputs["x"]), Timing(0.0, 0.0))
         job.lease.release()
-        job.on_done(answered if outcome is None else outcome)
+        job.on_done(job, answered if outcome is None else outcome)
 
 
 class Lease:

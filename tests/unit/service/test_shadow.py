@@ -63,7 +63,7 @@ class World(VirtualLoop):
         lease = self.registry.lease("m")
         inputs = {"x": Tensor("FP32", np.ones((rows, 2), np.float32))}
 
-        def on_done(outcome: Outcome) -> None:
+        def on_done(_: Job, outcome: Outcome) -> None:
             assert isinstance(outcome, Completed)
             self.shadow.offer(Answered(lease.served, inputs, ("y",), rows, outcome), ())
 

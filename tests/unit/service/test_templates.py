@@ -103,7 +103,7 @@ def test_predict_requests_are_read_as_protobuf_reads_them(
     assert template.fits(message)
     prepared = template.prepare(message, served_with(kinds_of))
     assert same(prepared.inputs, codec.decode_inputs(pb.PredictRequest.FromString(message).inputs))
-    assert prepared.output_names == ("y",)
+    assert prepared.kind.output_names == ("y",)
 
 
 @given(st.lists(kinds, min_size=1, max_size=2), st.data())
@@ -188,7 +188,7 @@ def test_a_request_that_does_not_fit_the_version_is_refused_each_time() -> None:
     for _ in range(2):
         with pytest.raises(ServiceError, match="input-0"):
             template.prepare(message, served_with([("FP32", (3,))]))
-    assert template.prepare(message, served_with([("FP32", (2,))])).example_count == 1
+    assert template.prepare(message, served_with([("FP32", (2,))])).kind.example_count == 1
     with pytest.raises(ServiceError, match="input-0"):
         template.prepare(message, served_with([("INT32", (2,))]))
 
