@@ -22,15 +22,20 @@ class _Lease:
     __slots__ = ("_entry", "_registry", "served")
 
     def __init__(self, registry: Registry, entry: KnownVersion) -> None:
-        assert entry.served is not None
-        self.served = entry.served
+        self.served: ServedVersion = entry.served  # type: ignore[assignment]
         self._registry = registry
         self._entry: KnownVersion | None = entry
 
     def release(self) -> None:
         entry, self._entry = self._entry, None
-        if entry is not None:
-            self._registry._release(self.served.model, entry)
+        if entry is None:
+            return
+        registry = self._registry
+        with registry._lock:
+            entry.lease_count -= 1
+            is_free = entry.lease_count == 0 and entry.state is State.UNLOADING
+        if is_free:
+            registry._free(self.served.model, entry)
 
 
 class Registry:
@@ -185,13 +190,6 @@ class Registry:
             known.settle()
             is_free = entry.lease_count == 0
         self._notify(model)
-        if is_free:
-            self._free(model, entry)
-
-    def _release(self, model: str, entry: KnownVersion) -> None:
-        with self._lock:
-            entry.lease_count -= 1
-            is_free = entry.lease_count == 0 and entry.state is State.UNLOADING
         if is_free:
             self._free(model, entry)
 

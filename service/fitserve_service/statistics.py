@@ -49,13 +49,17 @@ class VersionStatistics:
             batch = self.batch[example_count] = Duration()
         batch.add(run_s)
         queue_ns = int(sum(queue_s) * 1e9)
-        self.queue.count += request_count
-        self.queue.ns += queue_ns
-        self.success.add(input_s + run_s + output_s, request_count)
-        self.success.ns += queue_ns
-        self.compute_input.add(input_s, request_count)
-        self.compute_infer.add(run_s, request_count)
-        self.compute_output.add(output_s, request_count)
+        input_ns, run_ns, output_ns = int(input_s * 1e9), int(run_s * 1e9), int(output_s * 1e9)
+        # Every request of a run has all of its time.
+        for duration, ns in (
+            (self.queue, queue_ns),
+            (self.success, queue_ns + (input_ns + run_ns + output_ns) * request_count),
+            (self.compute_input, input_ns * request_count),
+            (self.compute_infer, run_ns * request_count),
+            (self.compute_output, output_ns * request_count),
+        ):
+            duration.count += request_count
+            duration.ns += ns
 
     def add_failure(self, elapsed_s: float) -> None:
         """Counts one request that was not answered."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import accumulate
 from typing import Final, TypeAlias
 from weakref import ref
 
@@ -16,6 +14,7 @@ from prometheus_client.registry import Collector
 from fitserve_service.budget import Budget
 from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
+from fitserve_service.histogram import MOST_UNCOUNTED, Histogram
 from fitserve_service.registry import Registry
 from fitserve_service.served_version import ServedVersion
 
@@ -41,34 +40,6 @@ _APART: Final = frozenset({"Evaluate", "CompareVersions"})
 _LABELS: Final = ("model", "version")
 
 
-class Histogram:
-    """Counts of values by upper bound. Written on one thread.
-
-    Args:
-        bounds: Upper bounds, ascending.
-        exposed: Those of them that `cumulative` gives; all where it is None.
-    """
-
-    __slots__ = ("bounds", "counts", "exposed", "total")
-
-    def __init__(self, bounds: tuple[float, ...], exposed: tuple[float, ...] | None = None) -> None:
-        self.bounds = bounds
-        self.exposed = exposed or bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        """Counts one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        """Gives each exposed bound with the number of values up to it, as Prometheus writes them."""
-        totals = list(accumulate(list(self.counts)))
-        buckets = [(str(bound), float(totals[bisect_left(self.bounds, bound)])) for bound in self.exposed]
-        return [*buckets, ("+Inf", float(totals[-1]))]
-
-
 def _seconds() -> Histogram:
     return Histogram(SECONDS_BOUNDS, EXPOSED_SECONDS)
 
@@ -80,6 +51,8 @@ class _MethodMeters:
     codes: list[int] = field(default_factory=lambda: [0] * (max(Code) + 1))
     """Requests that ended, by the number of their status code."""
     request_s: Histogram = field(default_factory=_seconds)
+    uncounted: int = 0
+    """Requests since the histograms were last asked to keep up."""
 
 
 @dataclass(slots=True)
@@ -151,14 +124,20 @@ class Telemetry(Collector):
         if budget is not None:
             meters.decode_s.observe(budget.decode_s)
             meters.encode_s.observe(budget.encode_s)
+        counted.uncounted += 1
+        if counted.uncounted >= MOST_UNCOUNTED:
+            counted.uncounted = 0
+            for histogram in (counted.request_s, meters.decode_s, meters.encode_s):
+                histogram.keep_up()
 
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
         """Counts one run of a model."""
         meters = self._meters_of(served)
         meters.run_s.observe(batch.run_s)
         meters.examples.observe(batch.example_count)
-        for waited_s in batch.queue_s:
-            meters.queue_s.observe(waited_s)
+        meters.queue_s.observe_all(batch.queue_s)
+        for histogram in (meters.run_s, meters.examples, meters.queue_s):
+            histogram.keep_up()
 
     def counts(self) -> dict[VersionKey, VersionCounts]:
         """Gives the counters of every version, from any thread."""
@@ -237,7 +216,7 @@ class Telemetry(Collector):
 def _counts(meters: _Meters) -> VersionCounts:
     counted = [found for method, found in list(meters.methods.items()) if method not in _APART]
     codes = [list(found.codes) for found in counted]
-    latencies = [list(found.request_s.counts) for found in counted]
+    latencies = [found.request_s.counts for found in counted]
     request_count = sum(map(sum, codes))
     return VersionCounts(
         request_count=request_count,

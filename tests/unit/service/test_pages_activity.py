@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from tests import builders
 
 from fitserve_service.errors import Code
+from fitserve_service.histogram import Histogram
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
 from fitserve_service.pages_activity import Activity, quantile_ms
 from fitserve_service.registry import Registry
-from fitserve_service.telemetry import EXPOSED_SECONDS, SECONDS_BOUNDS, Histogram, Telemetry, VersionCounts
+from fitserve_service.telemetry import EXPOSED_SECONDS, SECONDS_BOUNDS, Telemetry, VersionCounts
 
 KEY = ("m", "1")
 

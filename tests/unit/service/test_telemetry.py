@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,12 @@ from tests import builders
 from fitserve_contract.repository import version_path
 from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
+from fitserve_service.histogram import MOST_UNCOUNTED, Histogram
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry
 from fitserve_service.served_version import ServedVersion
-from fitserve_service.telemetry import Histogram, Telemetry
+from fitserve_service.telemetry import Telemetry
 from fitserve_service.version_policy import State
 
 
@@ -39,16 +41,39 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
-@given(values=st.lists(st.floats(0, 1e6), max_size=50))
-def test_a_histogram_counts_each_value_once_and_cumulates(values: list[float]) -> None:
+@given(values=st.lists(st.floats(0, 1e6), max_size=50), looks=st.sets(st.integers(0, 49)))
+def test_a_histogram_counts_each_value_once_and_cumulates(values: list[float], looks: set[int]) -> None:
     histogram = Histogram((0.5, 1.0, 100.0))
-    for value in values:
+    for index, value in enumerate(values):
         histogram.observe(value)
+        if index in looks:
+            assert sum(histogram.counts) == index + 1
     buckets = dict(histogram.cumulative())
     assert buckets["+Inf"] == len(values)
     for bound in (0.5, 1.0, 100.0):
         assert buckets[str(bound)] == sum(value <= bound for value in values)
     assert histogram.total == pytest.approx(sum(values))
+
+
+def test_what_nobody_reads_is_counted_all_the_same() -> None:
+    histogram = Histogram((0.5,))
+    for _ in range(3 * MOST_UNCOUNTED):
+        histogram.observe_all((0.25, 0.75))
+        histogram.keep_up()
+        assert len(histogram._values) < MOST_UNCOUNTED
+    assert histogram.counts == [3 * MOST_UNCOUNTED] * 2
+
+
+def test_values_that_come_while_others_are_counted_are_not_lost() -> None:
+    histogram, count = Histogram((0.5,)), 50_000
+    with ThreadPoolExecutor(1) as reader:
+        seen = reader.submit(lambda: [sum(histogram.counts) for _ in range(300)])
+        for _ in range(count):
+            histogram.observe(0.25)
+            histogram.keep_up()
+    assert seen.result() == sorted(seen.result())
+    assert histogram.counts == [count, 0]
+    assert histogram.total == count / 4
 
 
 def test_requests_runs_states_and_queues_are_exposed(tmp_path: Path) -> None:
