@@ -204,15 +204,20 @@ class CoreServer:
         if not self._is_shutting_down:
             self._core.request_call(self._queue, self._queue, self._on_request)
 
-    def gather(self, wait_s: float, most: int) -> None:
+    def gather(self, wait_s: float, most: int) -> bool:
         """Waits for one completion, then runs the tags of all that are there.
 
         Args:
             wait_s: At most this long.
             most: At most so many, so that a flood of arrivals cannot keep the caller from its other work.
+
+        Returns:
+            Whether there was any.
         """
         poll = self._poll
         event = poll(time.time() + wait_s if wait_s > 0 else _PAST)
+        if event.completion_type != _COMPLETE:
+            return False
         while event.completion_type == _COMPLETE:
             try:
                 event.tag(event)
@@ -221,8 +226,9 @@ class CoreServer:
                 _log.exception("completion queue: a tag failed")
             most -= 1
             if most <= 0:
-                return
+                break
             event = poll(_PAST)
+        return True
 
     def begin_shutdown(self) -> None:
         """Refuses new calls and connections; `is_down` once all calls have ended and all connections are closed."""

@@ -34,6 +34,14 @@ _MAX_GATHERED: Final = 512
 _MAX_WAIT_S: Final = 0.15
 """Longest sleep: grpcio's deadlines are of the wall clock, which may step, but below 0.2 s it waits only once."""
 
+_AWAKE_S: Final = 0.0003
+"""Waits that are shorter are waited awake: falling asleep and being woken takes longer than an answer. With one request
+in flight LeNet's median went from 389 to 314 us, at 385 and 365 us of processor time (2 cores, interleaved)."""
+
+_QUIET_COUNT: Final = 8
+"""Calls that came alone, one after the other, until the next is waited for awake: among many the time is better spent
+on what others have to do."""
+
 _Callback: TypeAlias = Callable[[], None]
 
 _log = logging.getLogger(__name__)
@@ -57,6 +65,8 @@ class FastTransport:
         self._timers: list[tuple[float, int, _Callback]] = []
         self._timer_numbers = itertools.count()
         self._is_stopping = False
+        self._is_awake = False
+        self._alone_count = 0
         self._unread = UnreadAnswers(options.max_unread_answers)
         self._waiting = WaitingCalls(self, options.max_waiting_calls, options.message_limit_s)
 
@@ -105,7 +115,7 @@ class FastTransport:
         self.call_later(grace_s, server.cancel_all)
 
     def _turn(self, server: core.CoreServer) -> None:
-        server.gather(self._wait_s(), _MAX_GATHERED)
+        self._await(server, self._wait_s())
         if self._soon:
             # grpc's own threads may have a request in hand that wants no more than the processor.
             os.sched_yield()
@@ -120,6 +130,19 @@ class FastTransport:
         older, self._older, self._begun = self._older, self._begun, []
         for call in older:
             call.watch(self._waiting)
+        if self._older:
+            self._alone_count = self._alone_count + 1 if len(self._older) == 1 else 0
+
+    def _await(self, server: core.CoreServer, wait_s: float) -> None:
+        """Waits for arrivals: awake where they come one at a time, and the last wait was short; asleep where not."""
+        begin_s = time.monotonic()
+        if self._is_awake and self._alone_count >= _QUIET_COUNT and wait_s > _AWAKE_S:
+            while time.monotonic() < begin_s + _AWAKE_S:
+                if server.gather(0.0, _MAX_GATHERED):
+                    return
+                os.sched_yield()
+        server.gather(wait_s, _MAX_GATHERED)
+        self._is_awake = time.monotonic() < begin_s + _AWAKE_S
 
     def _wait_s(self) -> float:
         if self._soon or self._posted:

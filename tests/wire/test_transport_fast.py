@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import threading
 import weakref
@@ -251,3 +252,70 @@ def test_who_never_reads_loses_the_oldest_of_the_own_answers_and_nobody_else_any
             assert caller.answer(oldest)["grpc-status"] == "8"
         with channel(world.port) as opened:
             assert [opened.unary_unary("/t.T/M")(b"read", timeout=WAIT_S) for _ in range(20)] == [b"read"] * 20
+
+
+class Scripted:
+    """What a loop waits at: says what comes, and writes down how it was waited for."""
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers = list(answers)
+        self.waits_s: list[float] = []
+
+    def gather(self, wait_s: float, _: int) -> bool:
+        self.waits_s.append(wait_s)
+        return self.answers.pop(0)
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look at the clock takes 0.1 ms."""
+    ticks = itertools.count()
+    monkeypatch.setattr(transport_fast.time, "monotonic", lambda: next(ticks) * 1e-4)
+
+
+def waiting(*, is_awake: bool, alone_count: int) -> FastTransport:
+    transport = FastTransport(TransportOptions(port=0))
+    transport._is_awake, transport._alone_count = is_awake, alone_count
+    return transport
+
+
+@pytest.mark.usefixtures("ticking")
+def test_where_calls_come_alone_and_soon_the_next_is_waited_for_awake() -> None:
+    queue = Scripted(False, True)
+    transport = waiting(is_awake=True, alone_count=100)
+    transport._await(queue, 0.15)  # type: ignore[arg-type]
+    assert queue.waits_s == [0.0, 0.0]
+    assert transport._is_awake
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_loop_that_hears_nothing_falls_asleep_and_sleeps_at_once_the_next_time() -> None:
+    queue = Scripted(False, False, False, False, False)
+    transport = waiting(is_awake=True, alone_count=100)
+    transport._await(queue, 0.15)  # type: ignore[arg-type]
+    assert queue.waits_s[-1] == 0.15
+    transport._await(queue, 0.15)  # type: ignore[arg-type]
+    assert queue.waits_s[-1] == 0.15
+    assert queue.waits_s.count(0.15) == 2
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize(("is_awake", "alone_count"), [(False, 100), (True, 7)])
+def test_among_many_or_after_a_long_wait_the_next_is_waited_for_asleep(is_awake: bool, alone_count: int) -> None:
+    queue = Scripted(True)
+    waiting(is_awake=is_awake, alone_count=alone_count)._await(queue, 0.15)  # type: ignore[arg-type]
+    assert queue.waits_s == [0.15]
+
+
+def test_calls_that_come_alone_are_counted() -> None:
+    counts: list[int] = []
+
+    def noted(call: UnaryCall, message: bytes) -> None:
+        counts.append(world.transport._alone_count)  # type: ignore[attr-defined]
+        call.reply(message)
+
+    with running("fast", MethodTable({"/t.T/M": noted}, {})) as world, channel(world.port) as opened:
+        for _ in range(20):
+            assert opened.unary_unary("/t.T/M")(b"a", timeout=WAIT_S) == b"a"
+    # Its message comes in the turn that a call begins in, or in the next.
+    assert counts[-1] in (19, 20)
