@@ -110,7 +110,7 @@ def _cells(row: ServeRow) -> tuple[str, ...]:
 
 
 def _poisson_table(rows: Sequence[PoissonRow]) -> Table:
-    title = "Poisson arrivals at 70 % of the requests/s at 32 in flight just before, batch 1"
+    title = "Poisson arrivals at 70 % of the requests/s of the same client at 32 in flight just before, batch 1"
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     counts = ("calls", "failed", "sent late", "load CPU")
     for heading in ("model", "contestant", "offered/s", "p50", "p99", "p99 ÷ p50", *counts):

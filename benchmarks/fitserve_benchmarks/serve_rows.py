@@ -82,7 +82,7 @@ class PoissonRow:
     Args:
         model: Model name.
         contestant: Who.
-        capacity: Requests/s in a closed loop of 32 in flight just before, the median of the turns.
+        capacity: Requests/s of the same client in a closed loop of 32 in flight just before, the median of the turns.
         rate: Requests/s that were offered, the median of the turns.
         p50_s: Median latency, from when a request was due.
         p99_s: 99th percentile; None where there are too few samples to print it.

@@ -276,21 +276,24 @@ class _Bench:
 
     def _open_loop(self, traffic: Traffic) -> None:
         """Runs everybody's closed loop for the capacity and then its open loop, turn by turn."""
-        sizes = {c.name: self._answer_bytes(c, traffic) for c in self._contestants if _is_for_open_loop(c)}
+        taking_part = {
+            c.name for c in self._contestants if _is_for_open_loop(c) and self._answer_bytes(c, traffic) is not None
+        }
         turns: dict[str, list[tuple[float, float, PoissonResult]]] = {}
         for number in range(self._plan.turns):
             self._say(f"{traffic.model}: Poisson arrivals, turn {number + 1} of {self._plan.turns}")
             for contestant in _rotated(self._contestants, number):
-                if (size := sizes.get(contestant.name)) is not None:
-                    turn = self._poisson_turn(contestant, traffic, size, number)
+                if contestant.name in taking_part:
+                    turn = self._poisson_turn(contestant, traffic, number)
                     turns.setdefault(contestant.name, []).append(turn)
         self.poisson += [make_poisson_row(traffic.model, name, found) for name, found in turns.items()]
 
     def _poisson_turn(
-        self, contestant: Contestant, traffic: Traffic, size: int, number: int
+        self, contestant: Contestant, traffic: Traffic, number: int
     ) -> tuple[float, float, PoissonResult]:
         target = contestant.launch.target
-        capacity = put_turn(target, traffic.messages, size, _CAPACITY_IN_FLIGHT, self._plan.turn_s).rate
+        # By the client of the open loop: it takes its part of the same processors, more than h2load does.
+        capacity = own_turn(target, traffic.messages, _CAPACITY_IN_FLIGHT, self._plan.turn_s).rate
         rate, turn_s = max(_POISSON_SHARE * capacity, _LEAST_RATE), self._plan.poisson_s / self._plan.turns
         plan = PoissonPlan(target.port, target.path, rate, _POISSON_CONNECTIONS, turn_s, number)
         return capacity, rate, poisson_in_process(plan, traffic.messages)
