@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from urllib.request import urlopen
 
 from fitserve_benchmarks.environment import describe_environment
 from fitserve_benchmarks.load import LoadPlan, load_in_process
+from fitserve_benchmarks.processes import child_process
 from fitserve_benchmarks.programs import free_ports, program_path
 from fitserve_benchmarks.serve_load import Target
 from fitserve_benchmarks.serve_requests import MODEL_INFER, Traffic, is_right, make_traffic
@@ -30,6 +32,9 @@ LEAST_PROCESSORS: Final = 4
 
 MOST_CPU_RATIO: Final = 1.15
 LEAST_RATE_RATIO: Final = 1.7
+
+_SPIN: Final = "import os\nos.nice(19)\nwhile True: pass"
+"""Takes what nobody else wants of a processor."""
 
 _COUNTED: Final = re.compile(r"^fitserve_requests_total\{.*\} (\S+)$", re.MULTILINE)
 
@@ -89,11 +94,20 @@ class WorkersRow:
 
 @dataclass(frozen=True)
 class WorkersResult:
-    """A run."""
+    """A run.
+
+    Args:
+        settings: Of the plan.
+        environment: Of the machine.
+        rows: One for each number of workers.
+        busy_ratio: Processor time of a request at the first number of workers while others keep the processors busy
+            that further workers would have, over the same without, median: what a machine takes for being shared.
+    """
 
     settings: dict[str, Any]
     environment: dict[str, Any]
     rows: tuple[WorkersRow, ...]
+    busy_ratio: float
 
     @property
     def is_right(self) -> bool:
@@ -114,6 +128,11 @@ class _Turn:
     failed_count: int
     checks: tuple[bool, ...]
 
+    @property
+    def request_cpu_s(self) -> float:
+        """Processor time of a request."""
+        return self.cpu_s / max(self.request_count, 1.0)
+
 
 def run_workers(plan: WorkersPlan, say: Callable[[str], None]) -> WorkersResult:
     """Measures; nothing that it starts goes on after it.
@@ -130,17 +149,23 @@ def run_workers(plan: WorkersPlan, say: Callable[[str], None]) -> WorkersResult:
     environment = describe_environment()
     traffic = make_traffic(open_subject(plan.repository, plan.model), 1)
     turns: dict[int, list[_Turn]] = {count: [] for count in plan.counts}
+    busy: list[_Turn] = []
     with tempfile.TemporaryDirectory(prefix="fitserve-bench-") as folder, ExitStack() as stack:
         served = Served(plan.repository, (), 1, Path(folder))
         servers = {count: _Server(count, served, traffic, stack) for count in plan.counts}
         for number in range(plan.turns):
             for count, server in servers.items():
                 turns[count].append(server.turn(plan))
+            with ExitStack() as neighbours:
+                for _ in range(max(plan.counts) - plan.counts[0]):
+                    neighbours.enter_context(child_process([sys.executable, "-c", _SPIN]))
+                busy.append(servers[plan.counts[0]].turn(plan))
             say(f"turn {number + 1} of {plan.turns}")
         memory = {count: server.memory() for count, server in servers.items()}
     first = turns[plan.counts[0]]
     rows = tuple(_row(count, turns[count], first, memory[count]) for count in plan.counts)
-    return WorkersResult({**asdict(plan), "repository": plan.repository.name}, environment, rows)
+    settings = {**asdict(plan), "repository": plan.repository.name}
+    return WorkersResult(settings, environment, rows, _cpu_ratio(busy, first))
 
 
 class _Server:
@@ -179,14 +204,13 @@ class _Server:
 
 
 def _row(count: int, turns: Sequence[_Turn], first: Sequence[_Turn], memory: tuple[dict[str, int], ...]) -> WorkersRow:
-    costs, first_costs = ([turn.cpu_s / max(turn.request_count, 1.0) for turn in each] for each in (turns, first))
     is_told = len(available_processors()) >= LEAST_PROCESSORS
     rates = [turn.rate / before.rate for turn, before in zip(turns, first, strict=True)]
     checks = [check for turn in turns for check in turn.checks]
     return WorkersRow(
         count=count,
-        cpu_s=median(costs),
-        cpu_ratio=median(cost / before for cost, before in zip(costs, first_costs, strict=True)),
+        cpu_s=median(turn.request_cpu_s for turn in turns),
+        cpu_ratio=_cpu_ratio(turns, first),
         rate=median(turn.rate for turn in turns),
         rate_ratio=median(rates) if is_told else None,
         memory=memory,
@@ -194,3 +218,7 @@ def _row(count: int, turns: Sequence[_Turn], first: Sequence[_Turn], memory: tup
         wrong_count=checks.count(False),
         checked_count=len(checks),
     )
+
+
+def _cpu_ratio(turns: Sequence[_Turn], first: Sequence[_Turn]) -> float:
+    return median(turn.request_cpu_s / before.request_cpu_s for turn, before in zip(turns, first, strict=True))

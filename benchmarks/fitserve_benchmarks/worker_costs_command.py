@@ -90,6 +90,9 @@ def verdicts(result: WorkersResult) -> list[str]:
         else:
             held = "holds" if row.rate_ratio >= LEAST_RATE_RATIO else "missed"
             lines.append(f"{what}: throughput {row.rate_ratio:.2f}, at least {LEAST_RATE_RATIO} at 2: {held}")
+    if lines:
+        what = f"{base} worker{'s' if base > 1 else ''} beside others that keep the processors busy"
+        lines.append(f"{what}: CPU time of a request {result.busy_ratio:.2f}, for a machine that is shared")
     return lines
 
 

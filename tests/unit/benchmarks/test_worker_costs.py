@@ -30,7 +30,7 @@ def row(count: int, cpu_ratio: float = 1.0, rate_ratio: float | None = None) -> 
 
 
 def result(*rows: WorkersRow) -> WorkersResult:
-    return WorkersResult({"model": "m", "in_flight": 8}, {"usable_processors": [0, 1]}, rows)
+    return WorkersResult({"model": "m", "in_flight": 8}, {"usable_processors": [0, 1]}, rows, 1.25)
 
 
 def test_one_worker_and_two_are_measured_with_the_answers_checked(tmp_path: Path) -> None:
@@ -47,15 +47,19 @@ def test_one_worker_and_two_are_measured_with_the_answers_checked(tmp_path: Path
         assert each.checked_count > 0
         assert 0 < each.further_bytes <= each.memory[0]["resident_bytes"] * 2
     assert measured.rows[0].cpu_ratio == 1.0
+    assert measured.busy_ratio > 0
     measured.save(tmp_path / "results" / "workers.json")
     assert json.loads((tmp_path / "results" / "workers.json").read_text())["rows"][1]["count"] == 2
 
 
 @pytest.mark.parametrize(("cpu_ratio", "word"), [(1.15, "holds"), (1.16, "missed")])
 def test_a_ratio_is_held_against_its_bound(cpu_ratio: float, word: str) -> None:
-    first, second = verdicts(result(row(1), row(2, cpu_ratio)))
+    first, second, shared = verdicts(result(row(1), row(2, cpu_ratio)))
     assert first == f"2 workers over 1: CPU time of a request {cpu_ratio:.2f}, at most 1.15: {word}"
     assert second == "2 workers over 1: throughput not measured (2 cores, expected at least 4)"
+    assert shared == (
+        "1 worker beside others that keep the processors busy: CPU time of a request 1.25, for a machine that is shared"
+    )
     assert verdicts(result(row(1), row(2, rate_ratio=1.8)))[1].endswith("throughput 1.80, at least 1.7 at 2: holds")
 
 
