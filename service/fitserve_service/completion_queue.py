@@ -37,6 +37,15 @@ _NEVER: Final = 2**40
 
 _LOOPBACK: Final = "127.0.0.1"
 _BELL_WAIT_S: Final = 5.0
+_NOT_TAKEN: Final = "batch: expected to be taken by the core, got its error %d"
+
+# Looked up once: the core's operations are made four times a call.
+_ReceiveMessage: Final = cygrpc.ReceiveMessageOperation
+_ReceiveClose: Final = cygrpc.ReceiveCloseOnServerOperation
+_SendInitialMetadata: Final = cygrpc.SendInitialMetadataOperation
+_SendMessage: Final = cygrpc.SendMessageOperation
+_SendStatus: Final = cygrpc.SendStatusFromServerOperation
+
 _COMPLETE: Final = cygrpc.CompletionType.operation_complete
 _SHUTDOWN: Final = cygrpc.CompletionType.queue_shutdown
 
@@ -69,12 +78,14 @@ def ignore(_: Event) -> None:
 
 def receive_message(call: CoreCall, tag: Tag) -> None:
     """Asks for the call's next message; `message_of` the event has it."""
-    _start(call, (cygrpc.ReceiveMessageOperation(_NO_FLAGS),), tag)
+    error = call.start_server_batch((_ReceiveMessage(_NO_FLAGS),), tag)
+    if error:
+        raise CoreError(_NOT_TAKEN % error)
 
 
 def receive_close(call: CoreCall, tag: Tag) -> None:
     """Asks to be told when the call is over; `is_cancelled` of the event says how."""
-    _start(call, (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), tag)
+    _start(call, (_ReceiveClose(_NO_FLAGS),), tag)
 
 
 def message_of(event: Event) -> bytes | None:
@@ -113,22 +124,22 @@ def send_reply(call: CoreCall, message: bytes, trailing: Metadata, tag: Tag, *, 
     Raises:
         CoreError: the metadata cannot be sent; the call is still open, for `abort` alone.
     """
-    operations: Operations = (
-        cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),
-        cygrpc.SendMessageOperation(message, _NO_FLAGS),
-        cygrpc.SendStatusFromServerOperation(trailing, 0, b"", _NO_FLAGS),
-    )
-    _start(call, operations if is_watched else (*operations, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS)), tag)
+    opening, answer = _SendInitialMetadata(None, _NO_FLAGS), _SendMessage(message, _NO_FLAGS)
+    status = _SendStatus(trailing, 0, b"", _NO_FLAGS)
+    if is_watched:
+        _start(call, (opening, answer, status), tag)
+    else:
+        _start(call, (opening, answer, status, _ReceiveClose(_NO_FLAGS)), tag)
 
 
 def send_message(call: CoreCall, message: bytes, is_first: bool, tag: Tag) -> None:
     """Sends one of a stream's answers."""
-    _start(call, (*_opening(is_first), cygrpc.SendMessageOperation(message, _NO_FLAGS)), tag)
+    _start(call, (*_opening(is_first), _SendMessage(message, _NO_FLAGS)), tag)
 
 
 def send_status(call: CoreCall, code: int, text: str, trailing: Metadata, is_first: bool, tag: Tag) -> None:
     """Ends a call; `is_first` where nothing was sent before."""
-    status = cygrpc.SendStatusFromServerOperation(trailing, code, text.encode(), _NO_FLAGS)
+    status = _SendStatus(trailing, code, text.encode(), _NO_FLAGS)
     _start(call, (*_opening(is_first), status), tag)
 
 
@@ -138,7 +149,7 @@ def abort(call: CoreCall, code: int, text: str) -> None:
 
 
 def _opening(is_first: bool) -> Operations:
-    return (cygrpc.SendInitialMetadataOperation(None, _NO_FLAGS),) if is_first else ()
+    return (_SendInitialMetadata(None, _NO_FLAGS),) if is_first else ()
 
 
 def _start(call: CoreCall, operations: Operations, tag: Tag) -> None:
@@ -147,7 +158,7 @@ def _start(call: CoreCall, operations: Operations, tag: Tag) -> None:
     except (TypeError, ValueError, UnicodeError) as refused:
         raise CoreError(f"batch: expected operations that the core takes, got {refused}") from None
     if error:
-        raise CoreError(f"batch: expected to be taken by the core, got its error {error}")
+        raise CoreError(_NOT_TAKEN % error)
 
 
 class CoreServer:

@@ -24,9 +24,9 @@ from fitserve_service.batcher import Priority, Room
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
-from fitserve_service.lanes import Lane, new_lane
+from fitserve_service.lanes import Lane, new_lane, rows_past_queue
 from fitserve_service.run_errors import DeviceMemoryError
-from fitserve_service.runs import BatchRecord, Completed, Job, Outcome, Run, Timing, carry_out
+from fitserve_service.runs import BatchRecord, Completed, Job, Kind, Outcome, Run, Timing, carry_out
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch
 from fitserve_service.signature import Tensor
@@ -83,6 +83,7 @@ class Engine:
         self._guard = InlineGuard()
         self._lanes: dict[ServedVersion, Lane] = {}
         self._room = Room(max_queued_bytes)
+        self._gatherings: list[Callable[[], None]] = []
         self._is_scheduled = False
         self._is_draining = False
         self._job_count = 0
@@ -121,8 +122,40 @@ class Engine:
             self._rest_if_idle(served, lane)
             self._finish(job, _cancelled())
 
+    def gather(self, callback: Callable[[], None]) -> None:
+        """Runs a callback before what waits is looked at next: once the arrivals at hand are all there."""
+        self._gatherings.append(callback)
+        if not self._is_scheduled:
+            self._schedule()
+
+    def run_at_once(self, job: Job, queue_s: list[float]) -> Run | None:
+        """Runs a job that stands for many requests here and now, past the queue; `count` counts it.
+
+        Args:
+            job: No longer than `rows_at_once` says; its `on_done` is not called, and its lease stays the caller's.
+            queue_s: How long each of its requests has waited.
+
+        Returns:
+            None where it did not end well: its requests are to be submitted, each for itself.
+        """
+        run = Run(job.lease.served, [job], queue_s, job.example_count)
+        is_well = self._guard.is_carried_out(run) and not isinstance(run.answers[0], Exception)
+        return run if is_well else None
+
+    def rows_at_once(self, served: ServedVersion, kind: Kind, rows: int) -> int:
+        """Tells how many of the rows that are there to run at once past the queue; 0: they have to queue."""
+        return 0 if served in self._lanes else rows_past_queue(served, kind, rows)
+
+    def count(self, run: Run) -> None:
+        """Counts a run of `run_at_once` whose requests are about to be answered."""
+        self.submitted_count += len(run.queue_s)
+        self._record(run)
+
     def dispatch(self) -> None:
         """Runs what has arrived: one batch of each version, then lets new arrivals in before the next."""
+        gatherings, self._gatherings = self._gatherings, []
+        for callback in gatherings:
+            callback()
         self._is_scheduled = False
         for served, lane in list(self._lanes.items()):
             if not lane.is_full:
@@ -138,7 +171,7 @@ class Engine:
 
     def is_idle(self) -> bool:
         """Tells whether every job has been answered."""
-        return self._job_count == 0
+        return self._job_count == 0 and not self._gatherings
 
     def close(self) -> None:
         """Refuses all that is queued, ends runs that nobody waits for, and the runner threads once the others end."""
@@ -304,7 +337,7 @@ class Engine:
             run.served.costs.record(rows, run.row_elements, run.run_s)
         if queue_s:
             statistics.add_run(answered, queue_s, run.input_s, run.run_s, run.output_s)
-        record = BatchRecord(len(run.jobs), rows, run.run_s, run.queue_s, bool(failed))
+        record = BatchRecord(len(run.queue_s), rows, run.run_s, run.queue_s, bool(failed))
         try:
             self._observer.on_batch(run.served, record)
         except Exception:

@@ -119,9 +119,29 @@ class RequestObserver(Protocol):
         """
         ...
 
+    def on_bundle(
+        self, method: str, served: ServedVersion, elapsed_s: Sequence[float], decode_s: float, encode_s: float
+    ) -> None:
+        """Takes the end of requests that are answered together.
+
+        Args:
+            method: Its name.
+            served: Who answered.
+            elapsed_s: The time of each.
+            decode_s: Reading them all.
+            encode_s: Writing their answers.
+        """
+        ...
+
 
 class Intake:
-    """Takes orders to the engine. Lives on the loop thread."""
+    """Takes orders to the engine. Lives on the loop thread.
+
+    Attributes:
+        engine: Runs them.
+        observer: Is told of them.
+        has_admission: Callers have shares of the queues, so that `admit` is to be asked.
+    """
 
     def __init__(
         self,
@@ -136,12 +156,13 @@ class Intake:
     ) -> None:
         self._tracer = tracer
         self._admit = admit
+        self.has_admission = admit is not None
         self._registry = registry
         self._shadow = shadow
         self._draw = draw
-        self._engine = engine
-        self._observer = observer
         self._clock = clock
+        self.engine = engine
+        self.observer = observer
 
     def run(self, order: Order) -> Callable[[], None]:
         """Runs an order.
@@ -169,8 +190,8 @@ class Intake:
         order.on_done = self._finish
         order.bind(lease, prepared, order.priority)
         order.budget.decoded(self._clock())
-        self._engine.submit(order)
-        return partial(self._engine.cancel, order)
+        self.engine.submit(order)
+        return partial(self.engine.cancel, order)
 
     def _finish(self, order: Order, outcome: Outcome) -> None:
         """Answers an order that has come back, on the loop thread."""
@@ -188,6 +209,34 @@ class Intake:
         if order.is_open and isinstance(outcome, Completed):
             self._offer(order, served, outcome)
 
+    def open_bundle(self, target: Target) -> Lease | None:
+        """Leases the version of requests that are to be run together.
+
+        Returns:
+            None where `run` has to look at each for itself: shares of the traffic are drawn for each, each is traced,
+            or the version is not to be had, which each is told.
+        """
+        traffic = self._registry.traffic(target.model)
+        is_open = target.version is None and target.label is None
+        if self._tracer is not None or (is_open and (traffic.canary_share or traffic.shadow_share)):
+            return None
+        with contextlib.suppress(ServiceError):
+            return self._registry.lease(target.model, version=target.version, label=target.label)
+        return None
+
+    def admit(self, method: str, served: ServedVersion, example_count: int, begin_s: float) -> None:
+        """Asks whether the caller of the method that runs may queue a request; counts one that may not.
+
+        Raises:
+            ServiceError: it has too much under way.
+        """
+        assert self._admit is not None
+        try:
+            self._admit(served, example_count)
+        except ServiceError as error:
+            self.observer.on_request(method, served, error.code, self._clock() - begin_s)
+            raise
+
     def run_series(self, order: SeriesOrder, on_done: Callable[[Answer], None]) -> Callable[[], None]:
         """Runs a set of examples, counted as one request; arguments, result and errors as for `run`."""
         begin_s = self._clock()
@@ -204,21 +253,21 @@ class Intake:
             for lease in leases:
                 lease.release()
             code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
-            self._observer.on_request(order.method, _first(leases), code, self._clock() - begin_s)
+            self.observer.on_request(order.method, _first(leases), code, self._clock() - begin_s)
             raise
 
         def finish(answer: Answer) -> None:
             code = answer.code if isinstance(answer, ServiceError) else Code.OK
-            self._observer.on_request(order.method, _first(leases), code, self._clock() - begin_s)
+            self.observer.on_request(order.method, _first(leases), code, self._clock() - begin_s)
             on_done(answer)
 
-        series = Series(self._engine, leases, examples, order.deadline_s, finish)
+        series = Series(self.engine, leases, examples, order.deadline_s, finish)
         series.start()
         return series.cancel
 
     def _count(self, order: Order, served: ServedVersion | None, code: Code) -> None:
         budget = order.budget
-        self._observer.on_request(order.method, served, code, budget.total_s, budget if code is Code.OK else None)
+        self.observer.on_request(order.method, served, code, budget.total_s, budget if code is Code.OK else None)
         if self._tracer is not None:
             self._tracer.on_request(order.method, served, code, order.budget, order.metadata)
 

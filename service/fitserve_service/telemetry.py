@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from weakref import ref
@@ -66,6 +66,21 @@ class _Meters:
     run_s: Histogram = field(default_factory=_seconds)
     examples: Histogram = field(default_factory=lambda: Histogram(EXAMPLES_BOUNDS))
 
+    def of(self, method: str) -> _MethodMeters:
+        """Gives what is counted for a method."""
+        counted = self.methods.get(method)
+        if counted is None:
+            counted = self.methods[method] = _MethodMeters()
+        return counted
+
+    def keep_up(self, counted: _MethodMeters, count: int) -> None:
+        """Has the histograms count, where much was put by; `count` requests of the method were."""
+        counted.uncounted += count
+        if counted.uncounted >= MOST_UNCOUNTED:
+            counted.uncounted = 0
+            for histogram in (counted.request_s, self.decode_s, self.encode_s):
+                histogram.keep_up()
+
 
 @dataclass(frozen=True, slots=True)
 class VersionCounts:
@@ -116,19 +131,25 @@ class Telemetry(Collector):
     ) -> None:
         """Counts the end of a request, and where the time of one that was answered went; queue and run go by run."""
         meters = self._meters_of(served)
-        counted = meters.methods.get(method)
-        if counted is None:
-            counted = meters.methods[method] = _MethodMeters()
+        counted = meters.of(method)
         counted.codes[code] += 1
         counted.request_s.observe(elapsed_s)
         if budget is not None:
             meters.decode_s.observe(budget.decode_s)
             meters.encode_s.observe(budget.encode_s)
-        counted.uncounted += 1
-        if counted.uncounted >= MOST_UNCOUNTED:
-            counted.uncounted = 0
-            for histogram in (counted.request_s, meters.decode_s, meters.encode_s):
-                histogram.keep_up()
+        meters.keep_up(counted, 1)
+
+    def on_bundle(
+        self, method: str, served: ServedVersion, elapsed_s: Sequence[float], decode_s: float, encode_s: float
+    ) -> None:
+        """Counts requests that were answered together."""
+        meters, count = self._meters_of(served), len(elapsed_s)
+        counted = meters.of(method)
+        counted.codes[Code.OK] += count
+        counted.request_s.observe_all(elapsed_s)
+        meters.decode_s.observe_all([decode_s] * count)
+        meters.encode_s.observe_all([encode_s] * count)
+        meters.keep_up(counted, count)
 
     def on_batch(self, served: ServedVersion, batch: BatchRecord) -> None:
         """Counts one run of a model."""

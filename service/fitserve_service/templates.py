@@ -117,6 +117,29 @@ class RequestTemplate:
         self._signature, self._kind = served.signature, prepared.kind
         return prepared
 
+    def kind_of(self, served: ServedVersion) -> Kind | None:
+        """Gives what such requests have in common; None where none was read and answered yet by this version."""
+        is_known = self._signature is served.signature and self._answer is not None and self._answer.is_of(served)
+        return self._kind if is_known else None
+
+    def join(self, messages: Sequence[bytes]) -> dict[str, Tensor]:
+        """Reads such requests' tensors, their rows one after the other: as `prepare` and `joining.join` would."""
+        return {name: place.joined(messages) for name, place in self._parts}
+
+    def encode_all(self, served: ServedVersion, outputs: Mapping[str, Tensor], count: int) -> list[bytes] | None:
+        """Writes the answers to requests that ran together.
+
+        Args:
+            served: Who answers.
+            outputs: The rows of all of them, one request's after the other's.
+            count: How many there are.
+
+        Returns:
+            What `encode` would write for each; None where that is not known.
+        """
+        answer = self._answer
+        return answer.deal(outputs, count) if answer is not None and answer.is_of(served) else None
+
     def encode(self, served: ServedVersion, completed: Completed) -> bytes:
         """Writes the answer to such a request: the bytes that protobuf would write."""
         answer = self._answer
@@ -197,6 +220,12 @@ class _Place:
             array = np.frombuffer(message[self._start : self._end], self._dtype)
         return Tensor(self._datatype, array.reshape(self._shape))
 
+    def joined(self, messages: Sequence[bytes]) -> Tensor:
+        start, end = self._start, self._end
+        contents = b"".join([message[start:end] for message in messages])
+        rows = self._shape[0] * len(messages)
+        return Tensor(self._datatype, np.frombuffer(contents, self._dtype).reshape((rows, *self._shape[1:])))
+
 
 class _AnswerTemplate:
     """An answer but for the contents of its tensors."""
@@ -223,9 +252,28 @@ class _AnswerTemplate:
         segments = [segment for _, segment in skeleton(message, spans, has_empty=True)]
         return cls(served, completed, segments) if _is_small(segments) else None
 
+    def is_of(self, served: ServedVersion) -> bool:
+        """Tells whether it names that version."""
+        return served.version == self._version and served.model == self._model
+
+    def deal(self, outputs: Mapping[str, Tensor], count: int) -> list[bytes] | None:
+        """Writes as many answers as requests ran together; None where they are of another kind."""
+        contents = []
+        for (shape, dtype, is_small), tensor in zip(self._kinds, outputs.values(), strict=True):
+            array = tensor.array
+            if not is_small or not shape or array.dtype != dtype or array.shape != (shape[0] * count, *shape[1:]):
+                return None
+            rows = array.tobytes()
+            size = len(rows) // count
+            contents.append([rows[begin : begin + size] for begin in range(0, len(rows), size)])
+        if len(contents) == 1:
+            first, last = self._segments
+            return [first + content + last for content in contents[0]]
+        return [_interleaved(self._segments, pieces) for pieces in zip(*contents, strict=True)]
+
     def fill(self, served: ServedVersion, completed: Completed) -> bytes | None:
         """Puts contents in; None where the answer is of another kind."""
-        if served.version != self._version or served.model != self._model:
+        if not self.is_of(served):
             return None
         contents: list[Any] = []
         for (shape, dtype, is_small), tensor in zip(self._kinds, completed.outputs.values(), strict=True):
@@ -236,8 +284,12 @@ class _AnswerTemplate:
             contents.append(array.tobytes() if is_small or not array.flags.c_contiguous else array)
         if len(contents) == 1:
             return b"".join((self._segments[0], contents[0], self._segments[1]))
-        pieces = [piece for pair in zip(self._segments, contents, strict=False) for piece in pair]
-        return b"".join((*pieces, self._segments[-1]))
+        return _interleaved(self._segments, contents)
+
+
+def _interleaved(segments: Sequence[bytes], contents: Sequence[Any]) -> bytes:
+    pieces = [piece for pair in zip(segments, contents, strict=False) for piece in pair]
+    return b"".join((*pieces, segments[-1]))
 
 
 def request_parts(message: bytes, path: Path, inputs: Mapping[str, Tensor]) -> list[Part] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final
 
 import numpy as np
@@ -14,11 +13,12 @@ from fitserve.types.v1 import tensor_pb2
 from fitserve_service import codec
 from fitserve_service.batcher import Priority
 from fitserve_service.budget import Budget
+from fitserve_service.bundles import Bundles
 from fitserve_service.calls import UnaryCall, UnaryMethod
 from fitserve_service.comparison import ComparisonTally, EvaluationTally, check_same_task, task_of, version_text
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import CallAnswer, Encode, Intake, Order, Prepare, SeriesOrder, Target
+from fitserve_service.intake import CallAnswer, Intake, Order, SeriesOrder, Target
 from fitserve_service.messages import parse
 from fitserve_service.proof import HeldOut
 from fitserve_service.runs import Prepared
@@ -45,6 +45,7 @@ class InferenceServicer:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self._templates = Templates(_predict_template)
+        self._bundles = Bundles("Predict", intake)
 
     def unary(self) -> Mapping[str, UnaryMethod]:
         """Gives the methods by full name."""
@@ -53,26 +54,21 @@ class InferenceServicer:
 
     def predict(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on one batch."""
-        budget = Budget(time.monotonic())
+        begin_s = time.monotonic()
         template = self._templates.find(message)
         if template is not None:
-            self._run(call, budget, template.target, partial(template.prepare, message), template.encode)
+            self._bundles.add(template, call, message, begin_s)
             return
-        request = parse(pb.PredictRequest, message)
+        budget, request = Budget(begin_s), parse(pb.PredictRequest, message)
 
         def prepare(served: ServedVersion) -> Prepared:
             return Prepared.check(served.signature, codec.decode_inputs(request.inputs), request.outputs)
 
-        self._run(call, budget, target_of(request.model), prepare, _encode_prediction)
-        if request.inputs:
-            self._templates.learn(message, request.inputs[0].content)
-
-    def _run(self, call: UnaryCall, budget: Budget, target: Target, prepare: Prepare, encode: Encode) -> None:
         order = Order(
             "Predict",
-            target,
+            target_of(request.model),
             prepare,
-            encode,
+            _encode_prediction,
             CallAnswer(call, budget),
             call.deadline_s,
             Priority.PREDICT,
@@ -80,6 +76,8 @@ class InferenceServicer:
             budget,
         )
         call.on_cancel(self._intake.run(order))
+        if request.inputs:
+            self._templates.learn(message, request.inputs[0].content)
 
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""

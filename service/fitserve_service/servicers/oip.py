@@ -12,6 +12,7 @@ from fitserve_oip import inference_pb2 as pb
 from fitserve_service import codec, codec_oip
 from fitserve_service.batcher import Priority
 from fitserve_service.budget import Budget
+from fitserve_service.bundles import Bundles
 from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, UnaryMethod
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
@@ -37,6 +38,7 @@ class OipInferServicer:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self._templates = Templates(_infer_template)
+        self._bundles = Bundles("ModelInfer", intake)
 
     def unary(self) -> Mapping[str, UnaryMethod]:
         """Gives the methods by full name."""
@@ -48,22 +50,12 @@ class OipInferServicer:
 
     def model_infer(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on one batch."""
-        budget = Budget(time.monotonic())
+        begin_s = time.monotonic()
         template = self._templates.find(message)
         if template is not None:
-            order = Order(
-                "ModelInfer",
-                template.target,
-                partial(template.prepare, message),
-                template.encode,
-                CallAnswer(call, budget),
-                call.deadline_s,
-                Priority.PREDICT,
-                call.metadata,
-                budget,
-            )
-            call.on_cancel(self._intake.run(order))
+            self._bundles.add(template, call, message, begin_s)
             return
+        budget = Budget(begin_s)
         request = parse(pb.ModelInferRequest, message)
         encode, answer = partial(_encode, request.id), CallAnswer(call, budget)
         call.on_cancel(self._intake.run(_order("ModelInfer", request, call, budget, encode, answer)))
