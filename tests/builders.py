@@ -228,7 +228,7 @@ def gather(classes: int = 5) -> bytes:
     )
 
 
-def slow(rounds: int = 200, width: int = 512) -> bytes:
+def slow(rounds: int = 400, width: int = 512) -> bytes:
     """x FP32 (B, width) -> y = x: a chain of matrix products, milliseconds long."""
     names = ["x", *[f"h{index}" for index in range(rounds - 1)], "y"]
     nodes = [helper.make_node("MatMul", [left, "w"], [right]) for left, right in pairwise(names)]

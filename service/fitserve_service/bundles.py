@@ -30,13 +30,15 @@ _LEAST_BESIDE: Final = 4
 _ROOM: Final = 2.0
 """A deadline is near where less than this much of what all of a bundle should take is left until then."""
 
+_NEVER: Final = float("inf")
+
 _log = logging.getLogger(__name__)
 
 
 class _Bundle:
     """Requests of one kind that have come in this turn, and the version that they are leased."""
 
-    __slots__ = ("begins_s", "calls", "deadline_s", "kind", "lease", "messages")
+    __slots__ = ("answered_count", "begins_s", "calls", "deadline_s", "kind", "lease", "messages")
 
     def __init__(self, lease: Lease, kind: Kind) -> None:
         self.lease = lease
@@ -44,7 +46,8 @@ class _Bundle:
         self.calls: list[UnaryCall] = []
         self.messages: list[bytes] = []
         self.begins_s: list[float] = []
-        self.deadline_s = float("inf")
+        self.deadline_s = _NEVER
+        self.answered_count = 0
 
 
 class Bundles:
@@ -91,7 +94,7 @@ class Bundles:
         if lease is None:
             return None
         kind = template.kind_of(lease.served)
-        if kind is None or not self._engine.rows_at_once(lease.served, kind, kind.example_count):
+        if kind is None or kind.key is None or self._engine.is_draining:
             lease.release()
             return None
         if not self._open:
@@ -102,33 +105,30 @@ class Bundles:
     def _run_all(self) -> None:
         opened, self._open = self._open, {}
         for template, bundle in opened.items():
-            is_worth_it = len(opened) == 1 or len(bundle.calls) >= _LEAST_BESIDE
-            answered = 0
             try:
-                answered = self._run(template, bundle) if is_worth_it else 0
+                if len(opened) == 1 or len(bundle.calls) >= _LEAST_BESIDE:
+                    self._run(template, bundle)
             except Exception:
                 _log.exception("a bundle of requests could not be run; each is run for itself")
             finally:
                 bundle.lease.release()
-            for call, message, begin_s in list(zip(bundle.calls, bundle.messages, bundle.begins_s, strict=True))[
-                answered:
-            ]:
-                with answering(call):
-                    self._run_alone(template, call, message, begin_s)
+            rest = slice(bundle.answered_count, None)
+            for each in zip(bundle.calls[rest], bundle.messages[rest], bundle.begins_s[rest], strict=True):
+                with answering(each[0]):
+                    self._run_alone(template, *each)
 
-    def _run(self, template: RequestTemplate, bundle: _Bundle) -> int:
-        """Runs as many as should run at once, and so on; gives how many were answered."""
-        lease, kind, total = bundle.lease, bundle.kind, len(bundle.calls)
+    def _run(self, template: RequestTemplate, bundle: _Bundle) -> None:
+        """Runs as many as should run at once, and so on; ends at the first part that is to be run otherwise."""
+        kind, total = bundle.kind, len(bundle.calls)
         rows = total * kind.example_count
-        count = self._engine.rows_at_once(lease.served, kind, rows) // kind.example_count
-        expected_s = lease.served.costs.floor_s(rows, kind.row_elements)
-        if not count or bundle.deadline_s < time.monotonic() + _ROOM * expected_s:
-            return 0
+        count = self._engine.rows_at_once(bundle.lease.served, kind, rows) // kind.example_count
+        if not count or _is_near(bundle, rows):
+            return
         for begin in range(0, total, count):
             part = slice(begin, begin + count)
             if not self._is_run(template, bundle, bundle.calls[part], bundle.messages[part], bundle.begins_s[part]):
-                return begin
-        return total
+                return
+            bundle.answered_count = min(begin + count, total)
 
     def _is_run(
         self,
@@ -145,10 +145,10 @@ class Bundles:
         job = Job(bundle.lease, Prepared(template.join(messages), kind), None, Priority.PREDICT, _never)
         decoded_s = time.monotonic()
         run = self._engine.run_at_once(job, [started_s - begin_s for begin_s in begins_s])
-        if run is None:
+        if run is None or isinstance(outputs := run.answers[0], Exception):
             return False
         ran_s = time.monotonic()
-        answers = template.encode_all(served, run.answers[0], count)
+        answers = template.encode_all(served, outputs, count)
         if answers is None:
             return False
         encoded_s = time.monotonic()
@@ -179,6 +179,13 @@ class Bundles:
             budget,
         )
         call.on_cancel(self._intake.run(order))
+
+
+def _is_near(bundle: _Bundle, rows: int) -> bool:
+    if bundle.deadline_s == _NEVER:
+        return False
+    expected_s = bundle.lease.served.costs.floor_s(rows, bundle.kind.row_elements)
+    return bundle.deadline_s < time.monotonic() + _ROOM * expected_s
 
 
 def _never(_: Job, __: object) -> None:

@@ -85,10 +85,8 @@ class Engine:
         self._room = Room(max_queued_bytes)
         self._gatherings: list[Callable[[], None]] = []
         self._is_scheduled = False
-        self._is_draining = False
-        self._job_count = 0
-        self.submitted_count = 0
-        """Jobs since the start."""
+        self.is_draining = False  # new jobs are refused
+        self._job_count = self.submitted_count = 0  # to be answered; since the start
         self._long_runs: set[Run] = set()
         self._rested: WeakKeyDictionary[ServedVersion, Lane] = WeakKeyDictionary()
         """Every lane there was, by its version: one that has nothing to do keeps nothing loaded."""
@@ -100,7 +98,7 @@ class Engine:
         served = job.lease.served
         limit = served.config.max_batch_size
         now_s = self._clock()
-        if self._is_draining:
+        if self.is_draining:
             self._finish(job, _draining())
         elif limit and job.example_count > limit:
             text = f"expected at most {limit} examples in a request to model '{served.model}', got {job.example_count}"
@@ -136,11 +134,10 @@ class Engine:
             queue_s: How long each of its requests has waited.
 
         Returns:
-            None where it did not end well: its requests are to be submitted, each for itself.
+            The run, with one answer; None where it is to be run elsewhere.
         """
         run = Run(job.lease.served, [job], queue_s, job.example_count)
-        is_well = self._guard.is_carried_out(run) and not isinstance(run.answers[0], Exception)
-        return run if is_well else None
+        return run if self._guard.is_carried_out(run) else None
 
     def rows_at_once(self, served: ServedVersion, kind: Kind, rows: int) -> int:
         """Tells how many of the rows that are there to run at once past the queue; 0: they have to queue."""
@@ -155,7 +152,10 @@ class Engine:
         """Runs what has arrived: one batch of each version, then lets new arrivals in before the next."""
         gatherings, self._gatherings = self._gatherings, []
         for callback in gatherings:
-            callback()
+            try:
+                callback()
+            except Exception:
+                _log.exception("what was gathered could not be run")
         self._is_scheduled = False
         for served, lane in list(self._lanes.items()):
             if not lane.is_full:
@@ -167,7 +167,7 @@ class Engine:
 
     def begin_drain(self) -> None:
         """Refuses new jobs from now on; those queued are still run."""
-        self._is_draining = True
+        self.is_draining = True
 
     def is_idle(self) -> bool:
         """Tells whether every job has been answered."""

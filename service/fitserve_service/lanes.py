@@ -98,13 +98,15 @@ def rows_past_queue(served: ServedVersion, kind: Kind, rows: int) -> int:
     is_to_wait = config.max_queue_delay_ms > 0 or config.p99_target_ms > 0
     if kind.key is None or is_to_wait or session.has_loops or session.provider == CUDA_PROVIDER:
         return 0
-    costs, size, buckets = served.costs, kind.row_elements, config.batch_size_buckets
-    if costs.floor_s(kind.example_count, size) > _SMALL_S:
+    costs, size, least = served.costs, kind.row_elements, kind.example_count
+    if costs.floor_s(least, size) > _SMALL_S or least > config.max_batch_size:
         return 0
-    row_s = costs.floor_s(rows, size) / rows
-    most = min(config.max_batch_size, max(int(_PART_S / max(row_s, 1e-9)), kind.example_count))
-    chosen = costs.batch_rows(min(rows, most), size, config.max_batch_size, buckets)
-    return chosen if costs.floor_s(chosen, size) * rows <= _TURN_S * chosen else 0
+    if rows == least:
+        return rows
+    all_s = costs.floor_s(rows, size)
+    part = max(int(_PART_S * rows / max(all_s, _PART_S)), least)
+    chosen = costs.batch_rows(min(rows, part), size, config.max_batch_size, config.batch_size_buckets)
+    return chosen if all_s <= _TURN_S else 0
 
 
 def new_lane(served: ServedVersion, room: Room) -> Lane:

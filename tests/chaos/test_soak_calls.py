@@ -23,11 +23,11 @@ def test_a_server_under_calls_and_nonsense_keeps_its_size(transport: str, tmp_pa
 
 
 def test_a_server_that_leaks_fails(tmp_path: Path) -> None:
-    plan = CallSoakPlan(20_000, rude_rate=50.0, period_s=0.1, has_leak=True)
+    plan = CallSoakPlan(60_000, rude_rate=50.0, period_s=0.1, has_leak=True)
     result = soak_calls(tmp_path / "work", plan, lambda _: None)
     result.save(tmp_path / "soak.json")
 
     assert not result.is_right
     assert [growth.name for growth in result.growths if not growth.is_allowed], result.lines()
-    assert (result.bulk.right_count, result.bulk.wrong_count) == (20_000, 0)
+    assert (result.bulk.right_count, result.bulk.wrong_count) == (60_000, 0)
     assert json.loads((tmp_path / "soak.json").read_text())["is_right"] is False

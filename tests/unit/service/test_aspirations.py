@@ -63,7 +63,9 @@ def test_a_reconciler_that_starts_knows_what_was_set_aside(tmp_path: Path) -> No
         assert it.states() == {1: State.FAILED}
         changed = SetAside("m", 1, "it crashed", (1, 2))
         other = Reconciler(RepositorySource(tmp_path), it.loader, Registry(), set_aside=[changed])
+        it.loader.gate.clear()
         other.reconcile_once()
         assert other._registry.states("m") == {1: State.LOADING}
+        it.loader.gate.set()
         for reconciler in (fresh, other):
             reconciler.stop()

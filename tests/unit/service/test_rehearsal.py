@@ -33,6 +33,13 @@ class Turning(CostTable):
         return self._told_s.pop() if len(self._told_s) > 1 else self._told_s[0]
 
 
+class Long(CostTable):
+    """Says that every run takes a second."""
+
+    def floor_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
+        return 1.0
+
+
 def loaded(root: Path, *models: bytes) -> tuple[ModelSnapshot, ...]:
     registry = Registry()
     for number, model in enumerate(models):
@@ -90,7 +97,10 @@ def test_a_model_that_only_its_own_callers_can_feed_is_left_out(tmp_path: Path) 
 
 
 def test_models_that_run_on_other_threads_are_left_out(tmp_path: Path) -> None:
-    models = loaded(tmp_path, builders.slow(), builders.scaled())
+    models = loaded(tmp_path, builders.linear(), builders.scaled())
+    served = models[0].versions[0].served
+    assert served is not None
+    served.costs = Long()
     assert rehearse(models, lambda: 0.0) == CALLS
 
 
