@@ -13,7 +13,6 @@ import logging
 import os
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from functools import partial
@@ -24,8 +23,15 @@ from fitserve_service.batcher import Priority, Room
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
+from fitserve_service.job_errors import (
+    batch_too_large,
+    cancelled,
+    deadline_passed,
+    deadline_too_near,
+    draining,
+    run_error,
+)
 from fitserve_service.lanes import Lane, new_lane, rows_past_queue
-from fitserve_service.run_errors import DeviceMemoryError
 from fitserve_service.runs import BatchRecord, Completed, Job, Kind, Outcome, Run, Timing, carry_out
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch
@@ -91,6 +97,10 @@ class Engine:
         self._rested: WeakKeyDictionary[ServedVersion, Lane] = WeakKeyDictionary()
         """Every lane there was, by its version: one that has nothing to do keeps nothing loaded."""
 
+    def prepare(self) -> None:
+        """Makes what the first run on the loop thread would have to make."""
+        self._guard.prepare()
+
     def submit(self, job: Job) -> None:
         """Queues a job. Never raises: a job that cannot be queued gets its error through `on_done`."""
         self._job_count += 1
@@ -99,10 +109,9 @@ class Engine:
         limit = served.config.max_batch_size
         now_s = self._clock()
         if self.is_draining:
-            self._finish(job, _draining())
+            self._finish(job, draining())
         elif limit and job.example_count > limit:
-            text = f"expected at most {limit} examples in a request to model '{served.model}', got {job.example_count}"
-            self._finish(job, ServiceError(Reason.BATCH_TOO_LARGE, text, model=served.model))
+            self._finish(job, batch_too_large(served, job.example_count))
         elif job.deadline_s is not None and job.deadline_s <= now_s + _least_run_s(job):
             self._miss(job, 0.0, now_s)
         elif not self._queue(job, now_s):
@@ -118,7 +127,7 @@ class Engine:
             lane = self._lanes[served]
             lane.batcher.remove(job)
             self._rest_if_idle(served, lane)
-            self._finish(job, _cancelled())
+            self._finish(job, cancelled())
 
     def gather(self, callback: Callable[[], None]) -> None:
         """Runs a callback before what waits is looked at next: once the arrivals at hand are all there."""
@@ -178,7 +187,7 @@ class Engine:
         self.begin_drain()
         for served, lane in list(self._lanes.items()):
             for job in lane.batcher.clear():
-                self._finish(job, _draining())
+                self._finish(job, draining())
             self._rest_if_idle(served, lane)
         self._end_unwanted()
         self._guard.close()
@@ -218,11 +227,11 @@ class Engine:
         """Refuses a job that cannot be answered before its deadline, before it costs anything."""
         left_s = (job.deadline_s or 0.0) - now_s
         if left_s <= 0:
-            self._finish(job, _deadline_passed(waited_s))
+            self._finish(job, deadline_passed(waited_s))
             return
         expected_s = _least_run_s(job)
         job.lease.served.costs.doubt(job.example_count, job.row_elements)
-        self._finish(job, _deadline_too_near(left_s, expected_s))
+        self._finish(job, deadline_too_near(left_s, expected_s))
 
     def _schedule(self) -> None:
         self._is_scheduled = True
@@ -294,7 +303,7 @@ class Engine:
         del lane.ends_s[run]
         lane.expect()
         if future.cancelled():
-            run.answers = [_draining()] * len(run.jobs)
+            run.answers = [draining()] * len(run.jobs)
         elif run.switch is not None and run.switch.is_off:
             run.answers = [self._ended(job, answer) for job, answer in zip(run.jobs, run.answers, strict=True)]
         self._complete(lane, run)
@@ -304,7 +313,7 @@ class Engine:
             return answer
         now_s = self._clock()
         is_late = job.deadline_s is not None and job.deadline_s <= now_s
-        return ServiceError(Reason.DEADLINE_PASSED, "the deadline passed during the run") if is_late else _cancelled()
+        return ServiceError(Reason.DEADLINE_PASSED, "the deadline passed during the run") if is_late else cancelled()
 
     def _complete(self, lane: Lane, run: Run) -> None:
         lane.running_count -= 1
@@ -317,7 +326,7 @@ class Engine:
             lane.batcher.pace(lane.pacing.delay_s)
         for job, waited_s, answer in zip(run.jobs, run.queue_s, run.answers, strict=True):
             if isinstance(answer, Exception):
-                self._finish(job, _run_error(run.served, answer))
+                self._finish(job, run_error(run.served, answer))
             else:
                 self._finish(job, Completed(answer, Timing(waited_s, took_s)))
         if lane.batcher.entry_count == 0:
@@ -366,35 +375,6 @@ def _least_run_s(job: Job) -> float:
     return 0.0 if expected_s == float("inf") else expected_s
 
 
-def _run_error(served: ServedVersion, error: Exception) -> ServiceError:
-    if isinstance(error, ServiceError):
-        return error
-    if isinstance(error, OperatorError):
-        text = f"model '{served.model}' version {served.version}: {error}"
-        reason = Reason.DEVICE_MEMORY if isinstance(error, DeviceMemoryError) else Reason.OPERATOR_FAILED
-        return ServiceError(reason, text, model=served.model)
-    incident = uuid.uuid4().hex[:12]
-    _log.error("incident %s: a run of %s version %d failed", incident, served.model, served.version, exc_info=error)
-    return ServiceError(Reason.INTERNAL, f"internal error, incident {incident}", incident=incident)
-
-
 def _turn_off(run: Run) -> None:
     if run.switch is not None:
         run.switch.turn_off()
-
-
-def _cancelled() -> ServiceError:
-    return ServiceError(Reason.CALLER_CANCELLED, "the caller cancelled")
-
-
-def _draining() -> ServiceError:
-    return ServiceError(Reason.DRAINING, "the server is shutting down; try another or later")
-
-
-def _deadline_passed(waited_s: float) -> ServiceError:
-    return ServiceError(Reason.DEADLINE_PASSED, f"the deadline passed after {waited_s * 1e3:.0f} ms in the queue")
-
-
-def _deadline_too_near(left_s: float, expected_s: float) -> ServiceError:
-    text = f"the deadline is in {left_s * 1e3:.1f} ms, and a run takes about {expected_s * 1e3:.1f} ms: not begun"
-    return ServiceError(Reason.DEADLINE_PASSED, text)

@@ -44,6 +44,10 @@ class InlineGuard:
         # It may have been turned off a moment late, for a run that has ended; whatever it met is run again.
         return is_done and not (switch.is_off and isinstance(run.answers[0], RunawayError))
 
+    def prepare(self) -> None:
+        """Starts its thread, which the first run would do otherwise: that takes longer than a short run."""
+        self._renew()
+
     def close(self) -> None:
         """Ends its thread; what runs from now on is not looked at."""
         self._is_closed.set()

@@ -144,6 +144,7 @@ class Server:
     def _await_settled(self) -> None:
         if self._parts.reconciler.wait_until_settled(0):
             # On the thread that is to serve, before anybody is told that the server is ready.
+            self._parts.engine.prepare()
             rehearse(self.registry.snapshot())
             if self._peers is None:
                 self._parts.readiness.settle()
