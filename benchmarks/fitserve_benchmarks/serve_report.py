@@ -35,12 +35,19 @@ def ratio_lines(result: ServeResult) -> list[str]:
     """Says what `fitserve fast` did against the others, where both were measured."""
     model = result.rows[0].model if result.rows else ""
     lines = [*_rate_lines(result, model), *_single_lines(result, model), *_large_lines(result)]
-    for row in result.poisson:
-        if row.contestant == FAST and row.p99_s is not None:
-            ratio = three_digits(row.p99_s / row.p50_s)
-            lines.append(f"{row.model}: Poisson arrivals at 70 % of capacity, p99 is {ratio} times the median")
+    lines += [_tail(row, result.poisson) for row in result.poisson if row.contestant == FAST and row.p99_s is not None]
     lines += [_disturbance(row) for row in result.poisson if row.is_disturbed]
     return lines
+
+
+def _tail(row: PoissonRow, rows: Sequence[PoissonRow]) -> str:
+    said = f"{row.model}: Poisson arrivals at 70 % of capacity, p99 is {_tail_ratio(row)} times the median"
+    floors = [other for other in rows if (other.model, other.contestant) == (row.model, ECHO_QUEUE)]
+    return "; ".join((said, *(f"of the completion queue's echo at that rate {_tail_ratio(floor)}" for floor in floors)))
+
+
+def _tail_ratio(row: PoissonRow) -> str:
+    return "unknown" if row.p99_s is None else three_digits(row.p99_s / row.p50_s)
 
 
 def _disturbance(row: PoissonRow) -> str:
@@ -110,7 +117,10 @@ def _cells(row: ServeRow) -> tuple[str, ...]:
 
 
 def _poisson_table(rows: Sequence[PoissonRow]) -> Table:
-    title = "Poisson arrivals at 70 % of the requests/s of the same client at 32 in flight just before, batch 1"
+    title = (
+        "Poisson arrivals at 70 % of the requests/s of the same client at 32 in flight just before, batch 1; the echo "
+        "under those of fitserve fast"
+    )
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     counts = ("calls", "failed", "sent late", "load CPU")
     for heading in ("model", "contestant", "offered/s", "p50", "p99", "p99 ÷ p50", *counts):

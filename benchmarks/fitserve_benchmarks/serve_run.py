@@ -27,6 +27,8 @@ from fitserve_benchmarks.serve_load import WARM_UP_S, Turn, load_source, own_tur
 from fitserve_benchmarks.serve_requests import Traffic, is_right, make_traffic
 from fitserve_benchmarks.serve_rows import Check, PoissonRow, ServeResult, ServeRow, make_poisson_row, make_row
 from fitserve_benchmarks.serve_servers import (
+    ECHO_QUEUE,
+    FAST,
     Contestant,
     Launch,
     Served,
@@ -187,6 +189,7 @@ class _Bench:
         self._contestants = contestants
         self._subjects = subjects
         self._say = say
+        self._fast_rate = _LEAST_RATE
 
     def measure(self) -> None:
         """Runs each model at each batch size, and the open loop at batch 1."""
@@ -295,6 +298,11 @@ class _Bench:
         # By the client of the open loop: it takes its part of the same processors, more than h2load does.
         capacity = own_turn(target, traffic.messages, _CAPACITY_IN_FLIGHT, self._plan.turn_s).rate
         rate, turn_s = max(_POISSON_SHARE * capacity, _LEAST_RATE), self._plan.poisson_s / self._plan.turns
+        if contestant.name == FAST:
+            self._fast_rate = rate
+        elif contestant.name == ECHO_QUEUE:
+            # What of a tail is the machine's: an echo under the arrivals that our own server had.
+            rate = self._fast_rate
         plan = PoissonPlan(target.port, target.path, rate, _POISSON_CONNECTIONS, turn_s, number)
         return capacity, rate, poisson_in_process(plan, traffic.messages)
 
@@ -320,7 +328,8 @@ def turn_times(turn_s: float, level: int, call_s: float) -> tuple[float, float]:
 
 
 def _is_for_open_loop(contestant: Contestant) -> bool:
-    return not contestant.launch.is_echo and contestant.launch.target.protocol == "grpc"
+    is_floor = contestant.name == ECHO_QUEUE
+    return (is_floor or not contestant.launch.is_echo) and contestant.launch.target.protocol == "grpc"
 
 
 def _rotated(contestants: Sequence[_Kind], number: int) -> list[_Kind]:

@@ -18,6 +18,7 @@ from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Answer, CallAnswer, Encode, Intake, Order, Target
 from fitserve_service.messages import parse
+from fitserve_service.request_ids import NamedCall, split_id
 from fitserve_service.runs import Prepared
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.status import incident
@@ -38,6 +39,7 @@ class OipInferServicer:
     def __init__(self, intake: Intake) -> None:
         self._intake = intake
         self._templates = Templates(_infer_template)
+        self._named = Templates(_nameless_template)
         self._bundles = Bundles("ModelInfer", intake)
 
     def unary(self) -> Mapping[str, UnaryMethod]:
@@ -55,12 +57,16 @@ class OipInferServicer:
         if template is not None:
             self._bundles.add(template, call, message, begin_s)
             return
-        budget = Budget(begin_s)
-        request = parse(pb.ModelInferRequest, message)
+        split = split_id(message)
+        if split is not None and (template := self._named.find(split[0])) is not None:
+            self._bundles.add(template, NamedCall(call, split[1]), split[0], begin_s)
+            return
+        budget, request = Budget(begin_s), parse(pb.ModelInferRequest, message)
         encode, answer = partial(_encode, request.id), CallAnswer(call, budget)
         call.on_cancel(self._intake.run(_order("ModelInfer", request, call, budget, encode, answer)))
         if request.raw_input_contents:
-            self._templates.learn(message, request.raw_input_contents[0])
+            templates, alike = (self._templates, message) if split is None else (self._named, split[0])
+            templates.learn(alike, request.raw_input_contents[0])
 
     def model_stream_infer(self, call: StreamCall) -> _InferStream:
         """Runs each request of a stream; answers in their order, errors within the stream."""
@@ -167,6 +173,11 @@ def _infer_template(message: bytes) -> RequestTemplate | None:
         return None
     target = target_of(request.model_name, request.model_version)
     return RequestTemplate(message, target, names, parts, partial(_encode, request.id), _ANSWER_CONTENTS)
+
+
+def _nameless_template(message: bytes) -> RequestTemplate | None:
+    """Of a message whose id was taken off; one that has another has no template, for the last one counts."""
+    return None if parse(pb.ModelInferRequest, message).id else _infer_template(message)
 
 
 def _encode(request_id: str, served: ServedVersion, completed: Completed) -> bytes:

@@ -70,11 +70,16 @@ def test_the_lines_hold_ours_against_each_other_contestant() -> None:
     rows = [_row("fitserve fast", 8_000), _row("mlserver", 1_000), _row("echo, grpc.aio", 4_000), *single]
     rows.append(_row("ONNX Runtime in process", 9_000, 1, 1e-4))
     tail = PoissonRow("lenet", "fitserve fast", 1_000.0, 700.0, 1e-3, 3e-3, 2_800, 0, 1e-5)
-    lines = ratio_lines(_result(*rows, poisson=(tail,)))
+    floor = PoissonRow("lenet", "echo, completion queue", 9_000.0, 700.0, 1e-4, 5e-4, 2_800, 0, 1e-5)
+    lines = ratio_lines(_result(*rows, poisson=(tail, floor)))
     assert "lenet, batch 1, 32 in flight: 8.00× (8.00–8.00) the requests/s of mlserver" in lines
     assert "lenet, batch 1, 32 in flight: 2.00× (2.00–2.00) the requests/s of echo, grpc.aio" in lines
     assert any("median 300 µs is 1.50 times" in line for line in lines)
-    assert any("p99 is 3.00 times the median" in line for line in lines)
+    assert any(
+        line.endswith("p99 is 3.00 times the median; of the completion queue's echo at that rate 5.00")
+        for line in lines
+    )
+    assert any("p99 is 3.00 times the median" in line for line in ratio_lines(_result(*rows, poisson=(tail,))))
 
 
 def test_a_row_that_its_client_disturbed_says_so() -> None:

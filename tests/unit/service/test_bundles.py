@@ -211,6 +211,35 @@ def test_two_outputs_are_dealt_in_their_order(tmp_path: Path) -> None:
     assert [np.frombuffer(content, np.float32).tolist() for content in contents] == [[4.0, 4.0], [2.0, 2.0]]
 
 
+def test_requests_with_ids_of_their_own_run_together_and_get_them_back(tmp_path: Path) -> None:
+    it = World(tmp_path)
+    it.serve(builders.scaled())
+    for turn in range(LEARNT + 1):
+        it.runs.clear()
+        calls = [Call() for _ in range(12)]
+        for number, call in enumerate(calls):
+            request = ModelInferRequest.FromString(infer_message(row(number)))
+            request.id = f"{turn}-{number}"
+            it.infer(call, request.SerializeToString())
+        it.settle()
+    assert it.runs == [(12, 12)]
+    assert [call.array[0, 0] for call in calls] == [2.0 * number for number in range(12)]
+    answers = [ModelInferResponse.FromString(answer) for call in calls for answer in call.answers if answer]  # type: ignore[arg-type]
+    assert [answer.id for answer in answers] == [f"{LEARNT}-{number}" for number in range(12)]
+
+
+def test_the_last_of_two_ids_counts(tmp_path: Path) -> None:
+    it = World(tmp_path)
+    it.serve(builders.scaled())
+    for number in range(2 * LEARNT):
+        call, request = Call(), ModelInferRequest.FromString(infer_message(row(1)))
+        request.id = f"{number}"
+        it.infer(call, request.SerializeToString() + b"\x1a\x04last")
+        it.settle()
+        (answer,) = call.answers
+        assert ModelInferResponse.FromString(answer).id == "last"  # type: ignore[arg-type]
+
+
 def test_all_of_them_are_counted_and_told_where_their_time_went(tmp_path: Path) -> None:
     it = World(tmp_path)
     served = it.serve(builders.scaled())
