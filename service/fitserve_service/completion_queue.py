@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Final, TypeAlias, cast
 
 import grpc
@@ -161,6 +162,10 @@ def _start(call: CoreCall, operations: Operations, tag: Tag) -> None:
         raise CoreError(_NOT_TAKEN % error)
 
 
+def _nothing() -> None:
+    pass
+
+
 class CoreServer:
     """A listening server and the queue on which all that happens to it completes.
 
@@ -174,7 +179,8 @@ class CoreServer:
         self._core = self._public._cy_server
         self._queue = self._public._state.completion_queue
         self._poll = self._queue.poll
-        self._on_request: Tag = ignore
+        self.request: Callable[[], object] = _nothing
+        """Asks the core for one more call; nothing before the start, nor once it shuts down."""
         self._is_started = False
         self._is_shutting_down = False
         self.is_down = False
@@ -204,16 +210,11 @@ class CoreServer:
             ahead_count: Calls to ask the core for ahead, so that arrivals need not wait for the loop.
             on_request: The tag of arriving calls; it calls `request` for each call that it takes.
         """
-        self._on_request = on_request
         self._core.start()
+        self.request = partial(self._core.request_call, self._queue, self._queue, on_request)
         self._is_started = True
         for _ in range(ahead_count):
             self.request()
-
-    def request(self) -> None:
-        """Asks the core for one more call."""
-        if not self._is_shutting_down:
-            self._core.request_call(self._queue, self._queue, self._on_request)
 
     def gather(self, wait_s: float, most: int) -> bool:
         """Waits for one completion, then runs the tags of all that are there.
@@ -245,6 +246,7 @@ class CoreServer:
         """Refuses new calls and connections; `is_down` once all calls have ended and all connections are closed."""
         if self._is_started and not self._is_shutting_down:
             self._is_shutting_down = True
+            self.request = _nothing
             self._core.shutdown(self._queue, self._went_down)
 
     def cancel_all(self) -> None:

@@ -70,10 +70,14 @@ class RequestTemplate:
         parts: Its tensors, in its order.
         write: Writes the answer to such a request with protobuf.
         answer_path: Where the contents lie in such an answer.
+
+    Attributes:
+        target: Which version such requests name.
+        segments: What lies outside the contents: offset and bytes.
     """
 
-    __slots__ = ("_answer", "_answer_path", "_kind", "_outputs", "_parts", "_rewrite_count", "_segments", "_signature",
-                 "_write", "target")  # fmt: skip
+    __slots__ = ("_answer", "_answer_path", "_kind", "_outputs", "_parts", "_rewrite_count", "_signature",
+                 "_write", "segments", "target")  # fmt: skip
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class RequestTemplate:
         self.target = target
         self._outputs = tuple(outputs)
         self._parts = [(part.name, _Place(part)) for part in parts]
-        self._segments = skeleton(message, [part.span for part in parts])
+        self.segments = skeleton(message, [part.span for part in parts])
         self._write = write
         self._answer_path = answer_path
         self._answer: _AnswerTemplate | None = None
@@ -98,7 +102,7 @@ class RequestTemplate:
     def fits(self, message: bytes) -> bool:
         """Tells whether a message of the same length is one of these."""
         # A generator would cost more than the comparison itself.
-        for offset, segment in self._segments:  # noqa: SIM110
+        for offset, segment in self.segments:  # noqa: SIM110
             if not message.startswith(segment, offset):
                 return False
         return True
@@ -171,7 +175,11 @@ class Templates:
     def find(self, message: bytes) -> RequestTemplate | None:
         """Gives the template that a message fits; None where it is to be read by protobuf."""
         for template in self._by_length.get(len(message), ()):
-            if template.fits(message):
+            # As `fits` has it, without a call in between.
+            for offset, segment in template.segments:
+                if not message.startswith(segment, offset):
+                    break
+            else:
                 return template
         return None
 
