@@ -66,12 +66,14 @@ def plot_scenarios(result: LatencyResult, path: Path) -> None:
     names = list(dict.fromkeys(row.scenario for row in measured))
     colours = colours_of([row.contestant for row in measured])
     longest = max(sum(row.scenario == name for row in measured) for name in names)
-    figure = Figure(figsize=(11.0, 2 * (1.0 + 0.32 * longest)), layout="constrained")
-    panels = figure.subplots(-(-len(names) // 2), 2, squeeze=False).flat
+    columns = min(2, len(names))
+    lines = -(-len(names) // columns)
+    figure = Figure(figsize=(5.5 * columns, lines * (1.0 + 0.32 * longest)), layout="constrained")
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for panel, name in zip(panels, names, strict=False):
         _draw_bars(panel, [row for row in measured if row.scenario == name], colours, longest)
         panel.set_title(f"{name}: {_axis_text(name)}", fontsize="medium")
-    for panel in list(panels):
+    for panel in panels[len(names) :]:
         panel.set_axis_off()
     figure.suptitle(f"{result.model} version {result.version}, 95 % intervals")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -48,6 +48,9 @@ def run_latency(
         raise SubjectError(f"model '{plan.model}': expected a contestant that runs, got none: {found.rows[0].skipped}")
     record = {
         **asdict(pinned),
+        # Results are passed on, and where somebody's files lie is nobody else's business.
+        "repository": Path(plan.repository).name,
+        "run_dir": None if plan.run_dir is None else Path(plan.run_dir).name,
         "threads": [asdict(setting) for setting in settings],
         "spinning": SPINNING,
         "input_batches": POOL_SIZE,

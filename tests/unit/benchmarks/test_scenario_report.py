@@ -78,6 +78,14 @@ def test_scenarios_come_back_from_the_file_and_are_drawn(tmp_path: Path) -> None
     assert (tmp_path / "scenarios.svg").read_text().lstrip().startswith("<?xml")
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_there_is_a_panel_for_each_scenario_and_no_other(tmp_path: Path, count: int) -> None:
+    names = list(dict.fromkeys(row.scenario for row in ROWS if row.figure is not None))[:count]
+    found = result(*(row for row in ROWS if row.scenario in names))
+    plot_scenarios(found, tmp_path / "scenarios.svg")
+    assert (tmp_path / "scenarios.svg").read_text().count('<g id="matplotlib.axis_') == 2 * count
+
+
 def test_a_skipped_row_has_no_figure() -> None:
     with pytest.raises(ValueError, match=r"scenario MultiStream, torch eager .*: expected a figure, got none: needs"):
         _ = ROWS[-1].measured
