@@ -115,7 +115,7 @@ def test_contestants_take_turns_and_change_who_begins(tmp_path: Path) -> None:
     calls: list[str] = []
     entries = [scripted("a", calls), scripted("b", calls)]
     rows = measure(
-        tiny_subject(tmp_path), plan_for(tmp_path, 1, trials=4, budget_s=1e-4), 1, entries=entries, say=quiet
+        tiny_subject(tmp_path), plan_for(tmp_path, 1, trials=4, budget_s=1e-9), 1, entries=entries, say=quiet
     ).rows
     assert [row.sample_count for row in rows] == [4, 4]
     turns = [name for index, name in enumerate(calls) if index == 0 or calls[index - 1] != name]
