@@ -87,6 +87,9 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
         raise UsageError(f"environment: expected torchrun's {', '.join(missing)} beside WORLD_SIZE={count}, found none")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Workers(dist.get_rank(), count)
+        workers = Workers(dist.get_rank(), count)
+        yield workers
+        # Who leaves first closes connections that the others may still read from.
+        workers.wait()
     finally:
         dist.destroy_process_group()
