@@ -6,6 +6,7 @@ steps that one would take on the same batches.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -85,11 +86,11 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UsageError(f"environment: expected torchrun's {', '.join(missing)} beside WORLD_SIZE={count}, found none")
+    # An optimizer imports it. Once there is a group, it would keep that for good, and threads that a group leaves behind
+    # may end the interpreter by SIGABRT while it is torn down: with two busy loops beside it, one run in ten.
+    importlib.import_module("torch._dynamo")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        workers = Workers(dist.get_rank(), count)
-        yield workers
-        # Who leaves first closes connections that the others may still read from.
-        workers.wait()
+        yield Workers(dist.get_rank(), count)
     finally:
         dist.destroy_process_group()

@@ -57,6 +57,24 @@ def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
             assert found[key] == pytest.approx(expected[key], rel=1e-4), key
 
 
+LEAVING = """
+import os, sys, torch
+from fitserve_training.parallel import joined_workers
+with joined_workers(torch.device("cpu")) as workers:
+    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    workers.add_up(torch.zeros(1))
+names = [open(f"/proc/self/task/{task}/comm").read().strip() for task in os.listdir("/proc/self/task")]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "leaving.py")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_half_of_torchruns_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="RANK, MASTER_ADDR, MASTER_PORT"), joined_workers(torch.device("cpu")):
