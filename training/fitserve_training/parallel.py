@@ -86,8 +86,8 @@ def joined_workers(device: torch.device) -> Iterator[Workers]:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise UsageError(f"environment: expected torchrun's {', '.join(missing)} beside WORLD_SIZE={count}, found none")
-    # An optimizer imports it. Once there is a group, it would keep that for good, and threads that a group leaves behind
-    # may end the interpreter by SIGABRT while it is torn down: with two busy loops beside it, one run in ten.
+    # An optimizer imports it. Once there is a group, it would keep that for good, and threads that a group leaves
+    # behind may end the interpreter by SIGABRT while it is torn down: one run in ten beside two busy loops.
     importlib.import_module("torch._dynamo")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
