@@ -26,8 +26,10 @@ _INLINE_LIMIT_BUSY_S: Final = 0.001
 """The same where more waits that could run beside it: LeNet in requests of 64 rows gave 719 a second on the loop alone,
 819 with two of its runs of 1.3 ms at a time (2 cores, 32 in flight)."""
 
-_SMALL_S: Final = 2e-4
-"""A request whose run takes longer gains little by going past the queue, which spares about 10 us."""
+_SMALL_S: Final = 8e-5
+"""A request whose run takes longer had better queue, where it finds a second core. Past the queue LeNet's requests of 1,
+2 and 4 rows (20, 33 and 58 us a run) were answered 30, 22 and 14 % faster at 32 in flight, those of 8 (110 us) 9 %
+slower (2 cores)."""
 
 _PART_S: Final = 5e-4
 """What goes past the queue runs in parts of about this time, so that the first answers leave before the last request

@@ -357,17 +357,34 @@ def test_none_of_their_runs_is_larger_than_may_be(tmp_path: Path) -> None:
     assert {call.reason for call in large} == {Reason.BATCH_TOO_LARGE}
 
 
+def test_requests_that_are_not_small_are_queued(tmp_path: Path) -> None:
+    class Long(Free):
+        def floor_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
+            return 1e-4
+
+    it = World(tmp_path)
+    served = it.serve(builders.scaled(), costs=Long())
+    it.learn(row(0))
+    calls = [it.ask(row(value)) for value in range(3)]
+    at_once: list[object] = []
+    it.engine.count = at_once.append  # type: ignore[method-assign]
+    it.settle()
+    assert [call.array[0, 0] for call in calls] == [0.0, 2.0, 4.0]
+    assert at_once == []
+    assert served.statistics.success.count == LEARNT + 3
+
+
 def test_more_than_a_turn_may_take_is_queued(tmp_path: Path) -> None:
     class Busy(Free):
         def floor_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
-            return rows * 1e-4
+            return rows * 7e-5
 
     it = World(tmp_path)
     served = it.serve(builders.scaled(), costs=Busy(), max_queued_examples=60, max_batch_size=8)
     it.learn(row(0))
     calls = [it.ask(row(value)) for value in range(40)]
     it.loop.turn()
-    assert it.runs == [(5, 5)] * 8, "parts of half a millisecond"
+    assert it.runs == [(7, 7)] * 5 + [(5, 5)], "parts of half a millisecond"
     calls = [it.ask(row(value)) for value in range(70)]
     it.loop.turn()
     it.settle()
