@@ -27,8 +27,8 @@ _INLINE_LIMIT_BUSY_S: Final = 0.001
 819 with two of its runs of 1.3 ms at a time (2 cores, 32 in flight)."""
 
 _SMALL_S: Final = 8e-5
-"""A request whose run takes longer had better queue, where it finds a second core. Past the queue LeNet's requests of 1,
-2 and 4 rows (20, 33 and 58 us a run) were answered 30, 22 and 14 % faster at 32 in flight, those of 8 (110 us) 9 %
+"""A request whose run takes longer had better queue, where it finds a second core. Past the queue LeNet's requests of
+1, 2 and 4 rows (20, 33 and 58 us a run) were answered 30, 22 and 14 % faster at 32 in flight, those of 8 (110 us) 9 %
 slower (2 cores)."""
 
 _PART_S: Final = 5e-4
