@@ -31,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Serves until a signal stops it; the exit code is 0 then, and 2 where it could not start."""
     # grpcio's C core writes its own lines to stderr, about cases that are answered in words here.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    try:
+        sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
+    finally:
+        logs.forget_unwritten()
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from datetime import UTC, datetime
 from typing import Final, TextIO
@@ -38,6 +39,17 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
     root.setLevel(level.upper())
     # A closed pipe costs its records, never the server.
     logging.raiseExceptions = False
+
+
+def forget_unwritten() -> None:
+    """Drops what a closed pipe did not take of stdout and stderr: the interpreter would end with exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
 
 
 class JsonFormatter(logging.Formatter):

@@ -187,7 +187,10 @@ def main() -> NoReturn:
         sys.exit(1)
     settings = _settings_of(begin["settings"])
     logs.configure(settings.log_format, settings.log_level)
-    sys.exit(_serve(settings, link, Fleet(link, begin)))
+    try:
+        sys.exit(_serve(settings, link, Fleet(link, begin)))
+    finally:
+        logs.forget_unwritten()
 
 
 def _serve(settings: ServerSettings, link: Link, fleet: Fleet) -> int:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given
@@ -90,3 +93,26 @@ def test_a_closed_stream_costs_the_record_alone() -> None:
     logs.configure("json", "info", stream)
     stream.close()
     logging.getLogger("fitserve.test").error("nobody reads this")
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_a_closed_pipe_costs_its_records_and_no_exit_code(is_forgotten: bool) -> None:
+    lines = ["import logging, sys", "from fitserve_service import logs", "logs.configure('json', 'info')"]
+    lines += [
+        "sys.stdin.readline()",
+        "logging.error('nobody reads this')",
+        "print('nor this')",
+        "logs.forget_unwritten()" * is_forgotten,
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-c", "\n".join(lines)]
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        process.stderr.close()
+        process.stdin.write("go\n")
+        process.stdin.close()
+        assert process.wait(30) == (0 if is_forgotten else 120)
