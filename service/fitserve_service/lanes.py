@@ -101,7 +101,7 @@ def rows_past_queue(served: ServedVersion, kind: Kind, rows: int) -> int:
     if kind.key is None or is_to_wait or session.has_loops or session.provider == CUDA_PROVIDER:
         return 0
     costs, size, least = served.costs, kind.row_elements, kind.example_count
-    if costs.floor_s(least, size) > _SMALL_S or least > config.max_batch_size:
+    if costs.floor_s(least, size) > _SMALL_S:
         return 0
     if rows == least:
         return rows

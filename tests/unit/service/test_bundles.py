@@ -361,6 +361,16 @@ def test_none_of_their_runs_is_larger_than_may_be(tmp_path: Path) -> None:
     assert {call.reason for call in large} == {Reason.BATCH_TOO_LARGE}
 
 
+def test_where_nothing_is_to_be_joined_each_runs_alone(tmp_path: Path) -> None:
+    it = World(tmp_path)
+    it.serve(builders.scaled(), max_batch_size=0)
+    it.learn(row(0))
+    calls = [it.ask(row(value)) for value in range(3)]
+    it.settle()
+    assert it.runs == [(1, 1)] * 3
+    assert [call.array[0, 0] for call in calls] == [0.0, 2.0, 4.0]
+
+
 def test_requests_that_are_not_small_are_queued(tmp_path: Path) -> None:
     class Long(Free):
         def floor_s(self, rows: int, row_elements: int) -> float:  # noqa: ARG002
@@ -461,7 +471,7 @@ def test_a_batch_axis_that_the_model_does_not_have_is_no_loss(tmp_path: Path) ->
     total = builders.model(
         [builders.helper.make_node("ReduceSum", ["x"], ["y"], keepdims=1)], [builders.value("x")], [builders.value("y")]
     )
-    served = it.serve(total)
+    served = it.serve(total, max_batch_size=64)
     claimed = replace(served, signature=replace(served.signature, has_batch_axis=True))
     it.registry.set_ready(claimed)
     it.learn(row(1))
