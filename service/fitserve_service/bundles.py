@@ -18,7 +18,7 @@ from typing import Final
 from fitserve_service.batcher import Priority
 from fitserve_service.budget import Budget, timing_metadata
 from fitserve_service.calls import UnaryCall
-from fitserve_service.intake import CallAnswer, Intake, Order
+from fitserve_service.intake import Intake, order_of
 from fitserve_service.runs import Job, Kind, Prepared
 from fitserve_service.served_version import Lease
 from fitserve_service.status import answering
@@ -166,18 +166,8 @@ class Bundles:
         return True
 
     def _run_alone(self, template: RequestTemplate, call: UnaryCall, message: bytes, begin_s: float) -> None:
-        budget = Budget(begin_s)
-        order = Order(
-            self._method,
-            template.target,
-            partial(template.prepare, message),
-            template.encode,
-            CallAnswer(call, budget),
-            call.deadline_s,
-            Priority.PREDICT,
-            call.metadata,
-            budget,
-        )
+        prepare, budget = partial(template.prepare, message), Budget(begin_s)
+        order = order_of(call, self._method, template.target, prepare, template.encode, budget)
         call.on_cancel(self._intake.run(order))
 
 

@@ -311,6 +311,20 @@ class CallAnswer:
             self._call.reply(answer, self._budget.metadata())
 
 
+def order_of(
+    call: UnaryCall,
+    method: str,
+    target: Target,
+    prepare: Prepare,
+    encode: Encode,
+    budget: Budget,
+    priority: Priority = Priority.PREDICT,
+) -> Order:
+    """Makes the order of a unary call, which is told where its time went; arguments as of `Order`."""
+    answer = CallAnswer(call, budget)
+    return Order(method, target, prepare, encode, answer, call.deadline_s, priority, call.metadata, budget)
+
+
 def _first(leases: Sequence[Lease]) -> ServedVersion | None:
     return leases[0].served if leases else None
 

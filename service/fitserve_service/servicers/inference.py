@@ -18,7 +18,7 @@ from fitserve_service.calls import UnaryCall, UnaryMethod
 from fitserve_service.comparison import ComparisonTally, EvaluationTally, check_same_task, task_of, version_text
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.intake import CallAnswer, Intake, Order, SeriesOrder, Target
+from fitserve_service.intake import CallAnswer, Intake, SeriesOrder, Target, order_of
 from fitserve_service.messages import parse
 from fitserve_service.proof import HeldOut
 from fitserve_service.runs import Prepared
@@ -64,17 +64,7 @@ class InferenceServicer:
         def prepare(served: ServedVersion) -> Prepared:
             return Prepared.check(served.signature, codec.decode_inputs(request.inputs), request.outputs)
 
-        order = Order(
-            "Predict",
-            target_of(request.model),
-            prepare,
-            _encode_prediction,
-            CallAnswer(call, budget),
-            call.deadline_s,
-            Priority.PREDICT,
-            call.metadata,
-            budget,
-        )
+        order = order_of(call, "Predict", target_of(request.model), prepare, _encode_prediction, budget)
         call.on_cancel(self._intake.run(order))
         if request.inputs:
             self._templates.learn(message, request.inputs[0].content)
@@ -99,17 +89,7 @@ class InferenceServicer:
             tally.add(slice(None), list(completed.outputs.values()))
             return tally.message()
 
-        order = Order(
-            "Evaluate",
-            target_of(request.model),
-            prepare,
-            encode,
-            CallAnswer(call, budget),
-            call.deadline_s,
-            Priority.EVALUATE,
-            call.metadata,
-            budget,
-        )
+        order = order_of(call, "Evaluate", target_of(request.model), prepare, encode, budget, Priority.EVALUATE)
         call.on_cancel(self._intake.run(order))
 
     def compare_versions(self, call: UnaryCall, message: bytes) -> None:
