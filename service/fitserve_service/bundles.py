@@ -28,7 +28,7 @@ _LEAST_BESIDE: Final = 4
 """Where bundles of several kinds have come, a smaller one saves less than being joined with others does."""
 
 _ROOM: Final = 2.0
-"""A deadline is near where less than this much of what all of a bundle should take is left until then."""
+"""A deadline is near where what is left until then is less than so many times what all of a bundle should take."""
 
 _NEVER: Final = float("inf")
 
