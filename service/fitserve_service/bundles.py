@@ -120,6 +120,9 @@ class Bundles:
     def _run(self, template: RequestTemplate, bundle: _Bundle) -> None:
         """Runs as many as should run at once, and so on; ends at the first part that is to be run otherwise."""
         kind, total = bundle.kind, len(bundle.calls)
+        if template.kind_of(bundle.lease.served) is not kind:
+            # Since it was opened the version has stopped joining requests.
+            return
         rows = total * kind.example_count
         count = self._engine.rows_at_once(bundle.lease.served, kind, rows) // kind.example_count
         if not count or _is_near(bundle, rows):

@@ -4,8 +4,6 @@ A reader of protobuf takes a message field by field, and skips the payload of a 
 of one length that agree in every byte outside the contents of their tensors are read alike but for these contents: what
 protobuf made of the first one holds for the second, and no field of it need be looked at. The same holds for writing.
 protobuf stays the only one who says what a message means; here is only remembered where it found what.
-
-Source of the wire format: https://protobuf.dev/programming-guides/encoding/.
 """
 
 from __future__ import annotations
@@ -13,19 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
 from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
 from fitserve_contract.tensor_bytes import element_count
 from fitserve_service.intake import Target
+from fitserve_service.requests.message_spans import Path, Span, content_spans, skeleton
 from fitserve_service.runs import Completed, Kind, Prepared
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Signature, Tensor
-
-Span: TypeAlias = tuple[int, int]
-Path: TypeAlias = tuple[int, ...]
-"""Field numbers from the message down to the contents: (2, 4) is field 4 of each field 2."""
 
 Write: TypeAlias = Callable[[ServedVersion, Completed], bytes]
 
@@ -36,11 +32,6 @@ _MAX_ALIKE: Final = 4
 _MAX_SEEN: Final = 1024
 _SEEN_BYTES: Final = 32
 _MAX_REWRITES: Final = 8
-
-_VARINT: Final = 0
-_FIXED64: Final = 1
-_LENGTH: Final = 2
-_FIXED32: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +54,9 @@ class Part:
 class RequestTemplate:
     """What all requests have in common that differ from one in their contents alone.
 
+    What depends on the version that answers is kept for each loaded instance: a version that was unloaded and loaded
+    again has the same name and number, and perhaps another signature.
+
     Args:
         message: The one that protobuf has read.
         target: Which version it names.
@@ -76,8 +70,17 @@ class RequestTemplate:
         segments: What lies outside the contents: offset and bytes.
     """
 
-    __slots__ = ("_answer", "_answer_path", "_kind", "_outputs", "_parts", "_rewrite_count", "_signature",
-                 "_write", "segments", "target")  # fmt: skip
+    __slots__ = (
+        "_answer_path",
+        "_by_served",
+        "_known",
+        "_outputs",
+        "_parts",
+        "_served",
+        "_write",
+        "segments",
+        "target",
+    )
 
     def __init__(
         self,
@@ -94,10 +97,10 @@ class RequestTemplate:
         self.segments = skeleton(message, [part.span for part in parts])
         self._write = write
         self._answer_path = answer_path
-        self._answer: _AnswerTemplate | None = None
-        self._rewrite_count = 0
-        self._signature: Signature | None = None
-        self._kind: Kind | None = None
+        self._by_served: WeakKeyDictionary[ServedVersion, _Known] = WeakKeyDictionary()
+        # Of the instance that answered last: most often it answers next, and a look-up would cost more than the rest.
+        self._served: Callable[[], ServedVersion | None] = _nobody
+        self._known = _Known()
 
     def fits(self, message: bytes) -> bool:
         """Tells whether a message of the same length is one of these."""
@@ -108,23 +111,23 @@ class RequestTemplate:
         return True
 
     def prepare(self, message: bytes, served: ServedVersion) -> Prepared:
-        """Reads the tensors in place and holds them against the version, once for all requests of this kind.
+        """Reads the tensors in place and checks them against the version, once for all requests of this kind.
 
         Raises:
             ServiceError: they do not fit the version's signature.
         """
         inputs = {name: place.tensor(message) for name, place in self._parts}
-        kind = self._kind
-        if kind is not None and self._signature is served.signature:
-            return Prepared(inputs, kind)
+        known = self._known if self._served() is served else self._known_of(served)
+        if known.signature is served.signature and known.kind is not None:
+            return Prepared(inputs, known.kind)
         prepared = Prepared.check(served.signature, inputs, self._outputs)
-        self._signature, self._kind = served.signature, prepared.kind
+        known.signature, known.kind = served.signature, prepared.kind
         return prepared
 
     def kind_of(self, served: ServedVersion) -> Kind | None:
-        """Gives what such requests have in common; None where none was read and answered yet by this version."""
-        is_known = self._signature is served.signature and self._answer is not None and self._answer.is_of(served)
-        return self._kind if is_known else None
+        """Returns what such requests have in common; None where this instance has not answered one yet."""
+        known = self._known if self._served() is served else self._known_of(served)
+        return known.kind if known.answer is not None and known.signature is served.signature else None
 
     def join(self, messages: Sequence[bytes]) -> dict[str, Tensor]:
         """Reads such requests' tensors, their rows one after the other: as `prepare` and `joining.join` would."""
@@ -141,20 +144,28 @@ class RequestTemplate:
         Returns:
             What `encode` would write for each; None where that is not known.
         """
-        answer = self._answer
-        return answer.deal(outputs, count) if answer is not None and answer.is_of(served) else None
+        known = self._known if self._served() is served else self._known_of(served)
+        return known.answer.deal(outputs, count) if known.answer is not None else None
 
     def encode(self, served: ServedVersion, completed: Completed) -> bytes:
         """Writes the answer to such a request: the bytes that protobuf would write."""
-        answer = self._answer
-        if answer is not None and (filled := answer.fill(served, completed)) is not None:
+        known = self._known if self._served() is served else self._known_of(served)
+        if known.answer is not None and (filled := known.answer.fill(completed)) is not None:
             return filled
         message = self._write(served, completed)
-        if self._rewrite_count < _MAX_REWRITES:
+        if known.rewrite_count < _MAX_REWRITES:
             # Where the shapes of the answers change from one to the next, there is nothing to remember.
-            self._rewrite_count += 1
-            self._answer = _AnswerTemplate.of(message, self._answer_path, served, completed)
+            known.rewrite_count += 1
+            known.answer = _AnswerTemplate.of(message, self._answer_path, completed)
         return message
+
+    def _known_of(self, served: ServedVersion) -> _Known:
+        """Looks up what is known of an instance, and takes it for the one that answers next."""
+        known = self._by_served.get(served)
+        if known is None:
+            known = self._by_served[served] = _Known()
+        self._served, self._known = ref(served), known
+        return known
 
 
 class Templates:
@@ -235,20 +246,35 @@ class _Place:
         return Tensor(self._datatype, np.frombuffer(contents, self._dtype).reshape((rows, *self._shape[1:])))
 
 
+class _Known:
+    """What a template knows of one loaded instance of a version; it keeps nothing of it loaded."""
+
+    __slots__ = ("answer", "kind", "rewrite_count", "signature")
+
+    def __init__(self) -> None:
+        self.signature: Signature | None = None
+        self.kind: Kind | None = None
+        """What requests have in common by that signature: it may change where requests are no longer joined."""
+        self.answer: _AnswerTemplate | None = None
+        self.rewrite_count = 0
+
+
+def _nobody() -> None:
+    """Stands for the reference to an instance before the first has answered."""
+
+
 class _AnswerTemplate:
-    """An answer but for the contents of its tensors."""
+    """An answer of one loaded instance but for the contents of its tensors."""
 
-    __slots__ = ("_kinds", "_model", "_segments", "_version")
+    __slots__ = ("_kinds", "_segments")
 
-    def __init__(self, served: ServedVersion, completed: Completed, segments: Sequence[bytes]) -> None:
-        self._model = served.model
-        self._version = served.version
+    def __init__(self, completed: Completed, segments: Sequence[bytes]) -> None:
         arrays = [tensor.array for tensor in completed.outputs.values()]
         self._kinds = [(array.shape, array.dtype, array.nbytes < _LARGE_BYTES) for array in arrays]
         self._segments = segments
 
     @classmethod
-    def of(cls, message: bytes, path: Path, served: ServedVersion, completed: Completed) -> _AnswerTemplate | None:
+    def of(cls, message: bytes, path: Path, completed: Completed) -> _AnswerTemplate | None:
         """Makes the template of an answer; None where it cannot have one."""
         tensors = list(completed.outputs.values())
         if any(tensor.datatype == BYTES or tensor.array.dtype != NUMPY_DTYPES[tensor.datatype] for tensor in tensors):
@@ -258,11 +284,7 @@ class _AnswerTemplate:
         if spans is None or contents != [message[start:end] for start, end in spans] or b"" in contents:
             return None
         segments = [segment for _, segment in skeleton(message, spans, has_empty=True)]
-        return cls(served, completed, segments) if _is_small(segments) else None
-
-    def is_of(self, served: ServedVersion) -> bool:
-        """Tells whether it names that version."""
-        return served.version == self._version and served.model == self._model
+        return cls(completed, segments) if _is_small(segments) else None
 
     def deal(self, outputs: Mapping[str, Tensor], count: int) -> list[bytes] | None:
         """Writes as many answers as requests ran together; None where they are of another kind."""
@@ -279,10 +301,8 @@ class _AnswerTemplate:
             return [first + content + last for content in contents[0]]
         return [_interleaved(self._segments, pieces) for pieces in zip(*contents, strict=True)]
 
-    def fill(self, served: ServedVersion, completed: Completed) -> bytes | None:
+    def fill(self, completed: Completed) -> bytes | None:
         """Puts contents in; None where the answer is of another kind."""
-        if not self.is_of(served):
-            return None
         contents: list[Any] = []
         for (shape, dtype, is_small), tensor in zip(self._kinds, completed.outputs.values(), strict=True):
             array = tensor.array
@@ -323,69 +343,6 @@ def request_parts(message: bytes, path: Path, inputs: Mapping[str, Tensor]) -> l
         Part(name, tensor.datatype, tensor.array.shape, span)
         for (name, tensor), span in zip(inputs.items(), spans, strict=True)
     ]
-
-
-def skeleton(message: bytes, spans: Sequence[Span], *, has_empty: bool = False) -> list[tuple[int, bytes]]:
-    """Gives what lies between the spans: offset and bytes; pieces without bytes too where `has_empty` says so."""
-    starts = [0, *(end for _, end in spans)]
-    ends = [*(start for start, _ in spans), len(message)]
-    pieces = [(start, message[start:end]) for start, end in zip(starts, ends, strict=True)]
-    return [(start, piece) for start, piece in pieces if piece or has_empty]
-
-
-def content_spans(message: bytes, path: Path, start: int = 0, end: int | None = None) -> list[Span] | None:
-    """Finds the payloads of the bytes fields at a path, in their order.
-
-    Args:
-        message: A serialized message.
-        path: Field numbers down to the field.
-        start: Where to begin.
-        end: Where to end; None: with the message.
-
-    Returns:
-        Begin and end of each; None where the bytes are no message, or one with groups.
-    """
-    end = len(message) if end is None else end
-    spans: list[Span] = []
-    while start < end:
-        tag, start = _varint(message, start, end)
-        kind, number = tag & 7, tag >> 3
-        if start < 0 or not number:
-            return None
-        payload = start
-        if kind == _VARINT:
-            _, start = _varint(message, start, end)
-        elif kind == _FIXED64:
-            start += 8
-        elif kind == _FIXED32:
-            start += 4
-        elif kind == _LENGTH:
-            length, payload = _varint(message, start, end)
-            start = payload + length if payload >= 0 else -1
-        else:
-            return None
-        if not 0 <= start <= end:
-            return None
-        if kind == _LENGTH and number == path[0]:
-            found = [(payload, start)] if len(path) == 1 else content_spans(message, path[1:], payload, start)
-            if found is None:
-                return None
-            spans += found
-    return spans
-
-
-def _varint(message: bytes, start: int, end: int) -> tuple[int, int]:
-    """Reads a number; the place behind it is -1 where there is none."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if start >= end:
-            break
-        byte = message[start]
-        start += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, start
-    return 0, -1
 
 
 def _is_small(segments: Sequence[bytes]) -> bool:

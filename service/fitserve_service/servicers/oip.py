@@ -19,6 +19,7 @@ from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Answer, CallAnswer, Encode, Intake, Order, Target
 from fitserve_service.messages import parse
 from fitserve_service.request_ids import NamedCall, split_id
+from fitserve_service.requests.message_spans import content_spans
 from fitserve_service.runs import Prepared
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.status import incident
@@ -28,6 +29,9 @@ SERVICE = "inference.GRPCInferenceService"
 
 _INFER_CONTENTS: Final = (7,)
 """ModelInferRequest.raw_input_contents."""
+
+_ID: Final = (3,)
+"""ModelInferRequest.id."""
 
 _ANSWER_CONTENTS: Final = (6,)
 """ModelInferResponse.raw_output_contents."""
@@ -176,8 +180,12 @@ def _infer_template(message: bytes) -> RequestTemplate | None:
 
 
 def _nameless_template(message: bytes) -> RequestTemplate | None:
-    """Of a message whose id was taken off; one that has another has no template, for the last one counts."""
-    return None if parse(pb.ModelInferRequest, message).id else _infer_template(message)
+    """Makes the template of a message whose id was taken off; None where it has another id field.
+
+    Of a field that comes twice the last one counts, also where it is empty: the id that was taken off is not the
+    request's then.
+    """
+    return _infer_template(message) if content_spans(message, _ID) == [] else None
 
 
 def _encode(request_id: str, served: ServedVersion, completed: Completed) -> bytes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import gc
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,11 +20,12 @@ from fitserve_oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 from fitserve_service import codec, codec_oip
 from fitserve_service.errors import ServiceError
 from fitserve_service.intake import Target
+from fitserve_service.requests.message_spans import content_spans, skeleton
 from fitserve_service.runs import Completed, Timing
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.servicers import inference, oip
 from fitserve_service.signature import Signature, Tensor
-from fitserve_service.templates import RequestTemplate, Templates, content_spans, request_parts, skeleton
+from fitserve_service.templates import RequestTemplate, Templates, request_parts
 
 FIXED = tuple(name for name in NUMPY_DTYPES if name != "BYTES")
 CONTENTS = (7,)
@@ -56,10 +60,21 @@ def predict_message(kinds_of: list[tuple[str, tuple[int, ...]]], fill: int) -> b
     return request.SerializeToString()
 
 
-def served_with(kinds_of: list[tuple[str, tuple[int, ...]]], version: int = 1) -> ServedVersion:
+@dataclass(eq=False)
+class Instance:
+    """What a template looks at of a loaded version."""
+
+    signature: Signature
+    version: int = 1
+    model: str = "m"
+
+
+def served_with(
+    kinds_of: list[tuple[str, tuple[int, ...]]], version: int = 1, outputs: Sequence[str] = ("y",)
+) -> ServedVersion:
     inputs = tuple(TensorSpec(f"input-{i}", kind[0], kind[1]) for i, kind in enumerate(kinds_of))
-    signature = Signature(inputs, (TensorSpec("y", "FP32", (None,)),), has_batch_axis=False)
-    return cast(ServedVersion, SimpleNamespace(model="m", version=version, signature=signature))
+    specs = tuple(TensorSpec(name, "FP32", (None,)) for name in outputs)
+    return cast(ServedVersion, Instance(Signature(inputs, specs, has_batch_axis=False), version))
 
 
 def infer_template(message: bytes) -> RequestTemplate | None:
@@ -179,6 +194,87 @@ def test_an_answer_names_the_version_that_gave_it() -> None:
         for version in (1, 1, 2, 1)
     ]
     assert versions == ["1", "1", "2", "1"]
+
+
+def answer_of(template: RequestTemplate, served: ServedVersion, names: Sequence[str], dtype: str) -> None:
+    """Answers twice, so that the second answer is written by what is known, and checks both against protobuf's."""
+    for fill in range(2):
+        array = np.full(2, fill).astype(dtype)
+        tensors = {name: Tensor("FP32" if dtype == "f4" else "INT64", array) for name in names}
+        completed = Completed(tensors, Timing(0, 0))
+        assert template.encode(served, completed) == oip._encode("", served, completed)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+def test_two_instances_of_one_name_and_number_answer_each_for_itself(turns: list[int]) -> None:
+    kind = ("FP32", (2,))
+    template = infer_template(infer_message([kind], 0))
+    assert template is not None
+    forms = [(("y", "z"), "f4"), (("z", "y"), "f4"), (("y", "z"), "i8"), (("other",), "f4"), (("y",), "f4"), ((), "f4")]
+    instances = [served_with([kind], outputs=names) for names, _ in forms]
+    for turn in turns:
+        names, dtype = forms[turn]
+        prepared = template.prepare(infer_message([kind], turn), instances[turn])
+        assert prepared.kind.output_names == names
+        answer_of(template, instances[turn], names, dtype)
+        assert template.kind_of(instances[turn]) in (None, prepared.kind)
+
+
+def test_instances_that_share_a_signature_share_no_answer() -> None:
+    kind = ("FP32", (2,))
+    template, served = infer_template(infer_message([kind], 0)), served_with([kind])
+    assert template is not None
+    answer_of(template, served, ("y",), "f4")
+    template.prepare(infer_message([kind], 0), served)
+    assert template.kind_of(served) is not None
+    other = cast(ServedVersion, Instance(served.signature, served.version))
+    completed = {"renamed": Tensor("FP32", np.zeros(2, "f4"))}
+    assert template.encode_all(other, completed, 1) is None
+    assert template.kind_of(other) is None
+    answer_of(template, other, ("renamed",), "f4")
+    answer_of(template, served, ("y",), "f4")
+
+
+def test_what_requests_have_in_common_is_read_anew_where_the_signature_is_another() -> None:
+    kind = ("FP32", (1, 2))
+    template, served = infer_template(infer_message([kind], 0)), served_with([kind])
+    assert template is not None
+    served.signature = replace(served.signature, has_batch_axis=True)
+    assert template.prepare(infer_message([kind], 0), served).kind.key is not None
+    answer_of(template, served, ("y",), "f4")
+    assert template.kind_of(served) is not None
+    served.signature = replace(served.signature, has_batch_axis=False)
+    assert template.kind_of(served) is None
+    assert template.prepare(infer_message([kind], 0), served).kind.key is None
+
+
+def test_a_template_keeps_no_instance_and_forgets_what_it_knew_of_it() -> None:
+    kind = ("FP32", (2,))
+    template = infer_template(infer_message([kind], 0))
+    assert template is not None
+    gc.disable()
+    try:
+        for _ in range(3):
+            served = served_with([kind])
+            template.prepare(infer_message([kind], 0), served)
+            answer_of(template, served, ("y",), "f4")
+            reference = weakref.ref(served)
+            del served
+            assert reference() is None
+            assert len(template._by_served) == 0
+    finally:
+        gc.enable()
+
+
+def test_a_version_that_was_loaded_often_is_answered_by_template_all_the_same() -> None:
+    kind = ("FP32", (2,))
+    template = infer_template(infer_message([kind], 0))
+    assert template is not None
+    for _ in range(20):
+        served = served_with([kind])
+        template.prepare(infer_message([kind], 0), served)
+        answer_of(template, served, ("y",), "f4")
+        assert template.kind_of(served) is not None
 
 
 def test_a_request_that_does_not_fit_the_version_is_refused_each_time() -> None:
