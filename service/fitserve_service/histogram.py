@@ -61,6 +61,15 @@ class Histogram:
             with self._lock:
                 self._count()
 
+    def add(self, other: Histogram) -> None:
+        """Counts all that another histogram of the same bounds has counted."""
+        with other._lock:
+            other._count()
+            counts, total = other._counts.copy(), other._total
+        with self._lock:
+            self._counts += counts
+            self._total += total
+
     def cumulative(self) -> list[tuple[str, float]]:
         """Gives each exposed bound with the number of values up to it, as Prometheus writes them."""
         totals = list(accumulate(self.counts))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from fitserve_service.telemetry import SECONDS_BOUNDS, VersionCounts, VersionKey
+from fitserve_service.telemetry import SECONDS_BOUNDS, Instance, VersionCounts
 
 _SAMPLES: Final = 6
 """Kept at any time: with one every 2 s, figures are of the last 10 s."""
@@ -20,10 +20,10 @@ _NOTHING: Final = VersionCounts()
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one version did within a window.
+    """What one loaded instance of a version did within a window.
 
     Args:
-        request_count: Requests that ended since the version was loaded; Evaluate's not among them.
+        request_count: Requests that ended since it was loaded; Evaluate's not among them.
         requests_per_s: Of these, within the window.
         errors_per_s: Of these, those that failed.
         p50_ms: Half of the requests took at most this, to 10 %; None where none ended.
@@ -41,12 +41,12 @@ class Activity:
     """Remembers the counters of some moments. Thread-safe: samples are replaced, never changed.
 
     Args:
-        counts: Gives the counters of each version.
+        counts: Gives the counters of each loaded instance of a version.
         clock: Monotonic seconds.
     """
 
     def __init__(
-        self, counts: Callable[[], Mapping[VersionKey, VersionCounts]], clock: Callable[[], float] = time.monotonic
+        self, counts: Callable[[], Mapping[Instance, VersionCounts]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._counts = counts
         self._clock = clock
@@ -56,8 +56,8 @@ class Activity:
         """Takes a sample; the oldest goes."""
         self._samples.append((self._clock(), self._counts()))
 
-    def figures(self) -> tuple[float, dict[VersionKey, Figures]]:
-        """Gives the length of the window in seconds, and each version's figures from its begin until now."""
+    def figures(self) -> tuple[float, dict[Instance, Figures]]:
+        """Gives the length of the window in seconds, and each instance's figures from its begin until now."""
         begin_s, before = self._samples[0]
         now = self._counts()
         window_s = max(self._clock() - begin_s, 1e-3)

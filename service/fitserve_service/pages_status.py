@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 from fitserve_contract.repository import CARD_FILE, version_path
 from fitserve_service.known_model import ModelSnapshot, VersionSnapshot
@@ -13,7 +14,7 @@ from fitserve_service.pages_activity import Activity, Figures
 from fitserve_service.process_memory import read_memory
 from fitserve_service.registry import Registry
 from fitserve_service.served_version import ServedVersion
-from fitserve_service.telemetry import VersionKey
+from fitserve_service.telemetry import Instance
 
 _IDLE = Figures(0, 0.0, 0.0, None, None)
 
@@ -71,14 +72,14 @@ class StatusReport:
         return {"worker": self._worker, **(asdict(memory) if memory is not None else {})}
 
     def _model(
-        self, model: ModelSnapshot, figures: Mapping[VersionKey, Figures], waiting: Mapping[ServedVersion, int]
+        self, model: ModelSnapshot, figures: Mapping[Instance, Figures], waiting: Mapping[ServedVersion, int]
     ) -> dict[str, Any]:
         versions = [
             {
                 **_version(version),
                 "has_card": self.has_card(model.name, version.version),
                 "queued_examples": waiting.get(version.served, 0) if version.served else 0,
-                "activity": asdict(figures.get((model.name, str(version.version)), _IDLE)),
+                "activity": asdict(figures.get(ref(version.served), _IDLE) if version.served else _IDLE),
             }
             for version in reversed(model.versions)
         ]
@@ -100,6 +101,9 @@ def _version(version: VersionSnapshot) -> dict[str, Any]:
         "is_verified": bool(served and served.is_verified),
         "replay_ms": round(served.replay.replay_ms, 3) if served and served.replay else None,
         "task": served.task.kind.value if served and served.task else "",
+        "joining": served.joining if served else "",
+        "spot_check_count": served.spot_check_count if served else 0,
+        "spot_mismatch_count": served.spot_mismatch_count if served else 0,
         "max_batch_size": served.config.max_batch_size if served else 0,
         "load_ms": round(version.load_ms, 3),
     }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 from weakref import ref
@@ -34,6 +35,9 @@ EXAMPLES_BOUNDS: Final = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 51
 VersionKey: TypeAlias = tuple[str, str]
 """Model and version as labels say them; two empty strings for requests that found none."""
 
+Instance: TypeAlias = ref[ServedVersion]
+"""A loaded instance of a version; it does not keep it loaded."""
+
 _APART: Final = frozenset({"Evaluate", "CompareVersions"})
 """Methods whose latency says nothing about an answer's: whole data sets, at lower priority."""
 
@@ -57,8 +61,9 @@ class _MethodMeters:
 
 @dataclass(slots=True)
 class _Meters:
-    """What is counted for one version; or, without a name, for requests that found none."""
+    """What is counted for one loaded instance of a version; or, without a name, for requests that found none."""
 
+    key: VersionKey = ("", "")
     methods: dict[str, _MethodMeters] = field(default_factory=dict)
     decode_s: Histogram = field(default_factory=_seconds)
     encode_s: Histogram = field(default_factory=_seconds)
@@ -73,6 +78,15 @@ class _Meters:
             counted = self.methods[method] = _MethodMeters()
         return counted
 
+    def add(self, other: _Meters) -> None:
+        """Counts all that another one has counted."""
+        for method, counted in list(other.methods.items()):
+            own = self.of(method)
+            own.codes = [sum(pair) for pair in zip(own.codes, counted.codes, strict=True)]
+            own.request_s.add(counted.request_s)
+        for name in ("decode_s", "encode_s", "queue_s", "run_s", "examples"):
+            getattr(self, name).add(getattr(other, name))
+
     def keep_up(self, counted: _MethodMeters, count: int) -> None:
         """Has the histograms count, where much was put by; `count` requests of the method were."""
         counted.uncounted += count
@@ -84,7 +98,7 @@ class _Meters:
 
 @dataclass(frozen=True, slots=True)
 class VersionCounts:
-    """What a version's requests came to so far, Evaluate's left out.
+    """What the requests to one loaded instance of a version came to so far, Evaluate's left out.
 
     Args:
         request_count: Requests that ended.
@@ -100,6 +114,9 @@ class VersionCounts:
 class Telemetry(Collector):
     """The server's metrics.
 
+    Counts belong to the loaded instance of a version, which `counts` gives. Series of Prometheus have a name and a
+    number and only ever grow, so there the instances of a version are added up.
+
     `on_request` and `on_batch` belong to the loop thread, `exposition` and `counts` to any other.
 
     Args:
@@ -114,8 +131,12 @@ class Telemetry(Collector):
         self._registry = registry
         self._queued_examples = queued_examples
         self._build = build
-        self._meters: dict[VersionKey, _Meters] = {}
-        self._last_served: Callable[[], ServedVersion | None] = lambda: None
+        self._nobody = _Meters()
+        self._meters: dict[Instance, _Meters] = {}
+        self._past: dict[VersionKey, _Meters] = {}
+        """What instances counted that are gone."""
+        self._lock = threading.Lock()
+        self._last_served: Callable[[], ServedVersion | None] = _no_instance
         self._last_meters = _Meters()
         self._gone: set[VersionKey] = set()
         self._exposed = CollectorRegistry(auto_describe=False)
@@ -160,9 +181,9 @@ class Telemetry(Collector):
         for histogram in (meters.run_s, meters.examples, meters.queue_s):
             histogram.keep_up()
 
-    def counts(self) -> dict[VersionKey, VersionCounts]:
-        """Gives the counters of every version, from any thread."""
-        return {key: _counts(meters) for key, meters in dict(self._meters).items() if key[0]}
+    def counts(self) -> dict[Instance, VersionCounts]:
+        """Returns the counters of every instance, from any thread."""
+        return {instance: _counts(meters) for instance, meters in dict(self._meters).items()}
 
     def exposition(self) -> bytes:
         """Writes every metric in Prometheus's text format."""
@@ -170,7 +191,7 @@ class Telemetry(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Gives every metric of the server; called by prometheus_client."""
-        meters = sorted(dict(self._meters).items())
+        meters = sorted(self._series().items())
         yield from _request_metrics(meters)
         yield from _run_metrics(meters)
         yield from self._version_metrics()
@@ -178,16 +199,32 @@ class Telemetry(Collector):
         self._forget_gone()
 
     def _meters_of(self, served: ServedVersion | None) -> _Meters:
-        # Most often it is the one asked for last; its text would cost more than all that is counted.
-        if served is not None and self._last_served() is served:
+        if served is None:
+            return self._nobody
+        # Most often it is the one asked for last.
+        if self._last_served() is served:
             return self._last_meters
-        key = ("", "") if served is None else (served.model, str(served.version))
-        meters = self._meters.get(key)
+        instance = ref(served)
+        meters = self._meters.get(instance)
         if meters is None:
-            meters = self._meters[key] = _Meters()
-        if served is not None:
-            self._last_served, self._last_meters = ref(served), meters
+            meters = self._meters[instance] = _Meters((served.model, str(served.version)))
+        self._last_served, self._last_meters = instance, meters
         return meters
+
+    def _series(self) -> Mapping[VersionKey, _Meters]:
+        """Adds up by name and number what instances counted."""
+        with self._lock:
+            found: dict[VersionKey, list[_Meters]] = {self._nobody.key: [self._nobody]}
+            for instance, meters in dict(self._meters).items():
+                if instance() is None:
+                    # Nothing counts there any more.
+                    del self._meters[instance]
+                    self._past.setdefault(meters.key, _Meters(meters.key)).add(meters)
+                else:
+                    found.setdefault(meters.key, []).append(meters)
+            for key, past in self._past.items():
+                found.setdefault(key, []).append(past)
+            return {key: meters[0] if len(meters) == 1 else _sum(key, meters) for key, meters in found.items()}
 
     def _version_metrics(self) -> Iterator[Metric]:
         states = GaugeMetricFamily(
@@ -202,17 +239,32 @@ class Telemetry(Collector):
             "fitserve_replay_seconds", "Time that replaying a version's probe took before it was READY.", labels=_LABELS
         )
         queued = GaugeMetricFamily("fitserve_queued_examples", "Examples that wait for a run.", labels=_LABELS)
+        joinable = GaugeMetricFamily(
+            "fitserve_version_joinable",
+            "1 where requests of a version are joined into batches, else 0.",
+            labels=_LABELS,
+        )
+        checks = CounterMetricFamily(
+            "fitserve_spot_checks",
+            "Joined requests that were run again beside copies of themselves; mismatch: the answer differed.",
+            labels=(*_LABELS, "result"),
+        )
         waiting = self._queued_examples()
         for model in self._registry.snapshot():
             for version in model.versions:
                 name = (model.name, str(version.version))
                 states.add_metric([*name, version.state.value], 1)
-                if version.served is not None:
-                    facts.add_metric([*name, version.served.provider, str(version.served.is_verified).lower()], 1)
-                    queued.add_metric(name, waiting.get(version.served, 0))
-                    if version.served.replay is not None:
-                        replays.add_metric(name, version.served.replay.replay_ms / 1e3)
-        yield from (states, facts, replays, queued)
+                served = version.served
+                if served is None:
+                    continue
+                facts.add_metric([*name, served.provider, str(served.is_verified).lower()], 1)
+                queued.add_metric(name, waiting.get(served, 0))
+                joinable.add_metric(name, served.signature.has_batch_axis)
+                checks.add_metric([*name, "match"], served.spot_check_count - served.spot_mismatch_count)
+                checks.add_metric([*name, "mismatch"], served.spot_mismatch_count)
+                if served.replay is not None:
+                    replays.add_metric(name, served.replay.replay_ms / 1e3)
+        yield from (states, facts, replays, queued, joinable, checks)
 
     def _build_metric(self) -> Metric:
         build = GaugeMetricFamily("fitserve_build_info", "1, with what this server is.", labels=tuple(self._build))
@@ -227,11 +279,29 @@ class Telemetry(Collector):
             for version in model.versions
             if version.served is not None
         }
-        gone = set(self._meters) - loaded - {("", "")}
-        for key in gone & self._gone:
-            self._meters.pop(key, None)
-            self._last_served = lambda: None
-        self._gone = gone
+        with self._lock:
+            known = {meters.key for meters in dict(self._meters).values()} | self._past.keys()
+            gone = known - loaded
+            forgotten = gone & self._gone
+            for instance, meters in dict(self._meters).items():
+                if meters.key in forgotten:
+                    del self._meters[instance]
+            for key in forgotten:
+                self._past.pop(key, None)
+            self._gone = gone
+        if forgotten:
+            self._last_served = _no_instance
+
+
+def _no_instance() -> None:
+    """Stands for the reference to an instance where none was counted for last."""
+
+
+def _sum(key: VersionKey, meters: Sequence[_Meters]) -> _Meters:
+    total = _Meters(key)
+    for each in meters:
+        total.add(each)
+    return total
 
 
 def _counts(meters: _Meters) -> VersionCounts:

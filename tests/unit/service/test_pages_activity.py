@@ -2,6 +2,8 @@
 
 from bisect import bisect_left
 from pathlib import Path
+from typing import Any, cast
+from weakref import ref
 
 import pytest
 from hypothesis import given
@@ -14,9 +16,15 @@ from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
 from fitserve_service.pages_activity import Activity, quantile_ms
 from fitserve_service.registry import Registry
-from fitserve_service.telemetry import EXPOSED_SECONDS, SECONDS_BOUNDS, Telemetry, VersionCounts
+from fitserve_service.telemetry import EXPOSED_SECONDS, SECONDS_BOUNDS, Instance, Telemetry, VersionCounts
 
-KEY = ("m", "1")
+
+class Version:
+    """Stands for a loaded instance of a version."""
+
+
+VERSION = Version()
+KEY: Instance = cast(Any, ref(VERSION))
 
 
 class World:
@@ -26,7 +34,7 @@ class World:
         self.now_s = 100.0
         self.requests: list[tuple[float, bool]] = []
 
-    def counts(self) -> dict[tuple[str, str], VersionCounts]:
+    def counts(self) -> dict[Instance, VersionCounts]:
         latency = [0] * (len(SECONDS_BOUNDS) + 1)
         for seconds, _ in self.requests:
             latency[bisect_left(SECONDS_BOUNDS, seconds)] += 1
@@ -63,6 +71,23 @@ def test_first_figures_are_since_the_start() -> None:
     world.now_s += 1
     window_s, figures = activity.figures()
     assert (window_s, figures[KEY].requests_per_s, figures[KEY].errors_per_s) == (1, 4, 1)
+
+
+def test_an_instance_of_the_same_name_and_number_has_figures_of_its_own(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    telemetry = Telemetry(Registry(), dict, {})
+    old, new = (Loader("cpu").load(path, Overrides({})) for _ in range(2))
+    telemetry.on_request("Predict", old, Code.INTERNAL, 5.0)
+    activity = Activity(telemetry.counts)
+    telemetry.on_request("Predict", old, Code.INTERNAL, 5.0)
+    assert ref(new) not in activity.figures()[1]
+    telemetry.on_request("Predict", new, Code.OK, 0.001)
+    figures = activity.figures()[1]
+    found = figures[ref(new)]
+    assert (found.request_count, found.errors_per_s) == (1, 0)
+    assert found.p99_ms is not None
+    assert found.p99_ms < 2
+    assert figures[ref(old)].request_count == 2
 
 
 def test_version_that_came_back_is_counted_anew() -> None:
@@ -114,6 +139,7 @@ def test_evaluate_is_left_out(tmp_path: Path, method: str, count: int) -> None:
     telemetry = Telemetry(Registry(), dict, {})
     telemetry.on_request(method, served, Code.OK, 0.1)
     telemetry.on_request(method, None, Code.NOT_FOUND, 0.1)
-    found = telemetry.counts()
-    assert list(found) == [KEY]
-    assert (found[KEY].request_count, found[KEY].error_count, sum(found[KEY].latency)) == (count, 0, count)
+    counts = telemetry.counts()
+    assert list(counts) == [ref(served)]
+    found = counts[ref(served)]
+    assert (found.request_count, found.error_count, sum(found.latency)) == (count, 0, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -116,3 +117,35 @@ def test_a_version_that_is_gone_is_scraped_once_more_and_then_forgotten(tmp_path
     assert name in samples(telemetry)
     assert name in samples(telemetry)
     assert name not in samples(telemetry)
+
+
+def test_series_of_a_name_and_number_grow_over_instances_and_hold_none(tmp_path: Path) -> None:
+    registry = Registry()
+    telemetry = Telemetry(registry, dict, {})
+    name = key("fitserve_requests_total", model="m", version="1", method="Predict", code="OK")
+    rows = key("fitserve_batch_examples_sum", model="m", version="1")
+    for turn in range(1, 4):
+        served = loaded(tmp_path / str(turn), 1)
+        registry.set_ready(served)
+        telemetry.on_request("Predict", served, Code.OK, 0.003)
+        telemetry.on_batch(served, BatchRecord(1, turn, 0.002, (0.001,), False))
+        assert [counts.request_count for counts in telemetry.counts().values()] == [1]
+        assert (samples(telemetry)[name], samples(telemetry)[rows]) == (turn, sum(range(turn + 1)))
+        registry.retire("m", 1, lambda: None)
+        reference = weakref.ref(served)
+        del served
+        assert reference() is None
+        assert samples(telemetry)[name] == turn
+        assert telemetry.counts() == {}
+
+
+def test_two_instances_of_a_name_and_number_at_a_time_are_added_up(tmp_path: Path) -> None:
+    registry = Registry()
+    instances = [loaded(tmp_path / str(number), 1) for number in range(2)]
+    registry.set_ready(instances[1])
+    telemetry = Telemetry(registry, dict, {})
+    for served in instances:
+        telemetry.on_request("Predict", served, Code.OK, 0.003)
+    name = key("fitserve_requests_total", model="m", version="1", method="Predict", code="OK")
+    assert [samples(telemetry)[name] for _ in range(2)] == [2, 2]
+    assert [counts.request_count for counts in telemetry.counts().values()] == [1, 1]
