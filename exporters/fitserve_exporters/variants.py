@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from fitserve_contract.variant_speed import LEAST_SPEEDS
 from fitserve_exporters.candidate import Candidate
 from fitserve_exporters.errors import ExportError, NotVerifiedError, VariantError
 from fitserve_exporters.onnx_export import describe
 from fitserve_exporters.sessions import CPU, CUDA, OrtSession, ProviderError, can_use_cuda
 from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants_fusion import attention_count, fuse_layers
+from fitserve_exporters.variants_neighbours import Neighbours, prove_neighbours
 from fitserve_exporters.variants_precision import halve
 from fitserve_exporters.variants_proof import loss_objections, prove, prove_exact
-from fitserve_exporters.variants_quantize import has_convolutions, quantize_dynamically, quantize_statically
+from fitserve_exporters.variants_quantize import has_convolutions, quantize_statically
+from fitserve_exporters.variants_row_quantization import quantize_rows
 from fitserve_exporters.variants_speed import SpeedRatio, is_faster, speed_ratios
 from fitserve_exporters.verify import Verification
 
@@ -36,12 +39,14 @@ class Kind:
         device: "cpu" or "cuda": where it is verified, measured and served.
         make: Makes it from the fp32 file; raises VariantError.
         is_exact: Held to the fp32 tolerance; else to the loss of accuracy that the recipe allows.
+        least_speed: What `auto` asks of it, see `is_faster`.
     """
 
     name: str
     device: str
     make: Callable[[bytes, Candidate], bytes]
     is_exact: bool = False
+    least_speed: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,7 @@ class Variant:
         refusal: Why it is not published; empty where it is.
         content: The file; empty where there is none.
         verification: Its own figures; None where it did not come so far.
+        neighbours: Its rows beside hostile ones; None where it did not come so far.
         speed: Against the fp32 file, on the machine that made it.
     """
 
@@ -62,6 +68,7 @@ class Variant:
     refusal: str = ""
     content: bytes = b""
     verification: Verification | None = None
+    neighbours: Neighbours | None = None
     speed: tuple[SpeedRatio, ...] = ()
 
     @property
@@ -72,6 +79,7 @@ class Variant:
     def to_facts(self) -> dict[str, Any]:
         """Gives what the manifest says of its file."""
         assert self.verification is not None
+        assert self.neighbours is not None
         return {
             "bytes": len(self.content),
             "sha256": hashlib.sha256(self.content).hexdigest(),
@@ -79,7 +87,7 @@ class Variant:
             "device": self.device,
             "fused_attention_count": attention_count(self.content),
             "onnx": describe(self.content),
-            "verification": self.verification.to_json(),
+            "verification": {**self.verification.to_json(), "neighbours": self.neighbours.to_json()},
             "speed": [ratio.to_json() for ratio in self.speed],
         }
 
@@ -101,7 +109,7 @@ def make_variants(
     is_auto = AUTO in choice
     kinds = [kind for kind in KINDS if is_auto or kind.name in choice]
     origin = _Origin(candidate, fp32, truth or Truth(candidate))
-    return tuple(_made(kind, origin, must_be_faster=is_auto) for kind in kinds)
+    return tuple(_made(kind, origin, is_auto=is_auto) for kind in kinds)
 
 
 def read_choice(text: str) -> tuple[str, ...]:
@@ -128,21 +136,24 @@ class _Origin:
     truth: Truth
 
 
-def _made(kind: Kind, origin: _Origin, *, must_be_faster: bool) -> Variant:
+def _made(kind: Kind, origin: _Origin, *, is_auto: bool) -> Variant:
     try:
         _check_device(kind)
         content = kind.make(origin.fp32, origin.candidate)
-        verification = _proved(kind, origin, content)
+        session = OrtSession(content, _PROVIDERS[kind.device])
+        verification = _proved(kind, origin, session)
+        neighbours = prove_neighbours(origin.candidate, session, OrtSession(origin.fp32, _PROVIDERS[kind.device]))
     except (VariantError, NotVerifiedError, ProviderError) as error:
         return Variant(kind.name, kind.device, refusal=str(error))
     speed = speed_ratios(origin.fp32, content, origin.candidate, _PROVIDERS[kind.device])
-    if must_be_faster and not is_faster(speed):
-        return Variant(kind.name, kind.device, f"no faster than fp32 here: {speed_text(speed)}", b"", verification)
-    return Variant(kind.name, kind.device, "", content, verification, speed)
+    made = Variant(kind.name, kind.device, "", content, verification, neighbours, speed)
+    if is_auto and not is_faster(speed, kind.least_speed):
+        wanted = "no faster than fp32" if kind.least_speed == 1.0 else f"less than {kind.least_speed:g}× fp32"
+        return replace(made, refusal=f"{wanted} here: {speed_text(speed)}", content=b"")
+    return made
 
 
-def _proved(kind: Kind, origin: _Origin, content: bytes) -> Verification:
-    session = OrtSession(content, _PROVIDERS[kind.device])
+def _proved(kind: Kind, origin: _Origin, session: OrtSession) -> Verification:
     if kind.is_exact:
         return prove_exact(origin.candidate, session, origin.truth)
     verification = prove(origin.candidate, session, origin.truth)
@@ -171,7 +182,7 @@ def variant_files(variants: Sequence[Variant]) -> tuple[dict[str, bytes], Mappin
 
 def _int8(fp32: bytes, candidate: Candidate) -> bytes:
     if not has_convolutions(fp32):
-        return quantize_dynamically(fuse_layers(fp32, joins_weights=False))
+        return quantize_rows(fuse_layers(fp32, joins_weights=False))
     if not candidate.calibration:
         raise VariantError("expected a calibration set for a model that convolves, got none: give training examples")
     return quantize_statically(fp32, candidate.calibration, candidate.inputs)
@@ -187,7 +198,7 @@ def _fused(fp32: bytes, _: Candidate) -> bytes:
 _PROVIDERS: Final = {"cpu": CPU, "cuda": CUDA}
 
 KINDS: Final = (
-    Kind("int8", "cpu", _int8),
+    Kind("int8", "cpu", _int8, least_speed=LEAST_SPEEDS["int8"]),
     Kind("fused", "cpu", _fused, is_exact=True),
     Kind("fp16", "cuda", lambda fp32, _: halve(fp32, "fp16")),
     Kind("bf16", "cuda", lambda fp32, _: halve(fp32, "bf16")),

@@ -1,4 +1,4 @@
-"""int8 files out of an fp32 one: weights alone for transformers, weights and activations for convolutions.
+"""int8 files of models that convolve: constant scales for weights and activations, from calibration examples.
 
 Shapes: B examples.
 """
@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import onnx
+from onnx import helper, numpy_helper
 
 from fitserve_exporters.candidate import Arrays, InputSpec, numpy_dtype
 from fitserve_exporters.errors import VariantError
@@ -23,34 +25,11 @@ LEAST_CALIBRATION_EXAMPLES: Final = 32
 MAX_CALIBRATION_EXAMPLES: Final = 512
 
 _CALIBRATION_BATCH: Final = 32
-_QUANTIZED: Final = ("MatMul", "Gemm")
 
 
 def has_convolutions(content: bytes) -> bool:
     """Tells whether a serialized model convolves, and so has activations worth quantizing statically."""
     return any(node.op_type == "Conv" for node in onnx.load_model_from_string(content).graph.node)
-
-
-def quantize_dynamically(content: bytes) -> bytes:
-    """Quantizes the weights of products, each column by its own scale; activations are quantized as they come.
-
-    Raises:
-        VariantError: there is no product with constant weights, or ONNX Runtime cannot quantize the model.
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    def quantize(source: Path, target: Path) -> None:
-        quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=list(_QUANTIZED),
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            # Behind a node of ONNX Runtime's own domain onnx infers no element: what is quantized is FP32.
-            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-        )
-
-    return _quantized(content, quantize)
 
 
 def quantize_statically(content: bytes, calibration: Mapping[str, Any], inputs: tuple[InputSpec, ...]) -> bytes:
@@ -134,10 +113,69 @@ def _quantized(content: bytes, quantize: Callable[[Path, Path], None]) -> bytes:
         except Exception as error:  # the quantizer raises types of its own and plain ones alike
             raise VariantError(f"ONNX Runtime cannot quantize the model: {str(error).splitlines()[0][:300]}") from error
         made = onnx.load_model_from_string(target.read_bytes())
-    if not any("Integer" in node.op_type or "Quantize" in node.op_type for node in made.graph.node):
-        raise VariantError(f"expected {' or '.join(_QUANTIZED)} with constant weights to quantize, found none")
+    if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
+        raise VariantError("int8: expected operators that ONNX Runtime can quantize, found none")
+    _check_constant_scales(made.graph)
+    _keep_nan(made.graph)
     written: bytes = made.SerializeToString(deterministic=True)
     return written
+
+
+def _check_constant_scales(graph: onnx.GraphProto) -> None:
+    """Refuses a scale that is computed from the batch: a row's answer would depend on its neighbours."""
+    constants = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        is_dynamic = node.op_type.startswith("Dynamic")
+        if is_dynamic or (node.op_type == "QuantizeLinear" and not {*node.input[1:]} <= constants):
+            raise VariantError(
+                f"int8: expected constant scales, found those of '{node.name}' ({node.op_type}) computed"
+            )
+
+
+def _keep_nan(graph: onnx.GraphProto) -> None:
+    """Adds 0 · Σx of each example's real inputs to its real outputs: QuantizeLinear writes a number in place of NaN."""
+    weights = {tensor.name for tensor in graph.initializer}
+    sums = [_nothing(graph, value) for value in graph.input if _is_real(value) and value.name not in weights]
+    nothing = sums[0] if sums else ""
+    for index, other in enumerate(sums[1:]):
+        graph.node.append(helper.make_node("Add", [nothing, other], [f"int8.nothing.{index}"]))
+        nothing = f"int8.nothing.{index}"
+    for value in graph.output:
+        if nothing and _is_real(value):
+            _add_to_output(graph, value, nothing)
+
+
+def _is_real(value: onnx.ValueInfoProto) -> bool:
+    kind = value.type.tensor_type
+    return kind.elem_type == onnx.TensorProto.FLOAT and len(kind.shape.dim) > 0
+
+
+def _nothing(graph: onnx.GraphProto, value: onnx.ValueInfoProto) -> str:
+    """Writes 0 · Σx over all axes but the first: (B,), 0 or NaN."""
+    rank, name = len(value.type.tensor_type.shape.dim), f"int8.{value.name}.nothing"
+    graph.initializer.append(onnx.helper.make_tensor(f"{name}.zero", onnx.TensorProto.FLOAT, [], [0.0]))
+    product = name if rank == 1 else f"{name}.each"
+    graph.node.append(helper.make_node("Mul", [value.name, f"{name}.zero"], [product]))
+    if rank > 1:
+        axes = numpy_helper.from_array(np.arange(1, rank), f"{name}.axes")
+        graph.initializer.append(axes)
+        graph.node.append(helper.make_node("ReduceSum", [product, axes.name], [name], keepdims=0))
+    return name
+
+
+def _add_to_output(graph: onnx.GraphProto, value: onnx.ValueInfoProto, nothing: str) -> None:
+    rank, inner = len(value.type.tensor_type.shape.dim), f"int8.{value.name}.quantized"
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for index, name in enumerate(names):
+                if name == value.name:
+                    names[index] = inner
+    shaped = nothing
+    if rank > 1:
+        axes, shaped = numpy_helper.from_array(np.arange(1, rank), f"{inner}.axes"), f"{inner}.nothing"
+        graph.initializer.append(axes)
+        graph.node.append(helper.make_node("Unsqueeze", [nothing, axes.name], [shaped]))
+    graph.node.append(helper.make_node("Add", [inner, shaped], [value.name]))
 
 
 @contextlib.contextmanager

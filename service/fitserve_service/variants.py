@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from fitserve_contract.repository import MODEL_FILE
+from fitserve_contract.variant_speed import LEAST_SPEEDS
 
 if TYPE_CHECKING:
     # The settings come here for a name, and numpy's threads must not be there before stop signals are blocked.
@@ -74,7 +75,7 @@ def choices(manifest: Manifest | None, wanted: str, device: str) -> tuple[Choice
         return (Choice(FP32, MODEL_FILE, _missing(wanted)),)
     found = {file: facts for file, facts in manifest.files.items() if _is_variant(file, facts)}
     named = [file for file, facts in found.items() if facts["variant"] == wanted]
-    fitting = [file for file, facts in found.items() if facts["device"] == device and _speed(facts) > 1.0]
+    fitting = [file for file, facts in found.items() if facts["device"] == device and _is_fast(facts)]
     order = named if wanted != AUTO else sorted(fitting, key=lambda file: _speed(found[file]), reverse=True)
     made = [Choice(str(found[f]["variant"]), f, _reason(found[f]), found[f]["verification"]) for f in order]
     return (*made, Choice(FP32, MODEL_FILE, _missing(wanted) if not made else _OWN))
@@ -96,6 +97,11 @@ def _speed(facts: Mapping[str, Any]) -> float:
     )
     numbers = [float(ratio) for ratio in ratios if isinstance(ratio, int | float) and not isinstance(ratio, bool)]
     return min(numbers, default=0.0)
+
+
+def _is_fast(facts: Mapping[str, Any]) -> bool:
+    speed, least = _speed(facts), LEAST_SPEEDS.get(facts["variant"], 1.0)
+    return speed > 1.0 and speed >= least
 
 
 def _reason(facts: Mapping[str, Any]) -> str:
