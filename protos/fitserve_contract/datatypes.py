@@ -9,13 +9,14 @@ from typing import Final
 
 import numpy as np
 
+BOOL: Final = "BOOL"
 BYTES: Final = "BYTES"
 
 BF16: Final = "BF16"
 """numpy has no bfloat16: BF16 tensors travel as their uint16 bit patterns."""
 
 NUMPY_DTYPES: Final[dict[str, np.dtype[np.generic]]] = {
-    "BOOL": np.dtype(np.bool_),
+    BOOL: np.dtype(np.bool_),
     "UINT8": np.dtype("<u1"),
     "UINT16": np.dtype("<u2"),
     "UINT32": np.dtype("<u4"),

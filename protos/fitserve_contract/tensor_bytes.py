@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
+from fitserve_contract.datatypes import BOOL, BYTES, NUMPY_DTYPES
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,6 +20,9 @@ MAX_RANK = 32
 
 MAX_ELEMENTS = 2**40
 """A shape that counts more elements is refused before any arithmetic with the byte length."""
+
+RAW_BOOL: Final = np.dtype("<u1")
+"""How a BOOL element is read before it becomes 0 or 1: kernels that trust it do not agree on what other bytes mean."""
 
 _LENGTH = struct.Struct("<I")
 
@@ -65,13 +68,13 @@ def widened(patterns: Array) -> Array:
 
 
 def decode(name: str, datatype: str, shape: Sequence[int], content: bytes | memoryview) -> Array:
-    """Reads a tensor from its bytes, without a copy but for BYTES.
+    """Reads a tensor from its bytes, without a copy but for BYTES and BOOL.
 
     Args:
         name: Tensor name, for messages.
         datatype: OIP spelling.
         shape: Size of each axis.
-        content: The elements; the result keeps it alive and is read-only.
+        content: The elements; a result that is no copy keeps it alive and is read-only. BOOL bytes other than 0 are true.
 
     Returns:
         Array of `shape`; BF16 as uint16 bit patterns, BYTES as an object array of `bytes`.
@@ -92,6 +95,8 @@ def decode(name: str, datatype: str, shape: Sequence[int], content: bytes | memo
         )
     if count == 0:
         return np.empty(shape, dtype)
+    if datatype == BOOL:
+        return (np.frombuffer(content, RAW_BOOL) != 0).reshape(shape)
     return np.frombuffer(content, dtype).reshape(shape)
 
 

@@ -91,9 +91,10 @@ def _check_contents(request: ModelInferRequest) -> bool:
     for tensor in request.inputs:
         if tensor.parameters:
             _check_parameters(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor.parameters)
-        if raw_count and tensor.HasField("contents"):
+        # Converters leave `contents` there, and empty, beside raw ones: MLServer's with use_raw, Seldon's pipelines.
+        if raw_count and tensor.HasField("contents") and tensor.contents.ListFields():
             name = tensor.name[:MAX_NAME_CHARS]
-            text = f"input '{name}': expected no contents beside raw_input_contents, got both"
+            text = f"input '{name}': expected no contents beside raw_input_contents, got both; send one of them"
             raise ServiceError(Reason.INVALID_INPUT, text)
     if raw_count and raw_count != len(request.inputs):
         text = f"expected one entry per input, {len(request.inputs)}, got {raw_count}"

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 
-from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
-from fitserve_contract.tensor_bytes import element_count
+from fitserve_contract.datatypes import BOOL, BYTES, NUMPY_DTYPES
+from fitserve_contract.tensor_bytes import RAW_BOOL, Array, element_count
 from fitserve_service.intake import Target
 from fitserve_service.requests.message_spans import Path, Span, content_spans, skeleton
 from fitserve_service.runs import Completed, Kind, Prepared
@@ -221,11 +221,12 @@ class Templates:
 class _Place:
     """Where one tensor lies."""
 
-    __slots__ = ("_count", "_datatype", "_dtype", "_end", "_is_aligned", "_shape", "_start")
+    __slots__ = ("_count", "_datatype", "_dtype", "_end", "_is_aligned", "_is_bool", "_shape", "_start")
 
     def __init__(self, part: Part) -> None:
         self._datatype = part.datatype
-        self._dtype = NUMPY_DTYPES[part.datatype]
+        self._is_bool = part.datatype == BOOL
+        self._dtype = RAW_BOOL if self._is_bool else NUMPY_DTYPES[part.datatype]
         self._shape = part.shape
         self._count = element_count(part.name, part.shape)
         self._start, self._end = part.span
@@ -237,13 +238,16 @@ class _Place:
             array = np.frombuffer(message, self._dtype, self._count, self._start)
         else:
             array = np.frombuffer(message[self._start : self._end], self._dtype)
-        return Tensor(self._datatype, array.reshape(self._shape))
+        return self._tensor(array, self._shape)
 
     def joined(self, messages: Sequence[bytes]) -> Tensor:
         start, end = self._start, self._end
         contents = b"".join([message[start:end] for message in messages])
         rows = self._shape[0] * len(messages)
-        return Tensor(self._datatype, np.frombuffer(contents, self._dtype).reshape((rows, *self._shape[1:])))
+        return self._tensor(np.frombuffer(contents, self._dtype), (rows, *self._shape[1:]))
+
+    def _tensor(self, array: Array, shape: tuple[int, ...]) -> Tensor:
+        return Tensor(self._datatype, (array != 0 if self._is_bool else array).reshape(shape))
 
 
 class _Known:

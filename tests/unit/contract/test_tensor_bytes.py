@@ -37,6 +37,13 @@ def test_numbers_survive_bit_by_bit(case: tuple[str, Array]) -> None:
     assert back.tobytes() == array.tobytes() == content
 
 
+@given(st.binary(max_size=40))
+def test_bool_bytes_other_than_0_are_true(content: bytes) -> None:
+    back = decode("x", "BOOL", [len(content)], content)
+    assert back.tolist() == [byte != 0 for byte in content]
+    assert set(back.tobytes()) <= {0, 1}
+
+
 @given(numbers())
 def test_layout_of_the_source_does_not_matter(case: tuple[str, Array]) -> None:
     datatype, array = case

@@ -96,6 +96,30 @@ def test_any_contents_are_read_or_refused(
     assert refusal(codec_oip.decode_inputs, request) in (None, Reason.INVALID_INPUT)
 
 
+@given(content=st.binary(min_size=3, max_size=3))
+def test_raw_bool_bytes_mean_the_same_on_every_api(content: bytes) -> None:
+    native = tensor_pb2.Tensor(name="x", datatype="BOOL", shape=[3], content=content)
+    request = oip.ModelInferRequest(raw_input_contents=[content])
+    request.inputs.add(name="x", datatype="BOOL", shape=[3])
+    for inputs in (codec.decode_inputs([native]), codec_oip.decode_inputs(request)):
+        assert inputs["x"].array.tobytes() == bytes(byte != 0 for byte in content)
+
+
+def test_contents_without_an_element_are_not_in_the_way_of_raw_ones() -> None:
+    request = oip.ModelInferRequest(raw_input_contents=[bytes(8), bytes(4)])
+    request.inputs.add(name="x", datatype="FP32", shape=[2], contents=oip.InferTensorContents())
+    request.inputs.add(name="z", datatype="FP32", shape=[1], contents=oip.InferTensorContents(fp32_contents=[]))
+    read = codec_oip.decode_inputs(oip.ModelInferRequest.FromString(request.SerializeToString()))
+    assert [tensor.array.tolist() for tensor in read.values()] == [[0, 0], [0]]
+
+
+def test_contents_with_an_element_are_in_the_way_of_raw_ones() -> None:
+    request = oip.ModelInferRequest(raw_input_contents=[bytes(4)])
+    request.inputs.add(name="x", datatype="FP32", shape=[1], contents=oip.InferTensorContents(int_contents=[0]))
+    with pytest.raises(ServiceError, match="input 'x': expected no contents beside raw_input_contents"):
+        codec_oip.decode_inputs(request)
+
+
 @settings(max_examples=300, deadline=None)
 @given(message=st.binary(max_size=200))
 @pytest.mark.parametrize("kind", [pb.PredictRequest, pb.EvaluateRequest, oip.ModelInferRequest])

@@ -37,7 +37,8 @@ kinds = st.tuples(st.sampled_from(FIXED), shapes)
 def content_of(kind: tuple[str, tuple[int, ...]], fill: int) -> bytes:
     datatype, shape = kind
     size = int(np.prod(shape, dtype=np.int64)) * NUMPY_DTYPES[datatype].itemsize
-    return bytes((fill * 31 + index) % 251 for index in range(size))
+    most = 2 if datatype == "BOOL" else 251
+    return bytes((fill * 31 + index) % most for index in range(size))
 
 
 def infer_message(
@@ -119,6 +120,21 @@ def test_predict_requests_are_read_as_protobuf_reads_them(
     prepared = template.prepare(message, served_with(kinds_of))
     assert same(prepared.inputs, codec.decode_inputs(pb.PredictRequest.FromString(message).inputs))
     assert prepared.kind.output_names == ("y",)
+
+
+@given(st.lists(st.binary(min_size=6, max_size=6), min_size=1, max_size=4))
+def test_bool_bytes_are_read_as_protobuf_reads_them_alone_and_joined(contents: list[bytes]) -> None:
+    kind = ("BOOL", (2, 3))
+    first = infer_message([kind], 0)
+    template = infer_template(first)
+    assert template is not None
+    messages = [first.replace(content_of(kind, 0), content) for content in contents]
+    expected = [codec_oip.decode_inputs(ModelInferRequest.FromString(message)) for message in messages]
+    for message, inputs in zip(messages, expected, strict=True):
+        assert same(template.prepare(message, served_with([kind])).inputs, inputs)
+        assert set(inputs["input-0"].array.tobytes()) <= {0, 1}
+    joined = {"input-0": Tensor("BOOL", np.concatenate([inputs["input-0"].array for inputs in expected]))}
+    assert same(template.join(messages), joined)
 
 
 @given(st.lists(kinds, min_size=1, max_size=2), st.data())
