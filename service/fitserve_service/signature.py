@@ -5,13 +5,17 @@ Shapes: B is the batch axis, the first axis of every input and output of a model
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array, shape_text
 from fitserve_service.errors import Reason, ServiceError
+
+_NO_NAMES: Final = frozenset(("", "?", "-1", "*", "None", "none", "null", "unk", "unknown", "dynamic"))
+"""What exporters write where an axis has no name. Sources: Paddle2ONNX 1.0 ("?"), onnxruntime#1331 ("None", "-1")."""
 
 
 class Tensor(NamedTuple):
@@ -29,14 +33,19 @@ class Signature:
         inputs: In the model's order.
         outputs: In the model's order.
         has_batch_axis: The first axis counts examples, and rows do not depend on each other: requests may be joined.
+        row_limit: Most rows in one request, where `max_batch_size` in model.toml sets it; 0: none.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     has_batch_axis: bool
+    row_limit: int = 0
 
     def check(self, inputs: Mapping[str, Tensor]) -> int:
-        """Holds a request's inputs against the signature.
+        """Checks a request's inputs against the signature.
+
+        Axes of one name may differ: ONNX Runtime does not compare them, and exporters write "?" or one symbol for axes
+        that have nothing to do with each other. A run that fails names them; see `axis_conflict`.
 
         Args:
             inputs: Input name to tensor.
@@ -47,7 +56,6 @@ class Signature:
         Raises:
             ServiceError: INVALID_INPUT; names the tensor, what was expected and what was found.
         """
-        axes: dict[str, int] = {}
         found = 0
         for spec in self.inputs:
             tensor = inputs.get(spec.name)
@@ -58,7 +66,7 @@ class Signature:
             found += 1
             if tensor.datatype != spec.datatype:
                 raise _invalid(spec.name, f"expected datatype {spec.datatype}, got {tensor.datatype}")
-            _check_shape(spec, tensor.array.shape, axes)
+            _check_shape(spec, tensor.array.shape)
         if found != len(inputs):
             raise self._unknown_input(inputs)
         return self._example_count(inputs) if self.has_batch_axis else 1
@@ -106,19 +114,40 @@ class Signature:
         return _invalid(name, f"expected one of {', '.join(known) or 'no inputs at all'}, got an unknown name")
 
 
-def _check_shape(spec: TensorSpec, shape: tuple[int, ...], axes: dict[str, int]) -> None:
+def axis_conflict(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor]) -> str:
+    """Names the first two axes of one name but different sizes, for a run that failed; empty where there are none.
+
+    Args:
+        specs: The model's inputs.
+        inputs: Input name to tensor, fitting the signature.
+    """
+    seen: dict[str, tuple[int, str]] = {}
+    for spec in specs:
+        tensor = inputs.get(spec.name)
+        if tensor is None or spec.shape is None:
+            continue
+        for size, axis in zip(tensor.array.shape, spec.shape, strict=False):
+            if type(axis) is not str or axis in _NO_NAMES:
+                continue
+            before, where = seen.setdefault(axis, (size, spec.name))
+            if before != size:
+                of = "before" if where == spec.name else f"in input '{where}'"
+                shape = shape_text(tensor.array.shape)
+                return f"input '{spec.name}': expected {before} for axis {axis}, as {of}, got shape {shape}"
+    return ""
+
+
+def _check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
     if spec.shape is None:
+        return
+    if not spec.shape and shape and math.prod(shape) == 1:
+        # ONNX Runtime does not look at the rank of a scalar, and clients without scalars send (1,).
         return
     if len(shape) != len(spec.shape):
         raise _invalid(spec.name, f"expected shape {shape_text(spec.shape)}, got {shape_text(shape)}")
     for size, expected in zip(shape, spec.shape, strict=True):
-        if expected is None or size == expected:
-            continue
-        if type(expected) is int:
+        if type(expected) is int and size != expected:
             raise _invalid(spec.name, f"expected shape {shape_text(spec.shape)}, got {shape_text(shape)}")
-        if axes.setdefault(str(expected), size) != size:
-            text = f"expected {axes[str(expected)]} for axis {expected}, as before, got shape {shape_text(shape)}"
-            raise _invalid(spec.name, text)
 
 
 def _spec_text(spec: TensorSpec) -> str:

@@ -8,7 +8,7 @@ import pytest
 from fitserve_contract.datatypes import NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_service.errors import Code, Reason, ServiceError
-from fitserve_service.signature import Signature, Tensor
+from fitserve_service.signature import Signature, Tensor, axis_conflict
 
 X = TensorSpec("x", "FP32", ("B", 2))
 IDS = TensorSpec("ids", "INT64", ("B", "S"))
@@ -60,22 +60,48 @@ def test_an_optional_input_may_be_left_out_and_must_fit_when_it_is_there() -> No
         ((X,), {"x": tensor("FP64", 1, 2)}, "input 'x': expected datatype FP32, got FP64"),
         ((X,), {"x": tensor("FP32", 1, 3)}, "input 'x': expected shape (B, 2), got (1, 3)"),
         ((X,), {"x": tensor("FP32", 2)}, "input 'x': expected shape (B, 2), got (2,)"),
-        ((SCALAR,), {"scale": tensor("FP64", 1)}, "input 'scale': expected shape (), got (1,)"),
+        ((SCALAR,), {"scale": tensor("FP64", 2)}, "input 'scale': expected shape (), got (2,)"),
+        ((SCALAR,), {"scale": tensor("FP64", 0)}, "input 'scale': expected shape (), got (0,)"),
         (
             (X,),
             {"x": tensor("FP32", 1, 2), "z": tensor("FP32", 1)},
             "input 'z': expected one of x, got an unknown name",
         ),
         ((), {"z": tensor("FP32", 1)}, "input 'z': expected one of no inputs at all, got an unknown name"),
-        (
-            (IDS, MASK),
-            {"ids": tensor("INT64", 2, 7), "mask": tensor("INT64", 2, 8)},
-            "input 'mask': expected 7 for axis S, as before, got shape (2, 8)",
-        ),
     ],
 )
 def test_a_misfit_is_named(specs: tuple[TensorSpec, ...], inputs: dict[str, Tensor], text: str) -> None:
     assert refusal(Signature(specs, (Y,), False), inputs) == text
+
+
+def test_axes_of_one_name_may_differ() -> None:
+    """ONNX Runtime does not compare them; old exporters write one symbol for all axes that they do not know."""
+    image = TensorSpec("image", "FP32", ("N", 3, "?", "?"))
+
+    assert Signature((image,), (Y,), True).check({"image": tensor("FP32", 1, 3, 48, 192)}) == 1
+    inputs = {"ids": tensor("INT64", 2, 7), "mask": tensor("INT64", 2, 8)}
+    assert Signature((IDS, MASK), (Y,), True).check(inputs) == 2
+    assert Signature((IDS, MASK), (Y,), False).check(inputs | {"ids": tensor("INT64", 5, 7)}) == 1
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+def test_a_scalar_may_have_axes_as_long_as_it_is_one_element(shape: tuple[int, ...]) -> None:
+    assert Signature((SCALAR,), (Y,), False).check({"scale": tensor("FP64", *shape)}) == 1
+
+
+def test_axes_of_one_name_that_differ_are_named_for_a_run_that_failed() -> None:
+    text = axis_conflict((IDS, MASK), {"ids": tensor("INT64", 2, 7), "mask": tensor("INT64", 2, 8)})
+    assert text == "input 'mask': expected 7 for axis S, as in input 'ids', got shape (2, 8)"
+    square = TensorSpec("square", "FP32", ("K", "K"))
+    text = axis_conflict((ANY, square), {"any": tensor("FP32", 3), "square": tensor("FP32", 2, 3)})
+    assert text == "input 'square': expected 2 for axis K, as before, got shape (2, 3)"
+
+
+@pytest.mark.parametrize("name", ["?", "", "-1", "None", "unknown", None])
+def test_axes_without_a_name_are_in_no_conflict(name: str | None) -> None:
+    spec = TensorSpec("x", "FP32", (name, name))
+
+    assert axis_conflict((spec, X), {"x": tensor("FP32", 2, 3)}) == ""
 
 
 def test_inputs_that_bring_different_numbers_of_examples_are_refused_though_their_axes_have_other_names() -> None:
