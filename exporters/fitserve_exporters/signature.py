@@ -37,6 +37,8 @@ def tensor_spec(value: onnx.ValueInfoProto) -> TensorSpec:
 def _shape(tensor: onnx.TypeProto.Tensor) -> tuple[int | str | None, ...] | None:
     if not tensor.HasField("shape"):
         return None
+    # A size below 0 is what old exporters write for a free axis; the runtime reads it so too.
     return tuple(
-        axis.dim_value if axis.HasField("dim_value") else (axis.dim_param or None) for axis in tensor.shape.dim
+        axis.dim_value if axis.HasField("dim_value") and axis.dim_value >= 0 else (axis.dim_param or None)
+        for axis in tensor.shape.dim
     )

@@ -12,7 +12,7 @@ from typing import Final
 import onnx
 
 from fitserve_exporters.lint.findings import Finding, Level
-from fitserve_exporters.lint.graphs import OnnxFile, graph_inputs
+from fitserve_exporters.lint.graphs import OnnxFile, axis_size, graph_inputs
 from fitserve_exporters.lint.trial import Trial, axis_sizes, made_up_inputs, reason
 
 _SIZES: Final = (1, 2, 3)
@@ -25,15 +25,17 @@ def batch_findings(file: OnnxFile) -> Iterator[Finding]:
     if not batched:
         yield Finding(Level.NOTE, "batch", "no input has an axis: every request runs alone")
         return
-    fixed = {value.name: _first(value).dim_value for value in batched if _first(value).HasField("dim_value")}
+    sizes = {value.name: axis_size(_first(value)) for value in batched}
+    fixed = {name: size for name, size in sizes.items() if size is not None}
     problem = _problem_in_graph(file, sorted({*_SIZES, *fixed.values()}))
     if fixed:
-        sizes = ", ".join(f"'{name}' {size}" for name, size in fixed.items())
+        found = ", ".join(f"'{name}' {size}" for name, size in fixed.items())
         cause = problem or "no node needs it: export again with a free first axis"
-        message = f"expected a free first axis, got a fixed one for {sizes}; {cause}"
+        message = f"expected a free first axis, got a fixed one for {found}; {cause}"
         yield Finding(Level.WARNING, "batch", f"{message}. It is served at this size, without dynamic batching")
     elif problem:
-        yield Finding(_level(problem), "batch", f"the first axis is declared free, but {problem}")
+        message = f"the first axis is declared free, but {problem}. It is served without dynamic batching"
+        yield Finding(Level.WARNING, "batch", message)
     else:
         yield Finding(Level.NOTE, "batch", "the first axis is free: tried with 1, 2 and 3 examples")
 
@@ -52,10 +54,6 @@ def freed(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 _UNTRIED: Final = "it could not be tried with made-up inputs"
-
-
-def _level(problem: str) -> Level:
-    return Level.WARNING if problem.startswith(_UNTRIED) else Level.ERROR
 
 
 def _problem_in_graph(file: OnnxFile, sizes: list[int]) -> str:

@@ -15,7 +15,8 @@ from fitserve_exporters.lint.external import external_findings
 from fitserve_exporters.lint.findings import Finding, Level, LintReport
 from fitserve_exporters.lint.graphs import OnnxFile, graph_inputs, used_names
 from fitserve_exporters.lint.operators import operator_findings, opset_findings
-from fitserve_exporters.lint.trial import load_error
+from fitserve_exporters.lint.trial import loaded, reason
+from fitserve_exporters.lint.types import type_findings
 from fitserve_exporters.lint.weights import weight_findings
 
 Check: TypeAlias = Callable[[OnnxFile], Iterator[Finding]]
@@ -52,19 +53,25 @@ def _findings(file: OnnxFile) -> Iterator[Finding]:
 
 
 def _checker_findings(file: OnnxFile) -> Iterator[Finding]:
-    """Runs the ONNX checker; operators that it does not know are another check's."""
+    """Runs the ONNX checker; operators that it does not know are another check's.
+
+    It refuses files that ONNX Runtime serves (outputs of open rank, for example), so whether it loads decides.
+    """
     try:
         onnx.checker.check_model(str(file.path))
     except onnx.checker.ValidationError as error:
         text = str(error).strip().splitlines()[0]
         if "No Op registered" not in text and "No opset import" not in text:
-            yield _error("checker", text[:400])
+            yield Finding(Level.WARNING, "checker", f"the ONNX checker refuses the file: {text[:400]}")
 
 
 def _load_findings(file: OnnxFile) -> Iterator[Finding]:
-    text = load_error(file.path)
-    if text:
-        yield _error("load", f"ONNX Runtime refuses the model: {text}")
+    try:
+        session = loaded(file.path)
+    except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
+        yield _error("load", f"ONNX Runtime refuses the model: {reason(error)}")
+        return
+    yield from type_findings(session)
 
 
 def _input_findings(file: OnnxFile) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime
 
 from fitserve_exporters.lint.findings import Finding, Level
-from fitserve_exporters.lint.graphs import OnnxFile, graph_inputs
+from fitserve_exporters.lint.graphs import OnnxFile, axis_size, graph_inputs
 from fitserve_exporters.lint.trial import made_up_inputs, reason
 from fitserve_exporters.sessions import CPU, CUDA, can_use_cuda
 
@@ -57,5 +57,5 @@ def placements(file: OnnxFile, provider: str) -> set[tuple[str, str]]:
 
 def _batch_size(model: onnx.ModelProto) -> int:
     shapes = [value.type.tensor_type.shape.dim for value in graph_inputs(model)]
-    fixed = [axes[0].dim_value for axes in shapes if axes and axes[0].HasField("dim_value")]
+    fixed = [size for axes in shapes if axes and (size := axis_size(axes[0])) is not None]
     return fixed[0] if fixed else _TRIED_SIZE

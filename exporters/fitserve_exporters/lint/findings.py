@@ -24,7 +24,8 @@ class Finding:
 
     Args:
         level: How much it matters.
-        check: What was looked at: file, checker, opset, operators, cuda, external_data, weights, batch, inputs, load.
+        check: What was looked at: file, checker, opset, operators, cuda, external_data, weights, batch, inputs, load,
+            types.
         message: One sentence that names the thing, what was expected and what was found.
     """
 

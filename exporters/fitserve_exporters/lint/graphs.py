@@ -24,6 +24,11 @@ def graph_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.input if value.name not in filled]
 
 
+def axis_size(axis: onnx.TensorShapeProto.Dimension) -> int | None:
+    """Returns the size that an axis is fixed to; None for a free one, which old exporters write as -1."""
+    return axis.dim_value if axis.HasField("dim_value") and axis.dim_value >= 0 else None
+
+
 def all_nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     """Gives every node of the graph, of its subgraphs and of the model's functions."""
     yield from _nodes(model.graph.node)

@@ -12,7 +12,9 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from fitserve_contract.onnx_types import datatype_of_type
 from fitserve_exporters.candidate import Array, Arrays
+from fitserve_exporters.lint.graphs import axis_size
 
 _LIMIT_S: Final = 20.0
 _FREE_AXIS_SIZE: Final = 8
@@ -27,15 +29,15 @@ def quiet_options() -> Any:
     return options
 
 
-def load_error(path: Path) -> str:
-    """Loads a file; gives ONNX Runtime's reason where it does not load, else an empty text."""
+def loaded(path: Path) -> Any:
+    """Loads a file as the server would.
+
+    Raises:
+        Exception: ONNX Runtime's own, where it refuses the model.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    try:
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class below Exception
-        return reason(error)
-    return ""
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def reason(error: Exception) -> str:
@@ -61,8 +63,8 @@ class Trial:
         self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Gives every output by name; ends after the time limit with ONNX Runtime's error."""
-        names = [output.name for output in self._session.get_outputs()]
+        """Returns the outputs that are served tensors, by name; ends after the time limit with ONNX Runtime's error."""
+        names = [output.name for output in self._session.get_outputs() if datatype_of_type(output.type) is not None]
         options = onnxruntime.RunOptions()
         options.log_severity_level = 4
         timer = threading.Timer(_LIMIT_S, setattr, (options, "terminate", True))
@@ -77,17 +79,20 @@ class Trial:
 def made_up_inputs(values: Sequence[onnx.ValueInfoProto], batch_size: int) -> Arrays:
     """Makes inputs of the declared shapes, the first axis of each `batch_size` long; the same for the same arguments.
 
+    Optional inputs are left out, as the server leaves them out when it tries a model.
+
     Raises:
         ValueError: an input is no tensor, or its rank is free.
     """
-    return {value.name: _made_up(value, batch_size) for value in values}
+    required = [value for value in values if value.type.WhichOneof("value") != "optional_type"]
+    return {value.name: _made_up(value, batch_size) for value in required}
 
 
 def _made_up(value: onnx.ValueInfoProto, batch_size: int) -> Array:
     tensor = value.type.tensor_type
     if value.type.WhichOneof("value") != "tensor_type" or not tensor.HasField("shape"):
         raise ValueError(f"input '{value.name}': expected a tensor of known rank")
-    sizes = [axis.dim_value if axis.HasField("dim_value") else _FREE_AXIS_SIZE for axis in tensor.shape.dim]
+    sizes = [_FREE_AXIS_SIZE if (size := axis_size(axis)) is None else size for axis in tensor.shape.dim]
     shape = (batch_size, *sizes[1:]) if sizes else ()
     if tensor.elem_type == onnx.TensorProto.STRING:
         return np.full(shape, "text", object)

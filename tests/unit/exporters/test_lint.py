@@ -4,15 +4,18 @@ import json
 import os
 from pathlib import Path
 
+import builders
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper, parser
 
+from fitserve_contract.onnx_file import read_facts
 from fitserve_exporters.cli import main
 from fitserve_exporters.lint import Level, LintReport, lint, trial
 from fitserve_exporters.lint.cuda import placements
 from fitserve_exporters.lint.graphs import OnnxFile
+from fitserve_service.session import Session, SessionError, SessionOptions
 
 GOOD = """
 <ir_version: 10, opset_import: ["" : 18]>
@@ -82,7 +85,7 @@ def test_fixed_batch_names_the_node_that_hard_codes_it(tmp_path: Path) -> None:
     assert "the_culprit" in message
 
 
-def test_batch_declared_free_but_hard_coded_is_an_error(tmp_path: Path) -> None:
+def test_batch_declared_free_but_hard_coded_is_a_warning(tmp_path: Path) -> None:
     report = lint(
         saved(
             tmp_path,
@@ -92,8 +95,10 @@ def test_batch_declared_free_but_hard_coded_is_an_error(tmp_path: Path) -> None:
             """,
         )
     )
-    assert not report.can_be_served
-    assert "culprit" in found(report, "batch")[0][1]
+    assert report.can_be_served
+    [(level, message)] = found(report, "batch")
+    assert level is Level.WARNING
+    assert "culprit" in message
 
 
 def test_output_that_does_not_follow_the_batch_names_the_node(tmp_path: Path) -> None:
@@ -110,8 +115,10 @@ def test_output_that_does_not_follow_the_batch_names_the_node(tmp_path: Path) ->
             """,
         )
     )
-    assert not report.can_be_served
-    assert "'mean_over_all' (ReduceMean)" in found(report, "batch")[0][1]
+    assert report.can_be_served
+    [(level, message)] = found(report, "batch")
+    assert level is Level.WARNING
+    assert "'mean_over_all' (ReduceMean)" in message
 
 
 def test_model_without_axes_runs_alone(tmp_path: Path) -> None:
@@ -256,6 +263,86 @@ def test_input_that_only_a_branch_reads_is_used(tmp_path: Path) -> None:
     report = lint(saved(tmp_path, text))
     assert found(report, "inputs") == []
     assert report.can_be_served, report
+
+
+IDENTITY = '<ir_version: 8, opset_import: ["" : 18]> g (float[N, 3, {0}, {0}] x) => (float y) {{ y = Relu (x) }}'
+
+
+@pytest.mark.parametrize("axis", ["?", "None", "", "-1"])
+def test_axes_without_a_name_are_free(tmp_path: Path, axis: str) -> None:
+    model = parser.parse_model(IDENTITY.format("S"))
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = axis
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    assert lint(saved(tmp_path, model)).can_be_served
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_size_below_zero_is_a_free_axis(tmp_path: Path, index: int) -> None:
+    model = parser.parse_model(GOOD.replace("4] x", "K] x"))
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.type.tensor_type.shape.dim[index].dim_value = -1
+    model.graph.node[0].CopyFrom(helper.make_node("Relu", ["x"], ["y"]))
+    report = lint(saved(tmp_path, model))
+    assert report.can_be_served, report
+    assert [level for level, _ in found(report, "batch")] == [Level.NOTE], report
+
+
+ONE_MORE = [builders.value("f", ("B",))], [builders.value("r", ("B",))], [helper.make_node("Relu", ["f"], ["r"])]
+SEQUENCE = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, None))
+
+
+def cast_model(datatype: int, *, what: str, is_alone: bool) -> bytes:
+    """A Cast from or to a datatype, with or without a second output that is served."""
+    source, target = (datatype, TensorProto.FLOAT) if what == "input" else (TensorProto.FLOAT, datatype)
+    inputs, outputs = [builders.value("x", ("B",), source)], [builders.value("y", ("B",), target)]
+    nodes = [helper.make_node("Cast", ["x"], ["y"], to=target)]
+    if not is_alone:
+        inputs, outputs, nodes = inputs + ONE_MORE[0], outputs + ONE_MORE[1], nodes + ONE_MORE[2]
+    return builders.model(nodes, inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    ("content", "level", "texts"),
+    [
+        (builders.scaled(), None, []),
+        (builders.optional_tensor(), None, []),
+        (builders.zipmap_like(), Level.WARNING, ["'probabilities'", "a sequence of maps", "{'zipmap': False}"]),
+        (
+            cast_model(TensorProto.FLOAT8E5M2, what="output", is_alone=False),
+            Level.WARNING,
+            ["'y'", "float8e5m2", "Cast"],
+        ),
+        (cast_model(TensorProto.FLOAT8E5M2, what="output", is_alone=True), Level.ERROR, ["'y'", "float8e5m2", "Cast"]),
+        (cast_model(TensorProto.INT4, what="output", is_alone=False), Level.WARNING, ["'y'", "int4", "Cast"]),
+        (cast_model(TensorProto.FLOAT8E4M3FN, what="input", is_alone=False), Level.ERROR, ["'x'", "float8e4m3fn"]),
+        (builders.sequence_input(), Level.ERROR, ["'s'", "a sequence", "SplitToSequence"]),
+        (
+            builders.model(
+                [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["w"], ["v"])],
+                [builders.value("x", ("B",), TensorProto.BFLOAT16), builders.value("w", ("B",), TensorProto.STRING)],
+                [builders.value("y", ("B",), TensorProto.BFLOAT16), builders.value("v", ("B",), TensorProto.STRING)],
+            ),
+            Level.ERROR,
+            ["bfloat16", "string", "Cast"],
+        ),
+    ],
+)
+def test_lint_and_the_server_say_the_same_of_types(
+    tmp_path: Path, content: bytes, level: Level | None, texts: list[str]
+) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    report = lint(path)
+    findings = found(report, "types")
+    assert {one for one, _ in findings} == ({level} if level else set()), report
+    assert all(text in message for text in texts for _, message in findings), findings
+    try:
+        served: Session | None = Session(content, read_facts(content), SessionOptions("cpu"))
+    except SessionError:
+        served = None
+    assert report.can_be_served == (served is not None), report
+    assert served is None or len(served.unserved) == len(findings)
 
 
 def test_types_that_the_runtime_has_no_kernel_for(tmp_path: Path) -> None:
