@@ -134,6 +134,13 @@ class Registry:
             known = self._models.get(model)
             return {number: entry.state for number, entry in known.versions.items()} if known else {}
 
+    def served(self, model: str) -> dict[int, ServedVersion]:
+        """Returns the loaded instances of a model by version; empty for an unknown model."""
+        with self._lock:
+            known = self._models.get(model)
+            entries = known.versions.items() if known else ()
+            return {number: entry.served for number, entry in entries if entry.served is not None}
+
     def labels(self, model: str) -> Mapping[str, int]:
         """Gives the versions that answer for a model's labels; none for an unknown model."""
         with self._lock:

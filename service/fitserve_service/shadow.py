@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
+from weakref import ref
 
 from fitserve_contract.datatypes import BYTES
 from fitserve_contract.labels import SHADOW
@@ -45,8 +46,12 @@ _DROPPED: Final = frozenset({Reason.DEADLINE_PASSED, Reason.QUEUE_FULL, Reason.D
 _log = logging.getLogger(__name__)
 
 
+_Pair: TypeAlias = tuple[ref[ServedVersion], ref[ServedVersion]]
+"""Two loaded instances: the one that answered and the one that ran unheard."""
+
+
 class ShadowKey(NamedTuple):
-    """A pair of versions: the one that answered and the one that ran unheard."""
+    """The names of a pair of versions: the one that answered and the one that ran unheard."""
 
     model: str
     live_version: int
@@ -141,11 +146,16 @@ class Shadow:
         self._waiting: deque[_Waiting] = deque()
         self._is_busy = False
         self._is_scheduled = False
-        self._counts: dict[ShadowKey, ShadowCounts] = {}
+        self._counts: dict[_Pair, tuple[ShadowKey, ShadowCounts]] = {}
+        registry.subscribe(self._forget_replaced)
 
     def counts(self) -> dict[ShadowKey, ShadowCounts]:
-        """Gives what each pair of versions came to, the last MAX_PAIRS of them; from any thread."""
-        return dict(self._counts)
+        """Returns what each pair of versions came to, the last MAX_PAIRS of them; from any thread.
+
+        A pair counts for the instances that were loaded: it outlives them, and goes once another instance of the same
+        name and number is loaded in the place of either.
+        """
+        return dict(dict(self._counts).values())
 
     def offer(self, answered: Answered, metadata: Metadata) -> None:
         """Takes an answered request, and shadows it where the sample has it. Never raises."""
@@ -178,13 +188,23 @@ class Shadow:
             self._schedule()
 
     def _counts_of(self, live: ServedVersion, shadow: ServedVersion) -> ShadowCounts:
-        key = ShadowKey(live.model, live.version, shadow.version)
-        counts = self._counts.get(key)
-        if counts is None:
+        pair = (ref(live), ref(shadow))
+        known = self._counts.get(pair)
+        if known is None:
             if len(self._counts) >= MAX_PAIRS:
-                del self._counts[next(iter(self._counts))]
-            counts = self._counts[key] = ShadowCounts()
-        return counts
+                self._counts.pop(next(iter(self._counts)), None)
+            known = self._counts[pair] = (ShadowKey(live.model, live.version, shadow.version), ShadowCounts())
+        return known[1]
+
+    def _forget_replaced(self, model: str) -> None:
+        """Forgets the pairs of a model in whose place others are loaded; on the thread that loads them."""
+        loaded = self._registry.served(model)
+        for pair, (key, _) in dict(self._counts).items():
+            if key.model == model:
+                numbers = (key.live_version, key.shadow_version)
+                found = [loaded.get(number) for number in numbers]
+                if any(now is not None and now is not then() for now, then in zip(found, pair, strict=True)):
+                    self._counts.pop(pair, None)
 
     def _schedule(self) -> None:
         """Looks again once the arrivals at hand are with the engine: they come first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,38 @@ def test_only_so_many_pairs_are_remembered(tmp_path: Path, monkeypatch: pytest.M
         world.ask()
         world.settle()
     assert list(world.shadow.counts()) == [ShadowKey("m", 1, 3), ShadowKey("m", 1, 4)]
+
+
+@pytest.mark.parametrize("replaced", [1, 2])
+def test_what_a_pair_came_to_is_forgotten_once_another_instance_is_in_its_place(tmp_path: Path, replaced: int) -> None:
+    world = World(tmp_path)
+    for _ in range(3):
+        world.ask()
+        world.settle()
+    world.registry.retire("m", replaced, lambda: None)
+    world.registry.set_state("m", replaced, State.LOADING)
+    assert world.counts.compared_count == 3
+    path = builders.bare_version(tmp_path / "other", "m", replaced, builders.scaled(5.0))
+    served = Loader("cpu").load(path, Overrides({}))
+    served.costs = Free()
+    world.registry.set_ready(served)
+    assert world.shadow.counts() == {}
+    world.ask()
+    world.settle()
+    assert (world.counts.sampled_count, world.counts.compared_count) == (1, 1)
+    world.registry.retire("m", replaced, lambda: None)
+    assert world.counts.sampled_count == 1
+
+
+def test_no_instance_is_kept(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.ask()
+    world.settle()
+    references = [weakref.ref(served) for served in world.registry.served("m").values()]
+    for version in (1, 2):
+        world.registry.retire("m", version, lambda: None)
+    assert [reference() for reference in references] == [None, None]
+    assert list(world.shadow.counts()) == [ShadowKey("m", 1, 2)]
 
 
 def test_no_lease_is_kept(tmp_path: Path) -> None:
