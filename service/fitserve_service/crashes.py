@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ class SetAside:
         model: Model name.
         version: Version number.
         reason: What it did, fit for a caller.
-        stamp: What its files' time stamps were; see `source.version_stamp`.
+        stamp: What its files were; see `source.version_stamp`.
     """
 
     model: str
@@ -55,18 +55,21 @@ def crash_of(exit_code: int | None, fault: signal.Signals | None = None) -> str:
 
 @dataclass(slots=True)
 class Crashes:
-    """Counts crashes by version.
+    """Counts crashes by version and by the files that it was loaded from.
 
     Args:
         limit: A version that took part in so many within the window is set aside; 0: none ever is.
         window_s: How long a crash counts.
+        stamp_of: Returns what changes when a version's files do: crashes of other files do not count against these.
     """
 
     limit: int
     window_s: float
+    stamp_of: Callable[[VersionName], tuple[int, ...]] = lambda _: ()
     totals: Counter[VersionName] = field(default_factory=Counter)
     """All crashes since the start, by version."""
     _times: dict[VersionName, list[float]] = field(default_factory=dict)
+    _stamps: dict[VersionName, tuple[int, ...]] = field(default_factory=dict)
 
     def add(self, running: Iterable[VersionName], now_s: float) -> list[VersionName]:
         """Counts a crash.
@@ -81,6 +84,9 @@ class Crashes:
         """
         names = list(running)
         for name in names:
+            if (stamp := self.stamp_of(name)) != self._stamps.get(name):
+                self._times.pop(name, None)
+                self._stamps[name] = stamp
             kept = [at_s for at_s in self._times.get(name, []) if at_s > now_s - self.window_s]
             self._times[name] = [*kept, now_s]
             self.totals[name] += 1
@@ -93,6 +99,7 @@ class Crashes:
         """Forgets what a model's versions did: somebody wants them loaded all the same."""
         for name in [name for name in self._times if name[0] == model]:
             del self._times[name]
+            del self._stamps[name]
 
     def reason(self, crash: str, others: Iterable[VersionName]) -> str:
         """Says why a version was set aside, in words for a caller.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from weakref import ref
 
 from fitserve_service.access.access_file import AccessFileError, AccessRules, AccessWatcher, read_access
 from fitserve_service.access.audit import AuditError, AuditTrail
@@ -81,7 +82,7 @@ class Entrance:
         self._trail.close()
 
     def _admit(self, served: ServedVersion, example_count: int) -> None:
-        self._guard.admit(served.model, served.version, example_count, served.config.max_queued_examples)
+        self._guard.admit(ref(served), example_count, served.config.max_queued_examples)
 
 
 def _check_rules(settings: ServerSettings, rules: AccessRules) -> None:

@@ -81,12 +81,13 @@ class SharedTrials:
 
 
 def _key(path: VersionPath, overrides: Overrides) -> str:
-    """Names what is tried out: the version, what it is loaded by, and its files as far as a look at the folder goes."""
+    """Names what is tried out: the version, what it is loaded by, and its files as far as a look at them goes."""
     files = []
     try:
-        for entry in os.scandir(path.folder):
-            found = entry.stat(follow_symlinks=False)
-            files.append((entry.name, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        for found in (path.folder, *path.folder.rglob("*")):
+            marks = found.lstat()
+            name = str(found.relative_to(path.folder))
+            files.append((name, marks.st_ino, marks.st_size, marks.st_mtime_ns, marks.st_ctime_ns))
     except OSError as error:
         files = [(str(error), 0, 0, 0, 0)]
     said = repr((path.model, path.version, sorted(overrides.values.items()), sorted(files)))

@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Final, TypeAlias
 
 from fitserve_contract import repository
 from fitserve_contract.labels import read_labels
@@ -23,6 +24,11 @@ _SETTLED_NS = 2_000_000_000
 
 _ABANDONED_S = 10.0
 """A folder that nobody holds and that is older was left by a publisher that died."""
+
+Marks: TypeAlias = tuple[int, int, int, int, int]
+"""Device, inode, size, time of modification and of change of a file: whoever replaces it may keep some, but not all."""
+
+_MODIFIED_NS: Final = 3
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +58,7 @@ class RepositorySource:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._known: dict[str, tuple[tuple[int, ...], ModelSource]] = {}
+        self._known: dict[str, tuple[tuple[Marks, ...], ModelSource]] = {}
 
     def remove_leftovers(self) -> None:
         """Removes what publishers that died left in the repository; one that cannot be written to keeps it."""
@@ -72,17 +78,18 @@ class RepositorySource:
         for gone in self._known.keys() - set(names):
             del self._known[gone]
         for name in names:
-            stamps = self._stamps(name)
+            marks = self._marks(name)
+            newest_ns = max(each[_MODIFIED_NS] for each in marks)
             known = self._known.get(name)
-            if known is None or known[0] != stamps or time.time_ns() - max(stamps) < _SETTLED_NS:
-                self._known[name] = (stamps, self._read(name, known[1] if known else ModelSource()))
+            if known is None or known[0] != marks or time.time_ns() - newest_ns < _SETTLED_NS:
+                self._known[name] = (marks, self._read(name, known[1] if known else ModelSource()))
         return {name: source for name, (_, source) in self._known.items() if source.versions}
 
-    def _stamps(self, model: str) -> tuple[int, ...]:
+    def _marks(self, model: str) -> tuple[Marks, ...]:
         # Strings, not paths: this is done for every model at every look.
         folder = f"{self.root}/{model}"
         names = (repository.LABELS_FILE, repository.OVERRIDES_FILE, TRAFFIC_FILE)
-        return (_modified_ns(folder), *(_modified_ns(f"{folder}/{name}") for name in names))
+        return (_marks(folder), *(_marks(f"{folder}/{name}") for name in names))
 
     def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
         """Gives what changes when a version's files do; see `version_stamp`."""
@@ -101,13 +108,17 @@ class RepositorySource:
 
 
 def version_stamp(root: Path, model: str, version: int) -> tuple[int, ...]:
-    """Gives what changes when a version's files do: a version that failed is worth another try then."""
+    """Returns what changes when a version's files do: a version that failed is worth another try then.
+
+    Sizes and times of modification may be those of the files before; inode and time of change are not.
+    """
     folder = f"{root}/{model}/{version}"
-    return (_modified_ns(folder), _modified_ns(f"{folder}/{repository.MODEL_FILE}"))
+    return (*_marks(folder), *_marks(f"{folder}/{repository.MODEL_FILE}"))
 
 
-def _modified_ns(path: str) -> int:
+def _marks(path: str) -> Marks:
     try:
-        return os.stat(path).st_mtime_ns
+        found = os.stat(path)
     except OSError:
-        return 0
+        return (0, 0, 0, 0, 0)
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)

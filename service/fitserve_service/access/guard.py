@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -81,15 +81,20 @@ class Guard:
             {name: self._guard_stream(rules.get(name), method) for name, method in table.stream.items()},
         )
 
-    def admit(self, model: str, version: int, example_count: int, max_queued_examples: int) -> None:
+    def admit(self, queue: Hashable, example_count: int, max_queued_examples: int) -> None:
         """Counts the examples of the request whose method is running.
+
+        Args:
+            queue: Which queue they wait in; each loaded instance of a version has its own.
+            example_count: Rows.
+            max_queued_examples: Bound of the queue for all callers.
 
         Raises:
             ServiceError: QUOTA.
         """
         if self._hold is not None:
             self._hold.begin()
-            self._hold.admit((model, version), example_count, max_queued_examples)
+            self._hold.admit(queue, example_count, max_queued_examples)
 
     def _guard_unary(self, rule: Rule | None, method: UnaryMethod) -> UnaryMethod:
         if rule is not None and rule.scope is Scope.CONTROL:

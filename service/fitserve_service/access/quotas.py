@@ -123,7 +123,7 @@ class Hold:
         """Takes the request's examples and its place in a queue.
 
         Args:
-            queue: Which queue, for example model and version.
+            queue: Which queue, for example a loaded instance of a version.
             example_count: Rows, at least 0.
             max_queued_examples: Bound of the queue for all callers.
 

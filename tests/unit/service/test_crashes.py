@@ -48,6 +48,19 @@ def test_who_is_forgiven_begins_anew_and_nobody_else() -> None:
     assert crashes.add([B], 1.0) == [B]
 
 
+def test_crashes_of_other_files_of_the_name_and_number_do_not_count() -> None:
+    stamps = {A: (1,), B: (1,)}
+    crashes = Crashes(2, 60.0, stamps.__getitem__)
+    assert crashes.add([A, B], 0.0) == []
+    stamps[A] = (2,)
+    assert crashes.add([A], 1.0) == []
+    assert crashes.add([B], 2.0) == [B]
+    assert crashes.add([A], 3.0) == [A]
+    assert crashes.totals == {A: 3, B: 2}
+    crashes.forgive("a")
+    assert crashes.add([A], 4.0) == []
+
+
 def test_a_limit_of_0_sets_nothing_aside() -> None:
     crashes = Crashes(0, 60.0)
     assert [crashes.add([A], float(at_s)) for at_s in range(50)] == [[]] * 50

@@ -58,6 +58,23 @@ def test_a_pass_serves_all_until_the_files_or_the_settings_change(tmp_path: Path
     assert counted.count == 3
 
 
+def test_a_pass_is_not_for_files_that_only_look_like_those_that_were_tried(tmp_path: Path) -> None:
+    counted, path = Counted(), version(tmp_path)
+    weights = path.folder / "weights" / "w.bin"
+    weights.parent.mkdir()
+    for turn, content in enumerate((b"1234", b"5678"), 1):
+        weights.write_bytes(content)
+        os.utime(weights, ns=(0, 0))
+        shared(counted, tmp_path).try_out(path, Overrides({}))
+        assert counted.count == turn
+    old = path.folder.stat()
+    path.folder.rename(tmp_path / "away")
+    version(tmp_path)
+    os.utime(path.folder, ns=(old.st_atime_ns, old.st_mtime_ns))
+    shared(counted, tmp_path).try_out(path, Overrides({}))
+    assert counted.count == 3
+
+
 def test_who_waits_takes_the_refusal_and_who_asks_later_has_it_tried_again(tmp_path: Path) -> None:
     counted, path = Counted("too large"), version(tmp_path)
     counted.gate.clear()

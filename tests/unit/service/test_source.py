@@ -173,7 +173,7 @@ def test_a_versions_stamp_changes_with_its_files(tmp_path: Path) -> None:
     assert source.version_stamp("m", 1) == stamp
     (path.folder / "model.onnx").write_bytes(b"more")
     assert source.version_stamp("m", 1) != stamp
-    assert source.version_stamp("m", 2) == (0, 0)
+    assert set(source.version_stamp("m", 2)) == {0}
 
 
 def test_what_a_dead_publisher_left_is_removed_and_what_a_living_one_fills_is_not(tmp_path: Path) -> None:
