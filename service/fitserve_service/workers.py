@@ -77,7 +77,7 @@ class Workers:
         self._back_offs = [BackOff() for _ in range(settings.workers)]
         self._errands: dict[int, _Errand] = {}
         self._unloaded: set[str] = set()
-        self._crashes = Crashes(settings.crash_limit, settings.crash_window_s)
+        self._crashes = Crashes(settings.crash_limit, settings.crash_window_s, self._stamp)
         self._aside: dict[VersionName, SetAside] = {}
         self._restart_count = 0
         self._lost: Exposition = {}
@@ -238,11 +238,14 @@ class Workers:
         names = ", ".join(f"{model} version {version}" for model, version in sorted(running)) or "no version"
         _log.error("worker %d crashed (%s) while running %s\n%s", worker.number, crash, names, worker.record.trace())
         for name in self._crashes.add(running, time.monotonic()):
-            stamp = version_stamp(self._settings.repository, *name)
-            self._aside[name] = SetAside(*name, self._crashes.reason(crash, running - {name}), stamp)
+            reason = self._crashes.reason(crash, running - {name})
+            self._aside[name] = SetAside(*name, reason, self._stamp(name))
             _log.error("%s version %d: %s", *name, self._aside[name].reason)
             for other in self._live:
                 other.link.send("set_aside", version=asdict(self._aside[name]))
+
+    def _stamp(self, name: VersionName) -> tuple[int, ...]:
+        return version_stamp(self._settings.repository, *name)
 
     def _stop(self) -> None:
         if not self._is_stopping:
@@ -336,6 +339,11 @@ class Workers:
         if not errand.waiting:
             del self._errands[number]
             errand.origin.link.send("answered", id=errand.ask, error=errand.error)
+
+    def _on_coupled(self, worker: WorkerProcess, message: Message) -> None:
+        told = {name: message[name] for name in ("model", "version", "problem")}
+        for other in self._live - {worker}:
+            other.link.send("stop_joining", **told)
 
     def _on_page(self, worker: WorkerProcess, message: Message) -> None:
         worker.pages.pop(message["id"]).set_result(message)
