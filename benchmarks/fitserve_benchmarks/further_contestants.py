@@ -28,6 +28,7 @@ from fitserve_benchmarks.contestants import (
     why_no_cuda_session,
     why_no_cuda_torch,
 )
+from fitserve_benchmarks.dynamic_int8 import DYNAMIC_INT8, DynamicInt8Contestant
 from fitserve_benchmarks.subject import Array, Batch, Subject, SubjectError, VariantFile
 
 ALL: Final = "all"
@@ -230,7 +231,8 @@ def _variant_entries(name: str, file: VariantFile) -> tuple[Entry, ...]:
         bound=file.bound,
     )
     if file.device != "cuda":
-        return (plain,)
+        dynamic = Entry(DYNAMIC_INT8, "cpu", DynamicInt8Contestant, lambda _: None, file.bound, is_usual=False)
+        return (plain, dynamic) if name == "int8" else (plain,)
     bound = (
         _bound(f"{name} {what}", make, transfer)
         for what, make, transfer in (

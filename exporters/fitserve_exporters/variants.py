@@ -18,7 +18,7 @@ from fitserve_exporters.onnx_export import describe
 from fitserve_exporters.sessions import CPU, CUDA, OrtSession, ProviderError, can_use_cuda
 from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants_fusion import attention_count, fuse_layers
-from fitserve_exporters.variants_neighbours import Neighbours, prove_neighbours
+from fitserve_exporters.variants_neighbours import Neighbours, OpenFile, prove_neighbours
 from fitserve_exporters.variants_precision import halve
 from fitserve_exporters.variants_proof import loss_objections, prove, prove_exact
 from fitserve_exporters.variants_quantize import has_convolutions, quantize_statically
@@ -142,7 +142,8 @@ def _made(kind: Kind, origin: _Origin, *, is_auto: bool) -> Variant:
         content = kind.make(origin.fp32, origin.candidate)
         session = OrtSession(content, _PROVIDERS[kind.device])
         verification = _proved(kind, origin, session)
-        neighbours = prove_neighbours(origin.candidate, session, OrtSession(origin.fp32, _PROVIDERS[kind.device]))
+        fp32 = OpenFile(origin.fp32, OrtSession(origin.fp32, _PROVIDERS[kind.device]))
+        neighbours = prove_neighbours(origin.candidate, OpenFile(content, session), fp32)
     except (VariantError, NotVerifiedError, ProviderError) as error:
         return Variant(kind.name, kind.device, refusal=str(error))
     speed = speed_ratios(origin.fp32, content, origin.candidate, _PROVIDERS[kind.device])

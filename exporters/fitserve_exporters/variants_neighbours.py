@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from fitserve_contract.datatypes import datatype_of
+from fitserve_contract.joinability.proof import prove_rows
 from fitserve_contract.joinability.trial import SIZES, Rows, hostile_rows, trial_problem
 from fitserve_exporters.candidate import Arrays, Candidate, numpy_dtype
 from fitserve_exporters.errors import VariantError
@@ -31,6 +33,7 @@ class Neighbours:
         held_out_count: Held-out rows that were tried.
         hostile_count: Hostile rows beside them; the model may have refused some.
         batch_sizes: Rows in a batch.
+        unproved: Why the graph of the fp32 file does not prove its rows independent; empty where both graphs do.
         fp32_problem: Why the fp32 file's rows depend on their neighbours; the variant's need not be independent then.
         is_complete: Whether all rows were tried at all sizes within the time.
     """
@@ -38,6 +41,7 @@ class Neighbours:
     held_out_count: int
     hostile_count: int
     batch_sizes: tuple[int, ...]
+    unproved: str
     fp32_problem: str
     is_complete: bool
 
@@ -46,6 +50,8 @@ class Neighbours:
         return {
             "rule": "a row beside others is bit-equal to itself beside copies, at the same batch size and position",
             "rows_are_independent": not self.fp32_problem,
+            "is_proved_by_graph": not self.unproved,
+            "unproved": self.unproved or None,
             "fp32_problem": self.fp32_problem or None,
             "held_out_count": self.held_out_count,
             "hostile_count": self.hostile_count,
@@ -54,29 +60,40 @@ class Neighbours:
         }
 
 
-def prove_neighbours(candidate: Candidate, session: OrtSession, fp32: OrtSession) -> Neighbours:
-    """Runs held-out rows of a variant beside hostile ones: large, tiny, NaN, infinite, the extremes of integers.
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A model file with a session of it."""
+
+    content: bytes
+    session: OrtSession
+
+
+def prove_neighbours(candidate: Candidate, variant: OpenFile, fp32: OpenFile) -> Neighbours:
+    """Proves it by the graph, then runs held-out rows beside large, tiny, NaN and infinite ones, extremes of integers.
 
     Args:
         candidate: Its held-out set.
-        session: The variant.
+        variant: The file that is proved.
         fp32: The file that it was made from, on the same provider.
 
     Raises:
         VariantError: a row depends on its neighbours where the fp32 file's rows do not, or a number stands where the
                 fp32 file answers NaN.
     """
+    unproved = prove_rows(fp32.content).problem
+    if not unproved and (problem := prove_rows(variant.content).problem):
+        raise VariantError(f"rows are not proved independent, those of the fp32 file are: {problem}")
     held_out = _held_out_rows(candidate)
     hostile = hostile_rows(held_out[0], {spec.name: datatype_of(numpy_dtype(spec.dtype)) for spec in candidate.inputs})
     rows = [held_out[0], *hostile, *held_out[1:]]
     budget = _Budget(time.monotonic() + _BUDGET_S)
-    problem = trial_problem(lambda batch: _answers(session, batch), rows, is_over=budget.is_over)
-    fp32_problem = trial_problem(lambda batch: _answers(fp32, batch), rows, is_over=budget.is_over) if problem else ""
+    problem = trial_problem(partial(_answers, variant.session), rows, is_over=budget.is_over)
+    fp32_problem = trial_problem(partial(_answers, fp32.session), rows, is_over=budget.is_over) if problem else ""
     if problem and not fp32_problem:
         raise VariantError(f"rows depend on their neighbours, those of the fp32 file do not: {problem}")
     for row in hostile:
-        _check_nan_stays(session, fp32, row)
-    return Neighbours(len(held_out), len(hostile), SIZES, fp32_problem, not budget.was_over)
+        _check_nan_stays(variant.session, fp32.session, row)
+    return Neighbours(len(held_out), len(hostile), SIZES, unproved, fp32_problem, not budget.was_over)
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from fitserve_exporters.errors import VariantError
 LEAST_OPSET: Final = 18
 """The first whose reductions take their axes as an input; the exporter writes it."""
 
+_ONNX: Final = ("", "ai.onnx")
 _DOMAIN: Final = "com.microsoft"
 _STEPS: Final = 127
 _ZERO_POINT: Final = 128
@@ -43,7 +44,7 @@ def quantize_rows(content: bytes) -> bytes:
         VariantError: an older opset, or no such product.
     """
     model = onnx.load_model_from_string(content)
-    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    opset = next((entry.version for entry in model.opset_import if entry.domain in _ONNX), 0)
     if opset < LEAST_OPSET:
         raise VariantError(f"int8: expected opset {LEAST_OPSET} or later, got {opset}: export the model anew")
     rewriter = _Rewriter(model.graph)
@@ -88,7 +89,7 @@ class _Rewriter:
 
     def _weight_of(self, node: onnx.NodeProto) -> Array | None:
         """Returns the weight of a product that is to be quantized, (K, N); None for any other node."""
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("MatMul", "Gemm"):
+        if node.domain not in _ONNX or node.op_type not in ("MatMul", "Gemm"):
             return None
         tensor = self._weights.get(node.input[1])
         if tensor is None or len(tensor.dims) != 2 or tensor.data_type != TensorProto.FLOAT or 0 in tensor.dims:
@@ -112,7 +113,7 @@ class _Rewriter:
             self._constant("zero_point", np.uint8(_ZERO_POINT)),
         ]
         product = self._add("MatMulIntegerToFloat", inputs, f"{output}.product", domain=_DOMAIN)
-        if len(node.input) < 3 or not node.input[2] or beta == 0.0:
+        if len(node.input) < 3 or not node.input[2]:
             self._nodes.append(helper.make_node("Mul", [product, largest], [output]))
             return
         scaled, bias = self._add("Mul", [product, largest], f"{output}.scaled"), node.input[2]
@@ -176,8 +177,8 @@ def _quantized_columns(weight: Array) -> tuple[Array, Array]:
 
 
 def _normalizes_rows(node: onnx.NodeProto) -> bool:
-    """Tells whether a node's rows are NaN throughout where they hold any NaN, and never infinite."""
-    return node.op_type == "LayerNormalization" and _attribute(node, "axis", -1) == -1
+    """Tells whether a node's rows are NaN throughout where they hold any NaN: it divides by a mean over the row."""
+    return node.op_type == "LayerNormalization" and node.domain in _ONNX
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from builders import bare_version, linear
 
 from fitserve_benchmarks.contestants import DEVICE_TO_DEVICE, ENTRIES, HOST_TO_HOST, OnnxRuntimeContestant
+from fitserve_benchmarks.dynamic_int8 import DYNAMIC_INT8, DynamicInt8Contestant
 from fitserve_benchmarks.further_contestants import FURTHER, BoundContestant, all_entries, selected
 from fitserve_benchmarks.latency import measure
 from fitserve_benchmarks.latency_plan import Plan
@@ -89,3 +91,16 @@ def test_what_stays_on_the_device_is_named_so() -> None:
     for entry in FURTHER:
         assert (entry.transfer == DEVICE_TO_DEVICE) == entry.name.endswith("on the device")
         assert entry.transfer == HOST_TO_HOST or entry.device == "cuda"
+
+
+def test_dynamic_int8_takes_part_beside_an_int8_variant_where_it_is_named(tmp_path: Path) -> None:
+    subject = subject_with_variant(tmp_path, 100.0)
+    assert [entry.name for entry in selected(all_entries(subject), [DYNAMIC_INT8])] == [DYNAMIC_INT8]
+    assert DYNAMIC_INT8 not in {entry.name for entry in all_entries(replace(subject, variants={}))}
+    (batch,) = random_batches(subject, 2, 1)
+    contestant = DynamicInt8Contestant(subject, 1)
+    contestant.prepare(batch)
+    plain = OnnxRuntimeContestant(subject, "cpu", 1)
+    plain.prepare(batch)
+    np.testing.assert_allclose(contestant.run(batch)[0], plain.run(batch)[0], rtol=0, atol=0.05)
+    assert not np.array_equal(contestant.run(batch)[0], plain.run(batch)[0])

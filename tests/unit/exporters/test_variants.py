@@ -153,11 +153,12 @@ def test_a_graph_without_attention_has_no_fused_variant() -> None:
     assert variant.refusal.startswith("no attention was fused")
 
 
-def test_products_are_quantized_dynamically_and_answer_nearly_as_before() -> None:
+def test_products_are_quantized_row_by_row_and_answer_nearly_as_before() -> None:
     candidate = replace(perceptron(), tolerance=Tolerance(variant_loss=1.0))
     (variant,) = make_variants(candidate, written(perceptron()), ["int8"])
-    assert {"DynamicQuantizeLinear", "MatMulInteger"} <= operators(variant.content)
-    assert [ratio.batch_size for ratio in variant.speed] == [1, 32]
+    assert {"QuantizeLinear", "MatMulIntegerToFloat"} <= operators(variant.content)
+    assert not {"Gemm", "MatMul", "DynamicQuantizeLinear"} & operators(variant.content)
+    assert [ratio.batch_size for ratio in variant.speed] == [1, 8, 32]
     inputs = dict(candidate.held_out.inputs)
     plain = answers(written(perceptron()), inputs)
     assert np.abs(answers(variant.content, inputs) - plain).max() < 0.1 * np.abs(plain).max()
@@ -170,9 +171,21 @@ def test_convolutions_are_quantized_statically_and_answer_nearly_as_before() -> 
     assert variant.verification is not None
     assert "accuracy" in (variant.verification.providers[0].metrics or {})
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators(variant.content)
+    assert not any(name.startswith("Dynamic") for name in operators(variant.content))
     inputs = dict(candidate.held_out.inputs)
     plain = answers(written(convolving()), inputs)
     assert np.abs(answers(variant.content, inputs) - plain).max() < 0.1 * np.abs(plain).max()
+
+
+def test_nan_stays_nan_in_a_file_with_constant_scales_and_in_its_own_row_alone() -> None:
+    candidate = replace(convolving(), tolerance=Tolerance(variant_loss=1.0))
+    (variant,) = make_variants(candidate, written(convolving()), ["int8"])
+    images = candidate.held_out.inputs["image"][:3].copy()
+    expected = answers(variant.content, {"image": images})
+    images[1, 0, 4, 4] = np.nan
+    found = answers(variant.content, {"image": images})
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[[0, 2]], expected[[0, 2]])
 
 
 def test_int8_of_a_transformer_quantizes_once_for_query_key_and_value_around_fused_attention() -> None:
@@ -180,9 +193,9 @@ def test_int8_of_a_transformer_quantizes_once_for_query_key_and_value_around_fus
     (variant,) = make_variants(candidate, plain, ["int8"])
     assert variant.refusal == ""
     nodes = [node.op_type for node in onnx.load_model_from_string(variant.content).graph.node]
-    counts = {name: nodes.count(name) for name in ("MultiHeadAttention", "MatMulInteger", "DynamicQuantizeLinear")}
+    counts = {name: nodes.count(name) for name in ("MultiHeadAttention", "MatMulIntegerToFloat", "QuantizeLinear")}
     # Two layers of query, key, value and output: the first three read one tensor, the last what attention gives.
-    assert counts == {"MultiHeadAttention": 2, "MatMulInteger": 8, "DynamicQuantizeLinear": 4}
+    assert counts == {"MultiHeadAttention": 2, "MatMulIntegerToFloat": 8, "QuantizeLinear": 4}
     assert variant.to_facts()["fused_attention_count"] == 2
     inputs = {name: array.copy() for name, array in candidate.held_out.inputs.items()}
     inputs["mask"][2] = 0
@@ -259,7 +272,11 @@ def test_a_version_holds_its_variants_with_their_records_under_its_checksums(
     facts = manifest.files["model.fused.onnx"]
     assert (facts["variant"], facts["device"], facts["fused_attention_count"]) == ("fused", "cpu", 2)
     assert facts["verification"]["tolerance"]["per_output"]["y"] > 0
-    assert [ratio["batch_size"] for ratio in facts["speed"]] == [1, 12]
+    assert [ratio["batch_size"] for ratio in facts["speed"]] == [1, 8, 12]
+    neighbours = facts["verification"]["neighbours"]
+    assert neighbours["rows_are_independent"]
+    assert neighbours["is_complete"]
+    assert (neighbours["held_out_count"], neighbours["batch_sizes"]) == (4, [3, 2, 8])
     assert "model.fused.onnx" not in manifest.files_for_callers
     assert published.to_json()["variants"]["fused"] == "published"
     # The graph's own constants, as the scale of attention, are none of the module's parameters.
@@ -274,10 +291,28 @@ def test_the_choice_is_read_or_named() -> None:
             read_choice(text)
 
 
+def ratios(*lows: float) -> list[SpeedRatio]:
+    return [SpeedRatio(1, low + 0.5, low, low + 1) for low in lows]
+
+
 def test_faster_means_by_the_lower_ends_over_all_sizes() -> None:
-    def ratios(*lows: float) -> list[SpeedRatio]:
-        return [SpeedRatio(1, low + 0.5, low, low + 1) for low in lows]
 
     assert is_faster(ratios(0.8, 1.5))
     assert not is_faster(ratios(0.8, 1.2))
     assert not is_faster(ratios(0.99))
+
+
+def test_a_least_ratio_is_held_at_every_size() -> None:
+    assert is_faster(ratios(0.8, 1.9), least=1.3)
+    assert not is_faster(ratios(0.79, 1.9), least=1.3)
+
+
+@pytest.mark.parametrize(("choice", "is_published"), [("int8", True), ("auto", False)])
+def test_int8_that_gains_little_is_published_where_it_is_named_and_not_by_auto(
+    monkeypatch: pytest.MonkeyPatch, choice: str, is_published: bool
+) -> None:
+    monkeypatch.setattr("fitserve_exporters.variants.speed_ratios", lambda *_: ratios(0.7))
+    candidate = replace(perceptron(), tolerance=Tolerance(variant_loss=1.0))
+    int8 = make_variants(candidate, written(perceptron()), [choice])[0]
+    assert (int8.refusal == "") == is_published
+    assert is_published or int8.refusal == "less than 1.3× fp32 here: 1.20× fp32 at batch 1"

@@ -55,6 +55,13 @@ def names(manifest_files: dict[str, Any], wanted: str, device: str = "cpu") -> l
     return [choice.name for choice in choices(described, wanted, device)]
 
 
+@pytest.mark.parametrize(("ratio", "served"), [(1.29, ["fp32"]), (1.3, ["int8", "fp32"])])
+def test_auto_asks_more_of_int8_than_to_be_faster(ratio: float, served: list[str]) -> None:
+    assert names({"model.int8.onnx": facts("int8", ratio)}, "auto") == served
+    assert names({"model.int8.onnx": facts("int8", ratio)}, "int8") == ["int8", "fp32"]
+    assert names({"model.fused.onnx": facts("fused", 1.01)}, "auto") == ["fused", "fp32"]
+
+
 def test_auto_takes_the_fastest_of_the_device_and_ends_with_fp32() -> None:
     files = {
         "model.int8.onnx": facts("int8", 2.4),
