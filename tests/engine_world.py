@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from virtual_loop import VirtualLoop
 
+from fitserve_contract.onnx_file import read_facts
 from fitserve_contract.tensor_bytes import Array
 from fitserve_service.batcher import Priority
 from fitserve_service.costs import CostTable
 from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
 from fitserve_service.errors import ServiceError
 from fitserve_service.model_config import ModelConfig
-from fitserve_service.onnx_file import read_facts
 from fitserve_service.registry import Registry
 from fitserve_service.runs import Prepared
 from fitserve_service.served_version import ServedVersion

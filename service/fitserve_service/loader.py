@@ -18,6 +18,7 @@ from typing import Final
 from fitserve_contract.certificate import MAX_CERTIFICATE_BYTES, CertificateError
 from fitserve_contract.files import UnsafeFileError, read_beneath
 from fitserve_contract.manifest import Manifest, ManifestError
+from fitserve_contract.onnx_file import OnnxFileError, read_facts
 from fitserve_contract.repository import (
     CHECKSUMS_FILE,
     MANIFEST_FILE,
@@ -32,7 +33,6 @@ from fitserve_contract.tensor_bytes import shape_text
 from fitserve_service.allocator import return_freed_memory
 from fitserve_service.costs import CostTable
 from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides, settle_queue
-from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.run_errors import DeviceMemoryError, GraphError

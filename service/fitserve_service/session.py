@@ -20,9 +20,9 @@ import onnxruntime
 from google.protobuf.internal import api_implementation
 
 from fitserve_contract.datatypes import BF16, BYTES
+from fitserve_contract.onnx_file import OnnxFacts
 from fitserve_service.cuda_libraries import ask_driver, driver_problem, libraries_problem, load_failure
 from fitserve_service.device_runs import GATE, DeviceRuns, Tools
-from fitserve_service.onnx_file import OnnxFacts
 from fitserve_service.placement import Placement, placement_of, placement_problem
 from fitserve_service.run_errors import (
     GraphError,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fitserve_contract.datatypes import BF16, BYTES
 from fitserve_contract.manifest import TensorSpec
-from fitserve_service.onnx_file import OnnxFacts
+from fitserve_contract.onnx_file import OnnxFacts
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from fitserve_service.onnx_file import OnnxFacts
+from fitserve_contract.onnx_file import OnnxFacts
 from fitserve_service.session import Session, SessionError, SessionOptions, device_kind, runtime_version
 from fitserve_service.warmup import answers_alike
 from fitserve_service.weight_files import lease_copy

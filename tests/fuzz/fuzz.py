@@ -17,9 +17,7 @@ import atheris
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-with atheris.instrument_imports(
-    include=["fitserve_contract", "fitserve_service.codec", "fitserve_service.codec_oip", "fitserve_service.onnx_file"]
-):
+with atheris.instrument_imports(include=["fitserve_contract", "fitserve_service.codec", "fitserve_service.codec_oip"]):
     import builders
     from tests.hostile import laws
     from tests.hostile.seeds import INFER, PREDICT

@@ -18,11 +18,11 @@ from fitserve.inference.v1 import inference_pb2
 from fitserve_contract import tensor_bytes
 from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import Manifest, ManifestError, TensorSpec
+from fitserve_contract.onnx_file import OnnxFileError, read_facts
 from fitserve_oip import inference_pb2 as oip_pb2
 from fitserve_service import codec, codec_oip
 from fitserve_service.errors import Code, ServiceError
 from fitserve_service.messages import parse
-from fitserve_service.onnx_file import OnnxFileError, read_facts
 from fitserve_service.signature import Signature, Tensor
 
 CLIENT_FAULTS = (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION, Code.RESOURCE_EXHAUSTED)

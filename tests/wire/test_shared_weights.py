@@ -22,7 +22,7 @@ import pytest
 from onnx import helper
 
 from fitserve_client import Client
-from fitserve_service.onnx_file import read_facts
+from fitserve_contract.onnx_file import read_facts
 from fitserve_service.session import Session, SessionOptions
 from fitserve_service.signature import Tensor
 

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fitserve_contract.onnx_file import read_facts
 from fitserve_service import device_runs
 from fitserve_service.device_runs import GRAPH_ID, CaptureGate, DeviceRuns, Tools
-from fitserve_service.onnx_file import read_facts
 from fitserve_service.run_errors import DeviceError, GraphError
 from fitserve_service.session import CPU_PROVIDER, CUDA_PROVIDER, RunLimit, Session, SessionOptions, cuda_problem
 from fitserve_service.signature import Tensor

@@ -14,10 +14,10 @@ import pytest
 from loader_world import load, refusal
 from onnx import helper
 
+from fitserve_contract.onnx_file import OnnxFacts
 from fitserve_contract.repository import checksum_text, checksums
 from fitserve_service.loader import Loader, LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
-from fitserve_service.onnx_file import OnnxFacts
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
 from fitserve_service.session import Session, SessionOptions
 from fitserve_service.signature import Tensor

@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from fitserve_service.onnx_file import read_facts
+from fitserve_contract.onnx_file import read_facts
 from fitserve_service.placement import Placement, placement_of, placement_problem, placement_text
 from fitserve_service.session import CPU_PROVIDER, CUDA_PROVIDER, Session, SessionOptions, cuda_problem
 

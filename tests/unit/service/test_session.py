@@ -15,8 +15,8 @@ from onnx import helper
 
 from fitserve_contract.datatypes import BF16, BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.onnx_file import read_facts
 from fitserve_contract.tensor_bytes import Array, decode
-from fitserve_service.onnx_file import read_facts
 from fitserve_service.session import (
     CPU_PROVIDER,
     LOWEST_VERSION,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fitserve_contract.manifest import TensorSpec
-from fitserve_service.onnx_file import OnnxFacts
+from fitserve_contract.onnx_file import OnnxFacts
 from fitserve_service.session_options import SessionOptions, cuda_options, has_kept_shapes, is_kept_size, settled
 
 IMAGES = TensorSpec("x", "FP32", ("B", 1, 28, 28), False)

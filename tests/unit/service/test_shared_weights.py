@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from fitserve_contract.onnx_file import read_facts
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
-from fitserve_service.onnx_file import read_facts
 from fitserve_service.session import Session, SessionError, SessionOptions
 from fitserve_service.shared_weights import SharedWeights
 from fitserve_service.warmup import answers_alike, made_up_inputs

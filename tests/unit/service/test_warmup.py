@@ -11,8 +11,8 @@ from onnx import TensorProto, helper
 
 from fitserve_contract.datatypes import NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.onnx_file import read_facts
 from fitserve_service import warmup
-from fitserve_service.onnx_file import read_facts
 from fitserve_service.session import OperatorError, RunawayError, Session, SessionOptions
 from fitserve_service.signature import Signature
 from fitserve_service.warmup import batching_problem, looks_batched, made_up_inputs, measure

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo
 
-from fitserve_service.onnx_file import OnnxFacts, OnnxFileError, read_facts
+from fitserve_contract.onnx_file import OnnxFacts, OnnxFileError, read_facts
 
 
 def external_tensor(name: str, location: str) -> TensorProto:
@@ -140,10 +140,10 @@ def test_what_is_no_model_is_refused(content: bytes, text: str) -> None:
 def test_nesting_has_a_bound() -> None:
     graph = helper.make_graph([], "leaf", [], []).SerializeToString()
     for _ in range(70):
-        node = onnx.NodeProto(op_type="If")
+        node = onnx.NodeProto(op_type="Loop")
         node.attribute.add(name="body", type=onnx.AttributeProto.GRAPH)
         wrapped = node.attribute[0].SerializeToString() + b"\x32" + _length(len(graph)) + graph
-        node_bytes = b"\x2a" + _length(len(wrapped)) + wrapped
+        node_bytes = b"\x22\x04Loop\x2a" + _length(len(wrapped)) + wrapped
         graph = b"\x0a" + _length(len(node_bytes)) + node_bytes
     with pytest.raises(OnnxFileError, match="expected at most 64 nested graphs, found more"):
         read_facts(b"\x3a" + _length(len(graph)) + graph)

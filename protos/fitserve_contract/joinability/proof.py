@@ -1,0 +1,129 @@
+"""Proves from the graph of a model that rows of different callers' requests may share a run.
+
+Start with `prove_rows`. It is sound before it is complete: what it does not know is not proved.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fitserve_contract.joinability.graph_analysis import GraphAnalysis, Unprovable, WorkLimitError
+from fitserve_contract.joinability.sizes import ROW_COUNT, ROWS, Product, Size
+from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, rows
+from fitserve_contract.onnx_graph import AmbiguousFileError, Axis, DeclaredValue, Graph, read_model
+
+_UNNAMED = ("", "?", "-1", "None", "unk__")
+_TENSORS = ("tensor", "")
+
+
+@dataclass(frozen=True, slots=True)
+class RowProof:
+    """Whether each output row of a model is proved to depend on the same row of the inputs alone.
+
+    Args:
+        problem: Why it is not, naming the node, e.g. "node 'peak' (ReduceMax over axis 0)"; empty where it is.
+    """
+
+    problem: str
+
+    @property
+    def is_proved(self) -> bool:
+        """Rows are independent."""
+        return not self.problem
+
+
+def prove_rows(model: bytes | memoryview) -> RowProof:
+    """Follows the rows through the graph of a serialized ModelProto.
+
+    Raises:
+        OnnxFileError: the bytes are no ONNX model.
+    """
+    try:
+        parsed = read_model(model)
+        analysis = GraphAnalysis(parsed)
+        outputs = analysis.run(parsed.graph, _input_values(parsed.graph))
+        return RowProof(_output_problem(parsed.graph, outputs))
+    except Unprovable as error:
+        return RowProof(str(error))
+    except (AmbiguousFileError, WorkLimitError) as error:
+        return RowProof(f"the graph cannot be analysed: {error}")
+    except RecursionError:
+        return RowProof("the graph cannot be analysed: it is nested too deeply")
+
+
+def _input_values(graph: Graph) -> dict[str, Value]:
+    """The values of the model's inputs: the first axis of those that a caller must give are the rows."""
+    required = [entry for entry in graph.inputs if entry.name not in graph.initializers]
+    if not required:
+        raise Unprovable("the model has no inputs that carry rows")
+    for entry in required:
+        _check_input(entry)
+    _check_names(required)
+    found = {entry.name: rows(_open_sizes(entry, 1), RowAxis(0)) for entry in required}
+    for entry in graph.inputs:
+        if entry.name in graph.initializers:
+            found[entry.name] = constant(None if entry.shape is None else _open_sizes(entry, 0))
+    return found
+
+
+def _check_input(entry: DeclaredValue) -> None:
+    if entry.kind != "tensor":
+        raise Unprovable(f"input '{entry.name}': it is no tensor but a {entry.kind or 'value of unknown type'}")
+    if entry.shape is None:
+        raise Unprovable(f"input '{entry.name}': its rank is open")
+    text = f"input '{entry.name}' ({', '.join(_axis_text(axis) for axis in entry.shape)})"
+    if not entry.shape:
+        raise Unprovable(f"input '{entry.name}': it is a scalar")
+    if isinstance(entry.shape[0], int):
+        raise Unprovable(f"{text}: its first axis is fixed")
+
+
+def _axis_text(axis: Axis) -> str:
+    return "?" if axis is None else str(axis)
+
+
+def _check_names(required: list[DeclaredValue]) -> None:
+    """Different names on first axes are different sizes; one that stands elsewhere, too, is no free one."""
+    names = {name: entry for entry in required if (name := _name(entry.shape[0] if entry.shape else None)) is not None}
+    if len(names) > 1:
+        listed = ", ".join(f"'{entry.name}' ({name})" for name, entry in names.items())
+        raise Unprovable(f"inputs {listed}: their first axes have different names")
+    for entry in required:
+        for axis in (entry.shape or ())[1:]:
+            if _name(axis) in names:
+                raise Unprovable(f"input '{entry.name}': '{axis}' is its first axis and another one")
+
+
+def _name(axis: Axis) -> str | None:
+    if not isinstance(axis, str) or axis.strip() in _UNNAMED or axis.startswith("unk__"):
+        return None
+    return axis
+
+
+def _open_sizes(entry: DeclaredValue, first: int) -> list[Size]:
+    """Sizes of the axes from `first` on; equal names are no promise of equal sizes."""
+    own = [
+        axis if isinstance(axis, int) else Product(1, (f"{entry.name}[{place}]",))
+        for place, axis in enumerate(entry.shape or ())
+    ]
+    assert all(ROWS not in size.symbols for size in own if isinstance(size, Product))
+    return [ROW_COUNT, *own[1:]] if first else list(own)
+
+
+def _output_problem(graph: Graph, outputs: list[Value]) -> str:
+    """The first output that does not carry one row for each row of the inputs; empty where there is none."""
+    tensors = [(entry, value) for entry, value in zip(graph.outputs, outputs, strict=True) if entry.kind in _TENSORS]
+    if not tensors:
+        return "the model has no output that is a tensor"
+    for entry, value in tensors:
+        if value.kind is Kind.MIXED:
+            return value.problem
+        if value.kind is Kind.COUNT:
+            return f"output '{entry.name}': it depends on the number of rows"
+        if value.kind is Kind.CONSTANT:
+            return f"output '{entry.name}': it does not depend on the inputs"
+        if value.row != RowAxis(0):
+            where = value.row.axis if value.row is not None else 0
+            shape = "rows merged with another axis" if where == 0 else f"its rows are axis {where}"
+            return f"output '{entry.name}': {shape}"
+    return ""

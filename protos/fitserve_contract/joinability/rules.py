@@ -1,0 +1,57 @@
+"""All rules: domain and operator to rule, and which inputs of an operator may depend on the number of rows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from fitserve_contract.joinability import (
+    rules_elementwise,
+    rules_indexing,
+    rules_layout,
+    rules_products,
+    rules_reductions,
+    rules_windows,
+)
+from fitserve_contract.joinability.calls import Rules
+
+RULES: Final[dict[str, Rules]] = {
+    "": {
+        **rules_elementwise.RULES,
+        **rules_indexing.RULES,
+        **rules_layout.RULES,
+        **rules_products.RULES,
+        **rules_reductions.RULES,
+        **rules_windows.RULES,
+    },
+    "com.microsoft": {
+        **rules_elementwise.MICROSOFT_RULES,
+        **rules_products.MICROSOFT_RULES,
+        **rules_windows.MICROSOFT_RULES,
+    },
+}
+
+RANDOM: Final = frozenset(
+    ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
+)
+"""Operators that draw numbers, whatever their inputs are."""
+
+COUNTED_INPUTS: Final[dict[str, frozenset[int]]] = {
+    "ConstantOfShape": frozenset([0]),
+    "Expand": frozenset([1]),
+    "Pad": frozenset([1]),
+    "Range": frozenset([0, 1, 2]),
+    "Reshape": frozenset([1]),
+    "Resize": frozenset([2, 3]),
+    "Slice": frozenset([1, 2, 4]),
+    "Split": frozenset([1]),
+    "Tile": frozenset([1]),
+}
+"""Inputs that may be computed from the number of rows, because their rules look at each element."""
+
+POSITION_INPUTS: Final[dict[str, frozenset[int]]] = {
+    **dict.fromkeys(("Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"), frozenset([0])),
+    "Gather": frozenset([1]),
+    "GatherND": frozenset([1]),
+    "ScatterND": frozenset([1]),
+}
+"""Inputs that may hold the places of the rows, because their rules keep them or pick row i for row i."""

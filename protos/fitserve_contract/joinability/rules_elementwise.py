@@ -1,0 +1,311 @@
+"""Rules of operators that work element by element, or along one axis whose length stays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of, broadcast, refuse_rows
+from fitserve_contract.joinability.sizes import Size
+from fitserve_contract.joinability.values import Kind, Value, constant, like, rows
+
+_UNARY = [
+    "Abs",
+    "Acos",
+    "Acosh",
+    "Asin",
+    "Asinh",
+    "Atan",
+    "Atanh",
+    "BitwiseNot",
+    "Cast",
+    "Ceil",
+    "Celu",
+    "Cos",
+    "Cosh",
+    "Elu",
+    "Erf",
+    "Exp",
+    "Floor",
+    "Gelu",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "IsInf",
+    "IsNaN",
+    "LeakyRelu",
+    "Log",
+    "Mish",
+    "Neg",
+    "Not",
+    "Reciprocal",
+    "Relu",
+    "Round",
+    "Selu",
+    "Shrink",
+    "Sigmoid",
+    "Sign",
+    "Sin",
+    "Sinh",
+    "Softplus",
+    "Softsign",
+    "Sqrt",
+    "Swish",
+    "Tan",
+    "Tanh",
+    "ThresholdedRelu",
+    "RegexFullMatch",
+]
+_BROADCASTING = [
+    "Add",
+    "And",
+    "BitShift",
+    "BitwiseAnd",
+    "BitwiseOr",
+    "BitwiseXor",
+    "Div",
+    "Equal",
+    "Greater",
+    "GreaterOrEqual",
+    "Less",
+    "LessOrEqual",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "PRelu",
+    "Pow",
+    "StringConcat",
+    "Sub",
+    "Sum",
+    "Where",
+    "Xor",
+]
+
+
+def unary(call: Call) -> Sequence[Value]:
+    """Rule of operators of one input, element by element."""
+    value = call.tensor(0)
+    call.require_constants(1)
+    return [like(value, value.shape, value.row)]
+
+
+def first_decides(call: Call) -> Sequence[Value]:
+    """Rule of operators whose other inputs are scalars or types."""
+    value = call.tensor(0)
+    for index, other in enumerate(call.inputs[1:], 1):
+        if other is not None and other.kind is not Kind.CONSTANT and call.node.operator != "CastLike":
+            raise call.refusal(f"with rows in input {index}")
+    return [like(value, value.shape, value.row)]
+
+
+def broadcasting(call: Call) -> Sequence[Value]:
+    """Rule of operators of several inputs that are broadcast, element by element."""
+    return [broadcast(call, [value for value in call.inputs if value is not None])]
+
+
+def dropout(call: Call) -> Sequence[Value]:
+    """Rule of Dropout, which is none where it does not train."""
+    if call.version >= 12 and call.given(2) is not None and call.literals(2) != [0]:
+        raise call.refusal("that may train: random")
+    value = call.tensor(0)
+    call.require_constants(1)
+    return [like(value, value.shape, value.row)] * 2
+
+
+def softmax(call: Call) -> Sequence[Value]:
+    """Rule of Softmax, LogSoftmax and Hardmax: below operator set 13, over all axes from `axis` on."""
+    value, shape = call.tensor(0), call.shape(0)
+    axis = axis_of(call, call.integer("axis", -1 if call.version >= 13 else 1), len(shape))
+    last = axis if call.version >= 13 else len(shape) - 1
+    for over in range(axis, last + 1):
+        refuse_rows(call, value, over)
+    return [value_like(value, shape)]
+
+
+def along_axis(default: int) -> Rule:
+    """Returns the rule of operators that work along the axis `axis` and keep the shape."""
+
+    def rule(call: Call) -> Sequence[Value]:
+        value, shape = call.tensor(0), call.shape(0)
+        call.require_constants(1)
+        refuse_rows(call, value, axis_of(call, call.integer("axis", default), len(shape)))
+        return [value_like(value, shape)]
+
+    return rule
+
+
+def value_like(value: Value, shape: Sequence[Size]) -> Value:
+    """A tensor of the same rows with other sizes of the other axes."""
+    return like(value, shape, value.row)
+
+
+def layer_normalization(call: Call) -> Sequence[Value]:
+    """Rule of LayerNormalization and RMSNormalization: over all axes from `axis` on."""
+    value, shape = call.tensor(0), call.shape(0)
+    axis = axis_of(call, call.integer("axis", -1), len(shape))
+    for over in range(axis, len(shape)):
+        refuse_rows(call, value, over)
+    result = _scaled(call, value, range(1, len(call.inputs)))
+    statistics = value_like(value, [*shape[:axis], *[1] * (len(shape) - axis)])
+    return [result, statistics, statistics]
+
+
+def _scaled(call: Call, value: Value, others: Sequence[int]) -> Value:
+    """Scales and biases must not widen the input: that would be another operator."""
+    given = [other for index in others if (other := call.given(index)) is not None]
+    result = broadcast(call, [value, *given])
+    if value.kind is Kind.CONSTANT and result.kind is Kind.ROWS and result.rank != value.rank:
+        raise call.refusal("with a scale of rows")
+    return result
+
+
+def skip_layer_normalization(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's SkipLayerNormalization family: the sum of two, normalized over the last axis."""
+    shape = call.shape(0)
+    call.require_constants(2)
+    total = broadcast(call, [call.tensor(0), call.tensor(1)])
+    refuse_rows(call, total, len(shape) - 1)
+    if total.rank != len(shape):
+        raise call.refusal("of inputs of different rank")
+    statistics = value_like(total, [*(total.shape or ())[:-1], 1])
+    return [total, statistics, statistics, total]
+
+
+def _over_axes(call: Call, axes: Sequence[int]) -> Sequence[Value]:
+    value, shape = call.tensor(0), call.shape(0)
+    call.require_constants(1)
+    for axis in axes:
+        if axis < len(shape):
+            refuse_rows(call, value, axis)
+    return [value_like(value, shape)]
+
+
+def per_channel(call: Call) -> Sequence[Value]:
+    """Rule of InstanceNormalization, GroupNormalization: over all axes but the first, scales along the second."""
+    return _over_axes(call, range(1, len(call.shape(0))))
+
+
+def across_channels(call: Call) -> Sequence[Value]:
+    """Rule of LRN: along the second axis."""
+    return _over_axes(call, [1])
+
+
+def batch_normalization(call: Call) -> Sequence[Value]:
+    """Rule of BatchNormalization with given statistics, along the second axis."""
+    has_statistics = sum(bool(name) for name in call.node.outputs) > 1
+    if call.integer("training_mode", 0) or (call.version < 14 and has_statistics):
+        raise call.refusal("in training mode")
+    return _over_axes(call, [1] if call.integer("spatial", 1) else range(1, len(call.shape(0))))
+
+
+def mean_variance_normalization(call: Call) -> Sequence[Value]:
+    """Rule of MeanVarianceNormalization."""
+    rank = len(call.shape(0))
+    axes = call.integers("axes")
+    return _over_axes(call, [axis_of(call, axis, rank) for axis in ([0, 2, 3] if axes is None else axes)])
+
+
+def quantize(call: Call) -> Sequence[Value]:
+    """Rule of QuantizeLinear and DequantizeLinear: scale and zero point of all, along an axis, or of blocks."""
+    value, shape = call.tensor(0), call.shape(0)
+    rank = len(shape)
+    scale = call.tensor(1)
+    for other in call.inputs[1:3]:
+        if other is None or other.shape == ():
+            if other is not None and other.kind is not Kind.CONSTANT:
+                raise call.refusal("with a scale of rows for all")
+            continue
+        if other.shape is None:
+            raise call.refusal("with a scale of unknown shape")
+        axis = axis_of(call, call.integer("axis", 1), rank) if rank > 1 or other.shape != (1,) else 0
+        _check_scale(call, value, other, axis)
+    if value.kind is Kind.CONSTANT and scale.kind is Kind.ROWS:
+        raise call.refusal("of a constant by scales of rows")
+    return [value_like(value, shape)]
+
+
+def _check_scale(call: Call, value: Value, scale: Value, axis: int) -> None:
+    """A scale of one element is for all. One along `axis` is a vector; one of blocks has the rank of the input."""
+    on_rows = value.row is not None and value.row.axis == axis
+    if scale.kind is Kind.CONSTANT:
+        is_single = scale.shape == (1,)
+        if value.row is not None and not is_single and (on_rows or scale.rank != 1):
+            if scale.rank == value.rank and not on_rows and (scale.shape or ())[value.row.axis] == 1:
+                return
+            raise call.refusal(f"by a constant along axis {value.row.axis}, the rows")
+        return
+    if scale.rank == 1 and on_rows and scale.row is not None and value.row is not None:
+        same = (scale.row.before, scale.row.after) == (value.row.before, value.row.after)
+        if same:
+            return
+    if scale.rank == value.rank and scale.row == value.row and call.integer("block_size", 0) and not on_rows:
+        return
+    raise call.refusal("by scales of other rows")
+
+
+def trilu(call: Call) -> Sequence[Value]:
+    """Rule of Trilu: by the places along the last two axes."""
+    rank = len(call.shape(0))
+    return _over_axes(call, [rank - 2, rank - 1])
+
+
+def bias_activation(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's activations with a bias."""
+    return [broadcast(call, [value for value in call.inputs if value is not None])]
+
+
+def quantized_elementwise(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's QLinearAdd and QLinearMul: each operand with a scale and a zero point."""
+    for index in (1, 2, 4, 5, 6, 7):
+        if (value := call.given(index)) is not None and value.kind is not Kind.CONSTANT:
+            raise call.refusal(f"with rows in input {index}")
+    return [broadcast(call, [call.tensor(0), call.tensor(3)])]
+
+
+def range_of_constant(call: Call) -> Sequence[Value]:
+    """Rule of operators whose outputs are constants of unknown shape wherever their inputs are."""
+    call.require_constants(0)
+    return [constant(None)] * len(call.node.outputs)
+
+
+def rotary(call: Call) -> Sequence[Value]:
+    """Rule of RotaryEmbedding: rows on the first axis of the input and, where they have any, of the positions."""
+    value, shape = call.tensor(0), call.shape(0)
+    for index, other in enumerate(call.inputs[1:], 1):
+        if other is None:
+            continue
+        if other.kind is Kind.ROWS and (other.row != value.row or value.row is None or other.rank == 1):
+            raise call.refusal(f"with other rows in input {index}")
+        is_table = other.shape is not None and (other.rank == 2 or other.shape == (1,))
+        if other.kind is Kind.CONSTANT and not is_table and value.kind is Kind.ROWS:
+            raise call.refusal(f"with a constant along the rows in input {index}")
+    if value.row is not None and (value.row.axis != 0 or not value.row.is_plain):
+        raise call.refusal("of rows that are not the first axis")
+    return [rows(shape, value.row) if value.row is not None else constant(shape)]
+
+
+RULES: Rules = {
+    **dict.fromkeys(_UNARY, unary),
+    **dict.fromkeys(_BROADCASTING, broadcasting),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), layer_normalization),
+    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), per_channel),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),
+    "BatchNormalization": batch_normalization,
+    "CastLike": first_decides,
+    "Clip": first_decides,
+    "Dropout": dropout,
+    "LRN": across_channels,
+    "MeanVarianceNormalization": mean_variance_normalization,
+    "Trilu": trilu,
+}
+
+MICROSOFT_RULES: Rules = {
+    **dict.fromkeys(("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSplitGelu"), bias_activation),
+    **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), skip_layer_normalization),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), quantized_elementwise),
+    **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu"), unary),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),
+}

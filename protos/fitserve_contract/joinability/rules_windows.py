@@ -1,0 +1,239 @@
+"""Rules of convolutions, pools and resampling: rows on the first axis, windows over the axes behind the channels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of
+from fitserve_contract.joinability.rules_elementwise import value_like
+from fitserve_contract.joinability.sizes import Size, divide, has_rows, times
+from fitserve_contract.joinability.values import Kind, Value, mixed, rows
+
+
+def rows_first(call: Call, value: Value, least_rank: int = 3) -> tuple[Size, ...]:
+    """Returns the shape; refuses rows that are not on the first axis."""
+    shape = value.shape
+    if shape is None or len(shape) < least_rank:
+        raise call.refusal("of an unknown shape")
+    if value.row is not None and value.row.axis != 0:
+        raise call.refusal(f"over axis {value.row.axis}")
+    return shape
+
+
+def _windows(call: Call, sizes: Sequence[Size], kernel: Sequence[Size] | None) -> list[Size]:
+    """Sizes of the axes that a window slides over; those that are not known get symbols."""
+    count = len(sizes)
+    if kernel is None or len(kernel) != count or not all(isinstance(size, int) for size in (*sizes, *kernel)):
+        return [call.symbols.fresh() for _ in sizes]
+    strides = call.integers("strides") or [1] * count
+    dilations = call.integers("dilations") or [1] * count
+    pads = call.integers("pads") or [0] * 2 * count
+    auto = call.text("auto_pad", "NOTSET")
+    if len(strides) != count or len(dilations) != count or len(pads) != 2 * count or 0 in strides:
+        raise call.refusal("with attributes of another rank")
+    result = list[Size]()
+    for axis in range(count):
+        size, width = sizes[axis], kernel[axis]
+        assert isinstance(size, int) and isinstance(width, int)
+        span = dilations[axis] * (width - 1) + 1
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            result.append(-(-size // strides[axis]))
+            continue
+        padding = 0 if auto == "VALID" else pads[axis] + pads[axis + count]
+        free = size + padding - span
+        if call.integer("ceil_mode", 0) and free % strides[axis]:
+            # A last window that would start in the padding is left out by some kernels and not by others.
+            return [call.symbols.fresh() for _ in sizes]
+        result.append(free // strides[axis] + 1)
+    return result
+
+
+def convolution(call: Call, image: int = 0, weights: int = 1) -> Sequence[Value]:
+    """Rule of Conv and its quantized forms: every input but the image is constant."""
+    value = call.tensor(image)
+    shape = rows_first(call, value)
+    for index, other in enumerate(call.inputs):
+        if index != image and other is not None and other.kind is not Kind.CONSTANT:
+            raise call.refusal(f"with rows in input {index}")
+    kernel = call.tensor(weights).shape
+    sizes: Sequence[Size] | None = call.integers("kernel_shape") or (None if kernel is None else kernel[2:])
+    channels = call.symbols.fresh() if kernel is None or not kernel else kernel[0]
+    return [value_like(value, [shape[0], channels, *_windows(call, shape[2:], sizes)])]
+
+
+def quantized_convolution(call: Call) -> Sequence[Value]:
+    """Rule of QLinearConv: image, scale, zero point, weights, ..."""
+    if call.integer("channels_last", 0):
+        raise call.refusal("with channels last")
+    return convolution(call, 0, 3)
+
+
+def summed_convolution(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's FusedConv: image, weights, bias, and a tensor of the result's shape that is added."""
+    added = call.given(3)
+    image = call.tensor(0)
+    if added is None:
+        return convolution(call)
+    if added.kind is not image.kind or added.row != image.row:
+        raise call.refusal("with other rows in input 3")
+    bare = Call(call.node, call.version, call.inputs[:3], call.symbols, call.attributes)
+    return convolution(bare)
+
+
+def channels_last_convolution(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's NhwcConv."""
+    value = call.tensor(0)
+    shape = rows_first(call, value)
+    call.require_constants(1)
+    return [value_like(value, [shape[0], *(call.symbols.fresh() for _ in shape[1:])])]
+
+
+def transposed_convolution(call: Call) -> Sequence[Value]:
+    """Rule of ConvTranspose."""
+    value = call.tensor(0)
+    shape = rows_first(call, value)
+    call.require_constants(1)
+    weights = call.tensor(1).shape
+    channels = None if weights is None or len(weights) < 3 else weights[1]
+    width = call.symbols.fresh() if channels is None else times(channels, call.integer("group", 1))
+    return [value_like(value, [shape[0], width, *_unwound(call, shape[2:], weights)])]
+
+
+def _unwound(call: Call, sizes: Sequence[Size], weights: Sequence[Size] | None) -> list[Size]:
+    count = len(sizes)
+    kernel: Sequence[Size] = call.integers("kernel_shape") or ([] if weights is None else list(weights[2:]))
+    strides, dilations = (call.integers(name) or [1] * count for name in ("strides", "dilations"))
+    pads, extra = call.integers("pads") or [0] * 2 * count, call.integers("output_padding") or [0] * count
+    is_plain = call.text("auto_pad", "NOTSET") == "NOTSET" and call.integers("output_shape") is None
+    lengths = [len(kernel), len(strides), len(dilations), len(pads) // 2, len(extra)]
+    if not is_plain or lengths != [count] * 5:
+        return [call.symbols.fresh() for _ in sizes]
+    result = list[Size]()
+    for axis, (size, width) in enumerate(zip(sizes, kernel, strict=True)):
+        if not isinstance(size, int) or not isinstance(width, int):
+            result.append(call.symbols.fresh())
+            continue
+        padding = pads[axis] + pads[axis + count]
+        result.append(strides[axis] * (size - 1) + extra[axis] + (width - 1) * dilations[axis] + 1 - padding)
+    return result
+
+
+def pool(call: Call) -> Sequence[Value]:
+    """Rule of MaxPool, AveragePool, LpPool; the places of the largest are counted across rows."""
+    value = call.tensor(0)
+    shape = rows_first(call, value)
+    call.require_constants(1)
+    result = value_like(value, [*shape[:2], *_windows(call, shape[2:], call.integers("kernel_shape"))])
+    return [result, mixed("") if value.kind is Kind.ROWS else result]
+
+
+def global_pool(call: Call) -> Sequence[Value]:
+    """Rule of Global*Pool."""
+    value = call.tensor(0)
+    shape = rows_first(call, value)
+    return [value_like(value, [*shape[:2], *[1] * (len(shape) - 2)])]
+
+
+def quantized_pool(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's QLinear*Pool: scales and zero points for all."""
+    if call.integer("channels_last", 0):
+        raise call.refusal("with channels last")
+    call.require_constants(1)
+    bare = Call(call.node, call.version, call.inputs[:1], call.symbols, call.attributes)
+    return (global_pool if "Global" in call.node.operator else pool)(bare)[:1]
+
+
+def resize(call: Call) -> Sequence[Value]:
+    """Rule of Resize and Upsample: the row axis keeps its size."""
+    value = call.tensor(0)
+    if value.shape is None:
+        raise call.refusal("of an unknown shape")
+    shape = value.shape
+    if call.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise call.refusal("that crops")
+    axes = [axis_of(call, axis, len(shape)) for axis in call.integers("axes") or range(len(shape))]
+    if value.row is not None and value.row.axis in axes:
+        _check_row_scale(call, axes.index(value.row.axis), shape[value.row.axis])
+    result = [call.symbols.fresh() if axis in axes else size for axis, size in enumerate(shape)]
+    for place, axis in enumerate(axes):
+        result[axis] = _resized(call, place, shape[axis]) or result[axis]
+    return [value_like(value, result)]
+
+
+def _scales_and_sizes(call: Call) -> tuple[list[object] | None, list[object] | None]:
+    if call.node.operator == "Upsample" and call.version < 9:
+        attribute = call.attributes.get("scales")
+        return (None if attribute is None else list(attribute.reals or [])), None
+    scales_at = 1 if call.node.operator == "Upsample" or call.version < 11 else 2
+    scales, sizes = call.elements(scales_at), call.elements(3) if scales_at == 2 else None
+    return (
+        None if scales is None or scales.size == 0 else list(scales.flat),
+        None if sizes is None or sizes.size == 0 else list(sizes.flat),
+    )
+
+
+def _check_row_scale(call: Call, place: int, size: Size) -> None:
+    """The rows are as many behind as before, whatever the other axes are."""
+    if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise call.refusal("that keeps the aspect ratio of the rows")
+    scales, sizes = _scales_and_sizes(call)
+    if sizes is not None and place < len(sizes) and sizes[place] == size:
+        return
+    if sizes is None and scales is not None and place < len(scales) and scales[place] == 1.0:
+        return
+    raise call.refusal("of the rows by what is not known to be 1")
+
+
+def _resized(call: Call, place: int, size: Size) -> Size | None:
+    scales, sizes = _scales_and_sizes(call)
+    if sizes is not None and place < len(sizes):
+        wanted = sizes[place]
+        is_size = isinstance(wanted, int) or (wanted is not None and not isinstance(wanted, float))
+        return wanted if is_size and not has_rows(wanted) else None  # type: ignore[return-value,arg-type]
+    if sizes is None and scales is not None and place < len(scales):
+        scale = scales[place]
+        if isinstance(scale, float) and scale == int(scale) and scale > 0:
+            return times(size, int(scale))
+        if isinstance(scale, float) and 1 / scale == int(1 / scale):
+            return divide(size, int(1 / scale))
+    return None
+
+
+def rows_in(*places: int) -> Rule:
+    """Returns the rule of operators with rows on the first axis of the inputs at `places`, all others constant.
+
+    The result has the rank of the first input, with unknown sizes behind the rows.
+    """
+
+    def rule(call: Call) -> Sequence[Value]:
+        first = call.tensor(0)
+        shape = rows_first(call, first, 1)
+        for index, other in enumerate(call.inputs):
+            if other is None:
+                continue
+            if index in places and other.row != first.row:
+                raise call.refusal(f"with other rows in input {index}")
+            if index not in places and other.kind is not Kind.CONSTANT:
+                raise call.refusal(f"with rows in input {index}")
+        result = [shape[0], *(call.symbols.fresh() for _ in shape[1:])]
+        return [value_like(first, result) if first.row is None else rows(result, first.row)]
+
+    return rule
+
+
+RULES: Rules = {
+    **dict.fromkeys(("Conv", "ConvInteger"), convolution),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), pool),
+    **dict.fromkeys(("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"), global_pool),
+    **dict.fromkeys(("Resize", "Upsample"), resize),
+    "ConvTranspose": transposed_convolution,
+    "GridSample": rows_in(0, 1),
+    "QLinearConv": quantized_convolution,
+}
+
+MICROSOFT_RULES: Rules = {
+    **dict.fromkeys(("QLinearAveragePool", "QLinearGlobalAveragePool"), quantized_pool),
+    "FusedConv": summed_convolution,
+    "NhwcConv": channels_last_convolution,
+    "QLinearConv": quantized_convolution,
+}
