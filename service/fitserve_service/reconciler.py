@@ -19,6 +19,7 @@ from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.known_model import unknown_model
 from fitserve_service.loader import LoadError
+from fitserve_service.loading.replaced_files import ReplacedFiles
 from fitserve_service.model_edits import ModelEdit, ModelEdits, OnDone
 from fitserve_service.registry import Registry
 from fitserve_service.served_version import ServedVersion, VersionLoader
@@ -69,6 +70,9 @@ class Reconciler:
         self._aspirations = Aspirations(source, registry, unloaded=unloaded, set_aside=set_aside)
         self._edits = ModelEdits(registry, self._aspirations, self._show_edited)
         self._attempts: dict[str, dict[int, Grounds]] = {}
+        self._files = ReplacedFiles(source)
+        self._renewals: dict[tuple[str, int], str | None] = {}
+        """Versions that are loaded anew beside those that serve, and why that failed; None: under way."""
         self._moved: deque[str] = deque()
         self._unsettled: set[str] | None = None
         self._is_settled = threading.Event()
@@ -127,6 +131,8 @@ class Reconciler:
         if self._unsettled is None:
             self._unsettled = set(self._aspirations.found())
         self._moved.clear()
+        for model in self._aspirations.found():
+            self._renew_replaced(model)
         self._reconcile(sorted(self._models()))
 
     def _reconcile(self, models: Iterable[str]) -> None:
@@ -216,25 +222,59 @@ class Reconciler:
             self._registry.set_state(model, step.version, State.FAILED, reason=problem)
             return
         self._registry.set_state(model, step.version, State.LOADING)
-        path = version_path(self._source.root, model, step.version)
-        future = self._pool.submit(self._loader.load, path, self._aspirations.source(model).overrides)
-        future.add_done_callback(lambda done: self._loaded(path, done))
+        self._renewals.pop((model, step.version), None)
+        self._submit(model, step.version, self._loaded)
 
-    def _loaded(self, path: VersionPath, future: Future[ServedVersion]) -> None:
-        """Runs on a loader thread, or at once where the pool is shut down."""
+    def _submit(
+        self, model: str, version: int, loaded: Callable[[VersionPath, tuple[int, ...], Future[ServedVersion]], None]
+    ) -> None:
+        """Has a version loaded; `loaded` runs on a loader thread, or at once where the pool is shut down."""
+        path, stamp = version_path(self._source.root, model, version), self._source.version_stamp(model, version)
+        future = self._pool.submit(self._loader.load, path, self._aspirations.source(model).overrides)
+        future.add_done_callback(partial(loaded, path, stamp))
+
+    def _loaded(self, path: VersionPath, stamp: tuple[int, ...], future: Future[ServedVersion]) -> None:
         if future.cancelled():
             return
-        error = future.exception()
-        if error is None:
-            served = future.result()
-            self._registry.set_ready(served)
-            text = "ready: %s version %d on %s in %.0f ms, %s"
-            _log.info(text, path.model, path.version, served.provider, served.load_ms, _proof_text(served))
-        else:
-            reason = str(error) if isinstance(error, LoadError) else "internal error while loading; the log has it"
-            known = error if not isinstance(error, LoadError) else None
-            _log.error("failed: %s version %d: %s", path.model, path.version, reason, exc_info=known)
+        if reason := _failure(path, future):
             self._registry.set_state(path.model, path.version, State.FAILED, reason=reason)
+        else:
+            self._registry.set_ready(future.result())
+            self._note_ready(future.result(), stamp)
+        self._has_moved(path.model)
+
+    def _note_ready(self, served: ServedVersion, stamp: tuple[int, ...]) -> None:
+        text = "ready: %s version %d on %s in %.0f ms, %s"
+        _log.info(text, served.model, served.version, served.provider, served.load_ms, _proof_text(served))
+        self._files.remember(served, stamp)
+
+    def _renew_replaced(self, model: str, *, is_asked: bool = False) -> None:
+        """Loads versions anew in whose folders other files lie; what serves goes on until they are READY."""
+        if self._aspirations.source(model).problem or self._aspirations.is_unloaded(model):
+            return
+        states = self._registry.states(model)
+        for version, served in self._registry.served(model).items():
+            name = (model, version)
+            is_under_way = self._renewals.get(name, "") is None
+            if states.get(version) is not State.READY or is_under_way:
+                continue
+            if self._files.is_replaced(served, is_asked=is_asked):
+                _log.info("%s version %d: other files are in its folder; loading them", model, version)
+                self._renewals[name] = None
+                self._submit(model, version, partial(self._renewed, served))
+
+    def _renewed(
+        self, old: ServedVersion, path: VersionPath, stamp: tuple[int, ...], future: Future[ServedVersion]
+    ) -> None:
+        if future.cancelled():
+            return
+        name = (path.model, path.version)
+        if reason := _failure(path, future):
+            self._renewals[name] = reason
+        else:
+            self._renewals.pop(name, None)
+            if self._registry.renew(old, future.result()):
+                self._note_ready(future.result(), stamp)
         self._has_moved(path.model)
 
     def _command(self, command: Callable[[], None]) -> None:
@@ -251,6 +291,7 @@ class Reconciler:
     def _begin_load(self, model: str, on_done: OnDone) -> None:
         self._aspirations.look()
         self._aspirations.want(model)
+        self._renew_replaced(model, is_asked=True)
         for version, state in self._registry.states(model).items():
             if state is State.FAILED:
                 self._registry.set_state(model, version, State.PENDING)
@@ -278,7 +319,10 @@ class Reconciler:
     def _is_unsettled(self, model: str) -> bool:
         aspired = set(self._aspired(model))
         states = self._registry.states(model)
-        is_moving = any(states.get(version, State.PENDING) in _UNSETTLED for version in aspired)
+        is_moving = any(
+            states.get(version, State.PENDING) in _UNSETTLED or self._renewals.get((model, version), "") is None
+            for version in aspired
+        )
         return is_moving or (
             self._aspirations.is_unloaded(model)
             and any(state in (State.LOADING, State.READY, State.UNLOADING) for state in states.values())
@@ -295,11 +339,25 @@ class Reconciler:
     def _outcome(self, model: str) -> ServiceError | None:
         aspired = self._aspired(model, has_stand_ins=False)
         states = self._registry.states(model)
-        if not aspired or any(states.get(version) is State.READY for version in aspired):
+        # What serves goes on where the files that were put in the place of its own do not load: that is told too.
+        stale = {v: why for v in aspired if states.get(v) is State.READY and (why := self._renewals.get((model, v)))}
+        if not stale and (not aspired or any(states.get(version) is State.READY for version in aspired)):
             return None
         failed = {entry.version: entry.reason for entry in self._registry.model(model).versions}
-        reasons = "; ".join(f"version {version}: {failed.get(version, '')}" for version in aspired)
+        told = stale or {version: failed.get(version, "") for version in aspired}
+        reasons = "; ".join(f"version {version}: {reason}" for version, reason in told.items())
         return ServiceError(Reason.LOAD_FAILED, f"model '{model}' could not be loaded: {reasons}", model=model)
+
+
+def _failure(path: VersionPath, future: Future[ServedVersion]) -> str:
+    """Returns why a load failed, fit for a caller, and logs it; empty where it did not."""
+    error = future.exception()
+    if error is None:
+        return ""
+    reason = str(error) if isinstance(error, LoadError) else "internal error while loading; the log has it"
+    known = error if not isinstance(error, LoadError) else None
+    _log.error("failed: %s version %d: %s", path.model, path.version, reason, exc_info=known)
+    return reason
 
 
 def _proof_text(served: ServedVersion) -> str:

@@ -187,6 +187,26 @@ class Registry:
             known.settle()
         self._notify(served.model)
 
+    def renew(self, old: ServedVersion, new: ServedVersion) -> bool:
+        """Makes a loaded version answer in the place of one of the same name and number, which goes with its leases.
+
+        Returns:
+            False where the old one does not answer any more, and nothing is changed.
+        """
+        with self._lock:
+            known = self._models.get(old.model)
+            entry = known.versions.get(old.version) if known else None
+            if known is None or entry is None or entry.served is not old or entry.state is not State.READY:
+                return False
+            known.versions[new.version] = KnownVersion(State.READY, served=new)
+            entry.state, entry.on_free = State.UNLOADING, _nothing
+            known.settle()
+            is_free = entry.lease_count == 0
+        self._notify(new.model)
+        if is_free:
+            self._free(new.model, entry)
+        return True
+
     def retire(self, model: str, version: int, on_free: Callable[[], None]) -> None:
         """Takes a READY version out of service; it is let go, and `on_free` called, when its last lease is released."""
         with self._lock:
@@ -226,3 +246,7 @@ class Registry:
             except Exception:
                 # A state that has changed has changed; whoever listens badly must not keep others from hearing it.
                 _log.exception("a subscriber failed on a change of model '%s'", model)
+
+
+def _nothing() -> None:
+    """Follows the end of an instance that another has taken the place of."""

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from fitserve_contract import repository
+from fitserve_contract.files import read_beneath
 from fitserve_contract.labels import read_labels
 from fitserve_service.model_config import Overrides, read_overrides
 from fitserve_service.traffic import NO_TRAFFIC, TRAFFIC_FILE, Traffic, read_traffic
@@ -94,6 +95,23 @@ class RepositorySource:
     def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
         """Gives what changes when a version's files do; see `version_stamp`."""
         return version_stamp(self.root, model, version)
+
+    def version_sums(self, model: str, version: int) -> str:
+        """Returns the checksums of a version's files: those that it was published with, else of what lies there.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: the folder holds what is no plain file of its own.
+        """
+        folder = self.root / model / str(version)
+        try:
+            return read_beneath(folder, repository.CHECKSUMS_FILE, max_bytes=repository.MAX_TEXT_BYTES).decode(
+                "latin-1"
+            )
+        except FileNotFoundError:
+            if not (folder / repository.MODEL_FILE).is_file():
+                raise
+            return repository.checksum_text(repository.checksums(folder))
 
     def _read(self, model: str, last: ModelSource) -> ModelSource:
         try:

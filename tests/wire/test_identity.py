@@ -61,14 +61,16 @@ class Form:
     def answer(self, rows: np.ndarray[Any, Any] = ROWS) -> list[tuple[str, str, list[list[float]]]]:
         return [(name, datatype, (rows * factor).tolist()) for name, datatype, factor in self.outputs]
 
-    def publish(self, root: Path, model: str) -> None:
-        """Publishes it with a manifest where it has classes, else as a bare file."""
-        if not self.classes:
-            builders.bare_version(root, model, 1, self.model())
-            return
+    def publish(self, root: Path, model: str, modified_ns: int | None = None) -> None:
+        """Publishes it, in one step, as version 1: with a manifest where it has classes, else as a bare file."""
         with publishing(root, model) as aside:
-            task = replace(builders.classes_task(self.outputs[0][0]), class_names=self.classes)
             (aside / MODEL_FILE).write_bytes(self.model())
+            if modified_ns is not None:
+                os.utime(aside / MODEL_FILE, ns=(modified_ns, modified_ns))
+            if not self.classes:
+                aside.rename(root / model / "1")
+                return
+            task = replace(builders.classes_task(self.outputs[0][0]), class_names=self.classes)
             (aside / MANIFEST_FILE).write_bytes(builders.manifest(model, task).to_bytes())
             publish(root, model, aside)
 
@@ -235,12 +237,10 @@ def test_a_version_of_a_number_that_was_deleted(tmp_path: Path, transport: str) 
     with calling(tmp_path, transport) as caller:
         caller.check("m", FIRST)
         for form in others:
-            old = (tmp_path / "m" / "1" / MODEL_FILE).stat()
+            modified_ns = (tmp_path / "m" / "1" / MODEL_FILE).stat().st_mtime_ns
             shutil.rmtree(tmp_path / "m")
             until(lambda: not caller.control.ListModels(control_pb2.ListModelsRequest(), timeout=WAIT_S).models)
-            form.publish(tmp_path, "m")
-            times = (old.st_atime_ns, old.st_mtime_ns)
-            os.utime(tmp_path / "m" / "1" / MODEL_FILE, ns=times)
+            form.publish(tmp_path, "m", modified_ns)
             request = oip.ModelReadyRequest(name="m")
             until(lambda request=request: caller.oip("ModelReady", request).ready)  # type: ignore[misc]
             caller.check("m", form)
@@ -263,6 +263,35 @@ def test_two_models_whose_folders_were_swapped(tmp_path: Path, transport: str) -
                 caller.load(name)
         for name, form in forms.items():
             caller.check(name, form)
+
+
+def test_models_whose_folders_were_swapped_while_they_serve(tmp_path: Path, transport: str) -> None:
+    forms = {"a": FORMS["other order"], "b": FORMS["other datatypes"]}
+    for name, form in forms.items():
+        form.publish(tmp_path, name)
+    with calling(tmp_path, transport) as caller:
+        for turn in range(2):
+            for name, form in forms.items():
+                caller.check(name, form, is_new=turn == 0)
+            (tmp_path / "a" / "1").rename(tmp_path / "a" / ".aside")
+            (tmp_path / "b" / "1").rename(tmp_path / "a" / "1")
+            (tmp_path / "a" / ".aside").rename(tmp_path / "b" / "1")
+            forms = {"a": forms["b"], "b": forms["a"]}
+            for name, form in forms.items():
+                until(lambda name=name, form=form: oip_answer(caller.infer(name)) == form.answer())  # type: ignore[misc]
+                caller.check(name, form, is_new=False)
+
+
+def test_a_version_that_was_made_anew_between_two_looks(tmp_path: Path, transport: str) -> None:
+    FIRST.publish(tmp_path, "m")
+    with calling(tmp_path, transport, poll_interval_s=600.0) as caller:
+        caller.check("m", FIRST)
+        for form in FORMS.values():
+            shutil.rmtree(tmp_path / "m")
+            form.publish(tmp_path, "m")
+            # The repository is not looked at, but for the call.
+            caller.load("m")
+            caller.check("m", form)
 
 
 def test_a_variant_that_was_chosen_anew(tmp_path: Path, transport: str) -> None:

@@ -133,6 +133,26 @@ def test_a_version_that_nobody_uses_goes_at_once(tmp_path: Path) -> None:
     assert freed == ["freed"]
 
 
+def test_a_version_that_is_renewed_answers_all_the_while_and_the_old_one_goes_with_its_leases(tmp_path: Path) -> None:
+    registry, told = Registry(), []
+    old, new, other = (loaded(tmp_path / name, 1) for name in ("old", "new", "other"))
+    registry.set_ready(old)
+    registry.subscribe(lambda model: told.append((model, registry.is_ready(model, 1))))
+    lease = registry.lease("m")
+    assert not registry.renew(other, new)
+    assert registry.renew(old, new)
+    assert registry.lease("m", version=1).served is new
+    assert not registry.renew(old, other)
+    assert lease.served is old
+    lease.release()
+    lease.release()
+    assert registry.served("m") == {1: new}
+    assert told
+    assert all(is_ready for _, is_ready in told)
+    registry.retire("m", 1, lambda: None)
+    assert not registry.renew(new, other)
+
+
 def test_leases_taken_and_released_on_many_threads_free_a_version_exactly_once(tmp_path: Path) -> None:
     registry = Registry()
     registry.set_ready(loaded(tmp_path, 1))
