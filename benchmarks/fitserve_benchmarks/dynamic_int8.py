@@ -6,7 +6,10 @@ its neighbours.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -50,12 +53,24 @@ def quantize_dynamically(source: Path, target: Path) -> None:
     from fitserve_exporters.variants_fusion import fuse_layers
 
     target.write_bytes(fuse_layers(source.read_bytes(), joins_weights=False))
-    quantize_dynamic(
-        target,
-        target,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        # Behind a node of ONNX Runtime's own domain onnx infers no element: what is quantized is FP32.
-        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
-    )
+    with _quiet():
+        quantize_dynamic(
+            target,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+            # Behind a node of ONNX Runtime's own domain onnx infers no element: what is quantized is FP32.
+            extra_options={"MatMulConstBOnly": True, "DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the quantizer's advice, which goes to the root logger, out of the benchmark's report."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

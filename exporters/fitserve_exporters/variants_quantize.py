@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import onnx
-from onnx import helper, numpy_helper
 
 from fitserve_exporters.candidate import Arrays, InputSpec, numpy_dtype
 from fitserve_exporters.errors import VariantError
+from fitserve_exporters.variants_nan import keep_nan
 
 LEAST_CALIBRATION_EXAMPLES: Final = 32
 """Fewer do not show the range of an activation."""
@@ -59,7 +58,8 @@ def quantize_statically(content: bytes, calibration: Mapping[str, Any], inputs: 
             calibrate_method=CalibrationMethod.MinMax,
         )
 
-    return _quantized(content, quantize)
+    row = {name: array[:1] for name, array in examples.items()}
+    return keep_nan(_quantized(content, quantize), content, row)
 
 
 def checked_calibration(calibration: Mapping[str, Any], inputs: tuple[InputSpec, ...]) -> Arrays:
@@ -116,7 +116,6 @@ def _quantized(content: bytes, quantize: Callable[[Path, Path], None]) -> bytes:
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise VariantError("int8: expected operators that ONNX Runtime can quantize, found none")
     _check_constant_scales(made.graph)
-    _keep_nan(made.graph)
     written: bytes = made.SerializeToString(deterministic=True)
     return written
 
@@ -130,52 +129,6 @@ def _check_constant_scales(graph: onnx.GraphProto) -> None:
             raise VariantError(
                 f"int8: expected constant scales, found those of '{node.name}' ({node.op_type}) computed"
             )
-
-
-def _keep_nan(graph: onnx.GraphProto) -> None:
-    """Adds 0 · Σx of each example's real inputs to its real outputs: QuantizeLinear writes a number in place of NaN."""
-    weights = {tensor.name for tensor in graph.initializer}
-    sums = [_nothing(graph, value) for value in graph.input if _is_real(value) and value.name not in weights]
-    nothing = sums[0] if sums else ""
-    for index, other in enumerate(sums[1:]):
-        graph.node.append(helper.make_node("Add", [nothing, other], [f"int8.nothing.{index}"]))
-        nothing = f"int8.nothing.{index}"
-    for value in graph.output:
-        if nothing and _is_real(value):
-            _add_to_output(graph, value, nothing)
-
-
-def _is_real(value: onnx.ValueInfoProto) -> bool:
-    kind = value.type.tensor_type
-    return kind.elem_type == onnx.TensorProto.FLOAT and len(kind.shape.dim) > 0
-
-
-def _nothing(graph: onnx.GraphProto, value: onnx.ValueInfoProto) -> str:
-    """Writes 0 · Σx over all axes but the first: (B,), 0 or NaN."""
-    rank, name = len(value.type.tensor_type.shape.dim), f"int8.{value.name}.nothing"
-    graph.initializer.append(onnx.helper.make_tensor(f"{name}.zero", onnx.TensorProto.FLOAT, [], [0.0]))
-    product = name if rank == 1 else f"{name}.each"
-    graph.node.append(helper.make_node("Mul", [value.name, f"{name}.zero"], [product]))
-    if rank > 1:
-        axes = numpy_helper.from_array(np.arange(1, rank), f"{name}.axes")
-        graph.initializer.append(axes)
-        graph.node.append(helper.make_node("ReduceSum", [product, axes.name], [name], keepdims=0))
-    return name
-
-
-def _add_to_output(graph: onnx.GraphProto, value: onnx.ValueInfoProto, nothing: str) -> None:
-    rank, inner = len(value.type.tensor_type.shape.dim), f"int8.{value.name}.quantized"
-    for node in graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name == value.name:
-                    names[index] = inner
-    shaped = nothing
-    if rank > 1:
-        axes, shaped = numpy_helper.from_array(np.arange(1, rank), f"{inner}.axes"), f"{inner}.nothing"
-        graph.initializer.append(axes)
-        graph.node.append(helper.make_node("Unsqueeze", [nothing, axes.name], [shaped]))
-    graph.node.append(helper.make_node("Add", [inner, shaped], [value.name]))
 
 
 @contextlib.contextmanager
