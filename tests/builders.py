@@ -251,6 +251,39 @@ def endless() -> bytes:
     )
 
 
+def slow(trips_per_row: int) -> bytes:
+    """x FP32 (B, 2) -> y = 2 x, in a time that grows with the rows: so many products of 128 x 128 for each."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["before", "weights"], ["product"]),
+            helper.make_node("Tanh", ["product"], ["after"]),
+            helper.make_node("Identity", ["go_on"], ["again"]),
+        ],
+        "body",
+        [value("round", (), TensorProto.INT64), value("go_on", (), TensorProto.BOOL), value("before", (128, 128))],
+        [value("again", (), TensorProto.BOOL), value("after", (128, 128))],
+    )
+    nodes = [
+        helper.make_node("Shape", ["x"], ["rows"], start=0, end=1),
+        helper.make_node("Squeeze", ["rows"], ["row_count"]),
+        helper.make_node("Mul", ["row_count", "trips_per_row"], ["trips"]),
+        helper.make_node("Loop", ["trips", "yes", "weights"], ["last"], body=body),
+        helper.make_node("ReduceMin", ["last"], ["least"], keepdims=0),
+        helper.make_node("Min", ["least", "zero"], ["nothing"]),
+        helper.make_node("Max", ["nothing", "zero"], ["offset"]),
+        helper.make_node("Mul", ["x", "two"], ["doubled"]),
+        helper.make_node("Add", ["doubled", "offset"], ["y"]),
+    ]
+    weights = {
+        "weights": np.random.default_rng(0).standard_normal((128, 128)).astype(np.float32) / 12,
+        "trips_per_row": np.array(trips_per_row),
+        "yes": np.array(True),
+        "zero": np.array(0, np.float32),
+        "two": np.array(2, np.float32),
+    }
+    return model(nodes, [value("x")], [value("y")], weights)
+
+
 def external(location: str, rows: int = 2) -> bytes:
     """x FP32 (B, rows) -> y = x + w, with w FP32 (rows) in the file `location`: `external_content(rows)`."""
     tensor = TensorProto(name="w", data_type=FLOAT, dims=[rows], data_location=TensorProto.EXTERNAL)

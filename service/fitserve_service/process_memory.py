@@ -1,8 +1,11 @@
-"""How much memory a process takes, and how much of it is its own: what a further worker costs."""
+"""How much memory a process takes, how much of it is its own, and how much it may still take."""
 
 from __future__ import annotations
 
+import math
+import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -35,5 +38,60 @@ def read_memory(process: int | str = "self") -> Memory | None:
         text = Path(f"/proc/{process}/smaps_rollup").read_text()
     except OSError:
         return None
-    sizes = {name: int(kib) << 10 for name, kib in _LINE.findall(text)}
+    sizes = _sizes(text)
     return Memory(sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
+
+
+def free_bytes(root: Path = Path("/")) -> int:
+    """Reads how much memory this process may still take: what the machine has left, or its control groups, if less.
+
+    Pages of files that nobody uses count as free. Sources: proc(5), meminfo; the kernel's cgroup-v2.rst and
+    cgroup-v1/memory.rst.
+
+    Args:
+        root: Where `proc` and `sys` are mounted.
+    """
+    try:
+        free = _sizes((root / "proc/meminfo").read_text())["MemAvailable"]
+    except (OSError, KeyError):
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(int(min([free, *_group_rooms(root)])), 0)
+
+
+def _group_rooms(root: Path) -> Iterator[float]:
+    """Yields what each control group of this process leaves; one without a limit leaves infinity."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            names = ("memory.max", "memory.current", "inactive_file")
+            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
+        elif "memory" in controllers.split(","):
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            mounts = [root / "sys/fs/cgroup/memory"]
+        else:
+            continue
+        # A container sees its own group as the mount's root, whatever path the host has for it.
+        groups = Path(path.lstrip("/"))
+        for mount in mounts:
+            for group in (groups, *groups.parents):
+                yield _room(mount / group, *names)
+
+
+def _room(folder: Path, limit: str, usage: str, idle: str) -> float:
+    try:
+        most = (folder / limit).read_text().strip()
+        used = int((folder / usage).read_text())
+        unused = re.search(rf"^{idle} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+    except (OSError, ValueError):
+        return math.inf
+    if not most.isdecimal():
+        return math.inf
+    return int(most) - used + (int(unused[1]) if unused else 0)
+
+
+def _sizes(text: str) -> dict[str, int]:
+    return {name: int(kib) << 10 for name, kib in _LINE.findall(text)}

@@ -22,11 +22,10 @@ from fitserve_contract.manifest import Manifest
 from fitserve_contract.tasks import Task
 from fitserve_contract.tensor_bytes import Array
 from fitserve_service.errors import ServiceError
+from fitserve_service.runtime.run_limit import RunLimit
 from fitserve_service.scoring import check_labels, reals
-from fitserve_service.session import OperatorError, RunLimit, Session
+from fitserve_service.session import OperatorError, Session
 from fitserve_service.signature import Signature, Tensor
-
-_RUN_LIMIT_S: Final = 60.0
 
 _TOLERANCES: Final = "manifest.verification.tolerance.per_output"
 
@@ -134,7 +133,7 @@ def replay(session: Session, certificate: Certificate) -> Replay:
             f"{PROBE_FILE}: expected outputs {sorted(outputs)}, got {sorted(certificate.tolerances)}"
         )
     count = len(next(iter(certificate.probe.inputs.values())))
-    with RunLimit(_RUN_LIMIT_S) as limit:
+    with session.limit() as limit:
         gaps = [gap for size in sorted({count, 1}) for gap in _gaps(session, certificate, size, limit)]
     too_far = [gap for gap in gaps if not gap.max_abs_diff <= gap.allowed]
     if too_far:

@@ -14,7 +14,7 @@ _PLAIN_ERROR = re.compile(r"^Error in execution: |onnxruntime|\b(CUDA|CUBLAS|CUD
 _DEVICE_FAILURE = re.compile(r"\b(CUDA|CUBLAS|CUDNN|CUFFT) failure (\w+): ([^;]*)")
 _NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 _NO_MEMORY = re.compile(
-    r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory|out of memory"
+    r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory|out of memory|more memory for these values"
     r"|Available memory of \d+ is smaller than|CUDA_ERROR_OUT_OF_MEMORY|(CUBLAS|CUDNN|CUFFT)\w*_ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
 )
@@ -49,6 +49,11 @@ class DeviceError(SessionError):
 
 class DeviceMemoryError(RunawayError):
     """A run for which the GPU had no memory left: not the fault of its values alone. The text is fit for a caller."""
+
+
+def has_no_memory(text: str) -> bool:
+    """Tells whether an error says that memory was not to be had."""
+    return _NO_MEMORY.search(text) is not None
 
 
 def is_of_runtime(error: Exception) -> bool:

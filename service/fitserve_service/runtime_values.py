@@ -3,39 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from fitserve_contract.datatypes import BF16, BYTES
+from fitserve_contract.datatypes import BYTES
 from fitserve_contract.manifest import TensorSpec
-from fitserve_service.run_errors import OperatorError
+from fitserve_contract.onnx_types import datatype_of_type, is_optional_type, unserved_text
+from fitserve_service.run_errors import OperatorError, SessionError
 from fitserve_service.signature import Tensor
-
-_DATATYPES: Final = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(bfloat16)": BF16,
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": BYTES,
-}
-
-
-def datatype(runtime_type: str) -> str | None:
-    """Gives the datatype of a runtime's type, optional or not; None where it is no tensor that we serve."""
-    if runtime_type.startswith("optional(") and runtime_type.endswith(")"):
-        runtime_type = runtime_type[len("optional(") : -1]
-    return _DATATYPES.get(runtime_type)
 
 
 def tensor_spec(
@@ -48,13 +25,39 @@ def tensor_spec(
         shapes: Name to shape, as the file says.
         has_default: It may be left out.
     """
-    found = datatype(node.type)
+    found = datatype_of_type(node.type)
     if found is None:
         return None
-    is_optional = has_default or node.type.startswith("optional(")
+    is_optional = has_default or is_optional_type(node.type)
     # The runtime says [] for a scalar and for an open rank alike; the file tells them apart.
     shape = tuple(node.shape) if node.shape or node.name not in shapes else shapes[node.name]
-    return TensorSpec(node.name, found, None if node.type.startswith("optional(") else shape, is_optional)
+    return TensorSpec(node.name, found, None if is_optional_type(node.type) else shape, is_optional)
+
+
+def unserved(required: Sequence[Any], defaulted: Sequence[Any], outputs: Sequence[Any]) -> Iterator[str]:
+    """Names the inputs and outputs that are left out because they are no tensors, with the way to get tensors.
+
+    Args:
+        required: The runtime's descriptions of the inputs that no initializer fills.
+        defaulted: Of those that an initializer fills.
+        outputs: Of the outputs.
+
+    Raises:
+        SessionError: an input cannot be left out, or no output is a tensor.
+    """
+    for node in (*required, *defaulted):
+        if datatype_of_type(node.type) is not None:
+            continue
+        text = unserved_text(node.type, "input")
+        if node in required and not is_optional_type(node.type):
+            raise SessionError(f"input '{node.name}': {text}")
+        yield f"input '{node.name}' keeps its default: {text}"
+    missing = [node for node in outputs if datatype_of_type(node.type) is None]
+    if len(missing) == len(outputs):
+        texts = [f"output '{node.name}': {unserved_text(node.type, 'output')}" for node in missing]
+        raise SessionError("; ".join(texts) or "outputs: expected at least one tensor, found none")
+    for node in missing:
+        yield f"output '{node.name}' is not served: {unserved_text(node.type, 'output')}"
 
 
 def fed(name: str, tensor: Tensor) -> Any:

@@ -10,10 +10,9 @@ import contextlib
 import functools
 import io
 import re
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import onnxruntime
@@ -33,14 +32,16 @@ from fitserve_service.run_errors import (
     load_error,
     run_error,
 )
-from fitserve_service.runtime_values import array_of, datatype, fed, taken, tensor_spec
+from fitserve_service.runtime.run_limit import RunLimit
+from fitserve_service.runtime_values import array_of, fed, taken, tensor_spec, unserved
 from fitserve_service.session_options import SessionOptions, cuda_options, has_kept_shapes, is_kept_size, settled
-from fitserve_service.signature import Tensor
+from fitserve_service.signature import Tensor, axis_conflict
 
 __all__ = [
     "CPU_PROVIDER",
     "CUDA_PROVIDER",
     "LOWEST_VERSION",
+    "FirstRun",
     "OperatorError",
     "RunLimit",
     "RunSwitch",
@@ -133,6 +134,13 @@ def device_kind(device: str) -> str:
     return "cuda" if is_cuda else "cpu"
 
 
+class FirstRun(NamedTuple):
+    """The first run of one made-up row: the size of its free axes beside the batch, and how long it took, seconds."""
+
+    free_axis_size: int
+    run_s: float
+
+
 class RunSwitch:
     """Ends runs from outside, from any thread: a model may loop for ever, by the values of a request."""
 
@@ -149,31 +157,17 @@ class RunSwitch:
         self.options.terminate = True
 
 
-class RunLimit:
-    """A time after which runs are ended from outside: a model may loop for ever. A context manager around the runs."""
-
-    def __init__(self, limit_s: float) -> None:
-        self.options = onnxruntime.RunOptions()
-        self._timer = threading.Timer(limit_s, setattr, (self.options, "terminate", True))
-        self._timer.daemon = True
-
-    def __enter__(self) -> RunLimit:
-        self._timer.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
-
-
 class Session:
     """A loaded model. Owns the runtime's session; safe to run from several threads.
 
     Attributes:
         inputs: Inputs in the model's order; those with a default last.
         outputs: Outputs that are tensors, in the model's order.
+        unserved: One line for each input or output that is no tensor and is left out, with the way to get one.
         provider: Execution provider that runs it, ONNX Runtime's name.
         placement: Which provider runs how many nodes; recorded on a GPU alone.
         has_loops: A run's time depends on the values: what runs short once may never end.
+        first_run: As `warmup.first_run` found it; None before.
     """
 
     def __init__(
@@ -198,20 +192,15 @@ class Session:
         self._session = _open(model, options, external or {})
         self.provider: str = self._session.get_providers()[0]
         self.placement = _checked_placement(self._session, options)
-        required = [tensor_spec(node, facts.input_shapes, has_default=False) for node in self._session.get_inputs()]
-        overridable = self._session.get_overridable_initializers()
-        defaulted = [tensor_spec(node, facts.input_shapes, has_default=True) for node in overridable]
-        untensored = [node.name for node in self._session.get_inputs() if datatype(node.type) is None]
-        if untensored:
-            raise SessionError(
-                f"input '{untensored[0]}': expected a tensor, got a sequence, map or unknown element type"
-            )
+        nodes = self._session.get_inputs(), self._session.get_overridable_initializers(), self._session.get_outputs()
+        self.unserved = tuple(unserved(*nodes))
+        required = [tensor_spec(node, facts.input_shapes, has_default=False) for node in nodes[0]]
+        defaulted = [tensor_spec(node, facts.input_shapes, has_default=True) for node in nodes[1]]
         self.inputs = tuple(spec for spec in (*required, *defaulted) if spec is not None)
-        outputs = [tensor_spec(node, facts.output_shapes, has_default=False) for node in self._session.get_outputs()]
+        outputs = [tensor_spec(node, facts.output_shapes, has_default=False) for node in nodes[2]]
         self.outputs = tuple(spec for spec in outputs if spec is not None)
-        if not self.outputs:
-            raise SessionError("outputs: expected at least one tensor, found none")
         self.has_loops = facts.has_loops
+        self.first_run: FirstRun | None = None
         self._has_bfloat16 = any(spec.datatype == BF16 for spec in (*self.inputs, *self.outputs))
         if self._has_bfloat16 and any(spec.datatype == BYTES for spec in self.inputs):
             raise SessionError("inputs: expected no BYTES beside BF16: onnxruntime for Python cannot take both at once")
@@ -219,6 +208,7 @@ class Session:
         # Its wrapper would look for what no session of ours has (a graph of WebGPU, a fallback), at each run.
         self._run_natively = getattr(self._session, "_sess", self._session).run
         self._buckets = options.batch_size_buckets
+        self._run_limit = options.run_limit_s, options.on_run
         self._device_runs = self._new_device_runs(options)
         # Functions, not methods of this object: a session that refers to itself outlives its last user.
         plain = Session._run if self._device_runs is None else Session._run_on_gpu
@@ -239,6 +229,10 @@ class Session:
         if is_kept_size(self.inputs, [tensor.array.shape for tensor in inputs.values()], self._buckets):
             self._device_runs.keep({name: tensor.array for name, tensor in inputs.items()})
 
+    def limit(self) -> RunLimit:
+        """Returns a limit for runs before the model is READY."""
+        return RunLimit(onnxruntime.RunOptions(), *self._run_limit)
+
     def run(
         self, inputs: Mapping[str, Tensor], output_names: Sequence[str], limit: RunLimit | RunSwitch | None = None
     ) -> dict[str, Tensor]:
@@ -258,6 +252,9 @@ class Session:
             DeviceError: the GPU failed.
         """
         options = limit.options if limit else None
+        clock = limit if isinstance(limit, RunLimit) else None
+        if clock is not None:
+            clock.begin(_row_count(inputs))
         try:
             arrays = self._run_arrays(self, inputs, output_names, options)
         except MemoryError:
@@ -266,7 +263,15 @@ class Session:
             if not is_of_runtime(error):
                 raise
             is_ended = limit is not None and bool(limit.options.terminate)
-            raise run_error(error, is_ended=is_ended, is_on_gpu=self.provider == CUDA_PROVIDER) from error
+            if clock is not None and is_ended:
+                raise RunawayError(clock.problem()) from error
+            said = run_error(error, is_ended=is_ended, is_on_gpu=self.provider == CUDA_PROVIDER)
+            if type(said) is OperatorError and (conflict := axis_conflict(self.inputs, inputs)):
+                said = OperatorError(f"{conflict}: {said}")
+            raise said from error
+        finally:
+            if clock is not None:
+                clock.end()
         pairs = zip(output_names, arrays, strict=True)
         return {name: Tensor(self._datatypes[name], taken(name, array)) for name, array in pairs}
 
@@ -361,6 +366,11 @@ def _checked_placement(session: Any, options: SessionOptions) -> Placement:
     if problem and options.device.startswith("cuda"):
         raise SessionError(f"device '{options.device}': {problem}")
     return placement
+
+
+def _row_count(inputs: Mapping[str, Tensor]) -> int:
+    """Counts the rows of a run by its longest first axis, as a limit of its time takes them."""
+    return max((tensor.array.shape[0] for tensor in inputs.values() if tensor.array.ndim), default=1)
 
 
 def _ort_value(tensor: Tensor) -> Any:

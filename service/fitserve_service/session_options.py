@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fitserve_contract.datatypes import BF16, BYTES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.onnx_file import OnnxFacts
+from fitserve_service.runtime.run_limit import DEFAULT_RUN_LIMIT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,8 @@ class SessionOptions:
         batch_size_buckets: On a GPU: batch sizes whose buffers stay there once `Session.keep` has seen them.
         has_graphs: On a GPU: runs whose buffers stay there are captured as CUDA graphs.
         device_memory_limit_bytes: On a GPU: most memory that the session's arena takes there; 0: all that is free.
+        run_limit_s: Seconds for each run of one row before the model is READY; larger ones have more.
+        on_run: See `RunLimit`.
     """
 
     device: str = "auto"
@@ -36,6 +39,8 @@ class SessionOptions:
     batch_size_buckets: tuple[int, ...] = ()
     has_graphs: bool = True
     device_memory_limit_bytes: int = 0
+    run_limit_s: float = DEFAULT_RUN_LIMIT_S
+    on_run: Callable[[float], None] | None = None
 
     @property
     def gpu_index(self) -> int:

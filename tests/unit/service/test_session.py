@@ -149,6 +149,85 @@ def test_outputs_that_are_no_tensors_are_left_out_and_the_rest_is_served() -> No
     assert session.run({"x": x}, ["label"])["label"].array.tolist() == [1]
 
 
+def typed(input_type: onnx.TypeProto, output_type: onnx.TypeProto, node: onnx.NodeProto) -> bytes:
+    """x -> y by one node, and r = relu(f) beside them: f FP32 (B)."""
+    return builders.model(
+        [node, helper.make_node("Relu", ["f"], ["r"])],
+        [helper.make_value_info("x", input_type), builders.value("f", ("B",))],
+        [helper.make_value_info("y", output_type), builders.value("r", ("B",))],
+    )
+
+
+FLOATS = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, ["B"])
+FP8 = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT8E4M3FN, ["B"])
+SEQUENCE = helper.make_sequence_type_proto(helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None))
+TO_FP8 = helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT8E4M3FN)
+TO_FLOAT = helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT)
+
+
+@pytest.mark.parametrize(
+    ("model", "lines"),
+    [
+        (builders.scaled(), []),
+        (builders.optional_tensor(), []),
+        (builders.zipmap_like(), ["output 'probabilities' is not served: .* a sequence of maps .*'zipmap': False"]),
+        (typed(FLOATS, FP8, TO_FP8), ["output 'y' is not served: .* a tensor of float8e4m3fn .*Cast node to FP32"]),
+        (
+            typed(FLOATS, SEQUENCE, helper.make_node("SequenceConstruct", ["x", "x"], ["y"])),
+            ["output 'y' is not served: .* a sequence .*ConcatFromSequence"],
+        ),
+        (
+            typed(
+                helper.make_optional_type_proto(SEQUENCE),
+                helper.make_tensor_type_proto(onnx.TensorProto.BOOL, []),
+                helper.make_node("OptionalHasElement", ["x"], ["y"]),
+            ),
+            ["input 'x' keeps its default: .* an optional value: a sequence"],
+        ),
+    ],
+)
+def test_what_is_left_out_is_named_with_the_way_to_get_a_tensor(model: bytes, lines: list[str]) -> None:
+    found = opened(model).unserved
+
+    assert len(found) == len(lines)
+    assert all(re.search(line, text) for line, text in zip(lines, found, strict=True)), found
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (typed(FP8, FLOATS, TO_FLOAT), "input 'x': .* a tensor of float8e4m3fn .*add a Cast node from FP32"),
+        (
+            builders.model(
+                [helper.make_node("SequenceConstruct", ["x", "x"], ["y"])],
+                [builders.value("x")],
+                [helper.make_value_info("y", SEQUENCE)],
+            ),
+            r"output 'y': .* a sequence \(seq\(tensor\(float\)\)\); .*ConcatFromSequence",
+        ),
+    ],
+)
+def test_types_that_cannot_be_left_out_are_refused_by_name(model: bytes, text: str) -> None:
+    with pytest.raises(SessionError, match=text):
+        opened(model)
+
+
+def test_a_failed_run_names_the_axes_of_one_name_that_differ() -> None:
+    session = opened(builders.two_in_two_out())
+    two, three = (Tensor("FP32", np.ones((rows, 2), np.float32)) for rows in (2, 3))
+
+    expected = r"^input 'b': expected 2 for axis B, as in input 'a', got shape \(3, 2\): operator \w+ "
+    with pytest.raises(OperatorError, match=expected):
+        session.run({"a": two, "b": three}, ["total"])
+
+
+def test_axes_of_one_name_may_differ_where_the_runtime_takes_them() -> None:
+    session = opened(builders.two_in_two_out())
+    one, two = (Tensor("FP32", np.ones((rows, 2), np.float32)) for rows in (1, 2))
+
+    assert session.run({"a": one, "b": two}, ["total"])["total"].array.tolist() == [[2, 2], [2, 2]]
+
+
 def test_outputs_come_in_the_order_asked_for() -> None:
     one = Tensor("FP32", np.ones((1, 2), np.float32))
     outputs = opened(builders.two_in_two_out()).run({"a": one, "b": one}, ["difference", "total"])
@@ -160,7 +239,7 @@ def test_outputs_come_in_the_order_asked_for() -> None:
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (builders.sequence_input(), "input 's': expected a tensor, got a sequence, map or unknown element type"),
+        (builders.sequence_input(), r"input 's': expected a tensor of .*, got a sequence \(seq\(tensor\(float\)\)\)"),
         (
             builders.model(
                 [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["w"], ["v"])],
