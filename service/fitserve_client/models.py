@@ -63,6 +63,7 @@ class ModelVersion:
     max_batch_size: int
     load_ms: float
     replay_ms: float = 0.0
+    joining: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,7 @@ def version_of(message: control_pb2.ModelVersion) -> ModelVersion:
         max_batch_size=message.max_batch_size,
         load_ms=message.load_ms,
         replay_ms=message.replay_ms,
+        joining=message.joining,
     )
 
 

@@ -57,8 +57,8 @@ class Report:
 def models_report(models: Sequence[Model]) -> Report:
     """Lists models, a row per version."""
     rows = [_version_row(model.name, version) for model in models for version in model.versions]
-    rows += [[model.name, "", "no versions", *[""] * 5] for model in models if not model.versions]
-    header = ("model", "version", "state", "labels", "task", "provider", "verified", "reason")
+    rows += [[model.name, "", "no versions", *[""] * 6] for model in models if not model.versions]
+    header = ("model", "version", "state", "labels", "task", "provider", "verified", "joining", "reason")
     document = {"models": [asdict(model) for model in models]}
     return Report(document, header, rows) if models else Report(document, above=[_NO_MODELS])
 
@@ -173,6 +173,7 @@ def _version_row(model: str, version: ModelVersion) -> list[str]:
         version.task,
         version.execution_provider.removesuffix("ExecutionProvider"),
         ("yes" if version.is_verified else "no") if version.state in _HELD else "",
+        version.joining,
         version.reason,
     ]
 

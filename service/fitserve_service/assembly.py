@@ -25,6 +25,7 @@ from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler
 from fitserve_service.registry import Registry
+from fitserve_service.runtime.run_limit import DEFAULT_RUN_LIMIT_S
 from fitserve_service.served_version import ServedVersion, VersionLoader
 from fitserve_service.servicers.control import ControlServicer, ModelLoader
 from fitserve_service.servicers.health import HealthServicer
@@ -85,7 +86,13 @@ class Assembly:
         self.transport = choose(settings.transport, _transport_options(settings, peers is not None))
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
         room = settings.max_queued_bytes
-        self.engine = Engine(self.transport, self._telemetry, runner_count=settings.runner_count, max_queued_bytes=room)
+        self.engine = Engine(
+            self.transport,
+            self._telemetry,
+            runner_count=settings.runner_count,
+            max_queued_bytes=room,
+            on_coupled=self._tell_coupled,
+        )
         self.idle_return = IdleReturn(self.transport, lambda: self.engine.submitted_count)
         self._canaries = _new_canaries(settings)
         self.reconciler = self._new_reconciler()
@@ -96,6 +103,13 @@ class Assembly:
         self._telemetry.add(RefusalCollector(self._entrance.refusals))
         self.activity = Activity(self._telemetry.counts)
         self.pages = self._new_pages()
+
+    def stop_joining(self, model: str, version: int, problem: str) -> None:
+        """Has a version's requests run alone, on the loop thread: another worker found its rows coupled."""
+        for known in self.registry.snapshot():
+            for each in known.versions:
+                if (known.name, each.version) == (model, version) and each.served is not None:
+                    self.engine.stop_joining(each.served, problem)
 
     def methods(self) -> MethodTable:
         """Makes the methods that the transport serves; once only."""
@@ -129,6 +143,10 @@ class Assembly:
             self._tracer.close()
         self._entrance.close()
 
+    def _tell_coupled(self, served: ServedVersion, problem: str) -> None:
+        if self._peers is not None:
+            self._peers.tell_coupled(served.model, served.version, problem)
+
     def _new_reconciler(self) -> Reconciler:
         settings, peers = self._settings, self._peers
         return Reconciler(
@@ -151,6 +169,9 @@ class Assembly:
             p99_target_ms=settings.p99_target_ms,
             device_memory_limit_bytes=settings.device_memory_limit_bytes,
             max_queue_ms=settings.max_queue_ms,
+            spot_check_share=settings.spot_check_share,
+            # Twice the trial's: the server has callers beside it.
+            run_limit_s=2 * settings.canary_limit_s if settings.canary_limit_s else DEFAULT_RUN_LIMIT_S,
             weights=SharedWeights(self._peers.weights) if self._peers and self._peers.weights else None,
         )
         recorded = RecordedLoader(loader)
@@ -220,7 +241,13 @@ def _new_canaries(settings: ServerSettings) -> Canaries | None:
         return None
     is_final = settings.device == "cpu" or session.cuda_problem() is not None
     terms = Terms(settings.variant, settings.require_proof)
-    return Canaries(settings.repository, limit_s=settings.canary_limit_s, is_final=is_final, terms=terms)
+    return Canaries(
+        settings.repository,
+        limit_s=settings.canary_limit_s,
+        is_final=is_final,
+        memory_bytes=settings.canary_memory_bytes,
+        terms=terms,
+    )
 
 
 def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOptions:

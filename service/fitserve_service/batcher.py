@@ -192,6 +192,15 @@ class Batcher(Generic[EntryT]):
             return f"{waits}, and its queue holds work for {self._max_queued_s * 1e3:.1f} ms"
         return f"its run would begin in about {(self._turn_s(now_s) - now_s) * 1e3:.1f} ms, too late for the deadline"
 
+    def stop_joining(self) -> None:
+        """Has every entry run alone from now on, those that wait already too."""
+        self._max_batch_size = self._most_counted = 0
+        waiting = sorted((entry for queue in self._queues.values() for entry in queue), key=lambda each: each.arrived_s)
+        self._queues.clear()
+        for entry in waiting:
+            entry.key = None
+            self._queues.setdefault((entry.priority, None), deque()).append(entry)
+
     def remove(self, entry: EntryT) -> bool:
         """Takes a cancelled entry out; False where it has left already."""
         if not entry.is_queued:
@@ -289,7 +298,7 @@ class Batcher(Generic[EntryT]):
 
     def _rows_of(self, queue: deque[EntryT]) -> int:
         """How many rows of a queue to run at once; one request may bring more than that, and is never split."""
-        if len(queue) == 1:
+        if len(queue) == 1 or not self._max_batch_size:
             return self._max_batch_size
         rows = 0
         for entry in queue:

@@ -8,33 +8,39 @@ would, on the CPU, with bounded memory and time, without network, with nothing t
 | server | `begin`   | what all trials have in common: `repository`, `variant`, `is_proof_required`                  |
 | canary | `ready`   | send versions: `in_force`, the limits that the kernel took                                    |
 | server | `try_out` | load and run this one: `model`, `version`, `overrides`, `memory_bytes`, `cpu_s`               |
-| canary | `verdict` | it ran (`refusal` is empty), or what the loader said; `is_runaway`: it took more than it may   |
+| canary | `step`    | it goes on: a run begins that may take `expected_s`, or one has ended                         |
+| canary | `verdict` | it ran (`refusal` is empty), or what the loader said; `is_out_of_memory`: it needs more        |
 """
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from fitserve_service import canary_limits
 from fitserve_service.stopping import die_with
 from fitserve_service.worker_link import Link, Message
+
+_SHORT_S: Final = 0.5
 
 
 def main() -> NoReturn:
     """Tries out what it is sent until the link ends; the arguments are the link's descriptor and the parent's id."""
     descriptor, parent = map(int, sys.argv[1:])
     die_with(parent)
+    canary_limits.be_killed_first()
     in_force = [canary_limits.NETWORK] if canary_limits.leave_network() else []
     link = Link(socket.socket(fileno=descriptor))
     begin = link.receive()
     if begin is None:
         sys.exit(1)
-    try_out = _loading(begin)
+    try_out = _loading(begin, link)
     canary_limits.bound_resources()
     if canary_limits.read_only([begin["repository"], sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path)]):
         in_force.append(canary_limits.FILES)
@@ -44,15 +50,22 @@ def main() -> NoReturn:
     sys.exit(0)
 
 
-def _loading(begin: Message) -> Callable[[Message], Message]:
+def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
     # Only now: numpy and the runtime may start threads, and a process with threads cannot give up the network.
     from fitserve_contract.repository import version_path
     from fitserve_service.loader import Loader, LoadError
     from fitserve_service.model_config import Overrides
-    from fitserve_service.session import RunawayError
+    from fitserve_service.run_errors import has_no_memory
 
     repository = Path(begin["repository"])
-    loader = Loader("cpu", variant=begin["variant"], is_proof_required=begin["is_proof_required"])
+    # The server ends the process, and with it a run that no limit in here could end.
+    loader = Loader(
+        "cpu",
+        variant=begin["variant"],
+        is_proof_required=begin["is_proof_required"],
+        run_limit_s=math.inf,
+        on_run=_Steps(link).tell,
+    )
 
     def try_out(message: Message) -> Message:
         path = version_path(repository, message["model"], message["version"])
@@ -60,12 +73,27 @@ def _loading(begin: Message) -> Callable[[Message], Message]:
         try:
             loader.load(path, Overrides(message["overrides"]))
         except LoadError as error:
-            return {"refusal": str(error), "is_runaway": isinstance(error.__cause__, RunawayError)}
+            return {"refusal": str(error), "is_out_of_memory": has_no_memory(str(error))}
         except MemoryError:
-            return {"refusal": "model: wants more memory than a model of its size may", "is_runaway": True}
-        return {"refusal": "", "is_runaway": False}
+            return {"refusal": "the model's files do not fit into memory", "is_out_of_memory": True}
+        return {"refusal": "", "is_out_of_memory": False}
 
     return try_out
+
+
+class _Steps:
+    """Tells the server that a trial goes on, where it would else wait in vain: not for each of many short runs."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._told_s = time.monotonic()
+
+    def tell(self, expected_s: float) -> None:
+        """Is told of each run, as `SessionOptions.on_run` says."""
+        now_s = time.monotonic()
+        if max(expected_s, now_s - self._told_s) > _SHORT_S:
+            self._told_s = now_s
+            self._link.send("step", expected_s=expected_s)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,14 @@ it was trying is tried again alone, in a fresh one: only what dies alone is to b
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -20,18 +22,33 @@ from typing import Final
 from fitserve_contract.repository import VersionPath
 from fitserve_service.loader import MAX_MODEL_BYTES, LoadError
 from fitserve_service.model_config import Overrides
+from fitserve_service.process_memory import free_bytes
+from fitserve_service.runtime.run_limit import LARGEST_LIMIT_S
 from fitserve_service.worker_link import Link, Message
 
 _GROUP_SIZE: Final = 32
 """Versions that one process tries out before it is thrown away."""
 
 _START_S: Final = 60.0
+
+_LIMIT_S: Final = 30.0
+_QUICK_START_S: Final = 2.0
+_MOST_SLOWNESS: Final = 4.0
+"""Where no limit is set: seconds where a trial's process starts within the quick time, in proportion where it starts
+later, and never more than so many times as many."""
+
+_MOST_STEPS: Final = 40
+"""A whole trial ends after so many times the limit, whatever its process says."""
+
 _BYTES_PER_S: Final = 20 << 20
-"""A version's time grows with its size, as if it were read so slowly."""
+"""A step's time grows with the version's size, as if it were read so slowly."""
 
 _MEMORY_BYTES: Final = 2 << 30
 _MEMORY_FACTOR: Final = 4
-"""A version's memory: a base, and so many times its files: the bytes, the weights, optimized copies."""
+"""A version's usual memory: a base, and so many times its files: the bytes, the weights, optimized copies."""
+
+_SHARE_OF_FREE: Final = 0.75
+"""What needs more than usual is tried alone, with this share of the memory that is free."""
 
 _SERVER_ONLY: Final = ("device", "batch_size_buckets", "versions", "keep_versions")
 """Overrides that a canary leaves out: it runs on the CPU, and not every size."""
@@ -59,15 +76,27 @@ class Canaries:
 
     Args:
         repository: The model repository.
-        limit_s: Time that a small version may take to load and run.
+        limit_s: Seconds that loading and each run of one row may take, for a small version; None: 30, and up to four
+            times as many where processes start slowly.
+        memory_bytes: Most memory that a version may take; 0: three quarters of what is free.
         is_final: What a canary refuses the server need not try: it would run on the same kind of device.
         terms: What the server loads by.
     """
 
-    def __init__(self, repository: Path, *, limit_s: float, is_final: bool, terms: Terms | None = None) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        limit_s: float | None,
+        is_final: bool,
+        memory_bytes: int = 0,
+        terms: Terms | None = None,
+    ) -> None:
         self._repository = repository
         self._terms = terms or Terms()
         self._limit_s = limit_s
+        self._memory_bytes = memory_bytes
+        self._alone = threading.Lock()
         self._is_final = is_final
         self._lock = threading.Lock()
         self._idle: list[_Canary] = []
@@ -80,20 +109,22 @@ class Canaries:
         Raises:
             LoadError: it killed the process, did not end, wanted too much memory, or cannot be loaded.
         """
-        order = self._order(path, overrides)
-        canary = self._take()
-        verdict = canary.ask(order, self._time_s(path))
-        if verdict is None and canary.tried_count > 1 and not canary.is_late:
-            self._drop(canary)
-            canary = self._start()
-            verdict = canary.ask(order, self._time_s(path))
-        if verdict is None:
-            self._drop(canary)
-            raise LoadError(canary.how_it_ended())
-        self._give_back(canary)
-        refusal, is_runaway = str(verdict.get("refusal", ""))[:2_000], verdict.get("is_runaway") is True
-        if refusal and (self._is_final or is_runaway):
-            raise LoadError(refusal)
+        usual_bytes = _MEMORY_BYTES + _MEMORY_FACTOR * _size_bytes(path.folder)
+        bound_bytes, allowed = self._most_bytes(free_bytes())
+        verdict = self._try_out(path, overrides, min(usual_bytes, bound_bytes))
+        if verdict.is_out_of_memory and usual_bytes < bound_bytes:
+            # One at a time: each may take most of what is free.
+            with self._alone:
+                bound_bytes, allowed = self._most_bytes(free_bytes())
+                verdict = self._try_out(path, overrides, bound_bytes)
+        if verdict.is_out_of_memory and not verdict.is_deadly:
+            more_bytes = 2 * bound_bytes
+            raise LoadError(
+                f"canary: expected the model to load and run in {_gib(bound_bytes)} of memory, {allowed}, and it needs "
+                f"more: {verdict.refusal}; free memory, or allow it more: --canary-memory-bytes {more_bytes}"
+            )
+        if verdict.refusal and (self._is_final or verdict.is_deadly):
+            raise LoadError(verdict.refusal)
 
     def close(self) -> None:
         """Ends all processes, also those that are trying something out."""
@@ -102,6 +133,40 @@ class Canaries:
             live = list(self._live)
         for canary in live:
             self._drop(canary)
+
+    def _try_out(self, path: VersionPath, overrides: Overrides, memory_bytes: int) -> _Verdict:
+        canary = self._take()
+        message = self._ask(canary, path, overrides, memory_bytes)
+        if message is None and canary.tried_count > 1 and not canary.is_late:
+            self._drop(canary)
+            canary = self._start()
+            message = self._ask(canary, path, overrides, memory_bytes)
+        if message is None:
+            self._drop(canary)
+            is_out_of_memory = not canary.is_late and canary.signal() is signal.SIGABRT
+            return _Verdict(canary.how_it_ended(), is_out_of_memory=is_out_of_memory, is_deadly=True)
+        self._give_back(canary)
+        refusal, is_out_of_memory = str(message.get("refusal", ""))[:2_000], message.get("is_out_of_memory") is True
+        return _Verdict(refusal, is_out_of_memory=bool(refusal) and is_out_of_memory, is_deadly=False)
+
+    def _ask(self, canary: _Canary, path: VersionPath, overrides: Overrides, memory_bytes: int) -> Message | None:
+        limit_s = self._limit_s or _LIMIT_S * canary.slowness
+        step_s = limit_s + _size_bytes(path.folder) / _BYTES_PER_S
+        values = {name: value for name, value in overrides.values.items() if name not in _SERVER_ONLY}
+        order: Message = {
+            "model": path.model,
+            "version": path.version,
+            "overrides": values,
+            "memory_bytes": memory_bytes,
+            "cpu_s": _MOST_STEPS * step_s * (os.cpu_count() or 1),
+        }
+        return canary.ask(order, step_s)
+
+    def _most_bytes(self, unused_bytes: int) -> tuple[int, str]:
+        """Returns the most memory that a version may take, and where the number comes from."""
+        if self._memory_bytes:
+            return self._memory_bytes, "as --canary-memory-bytes says"
+        return int(unused_bytes * _SHARE_OF_FREE), f"three quarters of what is free ({_gib(unused_bytes)})"
 
     def _take(self) -> _Canary:
         with self._lock:
@@ -131,18 +196,20 @@ class Canaries:
                 self._idle.remove(canary)
         canary.end()
 
-    def _order(self, path: VersionPath, overrides: Overrides) -> Message:
-        values = {name: value for name, value in overrides.values.items() if name not in _SERVER_ONLY}
-        return {
-            "model": path.model,
-            "version": path.version,
-            "overrides": values,
-            "memory_bytes": min(_MEMORY_BYTES + _MEMORY_FACTOR * _size_bytes(path.folder), _machine_bytes() * 3 // 4),
-            "cpu_s": self._time_s(path) * (os.cpu_count() or 1),
-        }
 
-    def _time_s(self, path: VersionPath) -> float:
-        return self._limit_s + _size_bytes(path.folder) / _BYTES_PER_S
+@dataclass(frozen=True, slots=True)
+class _Verdict:
+    """What became of a trial.
+
+    Args:
+        refusal: Why the version is refused; empty: it ran.
+        is_out_of_memory: With more memory it might have run.
+        is_deadly: It ended the process, or had to be ended with it.
+    """
+
+    refusal: str
+    is_out_of_memory: bool
+    is_deadly: bool
 
 
 class _Canary:
@@ -162,18 +229,28 @@ class _Canary:
                 process_group=0,
                 env=os.environ | _ENVIRONMENT,
             )
+        begin_s = time.monotonic()
         self._link = Link(own)
         self._link.send("begin", repository=str(repository.resolve()), **asdict(terms))
         self.tried_count = 0
         self.is_late = False
+        self._limit_s = 0.0
         ready = self._receive(_START_S)
+        self.slowness = min(max((time.monotonic() - begin_s) / _QUICK_START_S, 1.0), _MOST_SLOWNESS)
         if ready is not None:
             _log.debug("canary %d: %s", self._process.pid, ready.get("in_force"))
 
     def ask(self, order: Message, limit_s: float) -> Message | None:
-        """Has a version tried out; None where the process died of it, or was ended because it took too long."""
+        """Has a version tried out; None where the process died of it, or was ended because a step took too long."""
         self.tried_count += 1
-        return self._receive(limit_s) if self._link.send("try_out", **order) else None
+        self._limit_s = allowed_s = limit_s
+        until_s = time.monotonic() + _MOST_STEPS * limit_s
+        message = self._receive(allowed_s) if self._link.send("try_out", **order) else None
+        while message is not None and message.get("kind") == "step":
+            expected_s = message.get("expected_s")
+            allowed_s = max(limit_s, expected_s) if isinstance(expected_s, float) else limit_s
+            message = self._receive(max(min(allowed_s, until_s - time.monotonic()), 0.0))
+        return message
 
     def end(self) -> None:
         """Ends the process."""
@@ -184,10 +261,20 @@ class _Canary:
     def how_it_ended(self) -> str:
         """Tells, of a process that has ended, what the version did to it."""
         if self.is_late:
-            return "canary: expected the model to load and run in its time, and had to end it: does it loop for ever?"
+            more_s = min(round(4 * self._limit_s) or 1, int(LARGEST_LIMIT_S))
+            return (
+                f"canary: expected the model to load, and then to run a row, within {self._limit_s:.0f} s each, and had "
+                f"to end it: does it loop for ever? If it is only slow, allow it more: --canary-limit-s {more_s}"
+            )
+        found = self.signal()
+        how = found.name if found is not None else f"exit code {self._process.wait()}"
+        hint = ": did the machine run out of memory?" if found is signal.SIGKILL else ""
+        return f"canary: the model killed the process that tried it out ({how}{hint})"
+
+    def signal(self) -> signal.Signals | None:
+        """Returns the signal that ended the process; None where it ended otherwise."""
         code = self._process.wait()
-        how = signal.Signals(-code).name if -code in list(signal.Signals) else f"exit code {code}"
-        return f"canary: the model killed the process that tried it out ({how})"
+        return signal.Signals(-code) if -code in list(signal.Signals) else None
 
     def _receive(self, limit_s: float) -> Message | None:
         late = threading.Timer(limit_s, self._end_late)
@@ -207,8 +294,8 @@ class _Canary:
         self._process.kill()
 
 
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _gib(size_bytes: int) -> str:
+    return f"{size_bytes / (1 << 30):.1f} GiB"
 
 
 def _size_bytes(folder: Path) -> int:

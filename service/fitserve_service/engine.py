@@ -20,11 +20,11 @@ from typing import Final, Protocol
 from weakref import WeakKeyDictionary
 
 from fitserve_service.batcher import Priority, Room
+from fitserve_service.batching.spot_checks import SpotChecks
 from fitserve_service.calls import Loop
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
 from fitserve_service.job_errors import (
-    batch_too_large,
     cancelled,
     deadline_passed,
     deadline_too_near,
@@ -69,6 +69,7 @@ class Engine:
         runner_count: Threads for long runs; 0: as many as there are cores, and two at least.
         runners: What carries out long runs instead of threads of its own.
         max_queued_bytes: Bytes of inputs that may wait for all versions together.
+        on_coupled: Takes a version whose rows a spot check found to depend on each other, and what it found.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Engine:
         runner_count: int = 0,
         runners: Executor | None = None,
         max_queued_bytes: int = 1 << 30,
+        on_coupled: Callable[[ServedVersion, str], None] = lambda _, __: None,
     ) -> None:
         self._loop = loop
         self._observer = observer
@@ -87,6 +89,8 @@ class Engine:
         thread_count = runner_count or max(len(os.sched_getaffinity(0)), 2)
         self._runners = runners or ThreadPoolExecutor(thread_count, "runner", initializer=_give_way)
         self._guard = InlineGuard()
+        self._on_coupled = on_coupled
+        self._spot_checks = SpotChecks(self._runners, loop.post, self._spot_checked)
         self._lanes: dict[ServedVersion, Lane] = {}
         self._room = Room(max_queued_bytes)
         self._gatherings: list[Callable[[], None]] = []
@@ -105,13 +109,9 @@ class Engine:
         """Queues a job. Never raises: a job that cannot be queued gets its error through `on_done`."""
         self._job_count += 1
         self.submitted_count += 1
-        served = job.lease.served
-        limit = served.config.max_batch_size
         now_s = self._clock()
         if self.is_draining:
             self._finish(job, draining())
-        elif limit and job.example_count > limit:
-            self._finish(job, batch_too_large(served, job.example_count))
         elif job.deadline_s is not None and job.deadline_s <= now_s + _least_run_s(job):
             self._miss(job, 0.0, now_s)
         elif not self._queue(job, now_s):
@@ -150,7 +150,24 @@ class Engine:
 
     def rows_at_once(self, served: ServedVersion, kind: Kind, rows: int) -> int:
         """Tells how many of the rows that are there to run at once past the queue; 0: they have to queue."""
-        return 0 if served in self._lanes else rows_past_queue(served, kind, rows)
+        if served in self._lanes or not served.signature.has_batch_axis:
+            return 0
+        return rows_past_queue(served, kind, rows)
+
+    def stop_joining(self, served: ServedVersion, problem: str) -> None:
+        """Has the requests of a version run alone from now on, those that wait too.
+
+        Args:
+            served: The version.
+            problem: Why, for people.
+        """
+        if not served.signature.has_batch_axis:
+            return
+        served.stop_joining(problem)
+        if lane := self._rested.get(served):
+            lane.batcher.stop_joining()
+        cure = "requests run alone from now on; spot_check_share = 0 in model.toml accepts such differences"
+        _log.error("%s version %d: %s; %s", served.model, served.version, served.joining, cure)
 
     def count(self, run: Run) -> None:
         """Counts a run of `run_at_once` whose requests are about to be answered."""
@@ -190,6 +207,7 @@ class Engine:
                 self._finish(job, draining())
             self._rest_if_idle(served, lane)
         self._end_unwanted()
+        self._spot_checks.close()
         self._guard.close()
         self._runners.shutdown(wait=False, cancel_futures=True)
 
@@ -334,6 +352,16 @@ class Engine:
         elif not self._is_scheduled:
             self._schedule()
 
+    def _spot_checked(self, served: ServedVersion, difference: str) -> None:
+        """Takes the result of a spot check; a difference turns joining off."""
+        served.spot_check_count += 1
+        if not difference:
+            return
+        served.spot_mismatch_count += 1
+        problem = f"a spot check found a row that depends on its neighbours: {difference}"
+        self.stop_joining(served, problem)
+        self._on_coupled(served, problem)
+
     def _record(self, run: Run) -> None:
         statistics, rows, answered, queue_s = run.served.statistics, run.example_count, run.example_count, run.queue_s
         failed = [index for index, answer in enumerate(run.answers) if isinstance(answer, Exception)]
@@ -344,6 +372,7 @@ class Engine:
                 statistics.add_failure(run.queue_s[index] + run.run_s)
         else:
             run.served.costs.record(rows, run.row_elements, run.run_s)
+            self._spot_checks.saw(run)
         if queue_s:
             statistics.add_run(answered, queue_s, run.input_s, run.run_s, run.output_s)
         record = BatchRecord(len(run.queue_s), rows, run.run_s, run.queue_s, bool(failed))

@@ -13,13 +13,6 @@ from fitserve_service.session import OperatorError
 _log = logging.getLogger(__name__)
 
 
-def batch_too_large(served: ServedVersion, example_count: int) -> ServiceError:
-    """A request brings more examples than a batch of its model may have."""
-    limit = served.config.max_batch_size
-    text = f"expected at most {limit} examples in a request to model '{served.model}', got {example_count}"
-    return ServiceError(Reason.BATCH_TOO_LARGE, text, model=served.model)
-
-
 def run_error(served: ServedVersion, error: Exception) -> ServiceError:
     """A run failed: an operator refused the values, or something that nobody foresaw, which the log tells of."""
     if isinstance(error, ServiceError):

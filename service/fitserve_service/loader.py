@@ -29,14 +29,15 @@ from fitserve_contract.repository import (
     read_checksums,
     verify_checksums,
 )
-from fitserve_contract.tensor_bytes import shape_text
 from fitserve_service.allocator import return_freed_memory
 from fitserve_service.costs import CostTable
-from fitserve_service.model_config import DEFAULT_MAX_BATCH_SIZE, ModelConfig, Overrides, settle_queue
+from fitserve_service.loading.joining_trial import claim_problem, settle_joining
+from fitserve_service.model_config import DEFAULT_SPOT_CHECK_SHARE, ModelConfig, Overrides, settle_queue
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
-from fitserve_service.served_version import ServedVersion
+from fitserve_service.runtime.run_limit import DEFAULT_RUN_LIMIT_S
+from fitserve_service.served_version import ServedVersion, joining_text
 from fitserve_service.session import (
     CUDA_PROVIDER,
     RunawayError,
@@ -48,7 +49,7 @@ from fitserve_service.session import (
 from fitserve_service.shared_weights import SharedWeights
 from fitserve_service.signature import Signature
 from fitserve_service.variants import AUTO, FP32, Choice, choices
-from fitserve_service.warmup import batching_problem, has_free_first_axis, measure
+from fitserve_service.warmup import measure
 
 MAX_MODEL_BYTES: Final = 8 << 30
 """Largest model or external file that is loaded."""
@@ -93,6 +94,9 @@ class Loader:
         device_memory_limit_bytes: On a GPU, most memory of a model whose overrides name none; 0: all that is free.
         max_queue_ms: How much work may wait for models whose overrides do not say; None: by the time of a run.
         variant: "auto", "fp32" or a variant's name, where the model's overrides name none.
+        spot_check_share: How many of the joined requests are run again and compared, for models that do not say.
+        run_limit_s: Seconds for each run of one row before a version is READY.
+        on_run: See `SessionOptions`.
         weights: Opens sessions whose weights other processes share; None: each session has its own.
     """
 
@@ -106,12 +110,20 @@ class Loader:
         p99_target_ms: float = 0.0,
         device_memory_limit_bytes: int = 0,
         max_queue_ms: float | None = None,
+        spot_check_share: float = DEFAULT_SPOT_CHECK_SHARE,
+        run_limit_s: float = DEFAULT_RUN_LIMIT_S,
+        on_run: Callable[[float], None] | None = None,
         weights: SharedWeights | None = None,
     ) -> None:
         self._device = device
         self._open: Callable[..., Session] = Session if weights is None else weights.open_session
-        self._defaults = ModelConfig(p99_target_ms=p99_target_ms, device_memory_limit_bytes=device_memory_limit_bytes)
+        self._defaults = ModelConfig(
+            p99_target_ms=p99_target_ms,
+            device_memory_limit_bytes=device_memory_limit_bytes,
+            spot_check_share=spot_check_share,
+        )
         self._max_queue_ms = max_queue_ms
+        self._run_limit = SessionOptions(run_limit_s=run_limit_s, on_run=on_run)
         self._variant = variant
         self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
         self._is_proof_required = is_proof_required
@@ -188,19 +200,26 @@ class Loader:
         config = replace(overrides.apply(self._defaults), device=device, variant=choice.name)
 
         def open_session(threads: int) -> Session:
-            return self._open(content.model, facts, _session_options(config, threads), external)
+            options = _session_options(self._run_limit, config, threads)
+            return self._open(content.model, facts, options, external)
 
         session = open_session(config.intra_op_num_threads or 1)
-        config, comments = _settle_batching(session, config, overrides, choice.proved_error)
-        _check_buckets(config)
+        for line in session.unserved:
+            _log.warning("%s version %d: %s", path.model, path.version, line)
+        _check_claim(session, overrides)
+        config, problem, comment = settle_joining(session, content.model, config, overrides)
+        comments, joining = {"joinable": comment}, joining_text(problem)
+        _check_buckets(config, joining)
         session, config, costs = _settle_threads(session, config, open_session, self._core_count)
         config = _settle_parallel_runs(session, config, self._core_count)
         if "max_queue_ms" not in overrides.values:
             config, comments["max_queue_ms"] = _settle_queue(config, self._max_queue_ms, costs)
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
-        signature = Signature(session.inputs, session.outputs, config.max_batch_size > 0)
-        comments |= dict.fromkeys(overrides.values, "model.toml") | {"variant": choice.reason}
+        row_limit = int(overrides.values.get("max_batch_size", 0))
+        signature = Signature(session.inputs, session.outputs, config.joinable, row_limit)
+        said = {key: "model.toml" for key in overrides.values if key != "joinable"}
+        comments |= said | {"variant": choice.reason}
         if session.placement.node_counts:
             comments["device"] = placement_text(session.placement)
         comments |= overrides.notes
@@ -219,6 +238,7 @@ class Loader:
             costs=costs,
             replay=replayed,
             held_out=held_out,
+            joining=joining,
         )
 
     def _prove(
@@ -239,10 +259,11 @@ class Loader:
         return replayed, read_held_out(read, manifest, signature) if manifest is not None else None
 
 
-def _session_options(config: ModelConfig, threads: int) -> SessionOptions:
-    return SessionOptions(
-        config.device,
-        threads,
+def _session_options(base: SessionOptions, config: ModelConfig, threads: int) -> SessionOptions:
+    return replace(
+        base,
+        device=config.device,
+        intra_op_num_threads=threads,
         max_cpu_nodes=config.max_cpu_nodes,
         batch_size_buckets=config.batch_size_buckets,
         has_graphs=config.cuda_graphs,
@@ -291,31 +312,20 @@ def _files_for_callers(folder: Path, manifest: Manifest | None, content: _Conten
     }
 
 
-def _settle_batching(
-    session: Session, config: ModelConfig, overrides: Overrides, proved_error: float
-) -> tuple[ModelConfig, dict[str, str]]:
-    """Decides whether requests are joined: as model.toml says, else by proof."""
-    if "max_batch_size" in overrides.values:
-        _check_claim(session, config.max_batch_size)
-        return config, {}
-    problem = batching_problem(session, proved_error)
-    if problem:
-        return replace(config, max_batch_size=0), {"max_batch_size": f"requests are not joined: {problem}"}
-    comment = "inferred: every input and output has a free first axis, and rows were found independent"
-    return replace(config, max_batch_size=DEFAULT_MAX_BATCH_SIZE), {"max_batch_size": comment}
+def _check_claim(session: Session, overrides: Overrides) -> None:
+    """Checks a batch axis that model.toml claims against the inputs: what cannot be must not wait for a request."""
+    for key in ("joinable", "max_batch_size"):
+        claimed = overrides.values.get(key)
+        if claimed and (problem := claim_problem(session)):
+            expected = "false" if key == "joinable" else "0"
+            found = str(claimed).lower()
+            raise LoadError(f"model.toml: {key}: expected {expected}, got {found}: {problem}")
 
 
-def _check_claim(session: Session, max_batch_size: int) -> None:
-    """Holds a batch axis that model.toml claims against the inputs: what cannot be must not wait for a request."""
-    required = [spec for spec in session.inputs if not spec.is_optional]
-    fixed = [spec for spec in required if spec.shape is not None and not has_free_first_axis(spec)]
-    if max_batch_size and (fixed or not required):
-        shape = shape_text(fixed[0].shape or ()) if fixed else ""
-        problem = f"input '{fixed[0].name}' {shape} has no free first axis" if fixed else "there is no required input"
-        raise LoadError(f"model.toml: max_batch_size: expected 0, got {max_batch_size}: {problem}")
-
-
-def _check_buckets(config: ModelConfig) -> None:
+def _check_buckets(config: ModelConfig, joining: str) -> None:
+    if config.batch_size_buckets and not config.joinable:
+        cure = "remove it, or set joinable = true"
+        raise LoadError(f"model.toml: batch_size_buckets: expected none for a model that is {joining}; {cure}")
     if config.batch_size_buckets and config.batch_size_buckets[-1] > config.max_batch_size:
         found = list(config.batch_size_buckets)
         most = f"at most max_batch_size, {config.max_batch_size}"

@@ -13,7 +13,7 @@ from fitserve_contract.repository import MAX_TEXT_BYTES, OVERRIDES_FILE
 from fitserve_service.variants import is_variant_name
 
 DEFAULT_MAX_BATCH_SIZE: Final = 256
-
+DEFAULT_SPOT_CHECK_SHARE: Final = 0.001
 
 _SHORT_RUN_MS: Final = 1.0
 _QUEUED_REQUESTS: Final = 12
@@ -29,7 +29,9 @@ class ModelConfig:
     """How a version is served. Every field can stand in `model.toml` under its name.
 
     Args:
-        max_batch_size: Most examples in one request and in one run; 0: no batch axis, requests are never joined.
+        max_batch_size: Most examples in one run of joined requests, and in one request where `model.toml` says so; 0:
+            requests are never joined.
+        joinable: Requests of different callers may share a run; proof and trial decide where `model.toml` does not.
         max_queue_delay_ms: How long a request may wait for others to join, >= 0; 0: runs with whatever has arrived.
         max_queued_examples: Examples that may wait; more are refused with QUEUE_FULL.
         batch_size_buckets: Sizes that runs are padded to, ascending; empty: no padding. Each is run before READY.
@@ -51,9 +53,12 @@ class ModelConfig:
             where it leaves more, the version does not load.
         cuda_graphs: On a GPU: runs of `batch_size_buckets` are captured as CUDA graphs where they can be.
         device_memory_limit_bytes: On a GPU: most memory that the model's arena takes there; 0: all that is free.
+        spot_check_share: How many of the joined requests are run again and compared, 0..1; 0: none. A mismatch turns
+            joining off.
     """
 
-    max_batch_size: int = -1
+    max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
+    joinable: bool = True
     max_queue_delay_ms: float = 0.0
     max_queued_examples: int = 8192
     batch_size_buckets: tuple[int, ...] = ()
@@ -70,6 +75,7 @@ class ModelConfig:
     max_cpu_nodes: int = 0
     cuda_graphs: bool = True
     device_memory_limit_bytes: int = 0
+    spot_check_share: float = DEFAULT_SPOT_CHECK_SHARE
 
     def to_toml(self, comments: Mapping[str, str] | None = None) -> str:
         """Writes the configuration as the TOML file that would say it, with where each value comes from."""
@@ -175,6 +181,14 @@ def _is_delay(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 60_000
 
 
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+
+
 def _is_device(value: Any) -> bool:
     if value in ("auto", "cpu", "cuda"):
         return True
@@ -187,6 +201,8 @@ def _is_variant(value: Any) -> bool:
 
 _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "max_batch_size": ("an integer >= 0 (0: never join requests)", _is_int(0)),
+    "joinable": ("true or false", _is_bool),
+    "spot_check_share": ("a share, 0..1 (0: none)", _is_share),
     "max_queue_delay_ms": ("milliseconds, 0..60000", _is_delay),
     "p99_target_ms": ("milliseconds, 0..60000 (0: none)", _is_delay),
     "max_queued_examples": ("an integer >= 1", _is_int(1)),
@@ -199,7 +215,7 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "device": ("auto, cpu, cuda or cuda:N", _is_device),
     "variant": ("auto, fp32 or a variant's name", _is_variant),
     "max_cpu_nodes": ("an integer >= 0", _is_int(0)),
-    "cuda_graphs": ("true or false", lambda value: isinstance(value, bool)),
+    "cuda_graphs": ("true or false", _is_bool),
     "device_memory_limit_bytes": ("an integer >= 0 (0: no limit)", _is_int(0)),
     "keep_versions": ("an integer >= 1", _is_int(1)),
     "versions": ("ascending version numbers >= 1", _is_ascending),

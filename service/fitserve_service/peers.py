@@ -30,6 +30,10 @@ class Peers(Protocol):
         """Waits until this worker can answer all that the others can, or until it is over."""
         ...
 
+    def tell_coupled(self, model: str, version: int, problem: str) -> None:
+        """Has the other workers run a version's requests alone: its rows depend on each other."""
+        ...
+
     def share(self, own: ModelLoader) -> ModelLoader:
         """Takes this worker's loader, and gives one that loads in all workers."""
         ...

@@ -6,7 +6,7 @@ A run is made on the loop, carried out anywhere, and answered on the loop; it be
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from fitserve_service import run_record
 from fitserve_service.batcher import Entry, Priority
 from fitserve_service.costs import inputs_bytes, row_elements
-from fitserve_service.errors import ServiceError
+from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.joining import bucket_size, join, joining_key, split
 from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch
@@ -65,12 +65,21 @@ class Prepared(NamedTuple):
         """Holds a request against a signature.
 
         Raises:
-            ServiceError: INVALID_INPUT or INVALID_OUTPUT.
+            ServiceError: INVALID_INPUT, INVALID_OUTPUT or BATCH_TOO_LARGE.
         """
         rows = signature.check(inputs)
+        if signature.row_limit:
+            _check_row_limit(signature.row_limit, inputs)
         names = signature.check_outputs(outputs)
         key = joining_key(signature, inputs, names, rows)
         return cls(inputs, Kind(names, rows, key, row_elements(inputs, rows), inputs_bytes(inputs)))
+
+
+def _check_row_limit(limit: int, inputs: Mapping[str, Tensor]) -> None:
+    found = max((tensor.array.shape[0] for tensor in inputs.values() if tensor.array.shape), default=0)
+    if found > limit:
+        text = f"expected at most {limit} examples in a request (max_batch_size in model.toml), got {found}"
+        raise ServiceError(Reason.BATCH_TOO_LARGE, text)
 
 
 NO_SLOT: Final = nullcontext()
@@ -142,6 +151,8 @@ class Run:
     input_s: float = 0.0
     run_s: float = 0.0
     output_s: float = 0.0
+    joined_rows: int = 0
+    """Rows of the batch that all of it ran in, padding included; 0 where it took several runs."""
     switch: RunSwitch | None = None
     """Ends it; none where it runs on the loop."""
     slot: AbstractContextManager[object] = NO_SLOT
@@ -205,6 +216,8 @@ def _run_together(run: Run, jobs: list[Job]) -> list[dict[str, Tensor]]:
     if len(jobs) > 1 or padded:
         _check_rows(outputs, rows + padded)
     parts = split(outputs, row_counts) if len(jobs) > 1 or padded else [outputs]
+    if len(jobs) == len(run.jobs):
+        run.joined_rows = rows + padded
     run.input_s += joined_s - begin_s
     run.run_s += ran_s - entered_s
     run.output_s += time.perf_counter() - ran_s

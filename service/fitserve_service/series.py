@@ -154,9 +154,10 @@ def batch_size(versions: Sequence[ServedVersion], examples: ExampleSet) -> int:
 def _largest(served: ServedVersion) -> int:
     if served.config.max_batch_size:
         return min(served.config.max_batch_size, served.config.max_queued_examples)
+    most = served.signature.row_limit or MAX_ROWS
     # Without a batch axis a version takes what its first axis says; one that is free but mixes rows takes any.
     first = [spec.shape[0] for spec in served.signature.inputs if spec.shape]
-    return next((axis for axis in first if isinstance(axis, int)), MAX_ROWS)
+    return next((axis for axis in first if isinstance(axis, int)), most)
 
 
 class _Held:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Final, Protocol
 
 from fitserve_contract.manifest import Manifest
 from fitserve_contract.repository import VersionPath
@@ -16,10 +16,17 @@ from fitserve_service.session import Session
 from fitserve_service.signature import Signature
 from fitserve_service.statistics import VersionStatistics
 
+JOINABLE: Final = "joinable"
+
+
+def joining_text(problem: str) -> str:
+    """Returns what people are told about joining: `joinable`, or `not joinable: …`."""
+    return f"not {JOINABLE}: {problem}" if problem else JOINABLE
+
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class ServedVersion:
-    """A version that is loaded; immutable but for its statistics and its cost table.
+    """A version that is loaded; immutable but for what is measured of it, and for `stop_joining`.
 
     Args:
         model: Model name.
@@ -35,6 +42,9 @@ class ServedVersion:
         load_ms: From LOADING to READY.
         replay: How near its answers came to its certificate's; None where it has none.
         held_out: Labelled examples that it carries; None where it has none.
+        joining: Whether requests are joined, and why, for people.
+        spot_check_count: Joined requests that were run again and compared.
+        spot_mismatch_count: Of these, those whose answers differed.
     """
 
     model: str
@@ -52,6 +62,19 @@ class ServedVersion:
     statistics: VersionStatistics = field(default_factory=VersionStatistics)
     replay: Replay | None = None
     held_out: HeldOut | None = None
+    joining: str = ""
+    spot_check_count: int = 0
+    spot_mismatch_count: int = 0
+
+    def stop_joining(self, problem: str) -> None:
+        """Has requests run alone from now on; on the loop thread.
+
+        Args:
+            problem: Why, for people.
+        """
+        self.signature = replace(self.signature, has_batch_axis=False)
+        self.config = replace(self.config, joinable=False, max_batch_size=0, batch_size_buckets=())
+        self.joining = joining_text(problem)
 
     @property
     def task(self) -> Task | None:

@@ -110,6 +110,10 @@ class Server:
         """Unloads, from any thread, a version that crashes workers; it stays FAILED until somebody wants it again."""
         self._parts.reconciler.set_aside(version)
 
+    def stop_joining(self, model: str, version: int, problem: str) -> None:
+        """Has a version's requests run alone, from any thread: another worker found that its rows are coupled."""
+        self._parts.transport.post(lambda: self._parts.stop_joining(model, version, problem))
+
     def answer_page(self, request: Request) -> Response:
         """Answers a request to the metrics port, from any thread.
 

@@ -42,7 +42,9 @@ class ServerSettings:
         audit_log: Where control actions are written down; None: in the log.
         require_proof: Refuses versions without a certificate, which are else served unverified.
         canary: "auto": a version is first loaded and run in a throw-away process with limits; "off": at once here.
-        canary_limit_s: How long a small version may take there; larger ones have longer.
+        canary_limit_s: Seconds that loading and each run of one row of a small version may take there, and half of what
+            a run may take in the server before READY; larger ones have longer. None: by the machine, see `Canaries`.
+        canary_memory_bytes: Most memory that a version may take there; 0: three quarters of what is free.
         poll_interval_s: How often the repository is looked at.
         grace_s: How long requests in flight have to end when the server stops.
         max_message_bytes: Larger requests are refused.
@@ -51,6 +53,7 @@ class ServerSettings:
         max_queue_ms: For models that do not say: how long all that waits may take to run; 0: no bound in time; None:
             by the time of a run, see `model_config.settle_queue`.
         max_queued_bytes: Bytes of inputs that may wait for all models together, in each worker.
+        spot_check_share: For models that do not say: how many of the joined requests are run again and compared.
         runner_count: Threads for long runs; 0: as many as there are cores, and two at least.
         workers: Processes on the one port, each with all models, under a parent that starts them again; several share
             the cores. 0: the one process that was started, with none to start it again.
@@ -77,7 +80,8 @@ class ServerSettings:
     audit_log: Path | None = None
     require_proof: bool = False
     canary: str = "auto"
-    canary_limit_s: float = 30.0
+    canary_limit_s: float | None = None
+    canary_memory_bytes: int = 0
     poll_interval_s: float = 1.0
     grace_s: float = 10.0
     max_message_bytes: int = 64 << 20
@@ -86,6 +90,7 @@ class ServerSettings:
     p99_target_ms: float = 0.0
     max_queue_ms: float | None = None
     max_queued_bytes: int = 1 << 30
+    spot_check_share: float = 0.001
     workers: int = 1
     crash_limit: int = 3
     crash_window_s: float = 600.0
@@ -140,8 +145,9 @@ def _metrics_port(text: str) -> int | None:
     return None if text == NO_METRICS else _number(0, 65535)(text)
 
 
-def _queue_ms(text: str) -> float | None:
-    return None if text == AUTO else _number(0, 60_000, float)(text)
+def _auto_or(lowest: float, highest: float) -> Callable[[str], float | None]:
+    number = _number(lowest, highest, float)
+    return lambda text: None if text == AUTO else number(text)
 
 
 def _device(text: str) -> str:
@@ -232,7 +238,17 @@ OPTIONS: Final[Mapping[str, Option]] = {
         _one_of("auto", "off"),
     ),
     "canary_limit_s": Option(
-        "S", "seconds that a small version may take to load and run there (30)", "1..3600", _number(1, 3600, float)
+        "S",
+        "seconds that loading and each run of one row may take there, for a small version "
+        "(auto: 30, up to four times as many on a slow machine)",
+        "auto or 1..3600",
+        _auto_or(1, 3600),
+    ),
+    "canary_memory_bytes": Option(
+        "N",
+        "most memory that a version may take there, bytes, 0: three quarters of what is free (0)",
+        "0..2^62",
+        _number(0, 1 << 62),
     ),
     "poll_interval_s": Option(
         "S", "seconds between looks at the repository (1)", "0.05..3600", _number(0.05, 3600, float)
@@ -256,13 +272,19 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "how long all that waits for a model may take to run, more is refused at once, 0: no such bound "
         "(auto: 12 requests, or as many as run in 50 ms, where a run takes 1 ms or more)",
         "auto or 0..60000",
-        _queue_ms,
+        _auto_or(0, 60_000),
     ),
     "max_queued_bytes": Option(
         "N",
         "bytes of inputs that may wait for all models together, in each worker (1073741824)",
         f"1024..{2**50}",
         _number(1024, 2**50),
+    ),
+    "spot_check_share": Option(
+        "SHARE",
+        "share of the joined requests that are run again and compared; a mismatch turns joining off (0.001)",
+        "0..1",
+        _number(0, 1, float),
     ),
     "workers": Option(
         "N",

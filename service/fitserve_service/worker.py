@@ -80,6 +80,10 @@ class Fleet:
         while not self._may_go_on.wait(_LOOK_S) and not is_over():
             continue
 
+    def tell_coupled(self, model: str, version: int, problem: str) -> None:
+        """Has the other workers run a version's requests alone: its rows depend on each other."""
+        self._link.send("coupled", model=model, version=version, problem=problem)
+
     def join(self, server: Server) -> None:
         """Begins to listen to the parent, on a thread, and to tell it what is ready here."""
         self._server = server
@@ -126,6 +130,10 @@ class Fleet:
     def _on_set_aside(self, message: Message) -> None:
         assert self._server is not None
         self._server.set_aside(SetAside.of(message["version"]))
+
+    def _on_stop_joining(self, message: Message) -> None:
+        assert self._server is not None
+        self._server.stop_joining(message["model"], message["version"], message["problem"])
 
     def _on_answered(self, message: Message) -> None:
         self._asked.pop(message["id"])(_error_of(message["error"]))

@@ -18,7 +18,10 @@ _SUMMED: Final = frozenset(
 )
 """Gauges that add up; of any other the highest says it."""
 
-_LOWEST: Final = frozenset({"process_start_time_seconds"})
+_LOWEST: Final = frozenset({"process_start_time_seconds", "fitserve_version_joinable"})
+
+_SUMS: Final = ("queued_examples", "spot_check_count", "spot_mismatch_count")
+"""Counts of a version that add up in the status document."""
 
 _SAMPLE: Final = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{.*\})? (\S+)")
 _GROWING: Final = ("counter", "histogram")
@@ -164,7 +167,10 @@ def _merge_versions(versions: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     told = next((version for version in versions if version["state"] != "READY"), versions[0])
     return {
         **told,
-        "queued_examples": sum(version["queued_examples"] for version in versions),
+        "joining": next(
+            (version["joining"] for version in versions if version["spot_mismatch_count"]), told["joining"]
+        ),
+        **{name: sum(version[name] for version in versions) for name in _SUMS},
         "activity": _merge_activities([version["activity"] for version in versions]),
     }
 

@@ -154,6 +154,7 @@ def _version(snapshot: VersionSnapshot) -> pb.ModelVersion:
         message.execution_provider = snapshot.served.provider
         message.task = snapshot.served.task.kind.value if snapshot.served.task else ""
         message.max_batch_size = snapshot.served.config.max_batch_size
+        message.joining = snapshot.served.joining
     return message
 
 

@@ -208,6 +208,7 @@ def _config(served: ServedVersion) -> config_pb.ModelConfig:
     if batch_axes:
         _set_batching(config.dynamic_batching, served)
     config.parameters["execution_provider"].string_value = served.provider
+    config.parameters["joining"].string_value = served.joining
     config.parameters["is_verified"].string_value = str(served.is_verified).lower()
     return config
 

@@ -27,12 +27,14 @@ def _lines(report, width=None):
 
 
 def test_models_are_listed_a_row_per_version():
-    ready = ModelVersion(2, "READY", "", True, "CPUExecutionProvider", ("canary", "stable"), "classification", 8, 9.5)
+    ready = ModelVersion(
+        2, "READY", "", True, "CPUExecutionProvider", ("stable",), "regression", 8, 9.5, joining="joinable"
+    )
     failed = ModelVersion(3, "FAILED", "file 'model.onnx': \x1b[31m", False, "", (), "", 0, 0.0)
     assert _lines(models_report([Model("lenet", (ready, failed)), Model("none", ())])) == [
-        "model  version  state        labels          task            provider  verified  reason",
-        "lenet        2  READY        canary, stable  classification  CPU       yes",
-        "lenet        3  FAILED                                                           file 'model.onnx': \\x1b[31m",
+        "model  version  state        labels  task        provider  verified  joining   reason",
+        "lenet        2  READY        stable  regression  CPU       yes       joinable",
+        "lenet        3  FAILED                                                         file 'model.onnx': \\x1b[31m",
         "none            no versions",
     ]
 

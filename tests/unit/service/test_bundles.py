@@ -225,7 +225,8 @@ def test_none_of_their_runs_is_larger_than_may_be(tmp_path: Path) -> None:
     assert it.runs == [(2, 6)] * 3 + [(1, 3)]
     large = [it.ask(row(value, 9)) for value in range(2 * LEARNT)]
     it.settle()
-    assert {call.reason for call in large} == {Reason.BATCH_TOO_LARGE}
+    assert [call.array.shape for call in large] == [(9, 2)] * 2 * LEARNT
+    assert it.runs[4:] == [(1, 9)] * 2 * LEARNT
 
 
 def test_where_nothing_is_to_be_joined_each_runs_alone(tmp_path: Path) -> None:

@@ -80,13 +80,18 @@ def test_a_batch_in_which_some_failed_counts_both_kinds() -> None:
         assert served.costs._run_s == {}
 
 
-def test_a_request_over_the_batch_limit_is_refused() -> None:
+def test_more_rows_than_are_joined_run_alone() -> None:
     with world() as it:
         it.serve("m", builders.scaled(), max_batch_size=2)
-        number = it.submit("m", rows(1, 2, 3))
+        numbers = [it.submit("m", array) for array in (rows(1), rows(1, 2, 3), rows(2))]
+        it.settle()
 
-        assert it.error(number).reason is Reason.BATCH_TOO_LARGE
-        assert it.error(number).message == "expected at most 2 examples in a request to model 'm', got 3"
+        assert [it.answer(number).tolist() for number in numbers] == [
+            [[2, -2]],
+            [[2, -2], [4, -4], [6, -6]],
+            [[4, -4]],
+        ]
+        assert it.observer.sizes == [1, 1, 1]
 
 
 def test_a_request_without_rows_is_answered_without_rows() -> None:

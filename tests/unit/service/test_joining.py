@@ -10,7 +10,9 @@ from hypothesis.extra import numpy as hnp
 
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array
+from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.joining import bucket_size, join, joining_key, split
+from fitserve_service.runs import Prepared
 from fitserve_service.signature import Signature, Tensor
 
 FLOATS = TensorSpec("x", "FP32", ("B", None))
@@ -88,3 +90,13 @@ def test_alone_run_requests_without_rows_without_a_batch_axis_or_with_an_optiona
     assert joining_key(batched, {"x": floats(1, 2), "offset": floats(1)}, ("y",), 1) is None
     assert joining_key(whole, {"x": floats(1, 2)}, ("y",), 1) is None
     assert joining_key(batched, {"x": floats(1, 2)}, ("y",), 1) is not None
+
+
+@pytest.mark.parametrize("has_batch_axis", [True, False])
+def test_a_row_limit_bounds_requests_joined_or_not(has_batch_axis: bool) -> None:
+    signature = Signature((FLOATS,), (FLOATS,), has_batch_axis, row_limit=2)
+    fits, large = ({FLOATS.name: Tensor("FP32", np.zeros((rows, 2), np.float32))} for rows in (2, 3))
+    assert Prepared.check(signature, fits, ()).kind.example_count == (2 if has_batch_axis else 1)
+    with pytest.raises(ServiceError, match=r"expected at most 2 examples in a request \(max_batch_size") as refused:
+        Prepared.check(signature, large, ())
+    assert refused.value.reason is Reason.BATCH_TOO_LARGE

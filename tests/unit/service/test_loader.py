@@ -64,11 +64,13 @@ def test_what_was_inferred_is_shown_with_its_reason(tmp_path: Path) -> None:
     fixed = load(builders.bare_version(tmp_path, "fixed", 1, builders.fixed_shape()))
 
     assert (joined.config.max_batch_size, joined.signature.has_batch_axis) == (256, True)
-    assert "max_batch_size = 256  # inferred: every input and output has a free first axis" in joined.effective_toml
+    assert joined.joining == "joinable"
+    assert "joinable = true  # rows are proved independent, and were tried beside hostile ones" in joined.effective_toml
     assert (mixing.config.max_batch_size, mixing.signature.has_batch_axis) == (0, False)
-    assert "# requests are not joined: a row of output 'y' depends on the other rows" in mixing.effective_toml
+    assert mixing.joining == "not joinable: node 'mean' (ReduceMean over axis 0)"
+    assert "joinable = false  # node 'mean' (ReduceMean over axis 0)" in mixing.effective_toml
     assert (fixed.config.max_batch_size, fixed.signature.has_batch_axis) == (0, False)
-    assert "# requests are not joined: not every input and output has a free first axis" in fixed.effective_toml
+    assert fixed.joining == "not joinable: input 'x' (2, 3): its first axis is fixed"
 
 
 def test_what_model_toml_says_is_shown_as_such_and_can_be_read_back(tmp_path: Path) -> None:
@@ -118,20 +120,30 @@ def test_a_hostile_tensor_name_stays_inside_its_comment(tmp_path: Path) -> None:
         (
             builders.mean_over_batch(),
             {"batch_size_buckets": (2,)},
-            "model.toml: batch_size_buckets: expected sizes of at most max_batch_size, 0, got [2]",
+            "model.toml: batch_size_buckets: expected none for a model that is not joinable: ",
         ),
     ],
 )
 def test_claims_that_the_model_cannot_keep_are_refused_at_load(
     tmp_path: Path, model: bytes, overrides: dict[str, object], text: str
 ) -> None:
-    assert refusal(builders.bare_version(tmp_path, "m", 1, model), **overrides) == text
+    assert refusal(builders.bare_version(tmp_path, "m", 1, model), **overrides).startswith(text)
 
 
-def test_a_model_that_mixes_rows_may_be_joined_where_model_toml_says_so(tmp_path: Path) -> None:
-    served = load(builders.bare_version(tmp_path, "m", 1, builders.mean_over_batch()), max_batch_size=8)
+def test_a_model_that_mixes_rows_is_joined_where_model_toml_forces_it_alone(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.mean_over_batch())
+    forced, bounded = load(path, joinable=True), load(path, max_batch_size=8)
 
-    assert served.signature.has_batch_axis
+    assert (forced.signature.has_batch_axis, forced.joining) == (True, "joinable")
+    assert "joinable = true  # model.toml says so; not proved: node '" in forced.effective_toml
+    assert (bounded.signature.has_batch_axis, bounded.signature.row_limit) == (False, 8)
+    assert bounded.joining.startswith("not joinable: node '")
+
+
+def test_requests_are_limited_where_model_toml_says_so_alone(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    assert load(path).signature.row_limit == 0
+    assert load(path, max_batch_size=8).signature.row_limit == 8
 
 
 def test_every_bucket_is_run_before_ready(tmp_path: Path) -> None:

@@ -33,6 +33,9 @@ def test_the_defaults_are_loopback_and_tritons_ports() -> None:
         ("host", "[::1]", "::1"),
         ("tls_cert", "a/b.pem", Path("a/b.pem")),
         ("grace_s", "0.5", 0.5),
+        ("canary_limit_s", "auto", None),
+        ("canary_limit_s", "90", 90.0),
+        ("canary_memory_bytes", "34359738368", 32 << 30),
         ("log_format", "json", "json"),
     ],
 )
@@ -59,6 +62,9 @@ def test_values_are_read(name: str, text: str, value: object) -> None:
         ("repository", ""),
         ("repository", "a\0b"),
         ("loader_count", "0"),
+        ("canary_limit_s", "0"),
+        ("canary_limit_s", "nan"),
+        ("canary_memory_bytes", "-1"),
     ],
 )
 def test_a_value_out_of_its_range_is_named_with_what_was_expected(name: str, text: str) -> None:

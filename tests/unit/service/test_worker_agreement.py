@@ -38,7 +38,9 @@ def written(calls: list[tuple[str, int]]) -> str:
 
 def version(number: int, state: str = "READY", **activity: Any) -> dict[str, Any]:
     figures = {"request_count": 0, "requests_per_s": 0.0, "errors_per_s": 0.0, "p50_ms": None, "p99_ms": None}
-    return {"version": number, "state": state, "reason": "", "queued_examples": 1, "activity": figures | activity}
+    checks = {"joining": "joinable", "spot_check_count": 2, "spot_mismatch_count": 0}
+    told = {"version": number, "state": state, "reason": "", "queued_examples": 1, **checks}
+    return {**told, "activity": figures | activity}
 
 
 def status(*versions: dict[str, Any], is_ready: bool = True) -> dict[str, Any]:
@@ -105,6 +107,13 @@ def test_a_version_is_ready_where_it_is_ready_in_all() -> None:
 def test_each_worker_tells_of_its_own_memory_in_the_order_of_their_numbers() -> None:
     documents = [status() | {"workers": [{"worker": number, "private_bytes": number}]} for number in (2, 0, 1)]
     assert merge_statuses(documents)["workers"] == [{"worker": n, "private_bytes": n} for n in range(3)]
+
+
+def test_a_version_is_joinable_where_no_worker_found_a_mismatch() -> None:
+    found = version(1) | {"joining": "not joinable: a spot check", "spot_mismatch_count": 1}
+    merged = merge_statuses([status(version(1)), status(found)])["models"][0]["versions"][0]
+    assert (merged["joining"], merged["spot_check_count"], merged["spot_mismatch_count"]) == (found["joining"], 4, 1)
+    assert merge_statuses([status(version(1))])["models"][0]["versions"][0]["joining"] == "joinable"
 
 
 def test_rates_add_up_and_latency_is_the_slowest_workers() -> None:

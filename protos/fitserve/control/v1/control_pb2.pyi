@@ -55,7 +55,7 @@ class TensorSpec(_message.Message):
     def __init__(self, name: _Optional[str] = ..., datatype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., axis_names: _Optional[_Iterable[str]] = ..., has_dynamic_rank: bool = ..., is_optional: bool = ...) -> None: ...
 
 class ModelVersion(_message.Message):
-    __slots__ = ("version", "state", "reason", "is_verified", "execution_provider", "labels", "task", "max_batch_size", "load_ms", "replay_ms")
+    __slots__ = ("version", "state", "reason", "is_verified", "execution_provider", "labels", "task", "max_batch_size", "load_ms", "replay_ms", "joining")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
@@ -66,6 +66,7 @@ class ModelVersion(_message.Message):
     MAX_BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     LOAD_MS_FIELD_NUMBER: _ClassVar[int]
     REPLAY_MS_FIELD_NUMBER: _ClassVar[int]
+    JOINING_FIELD_NUMBER: _ClassVar[int]
     version: int
     state: State
     reason: str
@@ -76,7 +77,8 @@ class ModelVersion(_message.Message):
     max_batch_size: int
     load_ms: float
     replay_ms: float
-    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., is_verified: bool = ..., execution_provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., load_ms: _Optional[float] = ..., replay_ms: _Optional[float] = ...) -> None: ...
+    joining: str
+    def __init__(self, version: _Optional[int] = ..., state: _Optional[_Union[State, str]] = ..., reason: _Optional[str] = ..., is_verified: bool = ..., execution_provider: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., task: _Optional[str] = ..., max_batch_size: _Optional[int] = ..., load_ms: _Optional[float] = ..., replay_ms: _Optional[float] = ..., joining: _Optional[str] = ...) -> None: ...
 
 class Model(_message.Message):
     __slots__ = ("name", "versions")

@@ -1,0 +1,1 @@
+"""Turns a version's folder into a served version. Start with `joining_trial`: it decides which requests are joined."""

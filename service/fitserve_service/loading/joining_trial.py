@@ -1,0 +1,115 @@
+"""Decides whether requests of different callers may share a run: by proof and trial, or as `model.toml` says."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
+
+from fitserve_contract.datatypes import BF16
+from fitserve_contract.joinability.proof import prove_rows
+from fitserve_contract.joinability.trial import SIZES, Rows, hostile_rows, trial_problem
+from fitserve_contract.tensor_bytes import Array, shape_text, widened
+from fitserve_service.model_config import ModelConfig, Overrides
+from fitserve_service.runtime.run_limit import RunLimit
+from fitserve_service.session import OperatorError, Session
+from fitserve_service.signature import Tensor
+from fitserve_service.warmup import MAX_ELEMENTS, first_run, has_free_first_axis, made_up_inputs
+
+_BUDGET_S: Final = 1.0
+"""A trial ends here; its first size is tried in any case."""
+
+_LONGEST_RUN_S: Final = 1.0
+"""A run that takes longer is not joined: it fills the machine by itself, and its trial would take minutes."""
+
+
+def settle_joining(
+    session: Session, model: bytes, config: ModelConfig, overrides: Overrides
+) -> tuple[ModelConfig, str, str]:
+    """Decides whether requests are joined.
+
+    Args:
+        session: The model.
+        model: The file that the session was made from.
+        config: With the overrides applied.
+        overrides: What `model.toml` says: `joinable` forces either way, `max_batch_size` 0 joins nothing.
+
+    Returns:
+        The configuration, with `max_batch_size` 0 where requests are not joined; why they are not, empty where they
+        are; and where the decision comes from, for people.
+
+    Raises:
+        RunawayError: a run did not end.
+    """
+    if config.max_batch_size == 0 or not config.joinable:
+        problem = comment = "model.toml says so"
+    elif "joinable" in overrides.values:
+        problem, unproved = "", prove_rows(model).problem
+        comment = f"model.toml says so; not proved: {unproved}" if unproved else "model.toml says so; proved"
+    else:
+        problem = joining_problem(session, model)
+        comment = problem or "rows are proved independent, and were tried beside hostile ones"
+    if problem:
+        return replace(config, joinable=False, max_batch_size=0), problem, comment
+    return config, "", comment
+
+
+def joining_problem(session: Session, model: bytes) -> str:
+    """Proves and tries out that no row's answer depends on its neighbours.
+
+    Args:
+        session: The model.
+        model: The file that the session was made from.
+
+    Returns:
+        Why requests are not joined, for people; empty where they may be.
+
+    Raises:
+        RunawayError: a run did not end.
+    """
+    if problem := prove_rows(model).problem:
+        return problem
+    with session.limit() as limit:
+        if (found := first_run(session, limit)) is None:
+            return "the model did not run on made-up inputs, so that its proof cannot be tried out"
+        if found.run_s > _LONGEST_RUN_S:
+            return f"a run takes {found.run_s:.1f} s, so that joining would gain nothing"
+        return _trial_problem(session, made_up_inputs(session.inputs, 1, found.free_axis_size), limit)
+
+
+def claim_problem(session: Session) -> str:
+    """Tells why a model cannot have the batch axis that `model.toml` claims; empty where it may have one."""
+    required = [spec for spec in session.inputs if not spec.is_optional]
+    fixed = [spec for spec in required if spec.shape is not None and not has_free_first_axis(spec)]
+    if fixed:
+        return f"input '{fixed[0].name}' {shape_text(fixed[0].shape or ())} has no free first axis"
+    return "" if required else "there is no required input"
+
+
+def _trial_problem(session: Session, row: Mapping[str, Tensor], limit: RunLimit) -> str:
+    names = [spec.name for spec in session.outputs]
+    datatypes = {name: tensor.datatype for name, tensor in row.items()}
+    until_s = time.monotonic() + _BUDGET_S
+
+    def run(rows: Rows) -> Rows | None:
+        inputs = {name: Tensor(datatypes[name], array) for name, array in rows.items()}
+        try:
+            return {name: _reals(tensor) for name, tensor in session.run(inputs, names, limit).items()}
+        except OperatorError:
+            if limit.options.terminate:
+                raise
+            return None
+
+    ordinary = {name: tensor.array for name, tensor in row.items()}
+    largest = max(array.size for array in ordinary.values())
+    sizes = [size for size in SIZES if size * largest <= MAX_ELEMENTS]
+    if not sizes:
+        return f"a row of {largest} elements is too large to be tried out together with others"
+    rows = [ordinary, *hostile_rows(ordinary, datatypes)]
+    return trial_problem(run, rows, sizes=sizes, is_over=lambda: time.monotonic() > until_s)
+
+
+def _reals(tensor: Tensor) -> Array:
+    """Returns BF16 as numbers, which keep their bits and can be compared at another batch size."""
+    return widened(tensor.array) if tensor.datatype == BF16 else tensor.array
