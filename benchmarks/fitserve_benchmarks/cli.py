@@ -16,6 +16,7 @@ from typing import Final
 from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_commands
 from fitserve_benchmarks.first_request_command import add_first_request, first_request
 from fitserve_benchmarks.hostile_commands import HOSTILE_COMMANDS, add_hostile_commands
+from fitserve_benchmarks.joining.command import add_joining, joining
 from fitserve_benchmarks.latency_command import add_latency, check_trials, latency
 from fitserve_benchmarks.option_values import positive_numbers
 from fitserve_benchmarks.overload_command import add_overload, overload
@@ -89,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     add_overload(
         commands.add_parser(
             "overload", formatter_class=formatter, help="ten times what a server can do, each figure against its bound"
+        )
+    )
+    add_joining(
+        commands.add_parser(
+            "joining", formatter_class=formatter, help="which models' requests share a run, and why not"
         )
     )
     add_first_request(
@@ -283,4 +289,5 @@ _COMMANDS: Final = {
     **FAULT_COMMANDS,
     **HOSTILE_COMMANDS,
     "overload": overload,
+    "joining": joining,
 }
