@@ -251,7 +251,7 @@ def endless() -> bytes:
     )
 
 
-def slow(trips_per_row: int) -> bytes:
+def slow_rows(trips_per_row: int) -> bytes:
     """x FP32 (B, 2) -> y = 2 x, in a time that grows with the rows: so many products of 128 x 128 for each."""
     body = helper.make_graph(
         [

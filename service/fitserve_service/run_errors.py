@@ -14,7 +14,7 @@ _PLAIN_ERROR = re.compile(r"^Error in execution: |onnxruntime|\b(CUDA|CUBLAS|CUD
 _DEVICE_FAILURE = re.compile(r"\b(CUDA|CUBLAS|CUDNN|CUFFT) failure (\w+): ([^;]*)")
 _NODE_ERROR = re.compile(r"while running (\w+) node\. Name:'([^']*)' Status Message: (.*)", re.DOTALL)
 _NO_MEMORY = re.compile(
-    r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory|out of memory|more memory for these values"
+    r"bad alloc|bad_alloc|Failed to allocate memory|cannot allocate memory|out of memory"
     r"|Available memory of \d+ is smaller than|CUDA_ERROR_OUT_OF_MEMORY|(CUBLAS|CUDNN|CUFFT)\w*_ALLOC(ATION)?_FAILED",
     re.IGNORECASE,
 )
@@ -92,11 +92,19 @@ def run_error(error: Exception, *, is_ended: bool, is_on_gpu: bool) -> OperatorE
         )
     if is_on_gpu and not is_ended and (failure := _DEVICE_FAILURE.search(text)):
         return DeviceError(_failure_text(failure))
-    return (RunawayError if is_ended or has_no_memory else OperatorError)(_operator_text(text))
+    if has_no_memory and not is_ended:
+        return RunawayError(_memory_text(text))
+    return (RunawayError if is_ended else OperatorError)(_operator_text(text))
 
 
 def _failure_text(failure: re.Match[str]) -> str:
     return f"the GPU failed: {failure[1]} error {failure[2]}, {failure[3].strip()}"
+
+
+def _memory_text(text: str) -> str:
+    match = _NODE_ERROR.search(text)
+    where = f" in operator {match[1]} (node '{match[2][:128]}')" if match else ""
+    return f"out of memory{where} while running the model on these inputs: {_short(match[3] if match else text)}"
 
 
 def _operator_text(text: str) -> str:

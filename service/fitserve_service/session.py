@@ -258,7 +258,7 @@ class Session:
         try:
             arrays = self._run_arrays(self, inputs, output_names, options)
         except MemoryError:
-            raise RunawayError("the model wants more memory for these values than there is") from None
+            raise RunawayError("out of memory while running the model on these inputs") from None
         except Exception as error:
             if not is_of_runtime(error):
                 raise

@@ -14,6 +14,7 @@ from fitserve_service.run_errors import (
     OperatorError,
     RunawayError,
     SessionError,
+    has_no_memory,
     is_of_runtime,
     load_error,
     run_error,
@@ -52,7 +53,11 @@ def test_an_arena_at_its_limit_is_memory_that_is_gone_on_a_gpu_and_a_runaway_on_
     assert str(on_gpu).startswith(
         "the GPU has no memory left for this run: send fewer examples at once, or free memory"
     )
-    assert type(run_error(RuntimeError(text), is_ended=False, is_on_gpu=False)) is RunawayError
+    on_cpu = run_error(RuntimeError(text), is_ended=False, is_on_gpu=False)
+    assert type(on_cpu) is RunawayError
+    assert str(on_cpu).startswith("out of memory in operator ")
+    assert "refused" not in str(on_cpu)
+    assert has_no_memory(str(on_cpu))
     refused = load_error(RuntimeError(text), is_on_gpu=True)
     assert str(refused).startswith("the GPU has no memory for the model (")
     assert "--device-memory-limit-bytes" in str(refused)

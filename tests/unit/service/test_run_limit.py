@@ -78,7 +78,7 @@ def test_a_run_without_an_end_is_ended_and_the_option_named() -> None:
 
 
 def test_runs_together_may_take_longer_than_the_limit() -> None:
-    session = opened(builders.slow(200), 10.0)
+    session = opened(builders.slow_rows(200), 10.0)
     with session.limit() as limit:
         for _ in range(3):
             assert session.run(rows(2), ["y"], limit)["y"].array.tolist() == [[2, 2], [2, 2]]
