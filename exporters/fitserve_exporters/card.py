@@ -179,6 +179,7 @@ def _artifact_section(manifest: Manifest) -> Markup:
         ("parameters", shown(onnx.get("parameter_count"))),
         ("opset", opsets),
         ("IR version", shown(onnx.get("ir_version"))),
+        ("joining", shown(onnx.get("joining"))),
         ("operators", operators),
     ]
     git = mapping(environment.get("git"))

@@ -17,6 +17,7 @@ from onnx import TensorProto
 from torch import nn
 from torch.export import Dim
 
+from fitserve_contract.joinability.proof import joining_text, prove_rows
 from fitserve_exporters.candidate import Arrays, Candidate
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.passes import apply_passes
@@ -85,7 +86,7 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def describe(content: bytes) -> dict[str, Any]:
-    """Gives the facts of an exported model for the manifest: opset, IR version, operators with their counts."""
+    """Returns the facts of an exported model for the manifest: opset, operators, whether its rows are independent."""
     model = onnx.load_model_from_string(content)
     operators = Counter(f"{node.domain}::{node.op_type}" if node.domain else node.op_type for node in model.graph.node)
     return {
@@ -95,6 +96,7 @@ def describe(content: bytes) -> dict[str, Any]:
         "node_count": len(model.graph.node),
         "parameter_count": sum(_element_count(t) for t in model.graph.initializer if t.data_type in _REAL),
         "bytes": len(content),
+        "joining": joining_text(prove_rows(content).problem),
     }
 
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from fitserve_contract.certificate import MAX_CERTIFICATE_BYTES, CertificateError
 from fitserve_contract.files import UnsafeFileError, read_beneath
+from fitserve_contract.joinability.proof import joining_text
 from fitserve_contract.manifest import Manifest, ManifestError
 from fitserve_contract.onnx_file import OnnxFileError, read_facts
 from fitserve_contract.repository import (
@@ -37,7 +38,7 @@ from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
 from fitserve_service.runtime.run_limit import DEFAULT_RUN_LIMIT_S
-from fitserve_service.served_version import ServedVersion, joining_text
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import (
     CUDA_PROVIDER,
     RunawayError,

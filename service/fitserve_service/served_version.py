@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final, Protocol
+from typing import Protocol
 
+from fitserve_contract.joinability.proof import joining_text
 from fitserve_contract.manifest import Manifest
 from fitserve_contract.repository import VersionPath
 from fitserve_contract.tasks import Task
@@ -15,14 +16,6 @@ from fitserve_service.proof import HeldOut, Replay
 from fitserve_service.session import Session
 from fitserve_service.signature import Signature
 from fitserve_service.statistics import VersionStatistics
-
-JOINABLE: Final = "joinable"
-
-
-def joining_text(problem: str) -> str:
-    """Returns what people are told about joining: `joinable`, or `not joinable: …`."""
-    return f"not {JOINABLE}: {problem}" if problem else JOINABLE
-
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class ServedVersion:

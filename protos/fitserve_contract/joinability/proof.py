@@ -32,6 +32,11 @@ class RowProof:
         return not self.problem
 
 
+def joining_text(problem: str) -> str:
+    """Returns what people are told: `joinable`, or `not joinable: ` and why requests are not joined."""
+    return f"not joinable: {problem}" if problem else "joinable"
+
+
 def prove_rows(model: bytes | memoryview) -> RowProof:
     """Follows the rows through the graph of a serialized ModelProto.
 

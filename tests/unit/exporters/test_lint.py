@@ -40,6 +40,17 @@ def test_model_with_a_free_batch_can_be_served(tmp_path: Path) -> None:
     assert found(report, "batch") == [(Level.NOTE, "the first axis is free: tried with 1, 2 and 3 examples")]
 
 
+def test_joining_is_told_as_the_server_decides_it(tmp_path: Path) -> None:
+    [(level, message)] = found(lint(saved(tmp_path, GOOD)), "joining")
+    assert (level, message.split(":")[0]) == (Level.NOTE, "joinable")
+    (tmp_path / "model.onnx").write_bytes(builders.mean_over_batch())
+    [(_, message)] = found(lint(tmp_path / "model.onnx"), "joining")
+    assert message.startswith("not joinable: node 'mean' (ReduceMean over axis 0); each request runs alone")
+    (tmp_path / "model.onnx").write_bytes(builders.fixed_shape())
+    [(_, message)] = found(lint(tmp_path / "model.onnx"), "joining")
+    assert "its first axis is fixed" in message
+
+
 @pytest.mark.parametrize("content", [b"", b"no protobuf at all", b"\x08\x0a"])
 def test_file_that_is_no_model(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
