@@ -7,7 +7,6 @@ it was trying is tried again alone, in a fresh one: only what dies alone is to b
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
@@ -237,6 +236,7 @@ class _Canary:
         self._limit_s = 0.0
         ready = self._receive(_START_S)
         self.slowness = min(max((time.monotonic() - begin_s) / _QUICK_START_S, 1.0), _MOST_SLOWNESS)
+        self._is_ready = ready is not None
         if ready is not None:
             _log.debug("canary %d: %s", self._process.pid, ready.get("in_force"))
 
@@ -260,11 +260,14 @@ class _Canary:
 
     def how_it_ended(self) -> str:
         """Tells, of a process that has ended, what the version did to it."""
+        if self.is_late and not self._is_ready:
+            hint = "is the machine overloaded? Load without a trial: --canary off"
+            return f"canary: expected the process that tries models out to start within {_START_S:.0f} s: {hint}"
         if self.is_late:
             more_s = min(round(4 * self._limit_s) or 1, int(LARGEST_LIMIT_S))
             return (
-                f"canary: expected the model to load, and then to run a row, within {self._limit_s:.0f} s each, and had "
-                f"to end it: does it loop for ever? If it is only slow, allow it more: --canary-limit-s {more_s}"
+                f"canary: expected the model to load, and then to run a row, within {self._limit_s:.0f} s each, and "
+                f"had to end it: does it loop for ever? If it is only slow, allow it more: --canary-limit-s {more_s}"
             )
         found = self.signal()
         how = found.name if found is not None else f"exit code {self._process.wait()}"

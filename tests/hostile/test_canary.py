@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import builders
 import numpy as np
+import onnxruntime
 import psutil
 import pytest
 from onnx import helper
@@ -21,6 +23,7 @@ from tests.wire.serving import serving
 
 from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import VersionPath
+from fitserve_service import canary_trials
 from fitserve_service.canary_trials import Canaries, Terms
 from fitserve_service.loader import LoadError
 from fitserve_service.model_config import Overrides
@@ -30,8 +33,10 @@ NO_OVERRIDES = Overrides({})
 
 
 @contextmanager
-def canaries(root: Path, limit_s: float = 30.0, terms: Terms | None = None) -> Iterator[Canaries]:
-    made = Canaries(root, limit_s=limit_s, is_final=True, terms=terms)
+def canaries(
+    root: Path, limit_s: float | None = 30.0, terms: Terms | None = None, memory_bytes: int = 0
+) -> Iterator[Canaries]:
+    made = Canaries(root, limit_s=limit_s, is_final=True, memory_bytes=memory_bytes, terms=terms)
     try:
         yield made
     finally:
@@ -105,16 +110,73 @@ def test_an_endless_model_is_ended_and_the_next_one_passes(tmp_path: Path) -> No
     endless = builders.bare_version(tmp_path, "endless", 1, builders.endless())
     good = builders.bare_version(tmp_path, "good", 1, builders.scaled())
     with canaries(tmp_path, limit_s=3.0) as made:
-        with pytest.raises(LoadError, match="had to end it"):
+        with pytest.raises(LoadError, match=r"within 3 s each, and had to end it: .*--canary-limit-s 12$"):
             made.try_out(endless, NO_OVERRIDES)
         assert not children()
         made.try_out(good, NO_OVERRIDES)
 
 
-def test_a_memory_bomb_is_refused(tmp_path: Path) -> None:
+def test_a_slow_model_has_its_time_for_each_run_not_for_all(tmp_path: Path) -> None:
+    """Runs of one row fit into the limit; the probe's eight rows at once do not, and have eight times as long."""
+    limit_s = 2.0
+    probe = {"x": np.ones((8, 2), np.float32)}
+    path = builders.certified_version(tmp_path, "m", builders.scaled(), probe)
+    builders.rewrite(path, "model.onnx", builders.slow_rows(trips_in(limit_s / 4)))
+    begin_s = time.monotonic()
+    with canaries(tmp_path, limit_s=limit_s) as made:
+        made.try_out(path, NO_OVERRIDES)
+    assert time.monotonic() - begin_s > limit_s
+
+
+def trips_in(run_s: float) -> int:
+    """Counts the rounds of `builders.slow_rows` in a time, on one thread as a trial runs at first."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(builders.slow_rows(1000), options)
+    begin_s = time.monotonic()
+    session.run(None, {"x": np.ones((1, 2), np.float32)})
+    return int(1000 * run_s / (time.monotonic() - begin_s))
+
+
+def test_a_memory_bomb_is_refused_with_the_bound_and_its_setting(tmp_path: Path) -> None:
     bomb = builders.bare_version(tmp_path, "bomb", 1, memory_bomb())
-    with canaries(tmp_path) as made, pytest.raises(LoadError, match=r"memory|alloc"):
+    expected = r"three quarters of what is free \(.* GiB\), and it needs more: .*Expand.*--canary-memory-bytes \d+$"
+    with canaries(tmp_path) as made, pytest.raises(LoadError, match=expected):
         made.try_out(bomb, NO_OVERRIDES)
+
+
+def wide() -> bytes:
+    """x FP32 (1, 4) -> y: the sum of 300 MB that the graph makes, twice."""
+    nodes = [
+        helper.make_node("Expand", ["x", "size"], ["wide"]),
+        helper.make_node("Mul", ["wide", "wide"], ["squares"]),
+        helper.make_node("ReduceSum", ["squares"], ["y"], keepdims=0),
+    ]
+    size = {"size": np.array([18_750_000, 4], np.int64)}
+    return builders.model(nodes, [builders.value("x", (1, 4))], [builders.value("y", ())], size)
+
+
+def test_a_model_that_needs_more_than_usual_is_tried_with_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary_trials, "_MEMORY_BYTES", 256 << 20)
+    path = builders.bare_version(tmp_path, "wide", 1, wide())
+    with canaries(tmp_path) as made:
+        made.try_out(path, NO_OVERRIDES)
+
+
+def test_the_setting_bounds_the_memory_of_a_trial(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "wide", 1, wide())
+    expected = r"in 0\.2 GiB of memory, as --canary-memory-bytes says, .*--canary-memory-bytes 536870912$"
+    with canaries(tmp_path, memory_bytes=256 << 20) as made:
+        with pytest.raises(LoadError, match=expected):
+            made.try_out(path, NO_OVERRIDES)
+        made.try_out(builders.bare_version(tmp_path, "good", 1, builders.scaled()), NO_OVERRIDES)
+
+
+def test_without_a_limit_the_machine_sets_it(tmp_path: Path) -> None:
+    with canaries(tmp_path, limit_s=None) as made:
+        made.try_out(builders.bare_version(tmp_path, "m", 1, builders.scaled()), NO_OVERRIDES)
 
 
 def test_a_model_that_kills_its_process_is_told_apart_from_its_neighbours(tmp_path: Path) -> None:
@@ -171,7 +233,10 @@ def test_a_variant_that_is_deadly_leaves_the_fp32_model_serving_and_is_named(
         served = server.registry.lease("m").served
         assert server.registry.states("m") == {1: State.READY}
     assert served.config.variant == "fp32"
-    assert "with a variant: canary: expected the model to load and run in its time" in served.effective_toml
+    assert (
+        "with a variant: canary: expected the model to load, and then to run a row, within 4 s each"
+        in served.effective_toml
+    )
     assert "fp32 serves in its place" in caplog.text
 
 
