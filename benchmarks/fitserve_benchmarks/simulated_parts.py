@@ -233,8 +233,8 @@ class SimulatedRepository:
         return (self.stamps.get((model, version), 0),)
 
     def version_sums(self, model: str, version: int) -> str:
-        """Gives the checksums of a version's files: what was put right is the same version."""
-        return f"{model} {version}"
+        """Gives the checksums of a version's files: other ones where they were put right."""
+        return f"{model} {version} {self.version_stamp(model, version)}"
 
     def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:  # noqa: ARG002
         """Loads a version. LoadError: it is broken."""

@@ -119,6 +119,8 @@ class World:
         self._is_unloaded = dict.fromkeys(_MODELS, False)
         self._states: dict[str, dict[int, State]] = {name: {} for name in _MODELS}
         self._labels: dict[str, dict[str, int]] = {name: {} for name in _MODELS}
+        self._loaded: dict[str, dict[int, ServedVersion]] = {name: {} for name in _MODELS}
+        self._renewed: set[ServedVersion] = set()
         self._open_commands: dict[int, str] = {}
         self._command_count = 0
         self.registry.subscribe(self._on_change)
@@ -317,6 +319,7 @@ class World:
         entries = {entry.version: entry for entry in self.registry.model(served.model).versions}
         entry = entries.get(served.version)
         is_held = entry is not None and entry.served is served and entry.state in (State.READY, State.UNLOADING)
+        is_held |= served in self._renewed
         self.laws.expect(5, is_held, f"{served.model} version {served.version}: ran, and is {entry}")
         for ask in map(self.asks.__getitem__, jobs):
             self.laws.expect(1, not ask.outcomes, f"job {ask.number}: run after its outcome")
@@ -330,7 +333,10 @@ class World:
         self._note(model, sorted(states.items()), sorted(labels.items()))
         before, labels_before = self._states[model], self._labels[model]
         self.ready_count += sum(states[v] is State.READY and before.get(v) is not State.READY for v in states)
-        self._states[model], self._labels[model] = states, labels
+        loaded, loaded_before = self.registry.served(model), self._loaded[model]
+        stayed = [v for v in before if before[v] is states.get(v) is State.READY]
+        self._renewed |= {loaded_before[v] for v in stayed if loaded_before[v] is not loaded[v]}
+        self._states[model], self._labels[model], self._loaded[model] = states, labels, loaded
         may_go = self._is_unloaded[model] or model not in self.repository.seen
         self.laws.on_states(self.registry, model, before, may_go)
         self.laws.on_labels(self.registry, model, before, labels_before)

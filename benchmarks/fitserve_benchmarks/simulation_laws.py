@@ -7,7 +7,7 @@
    behind what waits, DRAINING if a drain has begun; and a job with a row that is to be refused is never answered as if
    it had none. INTERNAL never.
 4. No batch begins with a job whose deadline has passed, or that was cancelled before; none has too many rows.
-5. A version runs only while it is READY, or UNLOADING with leases out.
+5. A version runs only while it is READY, or with leases out: UNLOADING, or renewed while it was READY.
 6. Jobs of one version, priority and kind are answered in the order in which they came, where it has one run at a time.
 7. A queue never holds more than its bounds of examples, bytes and work, but that an empty one takes any single
    request, one without work any single request with it, and as to work it holds as many as it may at least. All

@@ -16,7 +16,14 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fitserve_contract.files import UnsafeFileError, read_beneath
-from fitserve_contract.repository import CARD_FILE, ChecksumError, is_model_name, read_checksums
+from fitserve_contract.repository import (
+    CARD_FILE,
+    MANIFEST_FILE,
+    MAX_TEXT_BYTES,
+    ChecksumError,
+    is_model_name,
+    read_checksums,
+)
 from fitserve_service.pages_http import Request, RequestError, Response
 from fitserve_service.pages_status import StatusReport
 from fitserve_service.registry import Registry
@@ -94,7 +101,19 @@ class Pages:
         model, version = match[1], int(match[2])
         if version not in self._registry.states(model):
             raise RequestError(HTTPStatus.NOT_FOUND, "the server knows no such model and version")
-        return Response(_read_card(self._repository / model / str(version)), _HTML, headers=CARD_HEADERS)
+        folder, served = self._repository / model / str(version), self._registry.served(model).get(version)
+        if served is not None and _manifest(folder) != served.manifest_json:
+            text = "this version's model card is not that of the files that are loaded: others are in its folder"
+            raise RequestError(HTTPStatus.NOT_FOUND, text)
+        return Response(_read_card(folder), _HTML, headers=CARD_HEADERS)
+
+
+def _manifest(folder: Path) -> bytes:
+    """Reads a version's manifest; empty where it has none that can be read."""
+    try:
+        return read_beneath(folder.parent, f"{folder.name}/{MANIFEST_FILE}", max_bytes=MAX_TEXT_BYTES)
+    except (OSError, UnsafeFileError):
+        return b""
 
 
 def _read_card(folder: Path) -> bytes:

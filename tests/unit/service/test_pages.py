@@ -105,6 +105,18 @@ def test_changed_card_is_not_shown(tmp_path: Path) -> None:
     assert refused(pages, "/models/m/1/card") == 404
 
 
+def test_card_of_other_files_than_those_that_are_loaded_is_not_shown(tmp_path: Path) -> None:
+    pages, registry = world(tmp_path)
+    path = builders.publish_version(tmp_path, "m", builders.scaled(), **{CARD_FILE: CARD})
+    registry.set_ready(Loader("cpu").load(path, Overrides({})))
+    assert ask(pages, "/models/m/1/card").content == CARD
+    path.folder.rename(tmp_path / "aside")
+    builders.publish_version(tmp_path, "m", builders.scaled(), task=builders.classes_task(), **{CARD_FILE: CARD})
+    assert refused(pages, "/models/m/1/card") == 404
+    registry.retire("m", 1, lambda: None)
+    assert ask(pages, "/models/m/1/card").content == CARD
+
+
 def test_card_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     pages, registry = world(root)
