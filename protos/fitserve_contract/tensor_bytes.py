@@ -74,7 +74,8 @@ def decode(name: str, datatype: str, shape: Sequence[int], content: bytes | memo
         name: Tensor name, for messages.
         datatype: OIP spelling.
         shape: Size of each axis.
-        content: The elements; a result that is no copy keeps it alive and is read-only. BOOL bytes: 0 is false, else true.
+        content: The elements; a result that is no copy keeps it alive and is read-only. Of BOOL bytes, 0 is false and
+            any other is true.
 
     Returns:
         Array of `shape`; BF16 as uint16 bit patterns, BYTES as an object array of `bytes`.
