@@ -27,7 +27,7 @@ PACKAGES := fitserve_contract fitserve_oip fitserve_training fitserve_exporters 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-locked demo train-and-export serve bench bench-serve bench-overload gpu-check hostile chaos soak sbom test check lint types layers protos protos-check format reproduce clean
+.PHONY: help setup setup-locked demo train-and-export serve bench bench-serve bench-overload gpu-check hostile chaos soak sbom test check check-slow lint types layers protos protos-check format reproduce clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -102,7 +102,10 @@ sbom: setup ## a bill of materials (CycloneDX) of what is installed, into RESULT
 test: setup ## run the tests
 	$(BIN)/python -m pytest -n 2
 
-check: setup lint types layers protos-check test ## all that CI runs
+check: setup lint types layers protos-check test ## what CI runs first: all but check-slow
+
+check-slow: setup ## the checks that take minutes: what joins, and 32 callers (CI runs them after check)
+	$(BIN)/python -m pytest -n 2 -m slow tests/slow
 
 lint: setup ## ruff, formatting included
 	$(BIN)/ruff check .

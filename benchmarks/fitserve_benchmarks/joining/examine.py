@@ -17,7 +17,7 @@ import numpy as np
 import onnxruntime
 
 from fitserve_benchmarks.joining.experiment import Array, Caller, Feed, RuntimeErrors, deviation, open_session
-from fitserve_benchmarks.joining.subjects import COUPLED, Subject
+from fitserve_benchmarks.joining.subjects import COUPLED, INDEPENDENT, Subject
 from fitserve_contract.datatypes import datatype_of
 from fitserve_contract.joinability.proof import prove_rows
 from fitserve_contract.joinability.trial import hostile_rows, trial_problem
@@ -89,8 +89,10 @@ def examine_one(subject: Subject) -> Finding:
     """Examines a model in this process."""
     plain = _finding(subject)
     experiment = _experiment(subject)
-    if plain.problem or experiment.startswith("does not load"):
+    if plain.problem:
         return _finding(subject, experiment=experiment)
+    if experiment not in (COUPLED, INDEPENDENT):
+        return _finding(subject, trial=experiment, experiment=experiment)
     return _finding(subject, trial=_trial(subject), experiment=experiment)
 
 
@@ -110,7 +112,7 @@ def _experiment(subject: Subject) -> str:
         found = deviation(session, _caller(session, subject, 0), EXPERIMENT_S)
     except ValueError as error:
         return _first_line(error)
-    return COUPLED if found.is_coupled else "independent"
+    return COUPLED if found.is_coupled else INDEPENDENT
 
 
 def _trial(subject: Subject) -> str:

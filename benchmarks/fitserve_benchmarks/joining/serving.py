@@ -104,13 +104,16 @@ class Question:
         return "" if is_exact else "rounding"
 
 
-def serve_and_compare(models: Iterable[LabelledModel], rounds: int, say: Callable[[str], None]) -> list[Tally]:
+def serve_and_compare(
+    models: Iterable[LabelledModel], rounds: int, say: Callable[[str], None], *, is_forced: bool = False
+) -> list[Tally]:
     """Serves the models and asks for each, 32 callers at once.
 
     Args:
         models: Those that draw at random are left out.
         rounds: Requests of each caller for each model.
         say: Is told each model's figures as they come.
+        is_forced: Every model is joined whatever it does: the negative control, which must find wrong answers.
 
     Raises:
         fitserve_benchmarks.chaos_servers.ServerError: the server does not start.
@@ -122,6 +125,8 @@ def serve_and_compare(models: Iterable[LabelledModel], rounds: int, say: Callabl
             folder = work / "repository" / name / "1"
             folder.mkdir(parents=True)
             (folder / MODEL_FILE).write_bytes(content)
+            if is_forced:
+                (folder.parent / "model.toml").write_text("joinable = true\n", encoding="utf-8")
         server = ChaosServer(work / "repository", work / "log", 1)
         stack.callback(server.close)
         server.start()
