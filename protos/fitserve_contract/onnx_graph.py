@@ -31,10 +31,10 @@ MAX_RANK: Final = 64
 _STRINGS, _STRING_DATA = short_fields(9), short_fields(6)
 _TENSOR, _SEQUENCE, _MAP, _SPARSE, _OPTIONAL = 1, 4, 5, 8, 9
 _KINDS = {_TENSOR: "tensor", _SEQUENCE: "sequence", _MAP: "map", _SPARSE: "sparse tensor", _OPTIONAL: "optional"}
-_STRING = 8
 _DTYPES: dict[int, npt.DTypeLike] = {
-    1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8",
-}  # fmt: skip
+    **{1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?"},
+    **{10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"},
+}
 _SMALL_INTEGERS = (2, 3, 4, 5, 6, 9)
 
 

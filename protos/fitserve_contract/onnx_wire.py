@@ -83,7 +83,11 @@ def fields(message: memoryview, skipped: re.Pattern[bytes] | None = None) -> Ite
             size = message[offset] if offset < end else 0x80
             offset += 1
             if size >= 0x80:
-                size, offset = _varint(message, offset - 1)
+                # Two bytes are the length of most nodes and of what exporters write about them.
+                if offset < end and message[offset] < 0x80:
+                    size, offset = size & 0x7F | message[offset] << 7, offset + 1
+                else:
+                    size, offset = _varint(message, offset - 1)
             if offset + size > end:
                 raise _cut_off(size, end - offset)
             yield tag >> 3, message[offset : offset + size]

@@ -18,6 +18,10 @@ class Coupling(Exception):
     """The node mixes rows, or cannot be told not to; the reason starts with its operator."""
 
 
+class Randomness(Coupling):
+    """The node draws random numbers, whatever its inputs are."""
+
+
 @dataclass(slots=True)
 class Call:
     """A node and its inputs.
@@ -164,7 +168,7 @@ def constant_of(tensor: TensorConstant) -> Value:
     elements = None
     if tensor.values is not None:
         elements = np.empty(tensor.values.shape, object)
-        elements[...] = tensor.values.tolist() if tensor.values.ndim else tensor.values.item()
+        elements.ravel()[:] = tensor.values.ravel().tolist()
     return Value(Kind.CONSTANT, tensor.dims, None, elements)
 
 

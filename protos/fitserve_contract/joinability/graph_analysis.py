@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from fitserve_contract.joinability.calls import Call, Coupling, Rule, attribute_constant, constant_of
-from fitserve_contract.joinability.rules import COUNTED_INPUTS, POSITION_INPUTS, RANDOM, RULES
+from fitserve_contract.joinability.calls import Call, Coupling, Randomness, attribute_constant, broadcast, constant_of
+from fitserve_contract.joinability.control_flow import CONTROL_FLOW
+from fitserve_contract.joinability.rules import COUNTED_INPUTS, POSITION_INPUTS, RANDOM, RULES, SEQUENCE_OPERATORS
 from fitserve_contract.joinability.rules_elements import fold
+from fitserve_contract.joinability.rules_elementwise import BROADCASTING
 from fitserve_contract.joinability.rules_indexing import concat_positions
 from fitserve_contract.joinability.sizes import OversizeError, Symbols
 from fitserve_contract.joinability.values import UNKNOWN_CONSTANT, UNKNOWN_COUNT, Kind, Value, mixed
-from fitserve_contract.onnx_graph import Attribute, Graph, Model, Node, read_tensor
+from fitserve_contract.onnx_graph import Attribute, DeclaredValue, Function, Graph, Model, Node, read_graph, read_tensor
 
-_MOST_NODES = 200_000
+_MOST_STEPS = 200_000
+_MOST_DEPTH = 24
 _INTEGER_TYPES = (6, 7, 12, 13)
 _ILL_FORMED = (ValueError, ArithmeticError, LookupError, TypeError)
 """What attributes that do not fit their operator lead to: the runtime refuses such a model, too."""
@@ -26,35 +30,56 @@ class WorkLimitError(Exception):
     """The graph takes more steps than any model that people have."""
 
 
+@dataclass(slots=True)
 class Scope:
-    """Values by name, of a graph and those around it."""
+    """Values by name, of a graph and those around it.
 
-    __slots__ = ("outer", "produced", "values")
+    Args:
+        outer: Scope around it; None in the main graph and in functions.
+        produced: Names that its nodes write: none of them is looked for outside.
+        opsets: Operator set versions that hold here.
+        references: Attributes of the function call that this is the body of.
+        depth: Graphs and functions around it.
+        absent: Inputs of the function that its caller leaves out.
+        values: Name to value.
+    """
 
-    def __init__(self, outer: Scope | None, produced: frozenset[str]) -> None:
-        self.values: dict[str, Value] = {}
-        self.outer = outer
-        self.produced = produced
+    outer: Scope | None
+    produced: frozenset[str]
+    opsets: dict[str, int]
+    references: dict[str, Attribute]
+    depth: int = 0
+    absent: frozenset[str] = frozenset()
+    values: dict[str, Value] = field(default_factory=dict)
 
-    def find(self, name: str) -> Value | None:
-        """Returns a value; None where it is not made yet, or never."""
+    def read(self, name: str) -> Value | None:
+        """Returns a value; None where it is left out, a mixed one where it is not made yet."""
         scope: Scope | None = self
         while scope is not None:
             value = scope.values.get(name)
-            if value is not None or name in scope.produced:
+            if value is not None:
                 return value
+            if name in scope.absent:
+                return None
+            if name in scope.produced:
+                break
             scope = scope.outer
-        return None
+        return mixed(f"'{name}' is read before it is made")
 
 
 class GraphAnalysis:
-    """Analyses one model."""
+    """Analyses one model.
+
+    Args:
+        model: The model.
+    """
 
     def __init__(self, model: Model) -> None:
+        self.symbols = Symbols()
         self._functions = model.functions
         self._opsets = model.opsets
-        self._symbols = Symbols()
         self._work = 0
+        self._bodies: dict[int, tuple[Attribute, Graph]] = {}
 
     def run(self, graph: Graph, inputs: dict[str, Value]) -> list[Value]:
         """Returns the values of the graph's outputs.
@@ -63,114 +88,158 @@ class GraphAnalysis:
             graph: The main graph.
             inputs: Input name to value, those with a default included.
         """
-        scope = self._opened(graph, None, inputs)
-        self._run_nodes(graph, scope, self._opsets, {})
-        return [self._read(scope, entry.name) for entry in graph.outputs]
+        return self._run_graph(graph, Scope(None, graph.produced, self._opsets, {}, values=dict(inputs)))
 
-    def _opened(self, graph: Graph, outer: Scope | None, inputs: dict[str, Value]) -> Scope:
+    def _run_body(self, attribute: Attribute, inputs: Sequence[Value], outer: Scope) -> list[Value]:
+        """Runs a branch or the body of a loop, whose node stands in the scope `outer`."""
+        graph = self._body(attribute)
+        if len(graph.inputs) != len(inputs):
+            raise Coupling(f"a graph of {len(graph.inputs)} inputs instead of {len(inputs)}")
+        values = {entry.name: value for entry, value in zip(graph.inputs, inputs, strict=True)}
+        scope = Scope(outer, graph.produced, outer.opsets, outer.references, outer.depth + 1, values=values)
+        return self._run_graph(graph, scope)
+
+    def _body(self, attribute: Attribute) -> Graph:
+        """The graph is read once; the attribute is kept, so that its identity stays its own."""
+        known = self._bodies.get(id(attribute))
+        if known is None:
+            if attribute.graph is None:
+                raise Coupling("without its graph")
+            known = self._bodies[id(attribute)] = (attribute, read_graph(attribute.graph))
+        return known[1]
+
+    def _run_graph(self, graph: Graph, scope: Scope) -> list[Value]:
+        if scope.depth > _MOST_DEPTH:
+            raise WorkLimitError(f"graphs and functions nested more than {_MOST_DEPTH} deep")
         if graph.sparse_count:
             raise Unprovable("the model has sparse initializers, for which there is no rule")
-        scope = Scope(outer, graph.produced)
-        scope.values.update(inputs)
         for name, content in graph.initializers.items():
-            if name not in inputs:
+            if name not in scope.values:
                 scope.values[name] = constant_of(read_tensor(content))
-        if not graph.produced.isdisjoint(scope.values):
-            raise Unprovable("the graph writes one of its inputs or initializers")
-        return scope
-
-    def _read(self, scope: Scope, name: str) -> Value:
-        value = scope.find(name)
-        return mixed(f"'{name}' is read before it is made") if value is None else value
-
-    def _run_nodes(self, graph: Graph, scope: Scope, opsets: dict[str, int], references: dict[str, Attribute]) -> None:
+        self._count(len(graph.initializers))
         for node in graph.nodes:
-            self._work += 1
-            if self._work > _MOST_NODES:
-                raise WorkLimitError(f"it takes more than {_MOST_NODES:,} steps")
-            outputs = self._run_node(node, scope, opsets, references)
+            self._count(1)
+            outputs = self._run_node(node, scope)
             for place, name in enumerate(node.outputs):
-                if not name:
-                    continue
                 if name in scope.values:
                     raise Unprovable(f"'{name}' is made twice")
-                scope.values[name] = outputs[place] if place < len(outputs) else mixed(
-                    _blame(node, f"no rule for output {place} of {node.operator}"))  # fmt: skip
+                if name:
+                    scope.values[name] = outputs[place] if place < len(outputs) else _unruled(node, place)
+        return [self._output(scope, entry) for entry in graph.outputs]
 
-    def _run_node(
-        self, node: Node, scope: Scope, opsets: dict[str, int], references: dict[str, Attribute]
-    ) -> Sequence[Value]:
-        inputs = [self._read(scope, name) if name else None for name in node.inputs]
+    def _count(self, steps: int) -> None:
+        self._work += steps
+        if self._work > _MOST_STEPS:
+            raise WorkLimitError(f"it takes more than {_MOST_STEPS:,} steps")
+
+    def _output(self, scope: Scope, entry: DeclaredValue) -> Value:
+        value = scope.read(entry.name)
+        return mixed(f"output '{entry.name}' is not made") if value is None else value
+
+    def _run_node(self, node: Node, scope: Scope) -> Sequence[Value]:
+        inputs = [scope.read(name) if name else None for name in node.inputs]
+        attributes = _resolved(node, scope.references)
         if node.operator == "Constant" and not node.domain:
-            return [attribute_constant(_resolved(node, references))]
-        call = Call(node, opsets.get(node.domain, 1), inputs, self._symbols, _resolved(node, references))
-        given = [value for value in inputs if value is not None]
-        problem = next((value.problem for value in given if value.kind is Kind.MIXED), "")
-        if problem:
-            return [mixed(problem)] * len(node.outputs)
-        rule = RULES.get(node.domain, {}).get(node.operator)
+            return [attribute_constant(attributes)]
+        spoiled = next((value for value in inputs if value is not None and value.kind is Kind.MIXED), None)
+        if spoiled is not None:
+            return [mixed(spoiled.problem)] * len(node.outputs)
+        call = Call(node, scope.opsets.get(node.domain, 1), inputs, self.symbols, attributes)
         try:
-            return [_blamed(node, value) for value in self._applied(call, rule)]
+            return [_blamed(node, value) for value in self._applied(call, scope)]
+        except Randomness as error:
+            return [mixed(_blame(node, str(error)))] * len(node.outputs)
         except Coupling as error:
-            return self._refused(call, given, str(error), is_known=rule is not None)
+            return _refused(call, str(error))
         except OversizeError:
-            return self._refused(call, given, f"{node.operator} makes a tensor that is too large", is_known=False)
+            return _refused(call, f"{node.operator} makes a tensor that is too large")
         except _ILL_FORMED:
-            return self._refused(call, given, f"{node.operator} with inputs that do not fit", is_known=False)
+            return _refused(call, f"{node.operator} with inputs that do not fit")
 
-    def _applied(self, call: Call, rule: Rule | None) -> Sequence[Value]:
+    def _applied(self, call: Call, scope: Scope) -> Sequence[Value]:
         node = call.node
-        if node.operator in RANDOM and not node.domain:
-            raise call.refusal("draws random numbers")
+        rule = RULES.get(node.domain, {}).get(node.operator)
+        function = self._functions.get((node.domain, node.operator, node.overload))
+        if function is not None:
+            if rule is not None or not node.domain:
+                raise call.refusal("is an operator and a function of the file")
+            return self._run_function(call, function, scope)
+        if not node.domain:
+            if node.operator in RANDOM:
+                raise Randomness(f"{node.operator} draws random numbers")
+            if node.operator in CONTROL_FLOW:
+                return CONTROL_FLOW[node.operator](call, lambda body, inputs: self._run_body(body, inputs, scope))
         if rule is None:
             raise Coupling(f"no rule for {node.domain or 'ai.onnx'}:{node.operator}")
-        if not node.domain:
-            folded = fold(call)
-            if folded is not None:
-                return [folded]
-            special = self._of_positions(call)
-            if special is not None:
-                return [special]
-        self._check_counts(call)
+        special = None if node.domain else fold(call) or _of_positions(call)
+        if special is not None:
+            return [special]
+        _check_kinds(call)
         return rule(call)
 
-    def _of_positions(self, call: Call) -> Value | None:
-        if not any(value is not None and value.is_position for value in call.inputs):
-            return None
-        if call.node.operator == "Concat":
-            return concat_positions(call)
-        if call.node.operator == "Cast" and call.integer("to", 0) in _INTEGER_TYPES:
-            return call.inputs[0]
+    def _run_function(self, call: Call, function: Function, scope: Scope) -> Sequence[Value]:
+        body, names = function.body, [entry.name for entry in function.body.inputs]
+        given = {name: value for name, value in zip(names, call.inputs, strict=False) if value is not None}
+        inner = Scope(
+            None,
+            body.produced,
+            {**self._opsets, **function.opsets},
+            {**function.defaults, **call.attributes},
+            scope.depth + 1,
+            frozenset(names) - given.keys(),
+            given,
+        )
+        return self._run_graph(body, inner)
+
+
+def _of_positions(call: Call) -> Value | None:
+    if not any(value is not None and value.kind is Kind.COUNT and value.row is not None for value in call.inputs):
         return None
+    if call.node.operator in BROADCASTING and all(v is not None and v.kind is not Kind.ROWS for v in call.inputs):
+        # Places that are computed with are no places any more, but as large as they were.
+        shaped = broadcast(call, [value for value in call.inputs if value is not None])
+        return Value(Kind.COUNT, shaped.shape, shaped.row)
+    if call.node.operator == "Concat":
+        return concat_positions(call)
+    if call.node.operator == "Cast" and call.integer("to", 0) in _INTEGER_TYPES:
+        return call.inputs[0]
+    return None
 
-    def _check_counts(self, call: Call) -> None:
-        """Refuses the number of rows, and their places, as values: only some inputs say no more than how much."""
-        operator = call.node.operator if not call.node.domain else ""
-        if operator in ("Shape", "Size"):
-            return
-        counted, positions = COUNTED_INPUTS.get(operator, ()), POSITION_INPUTS.get(operator, ())
-        for index, value in enumerate(call.inputs):
-            if value is None or value.kind is not Kind.COUNT or index in counted:
-                continue
-            if not value.is_position:
-                raise call.refusal("reads the number of rows")
-            if index not in positions:
-                raise call.refusal("reads the places of the rows")
 
-    def _refused(self, call: Call, given: Sequence[Value], reason: str, is_known: bool) -> Sequence[Value]:
-        """What a node makes that its rule refuses: no rows come in, no rows are mixed."""
-        is_deterministic = is_known and call.node.operator not in RANDOM
-        kinds = {value.kind for value in given}
-        if is_deterministic and kinds <= {Kind.CONSTANT}:
-            return [UNKNOWN_CONSTANT] * len(call.node.outputs)
-        if is_deterministic and Kind.ROWS not in kinds:
-            return [UNKNOWN_COUNT] * len(call.node.outputs)
-        return [mixed(_blame(call.node, reason))] * len(call.node.outputs)
+def _check_kinds(call: Call) -> None:
+    """Refuses the number of rows, and their places, as values: only some inputs say no more than how much."""
+    operator = call.node.operator if not call.node.domain else ""
+    if operator in ("Shape", "Size"):
+        return
+    counted, positions = COUNTED_INPUTS.get(operator, ()), POSITION_INPUTS.get(operator, ())
+    for index, value in enumerate(call.inputs):
+        if value is None or (value.kind is Kind.COUNT and index in counted):
+            continue
+        if value.kind is Kind.SEQUENCE and (index != 0 or operator not in SEQUENCE_OPERATORS):
+            raise call.refusal("reads a sequence")
+        if value.kind is Kind.COUNT and not value.is_position:
+            raise call.refusal("reads the number of rows")
+        if value.kind is Kind.COUNT and index not in positions:
+            raise call.refusal("reads the places of the rows")
+
+
+def _refused(call: Call, reason: str) -> Sequence[Value]:
+    """What a node makes that its rule refuses: where no rows come in, no rows are mixed."""
+    node, kinds = call.node, {value.kind for value in call.inputs if value is not None}
+    if node.operator in RULES.get(node.domain, {}):
+        if kinds <= {Kind.CONSTANT}:
+            return [UNKNOWN_CONSTANT] * len(node.outputs)
+        if kinds <= {Kind.CONSTANT, Kind.COUNT}:
+            return [UNKNOWN_COUNT] * len(node.outputs)
+    return [mixed(_blame(node, reason))] * len(node.outputs)
+
+
+def _unruled(node: Node, place: int) -> Value:
+    return mixed(_blame(node, f"no rule for output {place} of {node.operator}"))
 
 
 def _blame(node: Node, reason: str) -> str:
-    name = node.name or next(iter(node.outputs), "")
-    return f"node '{name}' ({reason})"
+    return f"node '{node.name or next(iter(node.outputs), '')}' ({reason})"
 
 
 def _blamed(node: Node, value: Value) -> Value:
@@ -181,10 +250,12 @@ def _blamed(node: Node, value: Value) -> Value:
 
 def _resolved(node: Node, references: dict[str, Attribute]) -> dict[str, Attribute]:
     """Attributes of a node in a function's body: what it refers to, where the caller gives that."""
+    if not any(attribute.reference for attribute in node.attributes.values()):
+        return node.attributes
     found = dict[str, Attribute]()
     for name, attribute in node.attributes.items():
         if not attribute.reference:
             found[name] = attribute
         elif attribute.reference in references:
-            found[name] = references[attribute.reference]
+            found[name] = replace(references[attribute.reference], name=name)
     return found

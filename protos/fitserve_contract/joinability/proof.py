@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fitserve_contract.joinability.graph_analysis import GraphAnalysis, Unprovable, WorkLimitError
-from fitserve_contract.joinability.sizes import ROW_COUNT, ROWS, Product, Size
+from fitserve_contract.joinability.sizes import ROW_COUNT, Product, Size
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, rows
 from fitserve_contract.onnx_graph import AmbiguousFileError, Axis, DeclaredValue, Graph, read_model
 
@@ -37,8 +37,13 @@ def joining_text(problem: str) -> str:
     return f"not joinable: {problem}" if problem else "joinable"
 
 
-def prove_rows(model: bytes | memoryview) -> RowProof:
+def prove_rows(model: bytes | memoryview, *, are_names_equal: bool = False) -> RowProof:
     """Follows the rows through the graph of a serialized ModelProto.
+
+    Args:
+        model: The model.
+        are_names_equal: Whoever joins requests joins only those in which axes of one name have one size. ONNX Runtime
+            does not ask for that, so that by default equal names are no equal sizes.
 
     Raises:
         OnnxFileError: the bytes are no ONNX model.
@@ -46,7 +51,7 @@ def prove_rows(model: bytes | memoryview) -> RowProof:
     try:
         parsed = read_model(model)
         analysis = GraphAnalysis(parsed)
-        outputs = analysis.run(parsed.graph, _input_values(parsed.graph))
+        outputs = analysis.run(parsed.graph, _input_values(parsed.graph, are_names_equal))
         return RowProof(_output_problem(parsed.graph, outputs))
     except Unprovable as error:
         return RowProof(str(error))
@@ -56,7 +61,7 @@ def prove_rows(model: bytes | memoryview) -> RowProof:
         return RowProof("the graph cannot be analysed: it is nested too deeply")
 
 
-def _input_values(graph: Graph) -> dict[str, Value]:
+def _input_values(graph: Graph, are_names_equal: bool) -> dict[str, Value]:
     """The values of the model's inputs: the first axis of those that a caller must give are the rows."""
     required = [entry for entry in graph.inputs if entry.name not in graph.initializers]
     if not required:
@@ -64,10 +69,10 @@ def _input_values(graph: Graph) -> dict[str, Value]:
     for entry in required:
         _check_input(entry)
     _check_names(required)
-    found = {entry.name: rows(_open_sizes(entry, 1), RowAxis(0)) for entry in required}
+    found = {entry.name: rows([ROW_COUNT, *_open_sizes(entry, are_names_equal)[1:]], RowAxis(0)) for entry in required}
     for entry in graph.inputs:
         if entry.name in graph.initializers:
-            found[entry.name] = constant(None if entry.shape is None else _open_sizes(entry, 0))
+            found[entry.name] = constant(None if entry.shape is None else _open_sizes(entry, False))
     return found
 
 
@@ -105,14 +110,14 @@ def _name(axis: Axis) -> str | None:
     return axis
 
 
-def _open_sizes(entry: DeclaredValue, first: int) -> list[Size]:
-    """Sizes of the axes from `first` on; equal names are no promise of equal sizes."""
-    own = [
-        axis if isinstance(axis, int) else Product(1, (f"{entry.name}[{place}]",))
-        for place, axis in enumerate(entry.shape or ())
-    ]
-    assert all(ROWS not in size.symbols for size in own if isinstance(size, Product))
-    return [ROW_COUNT, *own[1:]] if first else list(own)
+def _open_sizes(entry: DeclaredValue, are_names_equal: bool) -> list[Size]:
+    """Sizes of all axes: a symbol for each open one, by its name where that is the same size everywhere."""
+    found = list[Size]()
+    for place, axis in enumerate(entry.shape or ()):
+        name = _name(axis) if are_names_equal else None
+        symbol = f"{entry.name}[{place}]" if name is None else f"[{name}]"
+        found.append(axis if isinstance(axis, int) else Product(1, (symbol,)))
+    return found
 
 
 def _output_problem(graph: Graph, outputs: list[Value]) -> str:

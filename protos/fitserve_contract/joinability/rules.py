@@ -8,8 +8,11 @@ from fitserve_contract.joinability import (
     rules_elementwise,
     rules_indexing,
     rules_layout,
+    rules_learners,
     rules_products,
+    rules_recurrent,
     rules_reductions,
+    rules_sequences,
     rules_windows,
 )
 from fitserve_contract.joinability.calls import Rules
@@ -20,12 +23,17 @@ RULES: Final[dict[str, Rules]] = {
         **rules_indexing.RULES,
         **rules_layout.RULES,
         **rules_products.RULES,
+        **rules_learners.STANDARD_RULES,
+        **rules_recurrent.RULES,
         **rules_reductions.RULES,
+        **rules_sequences.RULES,
         **rules_windows.RULES,
     },
+    "ai.onnx.ml": rules_learners.RULES,
     "com.microsoft": {
         **rules_elementwise.MICROSOFT_RULES,
         **rules_products.MICROSOFT_RULES,
+        **rules_recurrent.MICROSOFT_RULES,
         **rules_windows.MICROSOFT_RULES,
     },
 }
@@ -44,9 +52,14 @@ COUNTED_INPUTS: Final[dict[str, frozenset[int]]] = {
     "Resize": frozenset([2, 3]),
     "Slice": frozenset([1, 2, 4]),
     "Split": frozenset([1]),
+    "SequenceAt": frozenset([1]),
+    "SequenceConstruct": frozenset(range(1024)),
     "Tile": frozenset([1]),
 }
 """Inputs that may be computed from the number of rows, because their rules look at each element."""
+
+SEQUENCE_OPERATORS: Final = frozenset(("ConcatFromSequence", "SequenceAt"))
+"""Operators whose first input is a sequence."""
 
 POSITION_INPUTS: Final[dict[str, frozenset[int]]] = {
     **dict.fromkeys(("Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"), frozenset([0])),

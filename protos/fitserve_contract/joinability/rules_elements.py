@@ -60,7 +60,8 @@ def _unknown(symbols: Symbols, value: Value) -> Elements | None:
 
 def _array(elements: Iterable[Element], shape: tuple[int, ...]) -> Elements:
     array = np.empty(shape, object)
-    array.flat = list(elements)
+    for place, element in enumerate(elements):
+        array.flat[place] = element
     return array
 
 
@@ -122,7 +123,7 @@ def _quotient(symbols: Symbols, first: Any, second: Any) -> Element:
         return None
     if _both_literal(first, second):
         quotient = abs(first) // abs(second)
-        return quotient if (first < 0) == (second < 0) else -quotient
+        return quotient if (first < 0) == (second < 0) else -quotient  # type: ignore[no-any-return]
     exact = divide(first, second)
     if exact is not None:
         return exact
@@ -196,7 +197,7 @@ def _negative(symbols: Symbols, value: Any) -> Element:
 def _absolute(symbols: Symbols, value: Any) -> Element:
     if isinstance(value, int):
         return abs(value)
-    return value if value is not None and symbols.is_never_negative(value) else None  # type: ignore[no-any-return]
+    return value if value is not None and symbols.is_never_negative(value) else None
 
 
 def _not(_symbols: Symbols, value: Any) -> Element:
@@ -290,10 +291,10 @@ def _expand(call: Call, arrays: list[Elements]) -> Elements | None:
 
 
 def _range(call: Call, _arrays: list[Elements]) -> Elements | None:
-    start, limit, step = (call.literals(index) or [None] for index in range(3))
-    if start[0] is None or limit[0] is None or step[0] is None or step[0] == 0:
+    parts = [literals[0] for index in range(3) if (literals := call.literals(index))]
+    if len(parts) != 3 or parts[2] == 0:
         return None
-    found = range(start[0], limit[0], step[0])
+    found = range(parts[0], parts[1], parts[2])
     return _array(found, (len(found),)) if len(found) <= _MOST else None
 
 

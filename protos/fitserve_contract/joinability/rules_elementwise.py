@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of, broadcast, refuse_rows
+from fitserve_contract.joinability.calls import Call, Randomness, Rule, Rules, axis_of, broadcast, refuse_rows
 from fitserve_contract.joinability.sizes import Size
-from fitserve_contract.joinability.values import Kind, Value, constant, like, rows
+from fitserve_contract.joinability.values import Kind, Value, like
 
 _UNARY = [
     "Abs",
@@ -55,7 +55,7 @@ _UNARY = [
     "ThresholdedRelu",
     "RegexFullMatch",
 ]
-_BROADCASTING = [
+BROADCASTING = [
     "Add",
     "And",
     "BitShift",
@@ -108,7 +108,7 @@ def broadcasting(call: Call) -> Sequence[Value]:
 def dropout(call: Call) -> Sequence[Value]:
     """Rule of Dropout, which is none where it does not train."""
     if call.version >= 12 and call.given(2) is not None and call.literals(2) != [0]:
-        raise call.refusal("that may train: random")
+        raise Randomness("Dropout in training mode draws random numbers")
     value = call.tensor(0)
     call.require_constants(1)
     return [like(value, value.shape, value.row)] * 2
@@ -264,31 +264,9 @@ def quantized_elementwise(call: Call) -> Sequence[Value]:
     return [broadcast(call, [call.tensor(0), call.tensor(3)])]
 
 
-def range_of_constant(call: Call) -> Sequence[Value]:
-    """Rule of operators whose outputs are constants of unknown shape wherever their inputs are."""
-    call.require_constants(0)
-    return [constant(None)] * len(call.node.outputs)
-
-
-def rotary(call: Call) -> Sequence[Value]:
-    """Rule of RotaryEmbedding: rows on the first axis of the input and, where they have any, of the positions."""
-    value, shape = call.tensor(0), call.shape(0)
-    for index, other in enumerate(call.inputs[1:], 1):
-        if other is None:
-            continue
-        if other.kind is Kind.ROWS and (other.row != value.row or value.row is None or other.rank == 1):
-            raise call.refusal(f"with other rows in input {index}")
-        is_table = other.shape is not None and (other.rank == 2 or other.shape == (1,))
-        if other.kind is Kind.CONSTANT and not is_table and value.kind is Kind.ROWS:
-            raise call.refusal(f"with a constant along the rows in input {index}")
-    if value.row is not None and (value.row.axis != 0 or not value.row.is_plain):
-        raise call.refusal("of rows that are not the first axis")
-    return [rows(shape, value.row) if value.row is not None else constant(shape)]
-
-
 RULES: Rules = {
     **dict.fromkeys(_UNARY, unary),
-    **dict.fromkeys(_BROADCASTING, broadcasting),
+    **dict.fromkeys(BROADCASTING, broadcasting),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), layer_normalization),
     **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), per_channel),
@@ -298,6 +276,7 @@ RULES: Rules = {
     "Clip": first_decides,
     "Dropout": dropout,
     "LRN": across_channels,
+    "LpNormalization": along_axis(-1),
     "MeanVarianceNormalization": mean_variance_normalization,
     "Trilu": trilu,
 }

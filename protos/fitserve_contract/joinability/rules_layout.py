@@ -130,16 +130,25 @@ def _moved(value: Value, kept: Sequence[int]) -> Value:
 
 def unsqueeze(call: Call) -> Sequence[Value]:
     """Rule of Unsqueeze."""
-    value, shape = call.tensor(0), call.shape(0)
-    count = len((call.integers("axes") if call.version < 13 else call.literals(1)) or [])
-    axes = _axes(call, len(shape) + count, 13)
-    if axes is None or len(set(axes)) != len(axes):
+    axes = call.integers("axes") if call.version < 13 else call.literals(1)
+    if axes is None:
         raise call.refusal("of axes that are not known")
-    old = iter(range(len(shape)))
-    kept = [-1 if axis in axes else next(old) for axis in range(len(shape) + count)]
+    return [unsqueezed(call, call.tensor(0), axes)]
+
+
+def unsqueezed(call: Call, value: Value, axes: Sequence[int]) -> Value:
+    """A tensor with new axes of size 1, counted in the result."""
+    if value.shape is None:
+        raise call.refusal("of an unknown shape")
+    rank = len(value.shape) + len(axes)
+    places = {axis_of(call, axis, rank) for axis in axes}
+    if len(places) != len(axes):
+        raise call.refusal("of an axis twice")
+    old = iter(range(len(value.shape)))
+    kept = [-1 if axis in places else next(old) for axis in range(rank)]
     if value.column_count and kept[-1] < 0:
         raise call.refusal("of columns")
-    return [_moved(value, kept)]
+    return _moved(value, kept)
 
 
 def transpose(call: Call) -> Sequence[Value]:
@@ -159,7 +168,8 @@ def expand(call: Call) -> Sequence[Value]:
         raise call.refusal("to a shape that is not known")
     target = [size for size in asked if size is not None]
     rank = max(len(shape), len(target))
-    sizes, target = [1] * (rank - len(shape)) + list(shape), [1] * (rank - len(target)) + target
+    sizes: list[Size] = [*[1] * (rank - len(shape)), *shape]
+    target = [*[1] * (rank - len(target)), *target]
     row = value.row and RowAxis(value.row.axis + rank - len(shape), value.row.before, value.row.after)
     result = list[Size]()
     for axis, (size, wanted) in enumerate(zip(sizes, target, strict=True)):
@@ -265,7 +275,7 @@ def _uneven(size: Size, count: int) -> list[Size | None] | None:
     if not isinstance(size, int):
         return None
     each = -(-size // count)
-    return [each] * (count - 1) + [size - each * (count - 1)]
+    return [*[each] * (count - 1), size - each * (count - 1)]
 
 
 def depth_to_space(call: Call) -> Sequence[Value]:

@@ -29,6 +29,9 @@ def product(call: Call, left: Value, right: Value) -> Value:
         raise call.refusal("of scalars")
     one = left if len(left.shape) > 1 else _with_axis(left, 0)
     other = right if len(right.shape) > 1 else _with_axis(right, 1)
+    if 0 in ((one.shape or ())[-1], (other.shape or ())[-2]):
+        # ONNX Runtime leaves the result of a sum over nothing as it found the memory.
+        raise call.refusal("sums over an axis of no elements")
     refuse_rows(call, one, len(one.shape or ()) - 1)
     refuse_rows(call, other, len(other.shape or ()) - 2)
     # (..., M, 1) and (..., 1, P) broadcast to (..., M, P): the same rows on both sides, or rows on one of them.

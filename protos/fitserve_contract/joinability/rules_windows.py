@@ -34,7 +34,8 @@ def _windows(call: Call, sizes: Sequence[Size], kernel: Sequence[Size] | None) -
     result = list[Size]()
     for axis in range(count):
         size, width = sizes[axis], kernel[axis]
-        assert isinstance(size, int) and isinstance(width, int)
+        assert isinstance(size, int)
+        assert isinstance(width, int)
         span = dilations[axis] * (width - 1) + 1
         if auto in ("SAME_UPPER", "SAME_LOWER"):
             result.append(-(-size // strides[axis]))

@@ -25,6 +25,7 @@ class Kind(Enum):
     ROWS = "each slice along the row axis on that row alone"
     COUNT = "the number of rows, or the place of a row among them"
     MIXED = "several rows"
+    SEQUENCE = "whatever its tensors depend on"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,8 @@ class Value:
     Args:
         kind: What it depends on.
         shape: Sizes of its axes; None where the rank is not known. Known where the kind is ROWS.
-        row: Where the rows lie; given where the kind is ROWS or `is_position`.
+        row: Where the rows lie; given where the kind is ROWS or `is_position`, and for whatever else of kind COUNT has
+            an axis as long as the rows.
         elements: All elements of a small tensor of integers, as far as they are known.
         problem: Of a MIXED one: the node that mixed, and how.
         is_position: Of kind COUNT: each slice along the row axis holds the index of that row, everywhere or, with
@@ -89,12 +91,14 @@ def mixed(problem: str) -> Value:
 def rows(shape: Sequence[Size], row: RowAxis) -> Value:
     """A tensor that carries rows; the row axis of the shape is overwritten by what `row` says."""
     sizes = list(shape)
-    sizes[row.axis] = times(times(row.before, ROW_COUNT), row.after)
+    sizes[row.axis] = ROW_COUNT if row.is_plain else times(times(row.before, ROW_COUNT), row.after)
     return Value(Kind.ROWS, tuple(sizes), row)
 
 
 def like(value: Value, shape: Sequence[Size] | None, row: RowAxis | None) -> Value:
     """A tensor of the same kind with another layout, whose elements are not known."""
+    if shape is value.shape and row is value.row and value.elements is None:
+        return value
     if value.kind is Kind.ROWS and shape is not None and row is not None:
         return rows(shape, row)
     return replace(value, shape=None if shape is None else tuple(shape), row=row, elements=None)
