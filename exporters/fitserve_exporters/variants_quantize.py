@@ -115,20 +115,22 @@ def _quantized(content: bytes, quantize: Callable[[Path, Path], None]) -> bytes:
         made = onnx.load_model_from_string(target.read_bytes())
     if not any(node.op_type == "QuantizeLinear" for node in made.graph.node):
         raise VariantError("int8: expected operators that ONNX Runtime can quantize, found none")
-    _check_constant_scales(made.graph)
+    check_constant_scales(made.graph)
     written: bytes = made.SerializeToString(deterministic=True)
     return written
 
 
-def _check_constant_scales(graph: onnx.GraphProto) -> None:
-    """Refuses a scale that is computed from the batch: a row's answer would depend on its neighbours."""
+def check_constant_scales(graph: onnx.GraphProto) -> None:
+    """Refuses a scale that is computed from the batch: a row's answer would depend on its neighbours.
+
+    Raises:
+        VariantError: names the node.
+    """
     constants = {tensor.name for tensor in graph.initializer}
     for node in graph.node:
         is_dynamic = node.op_type.startswith("Dynamic")
         if is_dynamic or (node.op_type == "QuantizeLinear" and not {*node.input[1:]} <= constants):
-            raise VariantError(
-                f"int8: expected constant scales, found those of '{node.name}' ({node.op_type}) computed"
-            )
+            raise VariantError(f"int8: expected constant scales, got computed ones at '{node.name}' ({node.op_type})")
 
 
 @contextlib.contextmanager

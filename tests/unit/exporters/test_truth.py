@@ -18,7 +18,7 @@ from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec, Toleranc
 from fitserve_exporters.onnx_export import export_onnx
 from fitserve_exporters.sessions import CPU, OrtSession
 from fitserve_exporters.truth import Truth
-from fitserve_exporters.variants_quantize import quantize_dynamically
+from fitserve_exporters.variants_row_quantization import quantize_rows
 from fitserve_exporters.verify import verify
 
 KINDS = {
@@ -40,7 +40,7 @@ def candidate(kind: TaskKind) -> Candidate:
 @cache
 def files(kind: TaskKind) -> tuple[bytes, bytes]:
     fp32 = export_onnx(candidate(kind))
-    return fp32, quantize_dynamically(fp32)
+    return fp32, quantize_rows(fp32)
 
 
 class Counting(nn.Module):

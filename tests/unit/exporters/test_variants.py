@@ -24,7 +24,7 @@ from fitserve_exporters.publish import publish_candidate
 from fitserve_exporters.variants import make_variants, read_choice
 from fitserve_exporters.variants_fusion import attention_count, fuse_layers
 from fitserve_exporters.variants_precision import halve
-from fitserve_exporters.variants_quantize import checked_calibration
+from fitserve_exporters.variants_quantize import check_constant_scales, checked_calibration
 from fitserve_exporters.variants_speed import SpeedRatio, is_faster
 
 
@@ -175,6 +175,24 @@ def test_convolutions_are_quantized_statically_and_answer_nearly_as_before() -> 
     inputs = dict(candidate.held_out.inputs)
     plain = answers(written(convolving()), inputs)
     assert np.abs(answers(variant.content, inputs) - plain).max() < 0.1 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize(
+    ("node", "is_refused"),
+    [
+        (helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"], "batch"), True),
+        (helper.make_node("QuantizeLinear", ["x", "computed", "zero"], ["q"], "batch"), True),
+        (helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["q"], "constant"), False),
+    ],
+)
+def test_a_scale_of_the_batch_in_a_file_with_constant_scales_is_named(node: onnx.NodeProto, is_refused: bool) -> None:
+    constants = [numpy_helper.from_array(np.ones(1, np.float32), name) for name in ("scale", "zero")]
+    graph = helper.make_graph([node], "g", [], [], constants)
+    if is_refused:
+        with pytest.raises(VariantError, match="int8: expected constant scales, got computed ones at 'batch'"):
+            check_constant_scales(graph)
+    else:
+        check_constant_scales(graph)
 
 
 def test_nan_stays_nan_in_a_file_with_constant_scales_and_in_its_own_row_alone() -> None:

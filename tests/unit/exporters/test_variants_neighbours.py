@@ -89,6 +89,14 @@ def test_the_trial_refuses_what_the_graph_was_taken_for(monkeypatch: pytest.Monk
         prove_neighbours(candidate(), coupled(), plain())
 
 
+def test_the_graph_refuses_what_the_trial_did_not_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fitserve_exporters.variants_neighbours.trial_problem", lambda *_, **__: "")
+    with pytest.raises(
+        VariantError, match=r"rows are not proved independent, those of the fp32 file are: node .*Dynamic"
+    ):
+        prove_neighbours(candidate(), coupled(), plain())
+
+
 def test_rows_need_not_be_independent_where_those_of_the_fp32_file_are_not() -> None:
     record = prove_neighbours(candidate(), coupled(), coupled()).to_json()
     assert not record["rows_are_independent"]
