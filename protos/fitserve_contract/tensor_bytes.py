@@ -97,7 +97,8 @@ def decode(name: str, datatype: str, shape: Sequence[int], content: bytes | memo
     if count == 0:
         return np.empty(shape, dtype)
     if datatype == BOOL:
-        return (np.frombuffer(content, RAW_BOOL) != 0).reshape(shape)
+        flags: Array = np.frombuffer(content, RAW_BOOL) != 0
+        return flags.reshape(shape)
     return np.frombuffer(content, dtype).reshape(shape)
 
 

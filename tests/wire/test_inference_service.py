@@ -144,8 +144,12 @@ ERRORS: list[tuple[str, Callable[[], pb.PredictRequest], tuple[str, str, str]]] 
     ),
     (
         "batch over the limit",
-        lambda: predict_request("m", tensor("x", np.zeros((257, 2), np.float32))),
-        ("INVALID_ARGUMENT", "BATCH_TOO_LARGE", "at most 256 examples"),
+        lambda: predict_request("limited", tensor("x", np.zeros((9, 2), np.float32))),
+        (
+            "INVALID_ARGUMENT",
+            "BATCH_TOO_LARGE",
+            "at most 8 examples in a request (max_batch_size in model.toml), got 9",
+        ),
     ),
     (
         "missing input",
@@ -183,6 +187,8 @@ ERRORS: list[tuple[str, Callable[[], pb.PredictRequest], tuple[str, str, str]]] 
 @contextmanager
 def error_world(root: Path) -> Iterator[Server]:
     builders.bare_version(root, "m", 1, builders.scaled())
+    limited = builders.bare_version(root, "limited", 1, builders.scaled())
+    (limited.folder.parent / "model.toml").write_text("max_batch_size = 8\n")
     builders.bare_version(root, "fixed", 1, builders.fixed_shape())
     builders.bare_version(root, "gather", 1, builders.gather())
     builders.bare_version(root, "broken", 1, b"\x00not a model")

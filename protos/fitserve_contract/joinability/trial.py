@@ -7,7 +7,7 @@ stand beside each other at every position of batches of several sizes. The rule 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -159,15 +159,15 @@ def _hostile_values(datatype: str, shape: tuple[int, ...]) -> Iterator[Array]:
     elif dtype.kind == "b":
         yield from (np.ones(shape, dtype), np.zeros(shape, dtype), np.arange(np.prod(shape)).reshape(shape) % 2 == 0)
     else:
-        # Not -1: the smallest integer divided by it ends the process that runs the model.
-        info = np.iinfo(dtype)
-        values = [info.max, info.min, 0, 1, *(token for token in _TOKENS if token <= info.max)]
+        # Neither -1 nor the smallest integer: the quotient of both ends the process that runs the model.
+        info: np.iinfo[Any] = np.iinfo(dtype.type)
+        values = [info.max, info.min + (dtype.kind == "i"), 0, 1, *(token for token in _TOKENS if token <= info.max)]
         yield from (np.full(shape, value, dtype) for value in values)
 
 
-def _reals(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Iterator[Array]:
+def _reals(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[Array]:
     random = np.random.default_rng(1)
-    largest = float(np.finfo(dtype).max) / 4  # type: ignore[arg-type]
+    largest = float(np.finfo(dtype.type(0)).max) / 4
     yield np.full(shape, min(_LARGE_REALS[0], largest), dtype)
     yield np.full(shape, np.nan, dtype)
     yield np.full(shape, np.inf, dtype)
