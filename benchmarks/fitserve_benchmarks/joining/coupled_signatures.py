@@ -122,6 +122,23 @@ _GRAPHS: Final = (
         (),
     ),
     (
+        "extracted-row",
+        "a feature extractor behind a transpose extracts a row",
+        "g (float[N,4] x) => (float[N,4] y) { t = Transpose<perm=[1, 0]>(x) i = Constant<value = int64[1] {0}>() "
+        "f = ai.onnx.ml.ArrayFeatureExtractor(t, i) s = Constant<value = int64[2] {1, 4}>() r = Reshape(f, s) "
+        "y = Sub(x, r) }",
+        18,
+        ("ai.onnx.ml",),
+    ),
+    (
+        "bagged-rows",
+        "a mean over the first axis, behind a reshape that puts rows there",
+        "g (float[N,4] x) => (float[N,4] y) { s = Constant<value = int64[3] {-1, 1, 4}>() a = Reshape(x, s) "
+        "z = Constant<value = int64[1] {0}>() m = ReduceMean<keepdims=0>(a, z) y = Sub(x, m) }",
+        18,
+        (),
+    ),
+    (
         "boxes-in-one-list",
         "boxes of the batch in one list, with their picture's number",
         "g (float[N,6,4] boxes, float[N,2,6] scores) => (int64[M,3] y) { k = Constant<value = int64 {3}>() "

@@ -135,7 +135,7 @@ class Caller:
         return self._random.integers(low, high, shape, endpoint=True).astype(kind)
 
     def _like(self, example: Array, magnitude: float) -> Array:
-        row: Array = example[self._random.integers(len(example))][None]
+        row: Array = example[self._random.integers(len(example)) :][:1]
         if example.dtype.kind != "f":
             return row
         scaled = row * magnitude * self._random.uniform(0.5, 1.0, row.shape)

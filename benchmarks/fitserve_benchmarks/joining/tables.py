@@ -95,6 +95,40 @@ _CLASSIC: Final = (
         'y = ai.onnx.ml.LabelEncoder<keys_int64s=[0, 1, 2], values_strings=["cat", "dog", "eel"]>(i) }',
     ),
     (
+        "label-lookup",
+        "skl2onnx looks the class up in a list, along another axis",
+        "(float[N,3] x) => (int64[N] y) <int64[3] names = {7, 8, 9}> { i = ArgMax<axis=1>(x) "
+        "a = ai.onnx.ml.ArrayFeatureExtractor(names, i) s = Constant<value = int64[1] {-1}>() r = Reshape(a, s) "
+        "y = Cast<to=7>(r) }",
+    ),
+    (
+        "encoded-columns",
+        "skl2onnx's one-hot encoder: columns by Gather, a reshape that keeps their number",
+        "(string[N,2] x) => (float[N,5] y) { i = Constant<value = int64[1] {0}>() a = Gather<axis=1>(x, i) "
+        "j = Constant<value = int64[1] {1}>() b = Gather<axis=1>(x, j) "
+        'c = ai.onnx.ml.OneHotEncoder<cats_strings=["a", "b", "c"], zeros=1>(a) '
+        'd = ai.onnx.ml.OneHotEncoder<cats_strings=["a", "b"], zeros=1>(b) e = Concat<axis=-1>(c, d) '
+        "s = Constant<value = int64[2] {-1, 5}>() y = Reshape(e, s) }",
+    ),
+    (
+        "numbered-columns",
+        "skl2onnx's ordinal encoder: columns by ArrayFeatureExtractor",
+        "(string[N,2] x) => (float[N,2] y) { i = Constant<value = int64 {0}>() "
+        "a = ai.onnx.ml.ArrayFeatureExtractor(x, i) j = Constant<value = int64 {1}>() "
+        "b = ai.onnx.ml.ArrayFeatureExtractor(x, j) "
+        'c = ai.onnx.ml.LabelEncoder<keys_strings=["a", "b"], values_int64s=[0, 1]>(a) '
+        'd = ai.onnx.ml.LabelEncoder<keys_strings=["a", "b"], values_int64s=[0, 1]>(b) '
+        "s = Constant<value = int64[2] {-1, 1}>() e = Reshape(c, s) f = Reshape(d, s) g1 = Concat<axis=1>(e, f) "
+        "y = Cast<to=1>(g1) }",
+    ),
+    (
+        "bagged-trees",
+        "skl2onnx's bagging: a new first axis of estimators, and a mean over it",
+        f"(float[N,4] x) => (int64[N] y) {{ l, p = ai.onnx.ml.{_CLASSIFIER}(x) m, q = ai.onnx.ml.{_CLASSIFIER}(x) "
+        "s = Constant<value = int64[3] {1, -1, 2}>() a = Reshape(p, s) b = Reshape(q, s) c = Concat<axis=0>(a, b) "
+        "z = Constant<value = int64[1] {0}>() d = ReduceMean<keepdims=0>(c, z) y = ArgMax<axis=1, keepdims=0>(d) }",
+    ),
+    (
         "nearest",
         "k nearest neighbours of a fixed training set",
         "(float[N,2] x) => (int64[N,2] y) { t = Constant<value = float[1,3,2] {0.0, 0.0, 1.0, 1.0, 5.0, 5.0}>() "

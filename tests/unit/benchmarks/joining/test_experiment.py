@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from fitserve_benchmarks.joining.coupled_disguises import COUPLED_DISGUISES
 from fitserve_benchmarks.joining.coupled_graphs import COUPLED_GRAPHS
 from fitserve_benchmarks.joining.coupled_signatures import COUPLED_SIGNATURES
 from fitserve_benchmarks.joining.experiment import Caller, deviation, largest_difference, open_session, together
@@ -12,7 +13,9 @@ from fitserve_benchmarks.joining.labelled import LabelledModel, from_text
 from fitserve_benchmarks.joining.tables import TABLES
 
 
-@pytest.mark.parametrize("model", [*TABLES, *COUPLED_GRAPHS, *COUPLED_SIGNATURES], ids=lambda model: model.name)
+@pytest.mark.parametrize(
+    "model", [*TABLES, *COUPLED_GRAPHS, *COUPLED_SIGNATURES, *COUPLED_DISGUISES], ids=lambda model: model.name
+)
 def test_every_graph_does_what_its_label_says(model: LabelledModel) -> None:
     session = open_session(model.build())
     found = deviation(session, Caller(session, model.ranges, model.sizes, 0))
