@@ -6,7 +6,6 @@ expected is no variant.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,15 +51,6 @@ class Choice:
     file: str
     reason: str
     verification: Mapping[str, Any] | None = field(default=None, repr=False)
-
-    @property
-    def proved_error(self) -> float:
-        """How far a variant's answers may be off by its own record; 0 for fp32, or where the record does not say."""
-        tolerance = (self.verification or {}).get("tolerance")
-        bounds = tolerance.get("per_output") if isinstance(tolerance, Mapping) else None
-        values = bounds.values() if isinstance(bounds, Mapping) else ()
-        numbers = [float(value) for value in values if isinstance(value, int | float) and math.isfinite(value)]
-        return max(numbers, default=0.0)
 
 
 def choices(manifest: Manifest | None, wanted: str, device: str) -> tuple[Choice, ...]:
