@@ -28,6 +28,7 @@ EXPERIMENT_S: Final = 10.0
 FREE_SIZES: Final = (7, 64, 320, 1600)
 """Of free axes behind the rows: the first at which the model runs. Pictures and sound take no small ones."""
 
+_UNLOADABLE: Final = "does not load"
 _CRASH: Final = "the process ended"
 
 
@@ -59,6 +60,11 @@ class Finding:
     def joins(self) -> bool:
         """True where requests would share runs: proof and trial both pass."""
         return not self.problem and not self.trial
+
+    @property
+    def is_loadable(self) -> bool:
+        """True where ONNX Runtime loads the model."""
+        return not self.experiment.startswith(_UNLOADABLE)
 
     @property
     def is_wrong(self) -> bool:
@@ -107,7 +113,7 @@ def _experiment(subject: Subject) -> str:
     try:
         session = open_session(subject.content)
     except Exception as error:  # the runtime raises types of its own for each kind of damage
-        return f"does not load: {_first_line(error)}"
+        return f"{_UNLOADABLE}: {_first_line(error)}"
     try:
         found = deviation(session, _caller(session, subject, 0), EXPERIMENT_S)
     except ValueError as error:

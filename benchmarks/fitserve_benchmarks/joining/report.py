@@ -55,9 +55,12 @@ def totals(findings: Sequence[Finding]) -> list[str]:
     for origin in (LABELLED, FILES, ONNX_TESTS):
         for label in (INDEPENDENT, COUPLED, ""):
             chosen = [one for one in findings if (one.origin, one.label) == (origin, label)]
+            loaded = [one for one in chosen if one.is_loadable]
             if chosen:
                 what = f"{origin}, {label}" if label else origin
-                lines.append(f"{what}: {sum(one.joins for one in chosen)} of {len(chosen)} join")
+                lines.append(f"{what}: {sum(one.joins for one in loaded)} of {len(loaded)} join")
+            if len(loaded) < len(chosen):
+                lines[-1] += f"; {len(chosen) - len(loaded)} more do not load in ONNX Runtime"
     unlabelled = [one for one in findings if not one.label]
     could = [one for one in unlabelled if one.experiment == INDEPENDENT]
     if unlabelled:
@@ -83,7 +86,7 @@ def markdown(findings: Sequence[Finding], machine: str) -> str:
         chosen = [line(one) for one in findings if one.origin == origin]
         if chosen:
             parts += [f"## {title}\n", _HEAD, *chosen, ""]
-    reasons = Counter(_kind(one) for one in findings if one.origin == ONNX_TESTS)
+    reasons = Counter(_kind(one) for one in findings if one.origin == ONNX_TESTS and one.is_loadable)
     if reasons:
         parts += ["## onnx's tests, by reason\n", "| reason | models |\n|---|---|"]
         parts += [f"| {reason} | {count} |" for reason, count in reasons.most_common()]

@@ -60,17 +60,18 @@ def test_totals_and_markdown(tmp_path) -> None:  # type: ignore[no-untyped-def]
         REFUSED,
         COUPLED_ONE,
         replace(GOOD, origin=FILES, label="", name="some/file.onnx"),
+        replace(GOOD, origin=FILES, label="", trial="none", experiment="does not load: no kernel"),
         replace(REFUSED, origin=ONNX_TESTS, label="", problem="node 'x' (Pad of axis 0)"),
         replace(REFUSED, origin=ONNX_TESTS, label="", problem="node 'y' (Pad of axis 0)"),
     ]
     text = markdown(findings, "here")
     assert "labelled, independent: 1 of 2 join" in text
-    assert "files: 1 of 1 join" in text
+    assert "files: 1 of 1 join; 1 more do not load in ONNX Runtime" in text
     assert "proved although coupled: 0" in totals(findings)
     assert "| node '…' (Pad of axis n) | 2 |" in text
     assert "some/file.onnx" in text
     save(findings, tmp_path / "new" / "all.json")
-    assert len((tmp_path / "new" / "all.json").read_text().splitlines()) == 6
+    assert len((tmp_path / "new" / "all.json").read_text().splitlines()) == 7
 
 
 def test_models_are_examined_in_another_process() -> None:
