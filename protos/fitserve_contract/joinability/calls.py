@@ -11,7 +11,8 @@ import numpy as np
 
 from fitserve_contract.joinability.sizes import Size, Symbols
 from fitserve_contract.joinability.values import MAX_ELEMENTS, Elements, Kind, RowAxis, Value, constant, rows
-from fitserve_contract.onnx_graph import Attribute, Node, TensorConstant, read_tensor
+from fitserve_contract.onnx_graph import Attribute, Node
+from fitserve_contract.onnx_tensors import TensorConstant, read_tensor
 
 
 class Coupling(Exception):
@@ -19,7 +20,7 @@ class Coupling(Exception):
 
 
 class Randomness(Coupling):
-    """The node draws random numbers, whatever its inputs are."""
+    """The node may draw random numbers, whatever its inputs are."""
 
 
 @dataclass(slots=True)

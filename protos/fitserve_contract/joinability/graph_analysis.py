@@ -7,13 +7,22 @@ from dataclasses import dataclass, field, replace
 
 from fitserve_contract.joinability.calls import Call, Coupling, Randomness, attribute_constant, broadcast, constant_of
 from fitserve_contract.joinability.control_flow import CONTROL_FLOW
-from fitserve_contract.joinability.rules import COUNTED_INPUTS, POSITION_INPUTS, RANDOM, RULES, SEQUENCE_OPERATORS
+from fitserve_contract.joinability.rules import (
+    CHANGED_IN_7,
+    COUNTED_INPUTS,
+    NEWEST_VERSION,
+    POSITION_INPUTS,
+    RANDOM,
+    RULES,
+    SEQUENCE_OPERATORS,
+)
 from fitserve_contract.joinability.rules_elements import fold
 from fitserve_contract.joinability.rules_elementwise import BROADCASTING
 from fitserve_contract.joinability.rules_indexing import concat_positions
 from fitserve_contract.joinability.sizes import OversizeError, Symbols
 from fitserve_contract.joinability.values import UNKNOWN_CONSTANT, UNKNOWN_COUNT, Kind, Value, mixed
-from fitserve_contract.onnx_graph import Attribute, DeclaredValue, Function, Graph, Model, Node, read_graph, read_tensor
+from fitserve_contract.onnx_graph import Attribute, DeclaredValue, Function, Graph, Model, Node, read_graph
+from fitserve_contract.onnx_tensors import read_tensor
 
 _MOST_STEPS = 200_000
 _MOST_DEPTH = 24
@@ -169,6 +178,9 @@ class GraphAnalysis:
                 raise Randomness(f"{node.operator} draws random numbers")
             if node.operator in CONTROL_FLOW:
                 return CONTROL_FLOW[node.operator](call, lambda body, inputs: self._run_body(body, inputs, scope))
+        oldest = 7 if node.operator in CHANGED_IN_7 else 1
+        if not node.domain and not oldest <= call.version <= NEWEST_VERSION:
+            raise Randomness(f"no rule for operator set {call.version} of ai.onnx")
         if rule is None:
             raise Coupling(f"no rule for {node.domain or 'ai.onnx'}:{node.operator}")
         special = None if node.domain else fold(call) or _of_positions(call)

@@ -38,6 +38,40 @@ RULES: Final[dict[str, Rules]] = {
     },
 }
 
+NEWEST_VERSION: Final = 26
+"""Operator set version of ai.onnx up to which the rules are known to hold."""
+
+CHANGED_IN_7: Final = frozenset(
+    [
+        "Add",
+        "And",
+        "BatchNormalization",
+        "Div",
+        "Dropout",
+        "Equal",
+        "GRU",
+        "Gemm",
+        "Greater",
+        "LSTM",
+        "Less",
+        "Max",
+        "Mean",
+        "Min",
+        "Mul",
+        "Or",
+        "PRelu",
+        "Pad",
+        "Pow",
+        "RNN",
+        "Sub",
+        "Sum",
+        "Tile",
+        "Upsample",
+        "Xor",
+    ]
+)
+"""Operators that broadcast, or take their attributes, by other laws before operator set 7."""
+
 RANDOM: Final = frozenset(
     ("Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike")
 )

@@ -8,7 +8,7 @@ from fitserve_contract.joinability.calls import Call, Rules, axis_of, refuse_row
 from fitserve_contract.joinability.rules_elementwise import value_like
 from fitserve_contract.joinability.sizes import ROW_COUNT, Size, divide, has_rows, times, times_all
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, like, regrouped, rows, vector
-from fitserve_contract.onnx_graph import MAX_RANK
+from fitserve_contract.onnx_tensors import MAX_RANK
 
 
 def shape_text(shape: Sequence[Size | None]) -> str:
@@ -253,6 +253,8 @@ def split(call: Call) -> Sequence[Value]:
     parts: list[Size | None] | None = call.integers("split") if call.version < 13 else None  # type: ignore[assignment]
     if call.version >= 13 and call.given(1) is not None:
         parts = _sizes(call, 1)
+        if parts is None and call.tensor(1).kind is not Kind.CONSTANT:
+            raise call.refusal("by what rows say")
     elif parts is None:
         size = shape[axis]
         whole = divide(size, count)

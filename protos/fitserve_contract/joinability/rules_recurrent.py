@@ -117,7 +117,8 @@ def rotary(positions: int) -> Rule:
             if other is None:
                 continue
             if other.kind is Kind.ROWS:
-                if other.row != value.row or (index == positions and other.rank != 2):
+                # A table of two axes is looked up by place; one of three belongs to its rows.
+                if other.row != value.row or other.rank != (2 if index == positions else 3):
                     raise call.refusal(f"with other rows in input {index}")
             elif value.row is not None and (index == positions and other.shape != (1,)):
                 raise call.refusal(f"with constant places in input {index}")

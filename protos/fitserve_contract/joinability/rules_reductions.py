@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of, refuse_rows
 from fitserve_contract.joinability.rules_elementwise import value_like
 from fitserve_contract.joinability.sizes import Size
-from fitserve_contract.joinability.values import RowAxis, Value, like
+from fitserve_contract.joinability.values import RowAxis, Value, constant, like
 
 _AXES_AS_INPUT = {"ReduceSum": 13}
 """All others take their axes as an input from operator set 18 on."""
@@ -100,7 +100,14 @@ def couples(what: str) -> Rule:
     return rule
 
 
+def of_constants(call: Call) -> Sequence[Value]:
+    """Rule of windows and filters, whose inputs are sizes."""
+    call.require_constants(0)
+    return [constant(None)]
+
+
 RULES: Rules = {
+    **dict.fromkeys(("BlackmanWindow", "HammingWindow", "HannWindow", "MelWeightMatrix"), of_constants),
     **dict.fromkeys(
         [
             "ReduceL1",

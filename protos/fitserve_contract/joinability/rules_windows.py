@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of
+from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of, refuse_rows
 from fitserve_contract.joinability.rules_elementwise import value_like
 from fitserve_contract.joinability.sizes import Size, divide, has_rows, times
-from fitserve_contract.joinability.values import Kind, Value, mixed, rows
+from fitserve_contract.joinability.values import Kind, Value, like, mixed, rows
 
 
 def rows_first(call: Call, value: Value, least_rank: int = 3) -> tuple[Size, ...]:
@@ -152,6 +152,8 @@ def resize(call: Call) -> Sequence[Value]:
     shape = value.shape
     if call.text("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
         raise call.refusal("that crops")
+    if any(other is not None and other.kind is Kind.ROWS for other in call.inputs[1:]):
+        raise call.refusal("by what rows say")
     axes = [axis_of(call, axis, len(shape)) for axis in call.integers("axes") or range(len(shape))]
     if value.row is not None and value.row.axis in axes:
         _check_row_scale(call, axes.index(value.row.axis), shape[value.row.axis])
@@ -222,13 +224,47 @@ def rows_in(*places: int) -> Rule:
     return rule
 
 
+def short_time_transform(call: Call) -> Sequence[Value]:
+    """Rule of STFT: signals (N, length, 1 or 2) to (N, frames, bins, 2)."""
+    value = call.tensor(0)
+    shape = rows_first(call, value)
+    call.require_constants(1)
+    return [like(value, [shape[0], call.symbols.fresh(), call.symbols.fresh(), 2], value.row)]
+
+
+def determinant(call: Call) -> Sequence[Value]:
+    """Rule of Det: of the last two axes."""
+    value, shape = call.tensor(0), call.shape(0)
+    for axis in (len(shape) - 2, len(shape) - 1):
+        refuse_rows(call, value, axis)
+    return [like(value, shape[:-2], value.row)]
+
+
+def fourier_transform(call: Call) -> Sequence[Value]:
+    """Rule of DFT: along one axis; the last one holds real and imaginary parts."""
+    value, shape = call.tensor(0), call.shape(0)
+    call.require_constants(1)
+    axes = [call.integer("axis", 1)] if call.version < 20 else [-2] if call.given(2) is None else call.literals(2)
+    if not axes:
+        raise call.refusal("along an axis that is not known")
+    axis = axis_of(call, axes[0], len(shape))
+    refuse_rows(call, value, axis)
+    refuse_rows(call, value, len(shape) - 1)
+    result = [*shape[:-1], call.symbols.fresh()]
+    result[axis] = call.symbols.fresh()
+    return [value_like(value, result)]
+
+
 RULES: Rules = {
     **dict.fromkeys(("Conv", "ConvInteger"), convolution),
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), pool),
     **dict.fromkeys(("GlobalMaxPool", "GlobalAveragePool", "GlobalLpPool"), global_pool),
     **dict.fromkeys(("Resize", "Upsample"), resize),
     "ConvTranspose": transposed_convolution,
+    "DFT": fourier_transform,
+    "Det": determinant,
     "GridSample": rows_in(0, 1),
+    "STFT": short_time_transform,
     "QLinearConv": quantized_convolution,
 }
 
