@@ -61,6 +61,16 @@ class Attribute:
     graph: memoryview | None = None
     reference: str = ""
     is_long: bool = False
+    raw: memoryview | None = None
+
+    @property
+    def count(self) -> int:
+        """Integers or strings that it holds; 0 where it holds neither."""
+        if self.integers is not None:
+            return len(self.integers)
+        if self.raw is None or len(self.raw) > MAX_VALUES * 16:
+            return 0
+        return sum(number == 9 for number, _ in fields(self.raw))
 
 
 @dataclass(slots=True)
@@ -223,7 +233,7 @@ def read_attribute(content: memoryview) -> Attribute:
     Raises:
         AmbiguousFileError: its tensor or graph is given twice.
     """
-    attribute = Attribute()
+    attribute = Attribute(raw=content)
     for number, value in fields(content, _STRINGS):
         if number in (5, 6) and isinstance(value, memoryview):
             if attribute.tensor is not None or attribute.graph is not None:

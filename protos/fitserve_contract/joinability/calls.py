@@ -76,6 +76,14 @@ class Call:
             raise self.refusal(f"with a long '{name}'")
         return attribute.integers or []
 
+    def names(self, *attributes: str) -> int:
+        """Returns how many entries the first of the attributes that has any holds; 0 where that is not known."""
+        for name in attributes:
+            attribute = self.attributes.get(name)
+            if attribute is not None and not attribute.is_long and (count := attribute.count):
+                return count
+        return 0
+
     def text(self, name: str, default: str) -> str:
         """Returns an attribute of text."""
         attribute = self.attributes.get(name)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from fitserve_contract.joinability.calls import Call, Coupling, Randomness, attribute_constant, broadcast, constant_of
+from fitserve_contract.joinability.calls import Call, Coupling, Randomness, attribute_constant, constant_of
 from fitserve_contract.joinability.control_flow import CONTROL_FLOW
+from fitserve_contract.joinability.positions import MOVING, kept_bound, of_positions
 from fitserve_contract.joinability.rules import (
     CHANGED_IN_7,
     COUNTED_INPUTS,
@@ -17,8 +18,6 @@ from fitserve_contract.joinability.rules import (
     SEQUENCE_OPERATORS,
 )
 from fitserve_contract.joinability.rules_elements import fold
-from fitserve_contract.joinability.rules_elementwise import BROADCASTING
-from fitserve_contract.joinability.rules_indexing import concat_positions
 from fitserve_contract.joinability.sizes import OversizeError, Symbols
 from fitserve_contract.joinability.values import UNKNOWN_CONSTANT, UNKNOWN_COUNT, Kind, Value, mixed
 from fitserve_contract.onnx_graph import Attribute, DeclaredValue, Function, Graph, Model, Node, read_graph
@@ -26,7 +25,6 @@ from fitserve_contract.onnx_tensors import read_tensor
 
 _MOST_STEPS = 200_000
 _MOST_DEPTH = 24
-_INTEGER_TYPES = (6, 7, 12, 13)
 _ILL_FORMED = (ValueError, ArithmeticError, LookupError, TypeError)
 """What attributes that do not fit their operator lead to: the runtime refuses such a model, too."""
 
@@ -183,11 +181,12 @@ class GraphAnalysis:
             raise Randomness(f"no rule for operator set {call.version} of ai.onnx")
         if rule is None:
             raise Coupling(f"no rule for {node.domain or 'ai.onnx'}:{node.operator}")
-        special = None if node.domain else fold(call) or _of_positions(call)
+        special = None if node.domain else fold(call) or of_positions(call)
         if special is not None:
             return [special]
         _check_kinds(call)
-        return rule(call)
+        made = rule(call)
+        return [kept_bound(call, made[0])] if node.operator in MOVING and not node.domain else made
 
     def _run_function(self, call: Call, function: Function, scope: Scope) -> Sequence[Value]:
         body, names = function.body, [entry.name for entry in function.body.inputs]
@@ -202,20 +201,6 @@ class GraphAnalysis:
             given,
         )
         return self._run_graph(body, inner)
-
-
-def _of_positions(call: Call) -> Value | None:
-    if not any(value is not None and value.kind is Kind.COUNT and value.row is not None for value in call.inputs):
-        return None
-    if call.node.operator in BROADCASTING and all(v is not None and v.kind is not Kind.ROWS for v in call.inputs):
-        # Places that are computed with are no places any more, but as large as they were.
-        shaped = broadcast(call, [value for value in call.inputs if value is not None])
-        return Value(Kind.COUNT, shaped.shape, shaped.row)
-    if call.node.operator == "Concat":
-        return concat_positions(call)
-    if call.node.operator == "Cast" and call.integer("to", 0) in _INTEGER_TYPES:
-        return call.inputs[0]
-    return None
 
 
 def _check_kinds(call: Call) -> None:

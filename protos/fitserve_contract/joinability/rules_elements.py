@@ -6,6 +6,7 @@ None where it cannot tell; the operator's ordinary rule decides then.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 from fitserve_contract.joinability.calls import Call
 from fitserve_contract.joinability.sizes import Product, Size, Symbols, divide, has_rows, times, times_all
 from fitserve_contract.joinability.values import Elements, Kind, Value, of_elements
+from fitserve_contract.onnx_tensors import read_tensor
 
 _MOST = 512
 _INTEGER_TYPES = (6, 7, 12, 13)
@@ -298,6 +300,24 @@ def _range(call: Call, _arrays: list[Elements]) -> Elements | None:
     return _array(found, (len(found),)) if len(found) <= _MOST else None
 
 
+def _filled(call: Call, arrays: list[Elements]) -> Elements | None:
+    shape = call.literals(0)
+    attribute = call.attributes.get("value")
+    if (
+        shape is None
+        or arrays[0].ndim != 1
+        or any(not 0 <= size <= _MOST for size in shape)
+        or math.prod(shape) > _MOST
+    ):
+        return None
+    if attribute is None:
+        return None
+    values = None if attribute.tensor is None else read_tensor(attribute.tensor).values
+    if values is None or values.size != 1 or values.dtype.kind not in "iub":
+        return None
+    return _array([values.item()] * math.prod(shape), tuple(shape))
+
+
 def _identity(_call: Call, arrays: list[Elements]) -> Elements | None:
     return arrays[0]
 
@@ -308,6 +328,7 @@ FOLDS: dict[str, Fold] = {
     "And": _each(_logical(operator.and_)),
     "Cast": _cast,
     "Concat": _concat,
+    "ConstantOfShape": _filled,
     "Div": _each(_quotient),
     "Equal": _each(_equal),
     "Expand": _expand,

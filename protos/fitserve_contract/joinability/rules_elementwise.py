@@ -125,6 +125,17 @@ def softmax(call: Call) -> Sequence[Value]:
     return [value_like(value, shape)]
 
 
+def quantized_softmax(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's QLinearSoftmax, which names the operator set of the Softmax that it was."""
+    value, shape = call.tensor(0), call.shape(0)
+    call.require_constants(1)
+    version = call.integer("opset", 1)
+    axis = axis_of(call, call.integer("axis", -1), len(shape))
+    for over in range(axis, axis + 1 if version >= 13 else len(shape)):
+        refuse_rows(call, value, over)
+    return [value_like(value, shape)]
+
+
 def along_axis(default: int) -> Rule:
     """Returns the rule of operators that work along the axis `axis` and keep the shape."""
 
@@ -286,6 +297,7 @@ MICROSOFT_RULES: Rules = {
     **dict.fromkeys(("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasSplitGelu"), bias_activation),
     **dict.fromkeys(("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), skip_layer_normalization),
     **dict.fromkeys(("QLinearAdd", "QLinearMul"), quantized_elementwise),
+    "QLinearSoftmax": quantized_softmax,
     **dict.fromkeys(("QLinearSigmoid", "QLinearLeakyRelu"), unary),
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),
 }

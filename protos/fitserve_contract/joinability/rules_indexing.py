@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from fitserve_contract.joinability.calls import Call, Rules, axis_of, refuse_rows
+from fitserve_contract.joinability.positions import picks_own_rows
 from fitserve_contract.joinability.rules_elementwise import value_like
 from fitserve_contract.joinability.sizes import Product, Size, has_rows
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, like, rows
@@ -21,7 +21,7 @@ def gather(call: Call) -> Sequence[Value]:
         if data.kind is Kind.CONSTANT and indices.kind is Kind.ROWS:
             return [rows(sizes, row)]
         # Row i picks from row i.
-        if indices.is_position and not indices.column_count and data.row == RowAxis(axis) and data.kind is Kind.ROWS:
+        if data.kind is Kind.ROWS and data.row is not None and picks_own_rows(indices, data.row, axis):
             return [rows(sizes, row)]
         raise call.refusal(f"over axis {axis} by indices of rows")
     refuse_rows(call, data, axis)
@@ -105,24 +105,6 @@ def scatter_nd(call: Call) -> Sequence[Value]:
     if updates.kind is not Kind.ROWS or updates.row != expected:
         raise call.refusal("of other rows")
     return [rows(shape, row)]
-
-
-def concat_positions(call: Call) -> Value | None:
-    """Returns the index columns that a Concat over the last axis makes, the first of which is the row."""
-    values = [value for value in call.inputs if value is not None]
-    first = values[0]
-    axis = call.integer("axis", 1)
-    if not first.is_position or first.row is None or first.shape is None or first.shape[-1] != 1:
-        return None
-    rank = len(first.shape)
-    if first.row.axis == rank - 1 or axis not in (-1, rank - 1) or not first.row.is_plain:
-        return None
-    for value in values[1:]:
-        is_same = value.kind is Kind.ROWS and value.row == first.row
-        if not is_same or value.shape is None or len(value.shape) != rank or value.shape[-1] != 1:
-            return None
-    shape = (*first.shape[:-1], len(values))
-    return replace(first, shape=shape, column_count=len(values))
 
 
 def slice_rule(call: Call) -> Sequence[Value]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fitserve_contract.joinability.calls import Call, Rules, axis_of, refuse_rows
+from fitserve_contract.joinability.positions import counted_rows
 from fitserve_contract.joinability.rules_elementwise import value_like
 from fitserve_contract.joinability.sizes import ROW_COUNT, Size, divide, has_rows, times, times_all
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, like, regrouped, rows, vector
@@ -332,10 +333,11 @@ def range_of(call: Call) -> Sequence[Value]:
     start, limit, step = (None if (e := call.elements(i)) is None or e.size != 1 else e.flat[0] for i in range(3))
     if start == 0 and step == 1 and limit is not None:
         if limit == ROW_COUNT:
-            return [Value(Kind.COUNT, (ROW_COUNT,), RowAxis(0), is_position=True)]
+            return [counted_rows(ROW_COUNT)]
         if not isinstance(limit, float) and not has_rows(limit):
             is_size = call.symbols.is_never_negative(limit)
-            return [constant([limit if is_size else call.symbols.derived("range", limit)])]
+            size = limit if is_size else call.symbols.derived("range", limit)
+            return [Value(Kind.CONSTANT, (size,), below=size)]
     if any(value is not None and value.kind is not Kind.CONSTANT for value in call.inputs):
         raise call.refusal("reads the number of rows")
     return [constant([call.symbols.derived("range", start, limit, step) if None not in (start, limit, step)

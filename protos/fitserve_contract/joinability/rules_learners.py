@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fitserve_contract.joinability.calls import Call, Rule, Rules
 from fitserve_contract.joinability.rules_elementwise import unary, value_like
-from fitserve_contract.joinability.sizes import Size
+from fitserve_contract.joinability.sizes import Size, times_all
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, like, rows
 
 
@@ -23,8 +23,19 @@ def learner(call: Call) -> Sequence[Value]:
     call.require_constants(1)
     if value.row is None:
         return [constant(None)] * len(call.node.outputs)
-    scores = rows([shape[0], call.symbols.fresh()], RowAxis(0))
+    scores = rows([shape[0], _width(call)], RowAxis(0))
     return [rows([shape[0]], RowAxis(0)), scores] if "Classifier" in call.node.operator else [scores]
+
+
+def _width(call: Call) -> Size:
+    """Columns of the scores. Those of support vector machines depend on more than the classes."""
+    operator = call.node.operator
+    if operator in ("TreeEnsembleRegressor", "TreeEnsemble"):
+        return call.integer("n_targets", 0) or call.symbols.fresh()
+    if operator == "LinearRegressor":
+        return call.integer("targets", 1)
+    labels = call.names("classlabels_int64s", "classlabels_ints", "classlabels_strings")
+    return labels if labels > 1 and operator != "SVMClassifier" else call.symbols.fresh()
 
 
 def by_feature(call: Call) -> Sequence[Value]:
@@ -49,18 +60,25 @@ def feature_vectorizer(call: Call) -> Sequence[Value]:
 def feature_extractor(call: Call) -> Sequence[Value]:
     """Rule of ArrayFeatureExtractor: constant places of the last axis."""
     value, shape = call.tensor(0), call.shape(0)
+    chosen = call.tensor(1)
+    if chosen.row is not None and value.kind is Kind.CONSTANT and len(shape) == 1 and chosen.shape is not None:
+        # One row of as many columns as there are indices, in their order.
+        row = chosen.row
+        before = times_all([*chosen.shape[: row.axis], row.before])
+        return [rows([1, 1], RowAxis(1, before, times_all([row.after, *chosen.shape[row.axis + 1 :]])))]
     call.require_constants(1)
     if value.row is not None and (value.row.axis == len(shape) - 1 or len(shape) < 2):
         raise call.refusal("over the rows")
     places = call.tensor(1).shape
-    width: Size = places[-1] if places else call.symbols.fresh()
+    width = call.symbols.fresh() if places is None else times_all(places)
     return [value_like(value, [*shape[:-1], width])]
 
 
 def one_hot_encoder(call: Call) -> Sequence[Value]:
     """Rule of OneHotEncoder: a new last axis."""
     value, shape = call.tensor(0), call.shape(0)
-    return [like(value, [*shape, call.symbols.fresh()], value.row)]
+    categories = call.names("cats_int64s", "cats_strings")
+    return [like(value, [*shape, categories or call.symbols.fresh()], value.row)]
 
 
 def to_sequence(call: Call) -> Sequence[Value]:

@@ -127,6 +127,22 @@ def quantized_matmul(call: Call) -> Sequence[Value]:
     return [product(call, call.tensor(0), call.tensor(3))]
 
 
+def quantized_gemm(call: Call) -> Sequence[Value]:
+    """Rule of com.microsoft's QGemm: a, scale, zero point, b, scale, zero point, bias, ...; those of `a` for all."""
+    call.require_constants(1)
+    for index in (1, 2, 7, 8):
+        value = call.given(index)
+        if value is not None and value.shape not in ((), (1,)):
+            raise call.refusal(f"with a scale along rows in input {index}")
+    left = transposed(call.tensor(0), bool(call.integer("transA", 0)))
+    right = transposed(call.tensor(3), bool(call.integer("transB", 0)))
+    if left.rank != 2 or right.rank != 2:
+        raise call.refusal("of unknown shapes")
+    bias = call.given(6)
+    result = product(call, left, right)
+    return [result if bias is None else broadcast(call, [result, bias])]
+
+
 def scaled_integer_matmul(call: Call) -> Sequence[Value]:
     """Rule of com.microsoft's MatMulIntegerToFloat: a, b, their scales, their zero points, bias."""
     call.require_constants(1)
@@ -212,6 +228,7 @@ MICROSOFT_RULES: Rules = {
     "FusedMatMul": fused_matmul,
     "MatMulIntegerToFloat": scaled_integer_matmul,
     "MatMulNBits": packed_matmul,
+    "QGemm": quantized_gemm,
     "QLinearMatMul": quantized_matmul,
     "TransposeMatMul": fused_matmul,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of, refuse_rows
 from fitserve_contract.joinability.rules_elementwise import value_like
@@ -54,7 +55,7 @@ def arg_extreme(call: Call) -> Sequence[Value]:
     value, shape = call.tensor(0), call.shape(0)
     axis = axis_of(call, call.integer("axis", 0), len(shape))
     refuse_rows(call, value, axis)
-    return [_without(call, value, [axis])]
+    return [replace(_without(call, value, [axis]), below=shape[axis])]
 
 
 def top_k(call: Call) -> Sequence[Value]:

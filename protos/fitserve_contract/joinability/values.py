@@ -57,6 +57,9 @@ class Value:
             `column_count`, in the first of so many columns of the last axis, of which the others are as ROWS.
         column_count: As said; 0 where the last axis is no axis of columns.
         parts: Of a sequence: its tensors.
+        stride: With `is_position`: the index of the row times that, plus what is below `below`.
+        below: Every element is 0 or more and below that; of an `is_position`, what is added to the row's index times
+            `stride`. None where that is not known.
     """
 
     kind: Kind
@@ -67,6 +70,8 @@ class Value:
     is_position: bool = False
     column_count: int = 0
     parts: tuple[Value, ...] | None = None
+    stride: Size = 1
+    below: Size | None = None
 
     @property
     def rank(self) -> int | None:
@@ -97,11 +102,12 @@ def rows(shape: Sequence[Size], row: RowAxis) -> Value:
 
 def like(value: Value, shape: Sequence[Size] | None, row: RowAxis | None) -> Value:
     """A tensor of the same kind with another layout, whose elements are not known."""
-    if shape is value.shape and row is value.row and value.elements is None:
+    if shape is value.shape and row is value.row and value.elements is None and value.below is None:
         return value
     if value.kind is Kind.ROWS and shape is not None and row is not None:
         return rows(shape, row)
-    return replace(value, shape=None if shape is None else tuple(shape), row=row, elements=None)
+    below = value.below if value.is_position else None
+    return replace(value, shape=None if shape is None else tuple(shape), row=row, elements=None, below=below)
 
 
 def of_elements(elements: Elements) -> Value:

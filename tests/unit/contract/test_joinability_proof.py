@@ -12,6 +12,27 @@ from onnx import TensorProto, helper
 from fitserve_contract.joinability.proof import RowProof, prove_rows
 from fitserve_contract.onnx_wire import OnnxFileError
 
+
+def flat_places(offset: str) -> list[onnx.NodeProto]:
+    """Picks from (N, S), laid out flat, by the index of the row times S plus an offset."""
+    return [
+        node("Shape", "x", "s"),
+        node("Gather", "s first", "n"),
+        node("Gather", "s second", "t"),
+        node("Range", "first n second", "i"),
+        node("Range", "first t second", "among"),
+        node("ArgMax", "x", "best", axis=1),
+        node("Cast", "x", "any", to=I),
+        node("Unsqueeze", "i behind", "column"),
+        node("Mul", "column t", "starts"),
+        node("Add", f"starts {offset}", "places"),
+        node("Reshape", "x last", "flat"),
+        node("Gather", "flat places"),
+    ]
+
+
+FLAT = {"first": np.int64(0), "second": np.int64(1), "last": ints(-1), "behind": ints(1)}
+
 PROVED = {
     "elementwise": model([node("Relu", "x", "a"), node("Add", "a x")]),
     "constant of one row": model([node("Mul", "x c")], constants={"c": weights(1, 4)}),
@@ -88,6 +109,8 @@ PROVED = {
         {"zero": np.int64(0), "one": np.int64(1), "last": ints(-1)},
         types={"k": I},
     ),
+    "masks by their places, as TorchScript writes it": model(flat_places("among"), {"x": ("N", "S")}, FLAT),
+    "the largest of each row, by its place": model(flat_places("best"), {"x": ("N", "S")}, FLAT),
     "unnamed and named first axes": model([node("Add", "x z")], {"x": ("N", 4), "z": (None, 4)}),
     "default of an input": model([node("Mul", "x c")], {"x": ("N", 4), "c": (1, 4)}, {"c": weights(1, 4)}),
     "mixed, but read by nobody": model([node("ReduceMax", "x", "m"), node("Relu", "x")]),
@@ -216,6 +239,7 @@ MIXED = {
     "Gather over axis 0": model([node("Gather", "x i")], constants={"i": ints(0)}),
     "Reshape to (2, ?) tears": model([node("Reshape", "x s")], {"x": ("N", 2, 4)}, {"s": ints(2, -1)}),
     "Reshape leaves rows to an axis": model([node("Reshape", "x s")], {"x": ("N", 5)}, {"s": ints(-1, 2)}),
+    "Add reads the places of the rows  ": model(flat_places("any"), {"x": ("N", "S")}, FLAT),
     "MatMul over axis": model([node("Transpose", "x", "t"), node("MatMul", "t x")]),
     "MatMul of rows": model([node("Transpose", "x", "t"), node("MatMul", "x t")]),
     "CumSum over axis 0": model([node("CumSum", "x a")], constants={"a": np.int64(0)}),

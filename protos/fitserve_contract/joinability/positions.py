@@ -1,0 +1,120 @@
+"""What becomes of the places of rows that a graph counts, to pick for each row from that row.
+
+A place is the row's index times a stride, plus an offset below that stride: an element of row i where (N, stride) lies
+flat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fitserve_contract.joinability.calls import Call, broadcast
+from fitserve_contract.joinability.rules_elementwise import BROADCASTING
+from fitserve_contract.joinability.sizes import Product, Size, has_rows, times
+from fitserve_contract.joinability.values import Kind, RowAxis, Value
+
+MOVING = frozenset(("Cast", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
+"""Operators that keep the elements of their first input, as a set."""
+
+_INTEGER_TYPES = (6, 7, 12, 13)
+
+
+def counted_rows(size: Size) -> Value:
+    """0, 1, ... up to the number of rows, which `size` is."""
+    return Value(Kind.COUNT, (size,), RowAxis(0), is_position=True, below=1)
+
+
+def bound(value: Value) -> Size | None:
+    """Returns what all elements, none of them negative, are below; None where that is not known."""
+    elements = value.elements
+    if elements is None:
+        return value.below
+    if elements.size and all(isinstance(element, int) and element >= 0 for element in elements.flat):
+        return int(max(elements.flat)) + 1
+    return None
+
+
+def of_positions(call: Call) -> Value | None:
+    """Returns what a node makes of places of rows; None where there are none, or its ordinary rule decides."""
+    given = [value for value in call.inputs if value is not None]
+    if not any(value.kind is Kind.COUNT and value.row is not None for value in given):
+        return None
+    operator = call.node.operator
+    if operator in BROADCASTING:
+        # Places that are computed with are as long as they were, whatever else becomes of them.
+        shaped = broadcast(call, given)
+        plain = Value(Kind.COUNT, shaped.shape, shaped.row)
+        return _moved(operator, given, plain) or (None if any(v.kind is Kind.ROWS for v in given) else plain)
+    if operator == "Concat":
+        return _columns(call, given)
+    if operator == "Cast" and call.integer("to", 0) in _INTEGER_TYPES:
+        return given[0]
+    return None
+
+
+def _moved(operator: str, given: list[Value], plain: Value) -> Value | None:
+    """Places times a size, or plus an offset; None where the result is no place."""
+    if len(given) != 2:
+        return None
+    places, other = given if given[0].is_position else reversed(given)
+    if not places.is_position or places.column_count or other.kind is Kind.COUNT or plain.row is None:
+        return None
+    if operator == "Mul" and places.below == 1 and other.elements is not None and other.elements.size == 1:
+        factor = other.elements.flat[0]
+        if isinstance(factor, Product) or (type(factor) is int and factor > 0):
+            return replace(plain, is_position=True, stride=times(places.stride, factor), below=1)
+    added = bound(other) if operator == "Add" else None
+    if added is None or places.below is None or has_rows(added):
+        return None
+    if places.below == 1 or added == 1:
+        below = added if places.below == 1 else places.below
+    elif isinstance(places.below, int) and isinstance(added, int):
+        below = places.below + added - 1
+    else:
+        return None
+    return replace(plain, is_position=True, stride=places.stride, below=below)
+
+
+def _columns(call: Call, values: list[Value]) -> Value | None:
+    """The index columns that a Concat over the last axis makes, the first of which is the row."""
+    first, axis = values[0], call.integer("axis", 1)
+    if not is_row_index(first) or first.row is None or first.shape is None or first.shape[-1] != 1:
+        return None
+    rank = len(first.shape)
+    if first.row.axis == rank - 1 or axis not in (-1, rank - 1) or not first.row.is_plain:
+        return None
+    for value in values[1:]:
+        is_same = value.kind is Kind.ROWS and value.row == first.row
+        if not is_same or value.shape is None or len(value.shape) != rank or value.shape[-1] != 1:
+            return None
+    return replace(first, shape=(*first.shape[:-1], len(values)), column_count=len(values))
+
+
+def is_row_index(value: Value) -> bool:
+    """Each element is the index of its row and nothing else."""
+    return value.is_position and value.stride == 1 and value.below == 1 and not value.column_count
+
+
+def picks_own_rows(places: Value, row: RowAxis, axis: int) -> bool:
+    """Indices along that axis, on which the rows lie, pick for row i from row i."""
+    if not places.is_position or places.column_count or row.axis != axis or row.before != 1:
+        return False
+    if places.stride != row.after or places.below is None:
+        return False
+    is_below = isinstance(places.below, int) and isinstance(row.after, int) and places.below <= row.after
+    return places.below == row.after or is_below
+
+
+def kept_bound(call: Call, made: Value) -> Value:
+    """The result of an operator that only moves elements, with the bound of its input."""
+    source = call.given(0)
+    if (
+        source is None
+        or source.kind is not Kind.CONSTANT
+        or made.kind is not Kind.CONSTANT
+        or made.elements is not None
+    ):
+        return made
+    if call.node.operator == "Cast" and call.integer("to", 0) not in _INTEGER_TYPES:
+        return made
+    return replace(made, below=bound(source))
