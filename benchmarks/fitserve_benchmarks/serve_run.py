@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -21,10 +20,11 @@ from fitserve_benchmarks.environment import describe_environment
 from fitserve_benchmarks.http2_lines import LoadFailedError
 from fitserve_benchmarks.peers import Peer, PeerError
 from fitserve_benchmarks.poisson import PoissonPlan, PoissonResult, poisson_in_process
+from fitserve_benchmarks.serve_checks import check_answers
 from fitserve_benchmarks.serve_inprocess import IN_PROCESS, in_process_turn
 from fitserve_benchmarks.serve_large import LARGE, LARGE_IN_FLIGHT, is_for_large, write_large_model
 from fitserve_benchmarks.serve_load import WARM_UP_S, Turn, load_source, own_turn, put_turn
-from fitserve_benchmarks.serve_requests import Traffic, is_right, make_traffic
+from fitserve_benchmarks.serve_requests import Traffic, make_traffic
 from fitserve_benchmarks.serve_rows import Check, PoissonRow, ServeResult, ServeRow, make_poisson_row, make_row
 from fitserve_benchmarks.serve_servers import (
     ECHO_QUEUE,
@@ -32,20 +32,17 @@ from fitserve_benchmarks.serve_servers import (
     Contestant,
     Launch,
     Served,
+    copy_served,
     own_launches,
     peer_launch,
     running,
     try_install,
 )
-from fitserve_benchmarks.subject import Subject, highest_version, open_subject
+from fitserve_benchmarks.subject import Subject, open_subject
 from fitserve_benchmarks.threads import available_processors
-from fitserve_contract import repository
 
 _Kind = TypeVar("_Kind")
 
-_CHECK_S: Final = 0.5
-_CHECK_IN_FLIGHT: Final = 8
-_HTTP_CHECKS: Final = 8
 _CAPACITY_IN_FLIGHT: Final = 32
 _POISSON_SHARE: Final = 0.7
 _GENERATIONS: Final = 6
@@ -100,7 +97,9 @@ def run_serve(plan: ServePlan, say: Callable[[str], None]) -> ServeResult:
     """
     environment = describe_environment()
     with tempfile.TemporaryDirectory(prefix="fitserve-bench-") as folder, ExitStack() as stack:
-        served = _prepare(plan, Path(folder))
+        served = copy_served(plan.repository, plan.models, plan.thread_count, Path(folder))
+        if plan.has_large:
+            write_large_model(served.repository)
         subjects = {model: open_subject(served.repository, model) for model in plan.models}
         first = make_traffic(subjects[plan.models[0]], 1, 1)
         line_up = _LineUp(served, first.messages[0], stack, say)
@@ -126,21 +125,6 @@ def run_serve(plan: ServePlan, say: Callable[[str], None]) -> ServeResult:
 def _settings(plan: ServePlan) -> dict[str, object]:
     names = [peer.name for peer in plan.peers]
     return {**asdict(plan), "repository": plan.repository.name, "peers": names, "load_source": load_source()}
-
-
-def _prepare(plan: ServePlan, folder: Path) -> Served:
-    """Copies the versions that are measured, each with the thread count that everybody has."""
-    root, logs = folder / "repository", folder / "logs"
-    logs.mkdir()
-    files = []
-    for model in plan.models:
-        path = repository.version_path(plan.repository, model, highest_version(plan.repository, model))
-        shutil.copytree(path.folder, root / model / path.folder.name)
-        (root / model / "model.toml").write_text(f"intra_op_num_threads = {plan.thread_count}\n")
-        files.append(f"{model}={root / model / path.folder.name / repository.MODEL_FILE}")
-    if plan.has_large:
-        write_large_model(root)
-    return Served(root, files, plan.thread_count, logs)
 
 
 class _LineUp:
@@ -257,25 +241,14 @@ class _Bench:
 
     def _check(self, contestant: Contestant, traffic: Traffic) -> int | None:
         """Checks sampled answers; gives the length of one to the first request, None where there was none."""
-        launch = contestant.launch
         try:
-            size = len(contestant.ask(launch.request_of(traffic.messages[0])))
-            samples = self._samples(contestant, traffic)
+            size, check = check_answers(contestant, traffic)
         except (OSError, LoadFailedError) as error:
             self._say(f"{contestant.name}: no answer to {traffic.model}, batch {traffic.batch_size}: {error}")
             self.checks.append(Check(traffic.model, traffic.batch_size, contestant.name, 0, 1))
             return None
-        wrong = sum(not _is_right(launch, traffic, index, answer) for index, answer in samples)
-        self.checks.append(Check(traffic.model, traffic.batch_size, contestant.name, len(samples), wrong))
+        self.checks.append(check)
         return size
-
-    def _samples(self, contestant: Contestant, traffic: Traffic) -> list[tuple[int, bytes]]:
-        launch = contestant.launch
-        if launch.target.protocol == "grpc":
-            turn = own_turn(launch.target, traffic.messages, _CHECK_IN_FLIGHT, _CHECK_S)
-            return list(turn.samples)
-        count = min(_HTTP_CHECKS, len(traffic.messages))
-        return [(index, contestant.ask(launch.request_of(traffic.messages[index]))) for index in range(count)]
 
     def _open_loop(self, traffic: Traffic) -> None:
         """Runs everybody's closed loop for the capacity and then its open loop, turn by turn."""
@@ -336,12 +309,3 @@ def _rotated(contestants: Sequence[_Kind], number: int) -> list[_Kind]:
     """Has another one begin each turn, so that nobody always follows the same one."""
     first = number % max(1, len(contestants))
     return [*contestants[first:], *contestants[:first]]
-
-
-def _is_right(launch: Launch, traffic: Traffic, index: int, answer: bytes) -> bool:
-    if launch.is_echo:
-        return answer == traffic.messages[index]
-    try:
-        return is_right(launch.message_of(answer), traffic.expected[index])
-    except (ValueError, KeyError):
-        return False

@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,8 @@ from fitserve_benchmarks.processes import child_process
 from fitserve_benchmarks.programs import free_ports, program_path
 from fitserve_benchmarks.serve_load import Target
 from fitserve_benchmarks.serve_requests import MODEL_INFER
+from fitserve_benchmarks.subject import highest_version
+from fitserve_contract import repository
 
 _READY_S: Final = 90.0
 _ASK_S: Final = 2.0
@@ -109,20 +112,48 @@ class Contestant:
         return _tree_ticks(self.pid) / os.sysconf("SC_CLK_TCK")
 
 
+def copy_served(root: Path, models: Sequence[str], thread_count: int, folder: Path) -> Served:
+    """Copies the highest version of each model, with the thread count that everybody has.
+
+    Args:
+        root: Model repository.
+        models: Names.
+        thread_count: Threads inside an operator.
+        folder: Where the copies and the servers' logs go.
+
+    Raises:
+        SubjectError: a model has no version.
+    """
+    copies, logs = folder / "repository", folder / "logs"
+    logs.mkdir()
+    files = []
+    for model in models:
+        path = repository.version_path(root, model, highest_version(root, model))
+        shutil.copytree(path.folder, copies / model / path.folder.name)
+        (copies / model / "model.toml").write_text(f"intra_op_num_threads = {thread_count}\n")
+        files.append(f"{model}={copies / model / path.folder.name / repository.MODEL_FILE}")
+    return Served(copies, files, thread_count, logs)
+
+
 def own_launches(served: Served) -> list[Launch]:
     """Gives our two transports, what they are held against, and the floors."""
     launches = []
     for name, transport in ((FAST, "fast"), (STOCK, "stock")):
         port, metrics_port = free_ports(2)
         places = ["--repository", str(served.repository), "--port", str(port), "--metrics-port", str(metrics_port)]
-        # A closed loop is to wait, as it does with the others, whatever the time; `overload` measures the other way.
-        options = ["--device", "cpu", "--variant", "fp32", "--transport", transport, "--max-queue-ms", "0"]
+        options = [word for pair in serving_options(transport).items() for word in pair]
         launches.append(Launch(name, [program_path("fitserve-serve"), *places, *options], Target(port, MODEL_INFER)))
     for name, kind in FLOORS.items():
         (port,) = free_ports(1)
         program = [sys.executable, "-m", "fitserve_benchmarks.serve_floor", kind, str(port), str(served.thread_count)]
         launches.append(Launch(name, [*program, *served.files], Target(port, MODEL_INFER), is_echo=kind[:4] == "echo"))
     return launches
+
+
+def serving_options(transport: str) -> dict[str, str]:
+    """Returns the options of every server of ours that is measured."""
+    # A closed loop is to wait, as it does with the others, whatever the time; `overload` measures the other way.
+    return {"--device": "cpu", "--variant": "fp32", "--transport": transport, "--max-queue-ms": "0"}
 
 
 def peer_launch(peer: Peer, python: Path, served: Served) -> Launch:

@@ -46,6 +46,12 @@ def test_help_does_not_wait_for_torch() -> None:
         (["wire", "--batch-size", "0"], "expected --batch-size and --connections of at least 1"),
         (["wire", "--server", "nowhere"], "nowhere"),
         (["demo", "--budget-s", "0"], "--budget-s above 0"),
+        (["serve", "--turns", "0"], "expected --turns, --pairs and --threads of at least 1"),
+        (["serve", "--pairs", "9"], "--pairs: expected only with --against; leave it out"),
+        (["serve", "--against", ".", "--pairs", "0"], "expected --turns, --pairs and --threads of at least 1"),
+        (["serve", "--against", ".", "--peers", "none"], "--peers: expected only without --against; leave it out"),
+        (["serve", "--against", ".", "--no-large"], "--no-large: expected only without --against; leave it out"),
+        (["serve", "--against", "nowhere"], "nowhere': expected a checkout of fitserve with a pyproject.toml"),
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(

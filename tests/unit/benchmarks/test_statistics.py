@@ -9,13 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from fitserve_benchmarks.statistics import (
+    Interval,
     Times,
     bootstrap_median,
     bootstrap_quantile,
     is_unstable,
+    median_interval,
     percentile,
     ratio,
     samples_for_percentile,
+    sign_test_rank,
     windows,
 )
 
@@ -126,3 +129,26 @@ def test_the_interval_of_a_percentile_is_as_wide_as_the_trials_differ() -> None:
     assert bootstrap_quantile(apart, 0.99).low < 0.75 * bootstrap_quantile(apart, 0.99).high
     with pytest.raises(ValueError, match="expected at least 1 call"):
         bootstrap_quantile(np.empty((3, 0)), 0.9)
+
+
+@pytest.mark.parametrize(
+    ("count", "rank"),
+    [(0, 0), (1, 0), (5, 0), (6, 1), (8, 1), (9, 2), (12, 3), (15, 4), (17, 5), (20, 6), (25, 8), (30, 10), (100, 40)],
+)
+def test_the_sign_tests_rank_is_one_above_its_published_critical_value(count: int, rank: int) -> None:
+    assert sign_test_rank(count) == rank
+
+
+def test_the_interval_of_a_median_lies_between_values_in_order() -> None:
+    values = np.random.default_rng(0).permutation(np.arange(1.0, 16.0))
+    assert median_interval(values) == Interval(8.0, 4.0, 12.0)
+    assert median_interval(values[:6]) == Interval(float(np.median(values[:6])), values[:6].min(), values[:6].max())
+    assert median_interval(values[:5]) is None
+
+
+def test_the_interval_of_a_median_covers_it_as_often_as_is_computed() -> None:
+    """15 values: 1 - 2 P(Binomial(15, 1/2) < 4) = 0.9648, whatever the distribution; here a skewed one."""
+    draws = np.random.default_rng(1).exponential(size=(4_000, 15))
+    intervals = [median_interval(values) for values in draws]
+    covered = np.mean([found is not None and found.low <= np.log(2) <= found.high for found in intervals])
+    assert covered == pytest.approx(0.9648, abs=4 * (0.9648 * 0.0352 / 4_000) ** 0.5)
