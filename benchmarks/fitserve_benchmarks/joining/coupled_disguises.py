@@ -12,6 +12,30 @@ from fitserve_benchmarks.joining.labelled import LabelledModel, from_text
 
 _GRAPHS: Final = (
     (
+        "flat-index-next",
+        "row number times width plus a column reaches one element into the next row",
+        "g (float[N,4] x) => (float[N,4] y) { f = Constant<value = int64[1] {-1}>() v = Reshape(x, f) t = Size(x) "
+        "s = Shape<start=0,end=1>(x) n = Squeeze(s) z = Constant<value = int64 {0}>() o = Constant<value = int64 {1}>() "
+        "w = Constant<value = int64 {4}>() r = Range(z, n, o) a = Constant<value = int64[1] {1}>() u = Unsqueeze(r, a) "
+        "b = Mul(u, w) c = Constant<value = int64[4] {1, 2, 3, 4}>() d = Add(b, c) i = Mod(d, t) "
+        "y = Gather<axis=0>(v, i) }",
+    ),
+    (
+        "flat-index-narrow",
+        "row number times less than the width",
+        "g (float[N,4] x) => (float[N,4] y) { f = Constant<value = int64[1] {-1}>() v = Reshape(x, f) "
+        "s = Shape<start=0,end=1>(x) n = Squeeze(s) z = Constant<value = int64 {0}>() o = Constant<value = int64 {1}>() "
+        "w = Constant<value = int64 {3}>() r = Range(z, n, o) a = Constant<value = int64[1] {1}>() u = Unsqueeze(r, a) "
+        "b = Mul(u, w) c = Constant<value = int64[4] {0, 1, 2, 3}>() i = Add(b, c) y = Gather<axis=0>(v, i) }",
+    ),
+    (
+        "five-rows-are-others",
+        "a vector of sizes is compared with a number that the count of rows may be",
+        "g (float[N,4] x) => (float[N,4] y) { s = Shape(x) k = Constant<value = int64[2] {5, -1}>() e = Equal(s, k) "
+        "o = Constant<value = int64[2] {1, 1}>() z = Constant<value = int64[2] {0, 0}>() q = Where(e, o, z) "
+        "f = Cast<to=1>(q) a = Constant<value = int64[1] {0}>() m = ReduceMax<keepdims=0>(f, a) y = Add(x, m) }",
+    ),
+    (
         "reshape-pairs",
         "copies in columns are folded so that rows of one half meet the other",
         "g (float[N,4] x) => (float[N,4] y) { s = Constant<value = int64[2] {-1, 8}>() d = Concat<axis=1>(x,x) r "
