@@ -15,7 +15,8 @@ _GRAPHS: Final = (
         "flat-index-next",
         "row number times width plus a column reaches one element into the next row",
         "g (float[N,4] x) => (float[N,4] y) { f = Constant<value = int64[1] {-1}>() v = Reshape(x, f) t = Size(x) "
-        "s = Shape<start=0,end=1>(x) n = Squeeze(s) z = Constant<value = int64 {0}>() o = Constant<value = int64 {1}>() "
+        "s = Shape<start=0,end=1>(x) n = Squeeze(s) z = Constant<value = int64 {0}>() "
+        "o = Constant<value = int64 {1}>() "
         "w = Constant<value = int64 {4}>() r = Range(z, n, o) a = Constant<value = int64[1] {1}>() u = Unsqueeze(r, a) "
         "b = Mul(u, w) c = Constant<value = int64[4] {1, 2, 3, 4}>() d = Add(b, c) i = Mod(d, t) "
         "y = Gather<axis=0>(v, i) }",
@@ -24,7 +25,8 @@ _GRAPHS: Final = (
         "flat-index-narrow",
         "row number times less than the width",
         "g (float[N,4] x) => (float[N,4] y) { f = Constant<value = int64[1] {-1}>() v = Reshape(x, f) "
-        "s = Shape<start=0,end=1>(x) n = Squeeze(s) z = Constant<value = int64 {0}>() o = Constant<value = int64 {1}>() "
+        "s = Shape<start=0,end=1>(x) n = Squeeze(s) z = Constant<value = int64 {0}>() "
+        "o = Constant<value = int64 {1}>() "
         "w = Constant<value = int64 {3}>() r = Range(z, n, o) a = Constant<value = int64[1] {1}>() u = Unsqueeze(r, a) "
         "b = Mul(u, w) c = Constant<value = int64[4] {0, 1, 2, 3}>() i = Add(b, c) y = Gather<axis=0>(v, i) }",
     ),
