@@ -10,6 +10,9 @@ from fitserve_contract.joinability.rules_elementwise import value_like
 from fitserve_contract.joinability.sizes import Product, Size, has_rows
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, like, rows
 
+_PAST_ALL_ROWS = 10**9
+"""TensorFlow's converter writes this for an open end; no request has that many rows."""
+
 
 def gather(call: Call) -> Sequence[Value]:
     """Rule of Gather: rows of the data off the axis, or rows of the indices into what is the same for all."""
@@ -115,7 +118,8 @@ def slice_rule(call: Call) -> Sequence[Value]:
     for place, axis in enumerate(axes):
         start, end, step = starts[place], ends[place], steps[place]
         if value.row is not None and value.row.axis == axis:
-            is_whole = start == 0 and step == 1 and (end == shape[axis] or (isinstance(end, int) and end >= 2**31 - 1))
+            is_past = isinstance(end, int) and end >= (_PAST_ALL_ROWS if value.row.is_plain else 2**31 - 1)
+            is_whole = start == 0 and step == 1 and (end == shape[axis] or is_past)
             if not is_whole:
                 raise call.refusal(f"of axis {axis}")
             continue
@@ -165,8 +169,10 @@ def _cut_size(call: Call, size: Size, start: Size | None, end: Size | None, step
             return size
     if start == 0 and step == 1 and end == size:
         return size
-    if start == 0 and step == 1 and isinstance(end, Product) and isinstance(size, int):
-        return call.symbols.derived("slice", size, start, end, step)
+    symbols = call.symbols
+    if start == 0 and step == 1 and isinstance(end, Product) and symbols.is_never_negative(end):
+        is_filled = not symbols.may_be_empty(end) and not symbols.may_be_empty(size)
+        return symbols.derived("head" if is_filled else "slice", size, end)
     return call.symbols.derived("slice", size, start, end, step)
 
 
@@ -211,7 +217,8 @@ def compress(call: Call) -> Sequence[Value]:
         raise call.refusal("of all axes")
     axis = axis_of(call, call.integer("axis", 0), len(shape))
     refuse_rows(call, value, axis)
-    return [value_like(value, [*shape[:axis], call.symbols.fresh(), *shape[axis + 1 :]])]
+    kept = call.symbols.derived("compress", len(call.symbols))
+    return [value_like(value, [*shape[:axis], kept, *shape[axis + 1 :]])]
 
 
 def reverse_sequence(call: Call) -> Sequence[Value]:

@@ -269,7 +269,7 @@ def split(call: Call) -> Sequence[Value]:
     if parts is not None and any(part is None or has_rows(part) for part in parts):
         raise call.refusal("by the number of rows")
     if parts is None or len(parts) != count:
-        parts = [call.symbols.fresh() for _ in range(count)]
+        parts = [call.symbols.derived("part", len(call.symbols)) for _ in range(count)]
     return [value_like(value, [*shape[:axis], part or 0, *shape[axis + 1 :]]) for part in parts]
 
 

@@ -29,9 +29,10 @@ def product(call: Call, left: Value, right: Value) -> Value:
         raise call.refusal("of scalars")
     one = left if len(left.shape) > 1 else _with_axis(left, 0)
     other = right if len(right.shape) > 1 else _with_axis(right, 1)
-    if 0 in ((one.shape or ())[-1], (other.shape or ())[-2]):
+    summed = ((one.shape or ())[-1], (other.shape or ())[-2])
+    if 0 in summed or all(call.symbols.may_be_empty(size) for size in summed):
         # ONNX Runtime leaves the result of a sum over nothing as it found the memory.
-        raise call.refusal("sums over an axis of no elements")
+        raise call.refusal("sums over an axis that may have no elements")
     refuse_rows(call, one, len(one.shape or ()) - 1)
     refuse_rows(call, other, len(other.shape or ()) - 2)
     # (..., M, 1) and (..., 1, P) broadcast to (..., M, P): the same rows on both sides, or rows on one of them.
@@ -188,6 +189,8 @@ def einsum(call: Call) -> Sequence[Value]:
                 sizes[name] = call.symbols.broadcast(sizes.get(name, 1), size)
             elif value.row is None or value.row.axis != axis:
                 raise call.refusal(f"'{equation}' of rows and another axis")
+    if any(name not in target and call.symbols.may_be_empty(size) for name, size in sizes.items()):
+        raise call.refusal("sums over an axis that may have no elements")
     shape = [sizes.get(name, 1) for name in target]
     if found is None:
         return [constant(shape)]

@@ -16,6 +16,8 @@ ROWS: Final = "N"
 _MOST_SYMBOLS = 16
 _LARGEST = 1 << 62
 _MOST_CHOICES = 6
+_EMPTIABLE = frozenset(["compress", "element", "max", "min", "modulo", "pad", "part", "range", "slice", "subtract"])
+"""Derivations that may yield 0 where no axis of an input is 0."""
 
 
 class OversizeError(Exception):
@@ -94,6 +96,7 @@ class Symbols:
         self._known: dict[object, Product] = {}
         self._choices: dict[str, frozenset[Size]] = {}
         self._signed: set[str] = set()
+        self._emptiable: set[str] = set()
 
     def derived(self, *key: object, is_signed: bool = False) -> Product:
         """Returns the symbol of what is derived that way.
@@ -108,6 +111,8 @@ class Symbols:
             found = self._known[key] = Product(1, (name,))
             if is_signed:
                 self._signed.add(name)
+            if key[0] in _EMPTIABLE:
+                self._emptiable.add(name)
         return found
 
     def fresh(self) -> Product:
@@ -121,6 +126,11 @@ class Symbols:
         """The size is known to be 0 or more."""
         coefficient, symbols = _parts(size)
         return coefficient >= 0 and not any(symbol in self._signed for symbol in symbols)
+
+    def may_be_empty(self, size: Size) -> bool:
+        """The size may be 0 though no axis of an input is."""
+        coefficient, symbols = _parts(size)
+        return coefficient == 0 or any(symbol in self._emptiable for symbol in symbols)
 
     def broadcast(self, first: Size, second: Size) -> Size:
         """Returns the size of an axis that two broadcast to: equal, or one of them 1.
@@ -138,6 +148,8 @@ class Symbols:
             return self.fresh()
         chosen = self.derived("broadcast", choices)
         self._choices[chosen.symbols[0]] = choices
+        if any(self.may_be_empty(choice) for choice in choices):
+            self._emptiable.add(chosen.symbols[0])
         return chosen
 
     def _chosen(self, size: Product) -> frozenset[Size]:

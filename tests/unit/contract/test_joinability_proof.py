@@ -258,7 +258,9 @@ MIXED = {
     "rows merged with another axis": model([node("Reshape", "x s")], constants={"s": ints(-1)}),
     "does not depend on the inputs": model([node("Identity", "c")], constants={"c": weights(4)}),
     "depends on the number of rows": model([node("Shape", "x")]),
-    "MatMul sums over an axis of no elements": model([node("MatMul", "x w")], {"x": ("N", 0)}, {"w": weights(0, 2)}),
+    "MatMul sums over an axis that may have no elements": model(
+        [node("MatMul", "x w")], {"x": ("N", 0)}, {"w": weights(0, 2)}
+    ),
     "no rule for operator set 99": model([node("Relu", "x")], opset=99),
     "no rule for operator set 6": model([node("Add", "x x")], opset=6),
     "its first axis is fixed": model([node("Relu", "x")], {"x": (1, 3)}),
