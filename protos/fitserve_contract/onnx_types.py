@@ -33,6 +33,17 @@ _ZIPMAP: Final = (
 )
 
 
+_NO_NAMES: Final = frozenset(("", "?", "-1", "*", "None", "none", "null", "unk", "unknown", "dynamic"))
+"""What exporters write where an axis has no name. Sources: Paddle2ONNX 1.0 ("?"), onnxruntime#1331 ("None", "-1")."""
+
+
+def axis_name(axis: int | str | None) -> str | None:
+    """Returns the name of a free axis; None where it is fixed, or only called as exporters call what has no name."""
+    if not isinstance(axis, str) or axis.strip() in _NO_NAMES or axis.startswith("unk__"):
+        return None
+    return axis
+
+
 def datatype_of_type(onnx_type: str) -> str | None:
     """Returns the datatype of a tensor type, optional or not; None where it is no tensor that is served."""
     return _DATATYPES.get(_inner(onnx_type, "optional") or onnx_type)

@@ -9,7 +9,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from fitserve_service.signature import Signature, Tensor
+from fitserve_service.signature import Signature, Tensor, axis_conflict
 
 
 def joining_key(
@@ -17,8 +17,8 @@ def joining_key(
 ) -> Hashable:
     """Gives what two requests must have in common to run together; None for one that must run alone.
 
-    Alone run: requests to a model without a batch axis, without rows, or with an optional input (which may hold for
-    the whole batch).
+    Alone run: requests to a model without a batch axis, without rows or elements, or with an optional input (which
+    may hold for the whole batch).
     """
     if not signature.has_batch_axis or rows == 0:
         return None
@@ -29,7 +29,13 @@ def joining_key(
             continue
         if spec.is_optional:
             return None
-        shapes.append(tensor.array.shape[1:])
+        if 0 in (shape := tensor.array.shape[1:]):
+            # What a product over no elements gives is the runtime's to say: the proof does not cover it.
+            return None
+        shapes.append(shape)
+    if axis_conflict(signature.inputs, inputs):
+        # The runtime may take it; the proof that rows are independent does not.
+        return None
     return (output_names, *shapes)
 
 

@@ -17,6 +17,7 @@ from fitserve_service.session import Session
 from fitserve_service.signature import Signature
 from fitserve_service.statistics import VersionStatistics
 
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class ServedVersion:
     """A version that is loaded; immutable but for what is measured of it, and for `stop_joining`.

@@ -8,14 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.onnx_types import axis_name
 from fitserve_contract.tensor_bytes import Array, shape_text
 from fitserve_service.errors import Reason, ServiceError
-
-_NO_NAMES: Final = frozenset(("", "?", "-1", "*", "None", "none", "null", "unk", "unknown", "dynamic"))
-"""What exporters write where an axis has no name. Sources: Paddle2ONNX 1.0 ("?"), onnxruntime#1331 ("None", "-1")."""
 
 
 class Tensor(NamedTuple):
@@ -115,7 +113,7 @@ class Signature:
 
 
 def axis_conflict(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor]) -> str:
-    """Names the first two axes of one name but different sizes, for a run that failed; empty where there are none.
+    """Names the first two axes of one name but different sizes; empty where there are none.
 
     Args:
         specs: The model's inputs.
@@ -127,9 +125,9 @@ def axis_conflict(specs: Sequence[TensorSpec], inputs: Mapping[str, Tensor]) -> 
         if tensor is None or spec.shape is None:
             continue
         for size, axis in zip(tensor.array.shape, spec.shape, strict=False):
-            if type(axis) is not str or axis in _NO_NAMES:
+            if (name := axis_name(axis)) is None:
                 continue
-            before, where = seen.setdefault(axis, (size, spec.name))
+            before, where = seen.setdefault(name, (size, spec.name))
             if before != size:
                 of = "before" if where == spec.name else f"in input '{where}'"
                 shape = shape_text(tensor.array.shape)

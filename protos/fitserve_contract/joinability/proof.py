@@ -11,8 +11,8 @@ from fitserve_contract.joinability.graph_analysis import GraphAnalysis, Unprovab
 from fitserve_contract.joinability.sizes import ROW_COUNT, Product, Size
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, rows
 from fitserve_contract.onnx_graph import AmbiguousFileError, Axis, DeclaredValue, Graph, read_model
+from fitserve_contract.onnx_types import axis_name
 
-_UNNAMED = ("", "?", "-1", "None", "unk__")
 _TENSORS = ("tensor", "")
 
 
@@ -37,13 +37,11 @@ def joining_text(problem: str) -> str:
     return f"not joinable: {problem}" if problem else "joinable"
 
 
-def prove_rows(model: bytes | memoryview, *, are_names_equal: bool = False) -> RowProof:
+def prove_rows(model: bytes | memoryview) -> RowProof:
     """Follows the rows through the graph of a serialized ModelProto.
 
-    Args:
-        model: The model.
-        are_names_equal: Whoever joins requests joins only those in which axes of one name have one size. ONNX Runtime
-            does not ask for that, so that by default equal names are no equal sizes.
+    Axes of one name are taken for one size. ONNX Runtime does not ask for that, so requests in which their sizes differ
+    are not to be joined.
 
     Raises:
         OnnxFileError: the bytes are no ONNX model.
@@ -51,7 +49,7 @@ def prove_rows(model: bytes | memoryview, *, are_names_equal: bool = False) -> R
     try:
         parsed = read_model(model)
         analysis = GraphAnalysis(parsed)
-        outputs = analysis.run(parsed.graph, _input_values(parsed.graph, are_names_equal))
+        outputs = analysis.run(parsed.graph, _input_values(parsed.graph))
         return RowProof(_output_problem(parsed.graph, outputs))
     except Unprovable as error:
         return RowProof(str(error))
@@ -61,7 +59,7 @@ def prove_rows(model: bytes | memoryview, *, are_names_equal: bool = False) -> R
         return RowProof("the graph cannot be analysed: it is nested too deeply")
 
 
-def _input_values(graph: Graph, are_names_equal: bool) -> dict[str, Value]:
+def _input_values(graph: Graph) -> dict[str, Value]:
     """The values of the model's inputs: the first axis of those that a caller must give are the rows."""
     required = [entry for entry in graph.inputs if entry.name not in graph.initializers]
     if not required:
@@ -69,10 +67,10 @@ def _input_values(graph: Graph, are_names_equal: bool) -> dict[str, Value]:
     for entry in required:
         _check_input(entry)
     _check_names(required)
-    found = {entry.name: rows([ROW_COUNT, *_open_sizes(entry, are_names_equal)[1:]], RowAxis(0)) for entry in required}
+    found = {entry.name: rows([ROW_COUNT, *_open_sizes(entry)[1:]], RowAxis(0)) for entry in required}
     for entry in graph.inputs:
         if entry.name in graph.initializers:
-            found[entry.name] = constant(None if entry.shape is None else _open_sizes(entry, False))
+            found[entry.name] = constant(None if entry.shape is None else _open_sizes(entry, is_named=False))
     return found
 
 
@@ -94,27 +92,23 @@ def _axis_text(axis: Axis) -> str:
 
 def _check_names(required: list[DeclaredValue]) -> None:
     """Different names on first axes are different sizes; one that stands elsewhere, too, is no free one."""
-    names = {name: entry for entry in required if (name := _name(entry.shape[0] if entry.shape else None)) is not None}
+    names = {
+        name: entry for entry in required if (name := axis_name(entry.shape[0] if entry.shape else None)) is not None
+    }
     if len(names) > 1:
         listed = ", ".join(f"'{entry.name}' ({name})" for name, entry in names.items())
         raise Unprovable(f"inputs {listed}: their first axes have different names")
     for entry in required:
         for axis in (entry.shape or ())[1:]:
-            if _name(axis) in names:
+            if axis_name(axis) in names:
                 raise Unprovable(f"input '{entry.name}': '{axis}' is its first axis and another one")
 
 
-def _name(axis: Axis) -> str | None:
-    if not isinstance(axis, str) or axis.strip() in _UNNAMED or axis.startswith("unk__"):
-        return None
-    return axis
-
-
-def _open_sizes(entry: DeclaredValue, are_names_equal: bool) -> list[Size]:
+def _open_sizes(entry: DeclaredValue, *, is_named: bool = True) -> list[Size]:
     """Sizes of all axes: a symbol for each open one, by its name where that is the same size everywhere."""
     found = list[Size]()
     for place, axis in enumerate(entry.shape or ()):
-        name = _name(axis) if are_names_equal else None
+        name = axis_name(axis) if is_named else None
         symbol = f"{entry.name}[{place}]" if name is None else f"[{name}]"
         found.append(axis if isinstance(axis, int) else Product(1, (symbol,)))
     return found

@@ -89,7 +89,15 @@ def test_alone_run_requests_without_rows_without_a_batch_axis_or_with_an_optiona
     assert joining_key(batched, {"x": floats(0, 2)}, ("y",), 0) is None
     assert joining_key(batched, {"x": floats(1, 2), "offset": floats(1)}, ("y",), 1) is None
     assert joining_key(whole, {"x": floats(1, 2)}, ("y",), 1) is None
+    assert joining_key(batched, {"x": floats(1, 0)}, ("y",), 1) is None
     assert joining_key(batched, {"x": floats(1, 2)}, ("y",), 1) is not None
+
+
+def test_alone_run_requests_in_which_axes_of_one_name_differ() -> None:
+    pair = Signature((TensorSpec("a", "FP32", ("B", "S")), TensorSpec("b", "FP32", ("B", "S"))), (FLOATS,), True)
+
+    assert joining_key(pair, {"a": floats(1, 2), "b": floats(1, 2)}, ("y",), 1) is not None
+    assert joining_key(pair, {"a": floats(1, 2), "b": floats(1, 1)}, ("y",), 1) is None
 
 
 @pytest.mark.parametrize("has_batch_axis", [True, False])
