@@ -100,32 +100,34 @@ def _tables() -> list[LabelledModel]:
     ]
 
 
+_T5: Final[dict[str, Any]] = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+_GPT2: Final[dict[str, Any]] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "use_cache": False}
+_DISTIL: Final[dict[str, Any]] = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
+_LLAMA: Final[dict[str, Any]] = {"num_key_value_heads": 1, "use_cache": False, "pad_token_id": 0}
+_SWIN: Final[dict[str, Any]] = {
+    "embed_dim": 8,
+    "depths": [1, 1],
+    "num_attention_heads": [2, 2],
+    "window_size": 2,
+    "patch_size": 2,
+}
+
+
 def _transformers() -> list[LabelledModel]:
     tokens, pixels, last = transformer_nets.tokens, transformer_nets.pixels, transformer_nets.last_token
-    t5: dict[str, Any] = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    gpt2: dict[str, Any] = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64, "use_cache": False}
-    distil: dict[str, Any] = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32}
-    llama: dict[str, Any] = {"num_key_value_heads": 1, "use_cache": False, "pad_token_id": 0}
-    swin: dict[str, Any] = {
-        "embed_dim": 8,
-        "depths": [1, 1],
-        "num_attention_heads": [2, 2],
-        "window_size": 2,
-        "patch_size": 2,
-    }
     both, new = (_dynamo, _new), (_new,)
     pooler = "pooler_output"
     of_text: list[tuple[str, str, Callable[[], nn.Module], Ways]] = [
         ("bert", "all tokens' vectors", partial(tokens, "BertModel"), (_dynamo, _script)),
         ("bert-pooled", "the pooler's vector", partial(tokens, "BertModel", pooler), new),
         ("bert-last", "the last token by an index of rows", partial(last, "BertModel"), both),
-        ("distilbert", "the first token's vector", partial(tokens, "DistilBertModel", place=0, **distil), both),
+        ("distilbert", "the first token's vector", partial(tokens, "DistilBertModel", place=0, **_DISTIL), both),
         ("roberta", "positions from the row's mask", partial(tokens, "RobertaModel", pad_token_id=1), both),
         ("clip-text", "pooled at the end of text", partial(tokens, "CLIPTextModel", pooler, eos_token_id=2), new),
-        ("t5-encoder", "relative positions", partial(tokens, "T5EncoderModel", **t5), both),
-        ("gpt2-prefill", "logits of all tokens", partial(tokens, "GPT2LMHeadModel", "logits", **gpt2), (_dynamo,)),
-        ("gpt2-last", "the last token that the mask has", partial(last, "GPT2Model", **gpt2), (_dynamo,)),
-        ("llama-prefill", "rotary positions", partial(tokens, "LlamaForCausalLM", "logits", **llama), (_dynamo,)),
+        ("t5-encoder", "relative positions", partial(tokens, "T5EncoderModel", **_T5), both),
+        ("gpt2-prefill", "logits of all tokens", partial(tokens, "GPT2LMHeadModel", "logits", **_GPT2), (_dynamo,)),
+        ("gpt2-last", "the last token that the mask has", partial(last, "GPT2Model", **_GPT2), (_dynamo,)),
+        ("llama-prefill", "rotary positions", partial(tokens, "LlamaForCausalLM", "logits", **_LLAMA), (_dynamo,)),
         ("albert", "one layer twice", partial(tokens, "AlbertModel", embedding_size=8), new),
         ("electra", "a BERT of another embedding", partial(tokens, "ElectraModel", embedding_size=8), (_dynamo,)),
         ("mpnet", "relative positions in buckets", partial(tokens, "MPNetModel"), both),
@@ -139,7 +141,7 @@ def _transformers() -> list[LabelledModel]:
             (3, 16, 16),
             (_dynamo,),
         ),
-        ("swin", "windows, rolled and masked", partial(pixels, "SwinModel", **swin), (3, 16, 16), both),
+        ("swin", "windows, rolled and masked", partial(pixels, "SwinModel", **_SWIN), (3, 16, 16), both),
         ("whisper-encoder", "convolutions and a transformer", transformer_nets.speech, (8, 24), both),
     ]
     return [
