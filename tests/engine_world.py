@@ -65,7 +65,7 @@ class World:
         session = Session(model, read_facts(model), SessionOptions("cpu"))
         settings = ModelConfig(**{"max_batch_size": 256, **config})  # type: ignore[arg-type]
         signature = Signature(session.inputs, session.outputs, settings.max_batch_size > 0)
-        served = ServedVersion(name, 1, session, signature, settings, "", None, b"", False, costs=costs or Free())
+        served = ServedVersion(name, 1, session, signature, settings, {}, None, b"", False, costs=costs or Free())
         self.registry.set_ready(served)
         return served
 

@@ -244,7 +244,7 @@ class SimulatedRepository:
         session = SimulatedSession(int(path.model[1:]), path.version, lambda *run: self.on_run(served, *run))
         signature = Signature((INPUT,), OUTPUTS, config.max_batch_size > 0)
         real, costs = cast(Session, session), CoinCosts(self.random)
-        served = ServedVersion(path.model, path.version, real, signature, config, "", None, b"", False, costs=costs)
+        served = ServedVersion(path.model, path.version, real, signature, config, {}, None, b"", False, costs=costs)
         return served
 
     def as_source(self) -> RepositorySource:

@@ -336,7 +336,7 @@ def _read_axis(dim: memoryview) -> Axis:
     axis: Axis = None
     for number, value in fields(dim):
         if number == 1 and isinstance(value, int):
-            axis = value if 0 < value < 1 << 63 else None
+            axis = value if value < 1 << 63 else None
         elif number == 2 and isinstance(value, memoryview):
             axis = text(value) or None
     return axis

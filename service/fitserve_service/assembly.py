@@ -16,6 +16,7 @@ from fitserve_service.entrance import Entrance, EntranceError, check_entrance, t
 from fitserve_service.guarded_loads import RecordedLoader, TriedLoader
 from fitserve_service.intake import Intake
 from fitserve_service.loader import Loader
+from fitserve_service.loading.coupled_contents import CoupledContents
 from fitserve_service.memory_metrics import MemoryCollector
 from fitserve_service.pages import Pages
 from fitserve_service.pages_activity import Activity
@@ -82,6 +83,7 @@ class Assembly:
         self._settings = settings
         self._peers = peers
         self.registry = Registry()
+        self._coupled = CoupledContents(peers.coupled if peers else None)
         self.readiness = Readiness()
         self.transport = choose(settings.transport, _transport_options(settings, peers is not None))
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
@@ -104,11 +106,12 @@ class Assembly:
         self.activity = Activity(self._telemetry.counts)
         self.pages = self._new_pages()
 
-    def stop_joining(self, model: str, version: int, problem: str) -> None:
-        """Has a version's requests run alone, on the loop thread: another worker found its rows coupled."""
+    def stop_joining(self, digest: str, problem: str) -> None:
+        """Has requests to versions of these files run alone, on the loop thread: their rows were found mixed."""
+        self._coupled.add(digest, problem)
         for known in self.registry.snapshot():
             for each in known.versions:
-                if (known.name, each.version) == (model, version) and each.served is not None:
+                if each.served is not None and each.served.content_digest == digest:
                     self.engine.stop_joining(each.served, problem)
 
     def methods(self) -> MethodTable:
@@ -144,8 +147,9 @@ class Assembly:
         self._entrance.close()
 
     def _tell_coupled(self, served: ServedVersion, problem: str) -> None:
+        self.stop_joining(served.content_digest, problem)
         if self._peers is not None:
-            self._peers.tell_coupled(served.model, served.version, problem)
+            self._peers.tell_coupled(served.content_digest, problem)
 
     def _new_reconciler(self) -> Reconciler:
         settings, peers = self._settings, self._peers
@@ -170,6 +174,7 @@ class Assembly:
             device_memory_limit_bytes=settings.device_memory_limit_bytes,
             max_queue_ms=settings.max_queue_ms,
             spot_check_share=settings.spot_check_share,
+            coupled=self._coupled,
             # Twice the trial's: the server has callers beside it.
             run_limit_s=2 * settings.canary_limit_s if settings.canary_limit_s else DEFAULT_RUN_LIMIT_S,
             weights=SharedWeights(self._peers.weights) if self._peers and self._peers.weights else None,

@@ -69,7 +69,7 @@ class Engine:
         runner_count: Threads for long runs; 0: as many as there are cores, and two at least.
         runners: What carries out long runs instead of threads of its own.
         max_queued_bytes: Bytes of inputs that may wait for all versions together.
-        on_coupled: Takes a version whose rows a spot check found to depend on each other, and what it found.
+        on_coupled: Takes a version whose rows a spot check found to mix, and what it found.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Engine:
         now_s = self._clock()
         if self.is_draining:
             self._finish(job, draining())
-        elif job.deadline_s is not None and job.deadline_s <= now_s + _least_run_s(job):
+        elif job.deadline_s is not None and job.deadline_s <= now_s + job.least_run_s():
             self._miss(job, 0.0, now_s)
         elif not self._queue(job, now_s):
             self._finish(job, self._queue_full(job, now_s))
@@ -217,7 +217,7 @@ class Engine:
         if served.config.max_queue_ms and job.priority is Priority.PREDICT:
             job.run_s = job.example_count * served.costs.row_s(job.row_elements)
         if job.deadline_s is not None:
-            job.latest_s, job.end_s = job.deadline_s - _least_run_s(job), job.deadline_s
+            job.latest_s, job.end_s = job.deadline_s - job.least_run_s(), job.deadline_s
         return lane.batcher.add(job, now_s)
 
     def _queue_full(self, job: Job, now_s: float) -> ServiceError:
@@ -247,7 +247,7 @@ class Engine:
         if left_s <= 0:
             self._finish(job, deadline_passed(waited_s))
             return
-        expected_s = _least_run_s(job)
+        expected_s = job.least_run_s()
         job.lease.served.costs.doubt(job.example_count, job.row_elements)
         self._finish(job, deadline_too_near(left_s, expected_s))
 
@@ -312,7 +312,7 @@ class Engine:
         now_s = self._clock()
         for run in self._long_runs:
             if not run.is_wanted(now_s):
-                _turn_off(run)
+                run.turn_off()
         if self._long_runs:
             self._loop.call_later(_WATCH_S, self._end_unwanted)
 
@@ -396,14 +396,3 @@ def _give_way() -> None:
     """Has this thread leave the processor to those that answer callers: a refusal must not wait for a run's end."""
     with contextlib.suppress(OSError, AttributeError):
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _RUNNER_NICENESS)
-
-
-def _least_run_s(job: Job) -> float:
-    """What a run of this job alone should take; 0 where that is not known."""
-    expected_s = job.lease.served.costs.expected_s(job.example_count, job.row_elements)
-    return 0.0 if expected_s == float("inf") else expected_s
-
-
-def _turn_off(run: Run) -> None:
-    if run.switch is not None:
-        run.switch.turn_off()

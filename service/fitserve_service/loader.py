@@ -32,7 +32,8 @@ from fitserve_contract.repository import (
 )
 from fitserve_service.allocator import return_freed_memory
 from fitserve_service.costs import CostTable
-from fitserve_service.loading.joining_trial import claim_problem, settle_joining
+from fitserve_service.loading.coupled_contents import CoupledContents, content_digest
+from fitserve_service.loading.joining_trial import JoiningError, settle_joining
 from fitserve_service.model_config import DEFAULT_SPOT_CHECK_SHARE, ModelConfig, Overrides, settle_queue
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
@@ -66,7 +67,7 @@ _WARM_UP_BUDGET_S: Final = 0.2
 
 _REFUSALS: Final = (
     *(UnsafeFileError, ManifestError, ChecksumError, CertificateError),
-    *(OnnxFileError, SessionError, RunawayError, ProofError),
+    *(OnnxFileError, SessionError, RunawayError, ProofError, JoiningError),
 )
 
 
@@ -99,6 +100,7 @@ class Loader:
         run_limit_s: Seconds for each run of one row before a version is READY.
         on_run: See `SessionOptions`.
         weights: Opens sessions whose weights other processes share; None: each session has its own.
+        coupled: Files that spot checks found to mix rows: they are not joined again.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Loader:
         run_limit_s: float = DEFAULT_RUN_LIMIT_S,
         on_run: Callable[[float], None] | None = None,
         weights: SharedWeights | None = None,
+        coupled: CoupledContents | None = None,
     ) -> None:
         self._device = device
         self._open: Callable[..., Session] = Session if weights is None else weights.open_session
@@ -124,6 +127,7 @@ class Loader:
             spot_check_share=spot_check_share,
         )
         self._max_queue_ms = max_queue_ms
+        self._coupled = coupled or CoupledContents()
         self._run_limit = SessionOptions(run_limit_s=run_limit_s, on_run=on_run)
         self._variant = variant
         self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
@@ -207,10 +211,9 @@ class Loader:
         session = open_session(config.intra_op_num_threads or 1)
         for line in session.unserved:
             _log.warning("%s version %d: %s", path.model, path.version, line)
-        _check_claim(session, overrides)
-        config, problem, comment = settle_joining(session, content.model, config, overrides)
-        comments, joining = {"joinable": comment}, joining_text(problem)
-        _check_buckets(config, joining)
+        digest = content_digest([content.model, *external.values()])
+        joining = settle_joining(session, content.model, config, overrides, self._coupled.problem(digest))
+        config, comments = joining.config, {"joinable": joining.comment}
         session, config, costs = _settle_threads(session, config, open_session, self._core_count)
         config = _settle_parallel_runs(session, config, self._core_count)
         if "max_queue_ms" not in overrides.values:
@@ -231,7 +234,7 @@ class Loader:
             session=session,
             signature=signature,
             config=config,
-            effective_toml=config.to_toml(comments),
+            comments=comments,
             manifest=manifest,
             manifest_json=content.manifest_json,
             is_verified=replayed is not None and content.sums is not None,
@@ -239,7 +242,8 @@ class Loader:
             costs=costs,
             replay=replayed,
             held_out=held_out,
-            joining=joining,
+            joining=joining_text(joining.problem),
+            content_digest=digest,
         )
 
     def _prove(
@@ -311,26 +315,6 @@ def _files_for_callers(folder: Path, manifest: Manifest | None, content: _Conten
     return {
         name: _read_checked(folder, name, content.sums, MAX_CALLERS_FILE_BYTES) for name in manifest.files_for_callers
     }
-
-
-def _check_claim(session: Session, overrides: Overrides) -> None:
-    """Checks a batch axis that model.toml claims against the inputs: what cannot be must not wait for a request."""
-    for key in ("joinable", "max_batch_size"):
-        claimed = overrides.values.get(key)
-        if claimed and (problem := claim_problem(session)):
-            expected = "false" if key == "joinable" else "0"
-            found = str(claimed).lower()
-            raise LoadError(f"model.toml: {key}: expected {expected}, got {found}: {problem}")
-
-
-def _check_buckets(config: ModelConfig, joining: str) -> None:
-    if config.batch_size_buckets and not config.joinable:
-        cure = "remove it, or set joinable = true"
-        raise LoadError(f"model.toml: batch_size_buckets: expected none for a model that is {joining}; {cure}")
-    if config.batch_size_buckets and config.batch_size_buckets[-1] > config.max_batch_size:
-        found = list(config.batch_size_buckets)
-        most = f"at most max_batch_size, {config.max_batch_size}"
-        raise LoadError(f"model.toml: batch_size_buckets: expected sizes of {most}, got {found}")
 
 
 def _settle_threads(

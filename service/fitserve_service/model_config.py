@@ -15,6 +15,11 @@ from fitserve_service.variants import is_variant_name
 DEFAULT_MAX_BATCH_SIZE: Final = 256
 DEFAULT_SPOT_CHECK_SHARE: Final = 0.001
 
+_MOST: Final = (1 << 31) - 1
+"""Of a count: the Open Inference Protocol's ModelConfig has 32 bits for it."""
+_MOST_VERSION: Final = (1 << 63) - 1
+_MOST_BYTES: Final = 1 << 62
+
 _SHORT_RUN_MS: Final = 1.0
 _QUEUED_REQUESTS: Final = 12
 _LEAST_QUEUE_MS: Final = 50.0
@@ -169,12 +174,13 @@ def _toml_text(value: Any) -> str:
     return f'"{value}"' if isinstance(value, str) else f"{value}"
 
 
-def _is_int(lowest: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and value >= lowest
+def _is_int(lowest: int, highest: int = _MOST) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and lowest <= value <= highest
 
 
-def _is_ascending(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_int(1), value)) and value == sorted(set(value))
+def _is_ascending(highest: int) -> Callable[[Any], bool]:
+    is_one = _is_int(1, highest)
+    return lambda value: isinstance(value, list) and all(map(is_one, value)) and value == sorted(set(value))
 
 
 def _is_delay(value: Any) -> bool:
@@ -200,23 +206,23 @@ def _is_variant(value: Any) -> bool:
 
 
 _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
-    "max_batch_size": ("an integer >= 0 (0: never join requests)", _is_int(0)),
+    "max_batch_size": ("an integer, 0..2^31 - 1 (0: never join requests)", _is_int(0)),
     "joinable": ("true or false", _is_bool),
     "spot_check_share": ("a share, 0..1 (0: none)", _is_share),
     "max_queue_delay_ms": ("milliseconds, 0..60000", _is_delay),
     "p99_target_ms": ("milliseconds, 0..60000 (0: none)", _is_delay),
-    "max_queued_examples": ("an integer >= 1", _is_int(1)),
-    "max_queued_bytes": ("an integer >= 1", _is_int(1)),
+    "max_queued_examples": ("an integer, 1..2^31 - 1", _is_int(1)),
+    "max_queued_bytes": ("an integer, 1..2^62", _is_int(1, _MOST_BYTES)),
     "max_queue_ms": ("milliseconds, 0..60000 (0: no bound in time)", _is_delay),
-    "least_queued_requests": ("an integer >= 1", _is_int(1)),
-    "batch_size_buckets": ("ascending integers >= 1", _is_ascending),
-    "intra_op_num_threads": ("an integer >= 0 (0: by measurement)", _is_int(0)),
-    "parallel_runs": ("an integer >= 0 (0: as many as there are cores for)", _is_int(0)),
+    "least_queued_requests": ("an integer, 1..2^31 - 1", _is_int(1)),
+    "batch_size_buckets": ("ascending integers, 1..2^31 - 1", _is_ascending(_MOST)),
+    "intra_op_num_threads": ("an integer, 0..2^31 - 1 (0: by measurement)", _is_int(0)),
+    "parallel_runs": ("an integer, 0..2^31 - 1 (0: as many as there are cores for)", _is_int(0)),
     "device": ("auto, cpu, cuda or cuda:N", _is_device),
     "variant": ("auto, fp32 or a variant's name", _is_variant),
-    "max_cpu_nodes": ("an integer >= 0", _is_int(0)),
+    "max_cpu_nodes": ("an integer, 0..2^31 - 1", _is_int(0)),
     "cuda_graphs": ("true or false", _is_bool),
-    "device_memory_limit_bytes": ("an integer >= 0 (0: no limit)", _is_int(0)),
-    "keep_versions": ("an integer >= 1", _is_int(1)),
-    "versions": ("ascending version numbers >= 1", _is_ascending),
+    "device_memory_limit_bytes": ("an integer, 0..2^62 (0: no limit)", _is_int(0, _MOST_BYTES)),
+    "keep_versions": ("an integer, 1..2^31 - 1", _is_int(1)),
+    "versions": ("ascending version numbers, 1..2^63 - 1", _is_ascending(_MOST_VERSION)),
 }

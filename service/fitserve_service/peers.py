@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class Peers(Protocol):
     set_aside: Sequence[SetAside]
     """Versions that have crashed workers."""
 
+    coupled: Mapping[str, str]
+    """Digests of files whose rows a spot check found to mix, and what it found."""
+
     is_alone: bool
     """There is no other worker: nobody answers while this one loads."""
 
@@ -30,8 +33,8 @@ class Peers(Protocol):
         """Waits until this worker can answer all that the others can, or until it is over."""
         ...
 
-    def tell_coupled(self, model: str, version: int, problem: str) -> None:
-        """Has the other workers run a version's requests alone: its rows depend on each other."""
+    def tell_coupled(self, digest: str, problem: str) -> None:
+        """Has the other workers, and those to come, run requests to these files alone: their rows mix."""
         ...
 
     def share(self, own: ModelLoader) -> ModelLoader:

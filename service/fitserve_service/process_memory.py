@@ -61,36 +61,42 @@ def free_bytes(root: Path = Path("/")) -> int:
 def _group_rooms(root: Path) -> Iterator[float]:
     """Yields what each control group of this process leaves; one without a limit leaves infinity."""
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_bytes().splitlines()
     except OSError:
         return
+    limits: tuple[str, ...]
     for line in lines:
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = (*os.fsdecode(line).split(":", 2), "", "")[:3]
         if not controllers:
-            names = ("memory.max", "memory.current", "inactive_file")
+            limits, names = ("memory.max", "memory.high"), ("memory.current", "inactive_file")
             mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
         elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            mounts = [root / "sys/fs/cgroup/memory"]
+            limits, names = ("memory.limit_in_bytes",), ("memory.usage_in_bytes", "total_inactive_file")
+            mounts = [root / "sys/fs/cgroup/memory", root / "sys/fs/cgroup" / controllers]
         else:
             continue
         # A container sees its own group as the mount's root, whatever path the host has for it.
         groups = Path(path.lstrip("/"))
         for mount in mounts:
             for group in (groups, *groups.parents):
-                yield _room(mount / group, *names)
+                yield _room(mount / group, limits, *names)
 
 
-def _room(folder: Path, limit: str, usage: str, idle: str) -> float:
+def _room(folder: Path, limits: tuple[str, ...], usage: str, idle: str) -> float:
+    bounds = [int(text) for name in limits if (text := _text(folder / name)).isdecimal()]
+    used = _text(folder / usage)
+    if not bounds or not used.isdecimal():
+        return math.inf
+    unused = re.search(rf"^{idle} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+    return min(bounds) - int(used) + (int(unused[1]) if unused else 0)
+
+
+def _text(path: Path) -> str:
+    """Reads a file of the kernel's; empty where it cannot be read."""
     try:
-        most = (folder / limit).read_text().strip()
-        used = int((folder / usage).read_text())
-        unused = re.search(rf"^{idle} (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
+        return path.read_text(errors="replace").strip()
     except (OSError, ValueError):
-        return math.inf
-    if not most.isdecimal():
-        return math.inf
-    return int(most) - used + (int(unused[1]) if unused else 0)
+        return ""
 
 
 def _sizes(text: str) -> dict[str, int]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from fitserve_service import run_record
@@ -69,14 +70,16 @@ class Prepared(NamedTuple):
         """
         rows = signature.check(inputs)
         if signature.row_limit:
-            _check_row_limit(signature.row_limit, inputs)
+            _check_row_limit(signature, inputs)
         names = signature.check_outputs(outputs)
         key = joining_key(signature, inputs, names, rows)
         return cls(inputs, Kind(names, rows, key, row_elements(inputs, rows), inputs_bytes(inputs)))
 
 
-def _check_row_limit(limit: int, inputs: Mapping[str, Tensor]) -> None:
-    found = max((tensor.array.shape[0] for tensor in inputs.values() if tensor.array.shape), default=0)
+def _check_row_limit(signature: Signature, inputs: Mapping[str, Tensor]) -> None:
+    limit = signature.row_limit
+    shapes = [inputs[spec.name].array.shape for spec in signature.inputs if not spec.is_optional]
+    found = max((shape[0] for shape in shapes if shape), default=0)
     if found > limit:
         text = f"expected at most {limit} examples in a request (max_batch_size in model.toml), got {found}"
         raise ServiceError(Reason.BATCH_TOO_LARGE, text)
@@ -120,6 +123,11 @@ class Job(Entry):
         self.output_names, example_count, key, self.row_elements, size_bytes = kind
         super().__init__(key, example_count, priority, size_bytes)
 
+    def least_run_s(self) -> float:
+        """Returns what a run of this job alone should take; 0 where that is not known."""
+        expected_s = self.lease.served.costs.expected_s(self.example_count, self.row_elements)
+        return 0.0 if expected_s == inf else expected_s
+
 
 class BatchRecord(NamedTuple):
     """One run, for whoever observes.
@@ -161,6 +169,11 @@ class Run:
     def is_wanted(self, now_s: float) -> bool:
         """Tells whether anybody still waits for it."""
         return any(not job.is_abandoned and (job.deadline_s is None or job.deadline_s > now_s) for job in self.jobs)
+
+    def turn_off(self) -> None:
+        """Ends it, where it has a switch."""
+        if self.switch is not None:
+            self.switch.turn_off()
 
     @property
     def row_elements(self) -> int:

@@ -28,7 +28,7 @@ class ServedVersion:
         session: The runtime's session.
         signature: Inputs and outputs.
         config: How it is served, overrides included.
-        effective_toml: `config` as TOML with where each value comes from.
+        comments: Where values of `config` come from, by key.
         manifest: What it says of itself; None for a foreign file.
         manifest_json: The manifest's bytes; empty for a foreign file.
         is_verified: Its checksums were there and hold, and the replay of its probe held.
@@ -37,6 +37,7 @@ class ServedVersion:
         replay: How near its answers came to its certificate's; None where it has none.
         held_out: Labelled examples that it carries; None where it has none.
         joining: Whether requests are joined, and why, for people.
+        content_digest: Of the files that its session was made from; see `loading.coupled_contents`.
         spot_check_count: Joined requests that were run again and compared.
         spot_mismatch_count: Of these, those whose answers differed.
     """
@@ -46,7 +47,7 @@ class ServedVersion:
     session: Session
     signature: Signature
     config: ModelConfig
-    effective_toml: str
+    comments: Mapping[str, str]
     manifest: Manifest | None
     manifest_json: bytes
     is_verified: bool
@@ -57,6 +58,7 @@ class ServedVersion:
     replay: Replay | None = None
     held_out: HeldOut | None = None
     joining: str = ""
+    content_digest: str = ""
     spot_check_count: int = 0
     spot_mismatch_count: int = 0
 
@@ -68,7 +70,13 @@ class ServedVersion:
         """
         self.signature = replace(self.signature, has_batch_axis=False)
         self.config = replace(self.config, joinable=False, max_batch_size=0, batch_size_buckets=())
+        self.comments = {**self.comments, "joinable": problem}
         self.joining = joining_text(problem)
+
+    @property
+    def effective_toml(self) -> str:
+        """`config` as TOML, with where each value comes from."""
+        return self.config.to_toml(self.comments)
 
     @property
     def task(self) -> Task | None:

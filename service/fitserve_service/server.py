@@ -110,9 +110,9 @@ class Server:
         """Unloads, from any thread, a version that crashes workers; it stays FAILED until somebody wants it again."""
         self._parts.reconciler.set_aside(version)
 
-    def stop_joining(self, model: str, version: int, problem: str) -> None:
-        """Has a version's requests run alone, from any thread: another worker found that its rows are coupled."""
-        self._parts.transport.post(lambda: self._parts.stop_joining(model, version, problem))
+    def stop_joining(self, digest: str, problem: str) -> None:
+        """Has requests to versions of these files run alone, from any thread: another worker found them mixed."""
+        self._parts.transport.post(lambda: self._parts.stop_joining(digest, problem))
 
     def answer_page(self, request: Request) -> Response:
         """Answers a request to the metrics port, from any thread.

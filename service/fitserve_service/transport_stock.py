@@ -161,8 +161,9 @@ class _Call:
         self._on_cancel = callback
 
     def cancelled(self) -> None:
-        if self._on_cancel is not None:
-            self._on_cancel()
+        callback, self._on_cancel = self._on_cancel, None
+        if callback is not None:
+            callback()
 
 
 class _UnaryCall(_Call):
@@ -171,12 +172,19 @@ class _UnaryCall(_Call):
         self.outcome: asyncio.Future[_Answer | ServiceError] = asyncio.get_running_loop().create_future()
         self.reader: asyncio.Task[Any] | None = None
 
+    def on_cancel(self, callback: Callable[[], None]) -> None:
+        # Answered calls keep no order: that would be a cycle, with the lease and the inputs in it.
+        if not self.outcome.done():
+            self._on_cancel = callback
+
     def reply(self, message: bytes, trailing: Metadata = ()) -> None:
         if not self.outcome.done():
+            self._on_cancel = None
             self.outcome.set_result(_Answer(message, trailing))
 
     def fail(self, error: ServiceError) -> None:
         if not self.outcome.done():
+            self._on_cancel = None
             self.outcome.set_result(error)
             if self.reader is not None:
                 self.reader.cancel()

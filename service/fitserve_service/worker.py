@@ -44,6 +44,7 @@ class Fleet:
     def __init__(self, link: Link, begin: Message) -> None:
         self.unloaded: Sequence[str] = begin["unloaded"]
         self.set_aside: Sequence[SetAside] = [SetAside.of(fields) for fields in begin["set_aside"]]
+        self.coupled: Mapping[str, str] = begin["coupled"]
         self.number: int = begin["number"]
         self.weights = Path(begin["weights"]) if begin["weights"] else None
         self.is_alone: bool = begin["settings"]["workers"] == 1
@@ -80,9 +81,9 @@ class Fleet:
         while not self._may_go_on.wait(_LOOK_S) and not is_over():
             continue
 
-    def tell_coupled(self, model: str, version: int, problem: str) -> None:
-        """Has the other workers run a version's requests alone: its rows depend on each other."""
-        self._link.send("coupled", model=model, version=version, problem=problem)
+    def tell_coupled(self, digest: str, problem: str) -> None:
+        """Has the other workers, and those to come, run requests to these files alone: their rows mix."""
+        self._link.send("coupled", digest=digest, problem=problem)
 
     def join(self, server: Server) -> None:
         """Begins to listen to the parent, on a thread, and to tell it what is ready here."""
@@ -133,7 +134,7 @@ class Fleet:
 
     def _on_stop_joining(self, message: Message) -> None:
         assert self._server is not None
-        self._server.stop_joining(message["model"], message["version"], message["problem"])
+        self._server.stop_joining(message["digest"], message["problem"])
 
     def _on_answered(self, message: Message) -> None:
         self._asked.pop(message["id"])(_error_of(message["error"]))

@@ -79,6 +79,7 @@ class Workers:
         self._unloaded: set[str] = set()
         self._crashes = Crashes(settings.crash_limit, settings.crash_window_s, self._stamp)
         self._aside: dict[VersionName, SetAside] = {}
+        self._coupled: dict[str, str] = {}
         self._restart_count = 0
         self._lost: Exposition = {}
         self._weights: OwnedFolder | None = None
@@ -187,11 +188,15 @@ class Workers:
             self._after(wait_s, partial(self._start, number))
             return
         self._live.add(worker)
-        fields = settings_fields(self._settings)
-        aside = [asdict(entry) for entry in self._aside.values()]
-        weights = str(self._weights.path) if self._weights is not None else None
-        unloaded = sorted(self._unloaded)
-        worker.link.send("begin", number=number, settings=fields, unloaded=unloaded, set_aside=aside, weights=weights)
+        worker.link.send(
+            "begin",
+            number=number,
+            settings=settings_fields(self._settings),
+            unloaded=sorted(self._unloaded),
+            set_aside=[asdict(entry) for entry in self._aside.values()],
+            weights=str(self._weights.path) if self._weights is not None else None,
+            coupled=self._coupled,
+        )
         threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
 
     def _listen(self, worker: WorkerProcess) -> None:
@@ -341,9 +346,10 @@ class Workers:
             errand.origin.link.send("answered", id=errand.ask, error=errand.error)
 
     def _on_coupled(self, worker: WorkerProcess, message: Message) -> None:
-        told = {name: message[name] for name in ("model", "version", "problem")}
+        digest, problem = message["digest"], message["problem"]
+        self._coupled[digest] = problem
         for other in self._live - {worker}:
-            other.link.send("stop_joining", **told)
+            other.link.send("stop_joining", digest=digest, problem=problem)
 
     def _on_page(self, worker: WorkerProcess, message: Message) -> None:
         worker.pages.pop(message["id"]).set_result(message)

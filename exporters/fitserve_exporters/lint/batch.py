@@ -49,7 +49,8 @@ def freed(model: onnx.ModelProto) -> onnx.ModelProto:
         if value.type.tensor_type.shape.dim:
             value.type.tensor_type.shape.dim[0].dim_param = "batch"
     for output in copy.graph.output:
-        output.type.tensor_type.ClearField("shape")
+        if output.type.WhichOneof("value") == "tensor_type":
+            output.type.tensor_type.ClearField("shape")
     return copy
 
 

@@ -12,21 +12,28 @@ from fitserve_contract.joinability.proof import prove_rows
 from fitserve_contract.joinability.trial import Rows, hostile_rows, trial_problem
 from fitserve_exporters.candidate import Arrays
 from fitserve_exporters.lint.findings import Finding, Level
-from fitserve_exporters.lint.graphs import OnnxFile, graph_inputs
-from fitserve_exporters.lint.trial import Trial, made_up_inputs, reason
+from fitserve_exporters.lint.graphs import OnnxFile, axis_size, graph_inputs
+from fitserve_exporters.lint.trial import Trial, is_required, made_up_inputs, reason
 
-_ALONE = "each request runs alone; joinable = true in model.toml joins them all the same"
+_FORCED = "joinable = true in model.toml joins them all the same"
 
 
 def joining_findings(file: OnnxFile) -> Iterator[Finding]:
     """Names the node that mixes rows, or says that requests are joined."""
     problem = prove_rows(file.path.read_bytes()).problem or _trial_problem(file)
     if problem:
-        yield Finding(Level.WARNING, "joining", f"not joinable: {problem}; {_ALONE}")
+        cure = f"; {_FORCED}" if _may_have_rows(file) else ""
+        yield Finding(Level.WARNING, "joining", f"not joinable: {problem}; each request runs alone{cure}")
     else:
         yield Finding(
             Level.NOTE, "joining", "joinable: rows are proved independent, and were tried beside hostile ones"
         )
+
+
+def _may_have_rows(file: OnnxFile) -> bool:
+    """Tells whether the server lets `joinable` claim a batch axis; see the service's `claim_problem`."""
+    shapes = [value.type.tensor_type.shape.dim for value in graph_inputs(file.model) if is_required(value)]
+    return bool(shapes) and all(shape and axis_size(shape[0]) is None for shape in shapes)
 
 
 def _trial_problem(file: OnnxFile) -> str:

@@ -84,8 +84,12 @@ def made_up_inputs(values: Sequence[onnx.ValueInfoProto], batch_size: int) -> Ar
     Raises:
         ValueError: an input is no tensor, or its rank is free.
     """
-    required = [value for value in values if value.type.WhichOneof("value") != "optional_type"]
-    return {value.name: _made_up(value, batch_size) for value in required}
+    return {value.name: _made_up(value, batch_size) for value in values if is_required(value)}
+
+
+def is_required(value: onnx.ValueInfoProto) -> bool:
+    """Tells whether callers have to send an input."""
+    return bool(value.type.WhichOneof("value") != "optional_type")
 
 
 def _made_up(value: onnx.ValueInfoProto, batch_size: int) -> Array:

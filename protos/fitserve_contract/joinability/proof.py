@@ -110,7 +110,7 @@ def _open_sizes(entry: DeclaredValue, *, is_named: bool = True) -> list[Size]:
     for place, axis in enumerate(entry.shape or ()):
         name = axis_name(axis) if is_named else None
         symbol = f"{entry.name}[{place}]" if name is None else f"[{name}]"
-        found.append(axis if isinstance(axis, int) else Product(1, (symbol,)))
+        found.append(axis if isinstance(axis, int) and axis else Product(1, (symbol,)))
     return found
 
 

@@ -19,6 +19,9 @@ SIZE_TOLERANCES: Final = {2: 2e-2, 4: 1e-3, 8: 1e-6}
 otherwise there. Only a dependence on the size itself, such as a division by it, is larger."""
 
 
+_MOST_ROUNDING: Final = 0.1
+
+
 def beside_copies(inputs: Mapping[str, Array], size: int, position: int = 0) -> dict[str, Array]:
     """Fills a batch with the rows of one request.
 
@@ -73,8 +76,31 @@ def size_difference(alone: Mapping[str, Array], joined: Mapping[str, Array]) -> 
         other = joined[name]
         if one.shape != other.shape:
             return f"output '{name}': expected shape {shape_text(one.shape)}, got {shape_text(other.shape)}"
-        if not (is_identical(one, other) or _is_close(one, other)):
+        is_close = one.dtype.kind == "f" and _is_close(one, other, SIZE_TOLERANCES[one.dtype.itemsize])
+        if not (is_close or is_identical(one, other)):
             return f"output '{name}': {_difference_text(one, other)}"
+    return ""
+
+
+def size_dependence(alone: Mapping[str, Array], joined: Mapping[str, Array]) -> str:
+    """Tells whether an answer depends on the size of its batch by more than any rounding explains.
+
+    Unlike `size_difference` it is fit for real requests, whose answers may cancel or change a class by rounding: shapes
+    must agree, and reals but for a tenth of the largest (a division by the number of rows changes half of it or more).
+
+    Args:
+        alone: Output name to a request's rows, run by themselves.
+        joined: The same rows of a larger batch.
+
+    Returns:
+        Output and what differs, for people; empty where nothing does.
+    """
+    for name, one in alone.items():
+        other = joined[name]
+        if one.shape != other.shape:
+            return f"output '{name}': expected shape {shape_text(one.shape)}, got {shape_text(other.shape)}"
+        if one.dtype.kind == "f" and not _is_close(one, other, _MOST_ROUNDING):
+            return f"output '{name}': {_difference_text(one, other)} to the same rows alone"
     return ""
 
 
@@ -93,11 +119,9 @@ def is_identical(one: Array, other: Array) -> bool:
     return bool((is_nan == np.isnan(other)).all()) and one[kept].tobytes() == other[kept].tobytes()
 
 
-def _is_close(one: Array, other: Array) -> bool:
-    if one.dtype.kind != "f":
-        return False
+def _is_close(one: Array, other: Array, share: float) -> bool:
     finite = np.abs(one[np.isfinite(one)], dtype=np.float64)
-    allowed = SIZE_TOLERANCES[one.dtype.itemsize] * max(float(finite.max(initial=0.0)), 1e-6)
+    allowed = share * max(float(finite.max(initial=0.0)), 1e-6)
     return bool(np.allclose(one, other, rtol=0.0, atol=allowed, equal_nan=True))
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from fitserve_contract.datatypes import BF16
-from fitserve_contract.joinability.proof import prove_rows
+from fitserve_contract.joinability.proof import joining_text, prove_rows
 from fitserve_contract.joinability.trial import SIZES, Rows, hostile_rows, trial_problem
 from fitserve_contract.tensor_bytes import Array, shape_text, widened
 from fitserve_service.model_config import ModelConfig, Overrides
@@ -24,9 +24,28 @@ _LONGEST_RUN_S: Final = 1.0
 """A run that takes longer is not joined: it fills the machine by itself, and its trial would take minutes."""
 
 
+class JoiningError(Exception):
+    """`model.toml` asks for what the model cannot have; the message names the key, expected and found."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joining:
+    """Whether requests are joined.
+
+    Args:
+        config: With `max_batch_size` 0 where they are not.
+        problem: Why they are not; empty where they are.
+        comment: Where the decision comes from, for people.
+    """
+
+    config: ModelConfig
+    problem: str
+    comment: str
+
+
 def settle_joining(
-    session: Session, model: bytes, config: ModelConfig, overrides: Overrides
-) -> tuple[ModelConfig, str, str]:
+    session: Session, model: bytes, config: ModelConfig, overrides: Overrides, found: str = ""
+) -> Joining:
     """Decides whether requests are joined.
 
     Args:
@@ -34,25 +53,47 @@ def settle_joining(
         model: The file that the session was made from.
         config: With the overrides applied.
         overrides: What `model.toml` says: `joinable` forces either way, `max_batch_size` 0 joins nothing.
-
-    Returns:
-        The configuration, with `max_batch_size` 0 where requests are not joined; why they are not, empty where they
-        are; and where the decision comes from, for people.
+        found: What a spot check found in these files before; `spot_check_share` 0 accepts it.
 
     Raises:
         RunawayError: a run did not end.
+        JoiningError: `model.toml` claims a batch axis that the model does not have, or pads one that is not joined.
     """
+    _check_claims(session, overrides)
     if config.max_batch_size == 0 or not config.joinable:
         problem = comment = "model.toml says so"
+    elif found and config.spot_check_share:
+        problem = comment = found
     elif "joinable" in overrides.values:
         problem, unproved = "", prove_rows(model).problem
         comment = f"model.toml says so; not proved: {unproved}" if unproved else "model.toml says so; proved"
     else:
         problem = joining_problem(session, model)
         comment = problem or "rows are proved independent, and were tried beside hostile ones"
+    _check_buckets(config, problem)
     if problem:
-        return replace(config, joinable=False, max_batch_size=0), problem, comment
-    return config, "", comment
+        config = replace(config, joinable=False, max_batch_size=0)
+    return Joining(config, problem, comment)
+
+
+def _check_claims(session: Session, overrides: Overrides) -> None:
+    """Checks a batch axis that model.toml claims against the inputs: what cannot be must not wait for a request."""
+    for key in ("joinable", "max_batch_size"):
+        claimed = overrides.values.get(key)
+        if claimed and (problem := claim_problem(session)):
+            expected = "false" if key == "joinable" else "0"
+            raise JoiningError(f"model.toml: {key}: expected {expected}, got {str(claimed).lower()}: {problem}")
+
+
+def _check_buckets(config: ModelConfig, problem: str) -> None:
+    buckets = config.batch_size_buckets
+    if buckets and problem:
+        cure = "remove it, or set joinable = true"
+        text = f"expected none for a model that is {joining_text(problem)}; {cure}"
+        raise JoiningError(f"model.toml: batch_size_buckets: {text}")
+    if buckets and buckets[-1] > config.max_batch_size:
+        most = f"at most max_batch_size, {config.max_batch_size}"
+        raise JoiningError(f"model.toml: batch_size_buckets: expected sizes of {most}, got {list(buckets)}")
 
 
 def joining_problem(session: Session, model: bytes) -> str:
@@ -68,7 +109,7 @@ def joining_problem(session: Session, model: bytes) -> str:
     Raises:
         RunawayError: a run did not end.
     """
-    if problem := prove_rows(model).problem:
+    if problem := prove_rows(model).problem or claim_problem(session):
         return problem
     with session.limit() as limit:
         if (found := first_run(session, limit)) is None:

@@ -201,7 +201,8 @@ def _config(served: ServedVersion) -> config_pb.ModelConfig:
     _set_policy(config, served)
     batch_axes = 1 if served.signature.has_batch_axis else 0
     for spec in served.signature.inputs:
-        dims = axis_sizes(spec)[batch_axes:]
+        # An input that may be left out holds for the whole request: its first axis is no batch.
+        dims = axis_sizes(spec)[0 if spec.is_optional else batch_axes :]
         config.input.add(name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=dims, optional=spec.is_optional)
     for spec in served.signature.outputs:
         config.output.add(name=spec.name, data_type=_DATA_TYPES[spec.datatype], dims=axis_sizes(spec)[batch_axes:])

@@ -101,7 +101,10 @@ def test_rows_that_are_none_of_the_output_are_found_by_proof_and_trial(monkeypat
     assert problem_of(model) == "output 'y' does not give one row for each row of the inputs"
 
 
-@pytest.mark.parametrize("model", [builders.fixed_shape(), builders.identity(shape=()), builders.identity(shape=None)])
+@pytest.mark.parametrize(
+    "model",
+    [builders.fixed_shape(), *(builders.identity(shape=shape) for shape in ((), None, (0, 2)))],
+)
 def test_without_a_free_first_axis_nothing_is_joined(model: bytes) -> None:
     assert "input 'x'" in problem_of(model)
 
@@ -146,11 +149,19 @@ def test_model_toml_forces_either_way_and_bounds(
     model: bytes, values: dict[str, object], size: int, problem: str, comment: str
 ) -> None:
     overrides = Overrides(values)
-    config, found, told = settle_joining(opened(model), model, overrides.apply(ModelConfig()), overrides)
-    assert (config.max_batch_size, config.joinable) == (size, size > 0)
-    assert bool(found) == bool(problem)
-    assert problem in found
-    assert comment in told
+    joining = settle_joining(opened(model), model, overrides.apply(ModelConfig()), overrides)
+    assert (joining.config.max_batch_size, joining.config.joinable) == (size, size > 0)
+    assert bool(joining.problem) == bool(problem)
+    assert problem in joining.problem
+    assert comment in joining.comment
+
+
+def test_files_that_a_spot_check_found_out_are_not_joined_again_unless_that_is_accepted() -> None:
+    model, found = builders.mean_over_batch(), "a spot check found a row that depends on its neighbours"
+    for values, problem in (({}, found), ({"joinable": True}, found), ({"joinable": True, "spot_check_share": 0}, "")):
+        overrides = Overrides(values)
+        joining = settle_joining(opened(model), model, overrides.apply(ModelConfig()), overrides, found)
+        assert joining.problem == problem
 
 
 def test_a_claim_that_cannot_be_is_told() -> None:

@@ -103,7 +103,7 @@ class World:
     def __post_init__(self) -> None:
         session = cast(Session, SimulatedSession(0, 1, lambda *_: None))
         signature = Signature((INPUT,), OUTPUTS, True)
-        served = ServedVersion("m", 1, session, signature, self.config, "", None, b"", False, costs=Costs())
+        served = ServedVersion("m", 1, session, signature, self.config, {}, None, b"", False, costs=Costs())
         self.lease = cast(Lease, Held(served))
         self.engine = Engine(
             self.loop,

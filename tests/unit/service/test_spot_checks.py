@@ -9,6 +9,7 @@ import builders
 import numpy as np
 import pytest
 from engine_world import BAD, World, rows, world
+from onnx import TensorProto, helper
 
 from fitserve_service.batcher import Priority
 from fitserve_service.batching import spot_checks
@@ -64,6 +65,29 @@ def test_a_coupled_model_is_found_and_its_requests_run_alone_from_then_on(model:
         lone = it.submit("m", rows(7))
         it.settle()
         assert it.answer(alone[1]).tobytes() == it.answer(lone).tobytes()
+
+
+def test_answers_that_depend_on_the_size_of_the_batch_are_found() -> None:
+    divided = builders.model(
+        [
+            helper.make_node("Shape", ["x"], ["s"], start=0, end=1),
+            helper.make_node("Cast", ["s"], ["n"], to=TensorProto.FLOAT),
+            helper.make_node("Div", ["x", "n"], ["y"]),
+        ],
+        [builders.value("x")],
+        [builders.value("y")],
+    )
+    constant = builders.model(
+        [helper.make_node("Identity", ["x"], ["y"]), helper.make_node("Identity", ["k"], ["z"])],
+        [builders.value("x")],
+        [builders.value("y"), builders.value("z", (2,))],
+        {"k": np.array([1, 2], np.float32)},
+    )
+    for model, found in ((divided, "to the same rows alone"), (constant, "expected shape (2,), got shape (1,)")):
+        with world() as it:
+            it.serve("m", model)
+            run = joined_run(it, "m", rows(1), rows(2))
+            assert found.replace("got shape", "got") in check(sample_of(run, 1), RunSwitch()).difference
 
 
 def test_requests_that_wait_when_joining_stops_run_alone() -> None:
