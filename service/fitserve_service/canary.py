@@ -19,6 +19,7 @@ import os
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
@@ -76,6 +77,8 @@ def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
             return {"refusal": str(error), "is_out_of_memory": has_no_memory(str(error))}
         except MemoryError:
             return {"refusal": "the model's files do not fit into memory", "is_out_of_memory": True}
+        except Exception:
+            return {"refusal": "internal error while loading; the log has it", "trace": traceback.format_exc()}
         return {"refusal": "", "is_out_of_memory": False}
 
     return try_out

@@ -6,6 +6,7 @@ it was trying is tried again alone, in a fresh one: only what dies alone is to b
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -53,6 +54,9 @@ _SERVER_ONLY: Final = ("device", "batch_size_buckets", "versions", "keep_version
 """Overrides that a canary leaves out: it runs on the CPU, and not every size."""
 
 _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+_END_S: Final = 2.0
+_MOST_TRACE_CHARS: Final = 8_000
 
 _log = logging.getLogger(__name__)
 
@@ -141,11 +145,14 @@ class Canaries:
             canary = self._start()
             message = self._ask(canary, path, overrides, memory_bytes)
         if message is None:
+            canary.await_end()
             self._drop(canary)
             is_out_of_memory = not canary.is_late and canary.signal() is signal.SIGABRT
             return _Verdict(canary.how_it_ended(), is_out_of_memory=is_out_of_memory, is_deadly=True)
         self._give_back(canary)
         refusal, is_out_of_memory = str(message.get("refusal", ""))[:2_000], message.get("is_out_of_memory") is True
+        if trace := message.get("trace"):
+            _log.error("%s version %d: trial failed\n%s", path.model, path.version, str(trace)[:_MOST_TRACE_CHARS])
         return _Verdict(refusal, is_out_of_memory=bool(refusal) and is_out_of_memory, is_deadly=False)
 
     def _ask(self, canary: _Canary, path: VersionPath, overrides: Overrides, memory_bytes: int) -> Message | None:
@@ -251,6 +258,11 @@ class _Canary:
             allowed_s = max(limit_s, expected_s) if isinstance(expected_s, float) else limit_s
             message = self._receive(max(min(allowed_s, until_s - time.monotonic()), 0.0))
         return message
+
+    def await_end(self) -> None:
+        """Waits for a process that has closed its end of the link: how it ended is what is told of the version."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_S)
 
     def end(self) -> None:
         """Ends the process."""

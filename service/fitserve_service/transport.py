@@ -130,7 +130,8 @@ def check_arrival(size_bytes: int, max_bytes: int, remaining_s: float | None) ->
         ServiceError: TOO_LARGE or DEADLINE_PASSED.
     """
     if size_bytes > max_bytes:
-        raise ServiceError(Reason.TOO_LARGE, f"message: expected at most {max_bytes} bytes, got {size_bytes}")
+        text = f"message: expected at most {max_bytes} bytes (the server's --max-message-bytes), got {size_bytes}"
+        raise ServiceError(Reason.TOO_LARGE, text)
     if remaining_s is not None and remaining_s < _LEAST_REMAINING_S:
         raise ServiceError(Reason.DEADLINE_PASSED, "deadline: passed before the request was read")
 

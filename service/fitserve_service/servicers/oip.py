@@ -96,7 +96,9 @@ class _InferStream:
             request = parse(pb.ModelInferRequest, message)
             encode, answer = partial(_encode_streamed, request), partial(self._fill, slot, request)
             order = _order("ModelStreamInfer", request, self._call, budget, encode, answer)
-            slot.cancel = self._intake.run(order)
+            cancel = self._intake.run(order)
+            if slot.answer is None:
+                slot.cancel = cancel
         except ServiceError as error:
             self._fill(slot, request, error)
         except Exception as error:
@@ -109,6 +111,8 @@ class _InferStream:
 
     def _fill(self, slot: _Slot, request: pb.ModelInferRequest, answer: Answer) -> None:
         slot.answer = _encode_error(request, answer) if isinstance(answer, ServiceError) else answer
+        # Else a cycle, which keeps the request's inputs and its version until the collector comes by.
+        slot.cancel = None
         self._send()
 
     def _send(self) -> None:
