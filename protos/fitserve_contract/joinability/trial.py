@@ -38,7 +38,8 @@ def trial_problem(
     Args:
         run: Runs a batch.
         rows: Input name to (1, ...): an ordinary row, then its neighbours. Those that the model refuses are left out.
-        sizes: Batch sizes, the most telling one first.
+        sizes: Batch sizes, the most telling one first. Those above the largest of SIZES are left out where the model
+            does not run so many rows.
         is_over: Tells that no more time is to be spent; the ordinary row at the first size is tried in any case.
 
     Returns:
@@ -53,7 +54,10 @@ def trial_problem(
         if index and is_over():
             break
         trial = _Trial(run, accepted, size)
-        problem = trial.size_problem(alone) or trial.neighbour_problem(is_over)
+        if size > max(SIZES) and not trial.can_run():
+            continue
+        least = size if index == 0 else 1
+        problem = trial.size_problem(alone) or trial.neighbour_problem(least, is_over)
         if problem:
             return problem
     return ""
@@ -89,6 +93,10 @@ class _Trial:
         self._size = size
         self._copies: dict[int, Rows | None] = {}
 
+    def can_run(self) -> bool:
+        """Tells whether the model runs so many rows of the ordinary kind."""
+        return self._beside_copies(0) is not None
+
     def size_problem(self, alone: Rows) -> str:
         """Runs the ordinary row beside copies of itself, twice: is it repeatable, and a row for each row?"""
         size = self._size
@@ -104,11 +112,16 @@ class _Trial:
             return f"a row alone differs from the same row among {size}: {difference}"
         return ""
 
-    def neighbour_problem(self, is_over: Callable[[], bool]) -> str:
-        """Runs every row between others, those batches first that hold the ordinary row."""
+    def neighbour_problem(self, least: int, is_over: Callable[[], bool]) -> str:
+        """Runs every row between others, those batches first that hold the ordinary row.
+
+        Args:
+            least: Batches that are tried in any case.
+            is_over: No more time is to be spent.
+        """
         count = len(self._rows)
         for tried, start in enumerate(_starts(count, self._size)):
-            if tried >= self._size and is_over():
+            if tried >= least and is_over():
                 break
             kinds = [(start + position) % count for position in range(self._size)]
             joined = self._run(_stacked([self._rows[kind] for kind in kinds]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -68,7 +68,7 @@ def settle_joining(
         problem, unproved = "", prove_rows(model).problem
         comment = f"model.toml says so; not proved: {unproved}" if unproved else "model.toml says so; proved"
     else:
-        problem = joining_problem(session, model)
+        problem = joining_problem(session, model, config.max_batch_size)
         comment = problem or "rows are proved independent, and were tried beside hostile ones"
     _check_buckets(config, problem)
     if problem:
@@ -96,12 +96,13 @@ def _check_buckets(config: ModelConfig, problem: str) -> None:
         raise JoiningError(f"model.toml: batch_size_buckets: expected sizes of {most}, got {list(buckets)}")
 
 
-def joining_problem(session: Session, model: bytes) -> str:
+def joining_problem(session: Session, model: bytes, most_rows: int) -> str:
     """Proves and tries out that no row's answer depends on its neighbours.
 
     Args:
         session: The model.
         model: The file that the session was made from.
+        most_rows: Rows of the largest run that joins requests; it is tried too, where that takes no longer than all else.
 
     Returns:
         Why requests are not joined, for people; empty where they may be.
@@ -116,7 +117,8 @@ def joining_problem(session: Session, model: bytes) -> str:
             return "the model did not run on made-up inputs, so that its proof cannot be tried out"
         if found.run_s > _LONGEST_RUN_S:
             return f"a run takes {found.run_s:.1f} s, so that joining would gain nothing"
-        return _trial_problem(session, made_up_inputs(session.inputs, 1, found.free_axis_size), limit)
+        sizes = SIZES if most_rows * found.run_s > _BUDGET_S else (*SIZES, most_rows)
+        return _trial_problem(session, made_up_inputs(session.inputs, 1, found.free_axis_size), sizes, limit)
 
 
 def claim_problem(session: Session) -> str:
@@ -128,7 +130,7 @@ def claim_problem(session: Session) -> str:
     return "" if required else "there is no required input"
 
 
-def _trial_problem(session: Session, row: Mapping[str, Tensor], limit: RunLimit) -> str:
+def _trial_problem(session: Session, row: Mapping[str, Tensor], sizes: Sequence[int], limit: RunLimit) -> str:
     names = [spec.name for spec in session.outputs]
     datatypes = {name: tensor.datatype for name, tensor in row.items()}
     until_s = time.monotonic() + _BUDGET_S
@@ -144,11 +146,11 @@ def _trial_problem(session: Session, row: Mapping[str, Tensor], limit: RunLimit)
 
     ordinary = {name: tensor.array for name, tensor in row.items()}
     largest = max(array.size for array in ordinary.values())
-    sizes = [size for size in SIZES if size * largest <= MAX_ELEMENTS]
-    if not sizes:
+    fitting = [size for size in sizes if size * largest <= MAX_ELEMENTS]
+    if not fitting:
         return f"a row of {largest} elements is too large to be tried out together with others"
     rows = [ordinary, *hostile_rows(ordinary, datatypes)]
-    return trial_problem(run, rows, sizes=sizes, is_over=lambda: time.monotonic() > until_s)
+    return trial_problem(run, rows, sizes=fitting, is_over=lambda: time.monotonic() > until_s)
 
 
 def _reals(tensor: Tensor) -> Array:

@@ -89,6 +89,21 @@ def test_rows_that_the_model_refuses_are_left_out() -> None:
     assert "does not run" in trial_problem(lambda _: None, [row])
 
 
+def test_a_large_size_is_tried_where_the_model_runs_it() -> None:
+    def at_size(most: int) -> Callable[[Rows], Rows | None]:
+        def run(rows: Rows) -> Rows | None:
+            x = rows["x"]
+            return None if len(x) > most else {"y": np.roll(x, 1, axis=0) if len(x) > 8 else x}
+
+        return run
+
+    row = ordinary()
+    rows = [row, *hostile_rows(row, {"x": "FP32"})]
+    assert "of 64 depends on its neighbours" in trial_problem(at_size(64), rows, sizes=(3, 64))
+    assert trial_problem(at_size(63), rows, sizes=(3, 64)) == ""
+    assert "does not run 3 rows" in trial_problem(at_size(2), rows, sizes=(3, 64))
+
+
 def test_without_time_the_ordinary_row_is_tried_at_one_size_all_the_same() -> None:
     batches: list[int] = []
 

@@ -20,7 +20,7 @@ def opened(model: bytes) -> Session:
 
 
 def problem_of(model: bytes) -> str:
-    return joining_problem(opened(model), model)
+    return joining_problem(opened(model), model, 256)
 
 
 def reduced(operator: str, datatype: str) -> bytes:
