@@ -20,6 +20,9 @@ from fitserve_service.warmup import MAX_ELEMENTS, first_run, has_free_first_axis
 _BUDGET_S: Final = 1.0
 """A trial ends here; its first size is tried in any case."""
 
+_FURTHER_ROWS: Final = 17
+"""Tried besides, with the largest run that joins requests, where that takes no longer than the rest."""
+
 _LONGEST_RUN_S: Final = 1.0
 """A run that takes longer is not joined: it fills the machine by itself, and its trial would take minutes."""
 
@@ -102,7 +105,7 @@ def joining_problem(session: Session, model: bytes, most_rows: int) -> str:
     Args:
         session: The model.
         model: The file that the session was made from.
-        most_rows: Rows of the largest run that joins requests; it is tried too, where that takes no longer than all else.
+        most_rows: Rows of the largest run that joins requests.
 
     Returns:
         Why requests are not joined, for people; empty where they may be.
@@ -117,7 +120,7 @@ def joining_problem(session: Session, model: bytes, most_rows: int) -> str:
             return "the model did not run on made-up inputs, so that its proof cannot be tried out"
         if found.run_s > _LONGEST_RUN_S:
             return f"a run takes {found.run_s:.1f} s, so that joining would gain nothing"
-        sizes = SIZES if most_rows * found.run_s > _BUDGET_S else (*SIZES, most_rows)
+        sizes = [*SIZES, *(size for size in (_FURTHER_ROWS, most_rows) if size * found.run_s <= _BUDGET_S)]
         return _trial_problem(session, made_up_inputs(session.inputs, 1, found.free_axis_size), sizes, limit)
 
 

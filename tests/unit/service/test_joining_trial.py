@@ -129,7 +129,7 @@ def test_a_model_that_never_ends_is_ended(monkeypatch: pytest.MonkeyPatch) -> No
     model = builders.endless()
     session = Session(model, read_facts(model), SessionOptions("cpu", run_limit_s=0.05))
     with pytest.raises(RunawayError):
-        joining_problem(session, model)
+        joining_problem(session, model, 256)
 
 
 @pytest.mark.parametrize(
