@@ -84,12 +84,11 @@ class Engine:
         on_coupled: Callable[[ServedVersion, str], None] = lambda _, __: None,
     ) -> None:
         self._loop = loop
-        self._observer = observer
+        self._observer, self._on_coupled = observer, on_coupled
         self._clock = clock
         thread_count = runner_count or max(len(os.sched_getaffinity(0)), 2)
         self._runners = runners or ThreadPoolExecutor(thread_count, "runner", initializer=_give_way)
         self._guard = InlineGuard()
-        self._on_coupled = on_coupled
         self._spot_checks = SpotChecks(self._runners, loop.post, self._spot_checked)
         self._lanes: dict[ServedVersion, Lane] = {}
         self._room = Room(max_queued_bytes)
@@ -329,8 +328,7 @@ class Engine:
     def _ended(self, job: Job, answer: dict[str, Tensor] | Exception) -> dict[str, Tensor] | Exception:
         if not isinstance(answer, OperatorError):
             return answer
-        now_s = self._clock()
-        is_late = job.deadline_s is not None and job.deadline_s <= now_s
+        is_late = job.deadline_s is not None and job.deadline_s <= self._clock()
         return ServiceError(Reason.DEADLINE_PASSED, "the deadline passed during the run") if is_late else cancelled()
 
     def _complete(self, lane: Lane, run: Run) -> None:
@@ -338,6 +336,10 @@ class Engine:
         took_s = run.input_s + run.run_s + run.output_s
         # Before the answers: whoever has one finds its run counted.
         self._record(run)
+        if run.row_problem:
+            self._found_coupled(
+                run.served, f"its outputs do not have a row for each row of the inputs: {run.row_problem}"
+            )
         if lane.pacing is not None:
             for waited_s in run.queue_s:
                 lane.pacing.observe(waited_s + took_s)
@@ -353,12 +355,12 @@ class Engine:
             self._schedule()
 
     def _spot_checked(self, served: ServedVersion, difference: str) -> None:
-        """Takes the result of a spot check; a difference turns joining off."""
         served.spot_check_count += 1
-        if not difference:
-            return
+        if difference:
+            self._found_coupled(served, f"a spot check found a row that depends on its neighbours: {difference}")
+
+    def _found_coupled(self, served: ServedVersion, problem: str) -> None:
         served.spot_mismatch_count += 1
-        problem = f"a spot check found a row that depends on its neighbours: {difference}"
         self.stop_joining(served, problem)
         self._on_coupled(served, problem)
 

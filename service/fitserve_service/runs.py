@@ -129,6 +129,10 @@ class Job(Entry):
         return 0.0 if expected_s == inf else expected_s
 
 
+class RowCountError(OperatorError):
+    """An output has another number of rows than the requests that were joined."""
+
+
 class BatchRecord(NamedTuple):
     """One run, for whoever observes.
 
@@ -161,6 +165,8 @@ class Run:
     output_s: float = 0.0
     joined_rows: int = 0
     """Rows of the batch that all of it ran in, padding included; 0 where it took several runs."""
+    row_problem: str = ""
+    """An output had not as many rows as were joined."""
     switch: RunSwitch | None = None
     """Ends it; none where it runs on the loop."""
     slot: AbstractContextManager[object] = NO_SLOT
@@ -203,6 +209,12 @@ def carry_out(run: Run) -> None:
 def _answer(run: Run, jobs: list[Job]) -> list[dict[str, Tensor] | Exception]:
     try:
         return list(_run_together(run, jobs))
+    except RowCountError as error:
+        # Halves could fit by chance, and deal one request's answer out to others.
+        run.row_problem = run.row_problem or str(error)
+        if len(jobs) == 1:
+            return [error]
+        return [answer for job in jobs for answer in _answer(run, [job])]
     except OperatorError as error:
         if len(jobs) == 1 or (run.switch is not None and run.switch.is_off):
             return [error] * len(jobs)
@@ -241,4 +253,4 @@ def _check_rows(outputs: dict[str, Tensor], rows: int) -> None:
     """A batch axis that model.toml claims and the model does not have: such requests are run alone."""
     for name, tensor in outputs.items():
         if tensor.array.shape[:1] != (rows,):
-            raise OperatorError(f"output '{name}': expected {rows} rows, got shape {tensor.array.shape}")
+            raise RowCountError(f"output '{name}': expected {rows} rows, got shape {tensor.array.shape}")

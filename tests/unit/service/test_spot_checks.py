@@ -90,6 +90,22 @@ def test_answers_that_depend_on_the_size_of_the_batch_are_found() -> None:
             assert found.replace("got shape", "got") in check(sample_of(run, 1), RunSwitch()).difference
 
 
+def test_outputs_without_the_rows_that_were_joined_stop_joining_at_once() -> None:
+    model = builders.model(
+        [helper.make_node("Identity", ["k"], ["y"])],
+        [builders.value("x")],
+        [builders.value("y", (2,))],
+        {"k": np.array([1, 2], np.float32)},
+    )
+    with world() as it:
+        served = it.serve("m", model, spot_check_share=0.0)
+        numbers = [it.submit("m", rows(value)) for value in range(4)]
+        it.settle()
+        assert [it.answer(number).tolist() for number in numbers] == [[1, 2]] * 4
+        assert "its outputs do not have a row for each row of the inputs: output 'y'" in served.joining
+        assert served.spot_mismatch_count == 1
+
+
 def test_requests_that_wait_when_joining_stops_run_alone() -> None:
     with world() as it:
         served = it.serve("m", builders.scaled(), max_queue_delay_ms=1000.0)
