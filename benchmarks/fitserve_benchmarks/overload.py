@@ -58,6 +58,11 @@ class OverloadPlan:
     seed: int = 0
     options: tuple[str, ...] = ()
 
+    @property
+    def is_bounded(self) -> bool:
+        """The server is told how long what waits may take to run."""
+        return any(option.startswith("--max-queue-ms") for option in self.options)
+
 
 @dataclass(frozen=True, slots=True)
 class OverloadResult:
@@ -144,7 +149,7 @@ def _measure(
         peak,
         tuple(closed),
         tuple(map(summarize, records)),
-        tuple(figures(peak, quiet, flood, after, scrapes)),
+        tuple(figures(peak, quiet, flood, after, scrapes, is_bounded=plan.is_bounded)),
         _examples_run(service.metrics_port) - before,
         tuple(scrapes),
     )

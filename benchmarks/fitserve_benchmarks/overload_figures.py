@@ -143,7 +143,13 @@ def back_to_normal_s(quiet: PhaseRecord, after: PhaseRecord) -> float | None:
 
 
 def figures(
-    peak: float, quiet: PhaseRecord, flood: PhaseRecord, after: PhaseRecord, scrapes: Sequence[float | None]
+    peak: float,
+    quiet: PhaseRecord,
+    flood: PhaseRecord,
+    after: PhaseRecord,
+    scrapes: Sequence[float | None],
+    *,
+    is_bounded: bool,
 ) -> list[Figure]:
     """Holds a run to what an overloaded server must do.
 
@@ -153,18 +159,23 @@ def figures(
         flood: At ten times it.
         after: At 80 % again.
         scrapes: Seconds that each request for the metrics page took, from begin to end; None: not answered.
+        is_bounded: The server bounds how long what waits may take to run, and with it the latency of the admitted and
+            the time until all is as before. Else deadlines and bytes bound it.
     """
     normal, flooded = summarize(quiet), summarize(flood)
     answered_s = np.array([took_s for took_s in scrapes if took_s is not None])
     wrong = sum(sent.outcome in (WRONG, UNANSWERED) for each in (quiet, flood, after) for sent in each.requests)
+    bounded = [
+        Figure("p99 of the admitted, of that at 80 %", _over(flooded.p99_s, normal.p99_s), 2.0, False, ""),
+        Figure("back to normal after", _or_never(back_to_normal_s(quiet, after)), 1.0, False, "s"),
+    ]
     return [
         Figure("goodput at ten times the capacity, of the peak", flooded.goodput / peak, 0.9, True, ""),
-        Figure("p99 of the admitted, of that at 80 %", _over(flooded.p99_s, normal.p99_s), 2.0, False, ""),
+        *(bounded if is_bounded else []),
         Figure("p99 of refusals", _or_never(flooded.refusal_p99_s), 0.010, False, "s"),
         Figure("p99 of health", _or_never(flooded.health_p99_s), 0.050, False, "s"),
         Figure("health not SERVING", flooded.health_failed, 0, False, "answers"),
         Figure("metrics pages not answered", len(scrapes) - answered_s.size, 0, False, "pages"),
-        Figure("back to normal after", _or_never(back_to_normal_s(quiet, after)), 1.0, False, "s"),
         Figure("wrong or never answered", wrong, 0, False, "requests"),
     ]
 

@@ -82,7 +82,7 @@ class Entrance:
         self._trail.close()
 
     def _admit(self, served: ServedVersion, example_count: int) -> None:
-        self._guard.admit(ref(served), example_count, served.config.max_queued_examples)
+        self._guard.admit(ref(served), example_count, served.queue_capacity())
 
 
 def _check_rules(settings: ServerSettings, rules: AccessRules) -> None:

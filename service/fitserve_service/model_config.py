@@ -21,8 +21,8 @@ _MOST_VERSION: Final = (1 << 63) - 1
 _MOST_BYTES: Final = 1 << 62
 
 _SHORT_RUN_MS: Final = 1.0
-_QUEUED_REQUESTS: Final = 12
-_LEAST_QUEUE_MS: Final = 50.0
+_QUEUE_MS: Final = 10_000.0
+_QUEUED_REQUESTS: Final = 64
 
 
 class ModelConfigError(ValueError):
@@ -65,7 +65,7 @@ class ModelConfig:
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
     joinable: bool = True
     max_queue_delay_ms: float = 0.0
-    max_queued_examples: int = 8192
+    max_queued_examples: int = 1 << 20
     batch_size_buckets: tuple[int, ...] = ()
     intra_op_num_threads: int = 0
     parallel_runs: int = 0
@@ -95,11 +95,9 @@ class ModelConfig:
 def settle_queue(config: ModelConfig, run_ms: float) -> tuple[ModelConfig, str]:
     """Decides how much work may wait for a model that does not say.
 
-    With a latency target it is half of that: the other half is for the run under way. Else a model whose runs are
-    long has room for 12 requests, whatever their size, and for work of 12 runs and at least 50 ms. Arrivals by chance
-    at 80 % of what such a model can do find no room once in 2,000 times, and at ten times that much the 99th percentile
-    of those who are let in is about 1.5 times that at 80 %. Short runs need no bound in time: their examples are
-    bounded.
+    With a latency target it is half of that: the other half is for the run under way. Else a closed loop of callers is
+    queued, not refused: a model whose runs are long has room for 10 s of work, and for 64 requests however long they
+    take. Deadlines and bytes bound it besides. Short runs need no bound in time: their bytes are bounded.
 
     Args:
         config: Without a bound in time.
@@ -112,9 +110,8 @@ def settle_queue(config: ModelConfig, run_ms: float) -> tuple[ModelConfig, str]:
         return replace(config, max_queue_ms=config.p99_target_ms / 2), "half of p99_target_ms"
     if run_ms < _SHORT_RUN_MS:
         return config, ""
-    most_ms = round(max(_QUEUED_REQUESTS * run_ms, _LEAST_QUEUE_MS), 1)
-    comment = f"a run takes {run_ms:.1f} ms"
-    return replace(config, max_queue_ms=most_ms, least_queued_requests=_QUEUED_REQUESTS), comment
+    comment = f"10 s of work; a run takes {run_ms:.1f} ms"
+    return replace(config, max_queue_ms=_QUEUE_MS, least_queued_requests=_QUEUED_REQUESTS), comment
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,14 @@ class ServedVersion:
     spot_check_count: int = 0
     spot_mismatch_count: int = 0
 
+    def queue_capacity(self) -> int:
+        """Returns how many examples may wait, as far as its bounds in examples and in time tell."""
+        config, least_s = self.config, self.costs.least_s
+        if not (config.max_queue_ms and least_s):
+            return config.max_queued_examples
+        by_time = int(config.max_queue_ms / 1e3 / least_s)
+        return min(config.max_queued_examples, max(by_time, config.least_queued_requests))
+
     def stop_joining(self, problem: str) -> None:
         """Has requests run alone from now on; on the loop thread.
 

@@ -270,7 +270,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "max_queue_ms": Option(
         "MS",
         "how long all that waits for a model may take to run, more is refused at once, 0: no such bound "
-        "(auto: 12 requests, or as many as run in 50 ms, where a run takes 1 ms or more)",
+        "(auto: 10 s, and 64 requests however long, where a run takes 1 ms or more)",
         "auto or 0..60000",
         _auto_or(0, 60_000),
     ),

@@ -54,6 +54,15 @@ def held(found: Sequence[Figure]) -> dict[str, bool]:
     return {figure.name: figure.is_held for figure in found}
 
 
+def test_without_a_bound_in_time_the_admitted_may_wait_until_their_deadline() -> None:
+    calm = record(even([OK] * 80, 0.01))
+    slow = record(even([OK] * 100 + [RESOURCE_EXHAUSTED] * 900, [0.9] * 100 + [0.001] * 900))
+    names = "p99 of the admitted, of that at 80 %", "back to normal after"
+    bounded, free = (held(figures(100.0, calm, slow, slow, [0.1], is_bounded=bound)) for bound in (True, False))
+    assert [bounded[name] for name in names] == [False, False]
+    assert set(bounded) - set(free) == set(names)
+
+
 def test_a_phase_is_put_into_numbers() -> None:
     outcomes = [OK, OK, RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED, WRONG, UNANSWERED, 13, OK]
     found = summarize(record(even(outcomes, 0.5, 2.0), 2.0, even([OK, 14], 0.25)))
@@ -75,7 +84,7 @@ def test_a_server_that_does_all_it_must_is_held_to_it() -> None:
     calm = record(even([OK] * 80, 0.02))
     flood = record(even(([RESOURCE_EXHAUSTED] * 9 + [OK]) * 100, [*[0.001] * 9, 0.04] * 100))
 
-    assert set(held(figures(100.0, calm, flood, calm, [0.1, 0.2])).values()) == {True}
+    assert set(held(figures(100.0, calm, flood, calm, [0.1, 0.2], is_bounded=True)).values()) == {True}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +109,9 @@ def test_each_figure_can_be_missed_alone(name: str, changes: dict[str, float]) -
     outcomes[0] = int(changes.get("odd", outcomes[0]))
     health = even([int(changes.get("health", OK))] + [OK] * 9, changes.get("health_s", 0.002))
     flood = record(even(outcomes, times), health=health)
-    found = held(figures(changes.get("peak", 100.0), quiet, flood, after, [0.1, changes.get("scrape", 0.2)]))
+    found = held(
+        figures(changes.get("peak", 100.0), quiet, flood, after, [0.1, changes.get("scrape", 0.2)], is_bounded=True)
+    )
 
     assert [each for each, is_held in found.items() if not is_held] == [name]
 
@@ -130,7 +141,7 @@ def test_the_phases_follow_from_the_capacity() -> None:
 def test_a_result_is_written_and_printed(tmp_path: Path) -> None:
     calm = record(even([OK] * 80, 0.02))
     flood = record([], health=even([14], 0.001))
-    found = tuple(figures(100.0, calm, flood, calm, [0.1, None]))
+    found = tuple(figures(100.0, calm, flood, calm, [0.1, None], is_bounded=True))
     phases = tuple(map(summarize, (calm, flood, calm, calm)))
     result = OverloadResult(OverloadPlan(), 0.006, 100.0, (), phases, found, 245, (0.1, None))
     result.save(tmp_path / "results" / "overload.json")

@@ -96,7 +96,7 @@ def test_a_hostile_tensor_name_stays_inside_its_comment(tmp_path: Path) -> None:
     )
     document = tomllib.loads(load(builders.bare_version(tmp_path, "m", 1, model)).effective_toml)
 
-    assert (document["max_batch_size"], document["max_queued_examples"]) == (0, 8192)
+    assert (document["max_batch_size"], document["max_queued_examples"]) == (0, 1 << 20)
 
 
 @pytest.mark.parametrize(
@@ -220,9 +220,9 @@ def test_a_model_whose_runs_are_long_has_a_queue_that_is_short_in_time(tmp_path:
     quick = builders.bare_version(tmp_path, "quick", 1, builders.scaled())
 
     derived = load(slow)
-    assert derived.config.max_queue_ms >= 50.0
-    assert derived.config.least_queued_requests == 12
-    assert "  # a run takes" in derived.effective_toml
+    assert derived.config.max_queue_ms == 10_000.0
+    assert derived.config.least_queued_requests == 64
+    assert "  # 10 s of work; a run takes" in derived.effective_toml
     assert load(quick).config.max_queue_ms == 0.0
     assert load(slow, max_queue_ms=7.0).config.max_queue_ms == 7.0
     assert load(slow, max_queue_ms=0).config.max_queue_ms == 0.0

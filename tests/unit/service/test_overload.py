@@ -143,6 +143,10 @@ class World:
         return [(took_s, outcome.reason) for _, took_s, outcome in self.done if not isinstance(outcome, Completed)]
 
 
+BOUNDED = ModelConfig(max_batch_size=256, max_queue_ms=12 * RUN_S * 1e3, least_queued_requests=12)
+"""As with `--max-queue-ms`: the latency of those who are let in is bounded."""
+
+
 def loaded(
     rate: float,
     patience_s: float | None = None,
@@ -151,7 +155,7 @@ def loaded(
     duration_s: float = DURATION_S,
 ) -> World:
     """A world after so long a load."""
-    world = World(config or settle_queue(ModelConfig(max_batch_size=256), RUN_S * 1e3)[0])
+    world = World(config or BOUNDED)
     world.arrive(rate, duration_s, patience_s, priority)
     world.loop.run()
     assert world.engine.is_idle()
@@ -165,6 +169,18 @@ def test_at_ten_times_the_capacity_it_does_what_it_can_and_nobody_waits_long() -
     assert len(flood.answered_s) > 0.99 * CAPACITY * DURATION_S
     assert np.quantile(flood.answered_s, 0.99) <= 2 * np.quantile(calm.answered_s, 0.99)
     assert set(flood.refused) == {(0.0, Reason.QUEUE_FULL)}
+
+
+def test_by_default_a_closed_loop_is_queued_and_a_flood_is_bounded_by_its_deadlines() -> None:
+    config, _ = settle_queue(ModelConfig(max_batch_size=1), RUN_S * 1e3)
+    world = World(config)
+    for _ in range(1_000):
+        world.submit(None, Priority.PREDICT)
+    assert world.refused == []
+    flood = loaded(10 * CAPACITY, patience_s=1.0, config=config)
+    assert flood.answered_s.max() <= 1.0
+    assert flood.rows_run == len(flood.answered_s)
+    assert len(flood.answered_s) > 0.95 * CAPACITY * DURATION_S
 
 
 def test_without_a_bound_in_time_the_admitted_wait_for_seconds() -> None:
