@@ -261,6 +261,7 @@ def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOp
         settings.port,
         settings.max_message_bytes,
         is_shared=is_shared,
+        max_unread_bytes=settings.max_unread_bytes,
         connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
         tls=tls_files(settings),
     )

@@ -46,7 +46,10 @@ class Call(Protocol):
         ...
 
     def on_cancel(self, callback: Callable[[], None]) -> None:
-        """Registers what to do when the caller goes away before the answer; at most one, replaces the last."""
+        """Registers what to do when the caller goes away before the answer; at most one, replaces the last.
+
+        A stream's is called once it is over, however it ended.
+        """
         ...
 
     def fail(self, error: ServiceError) -> None:
@@ -78,7 +81,7 @@ class StreamHandler(Protocol):
     """What a streaming method makes of one call."""
 
     def on_message(self, message: bytes) -> None:
-        """Takes the next request."""
+        """Takes the next request. Until a `send` answers it, it is under way, and later ones may be held back."""
         ...
 
     def on_half_close(self) -> None:

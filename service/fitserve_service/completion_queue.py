@@ -112,6 +112,12 @@ def origin_of(call: CoreCall) -> Origin:
     return Origin(call.peer().decode(errors="replace"), identities_of(cygrpc.auth_context(call) or {}))
 
 
+def peer_of(call: CoreCall) -> str:
+    """Returns the address of the other end of a call's connection; the call is not over yet."""
+    peer: str = call.peer().decode(errors="replace")
+    return peer
+
+
 def send_reply(call: CoreCall, message: bytes, trailing: Metadata, tag: Tag, *, is_watched: bool = True) -> None:
     """Sends a unary call's whole answer at once.
 

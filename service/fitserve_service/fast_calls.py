@@ -9,18 +9,16 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Final
 
 from fitserve_service import completion_queue as core
 from fitserve_service.calls import Call, Metadata, Origin, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, fail_with, incident, wire_status
+from fitserve_service.stream_room import StreamRoom
 from fitserve_service.transport import check_arrival, check_request
-from fitserve_service.unread_answers import UnreadAnswers
+from fitserve_service.unread_answers import RESOURCE_EXHAUSTED, UnreadAnswers
+from fitserve_service.unread_bytes import UnreadBytes, unread_text
 from fitserve_service.waiting_calls import WaitingCalls
-
-_MAX_UNSENT: Final = 64
-"""A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
 
 
 class _Call:
@@ -102,7 +100,7 @@ class UnaryCall(_Call):
             return
         self._core = self._on_cancel = None
         try:
-            core.send_reply(held, message, trailing, self._unread.add(held), is_watched=self._is_watched)
+            core.send_reply(held, message, trailing, self._unread.add(held, len(message)), is_watched=self._is_watched)
         except core.CoreError as error:
             # Some releases have taken half of what they refuse: nothing more can be sent but the end.
             failure = incident(self.method, error)
@@ -135,16 +133,24 @@ def _has_run(_: Call, __: bytes) -> None:
 
 
 class StreamCall(_Call):
-    """Any number of requests and answers; one message at a time is asked for, and one is being sent."""
+    """Any number of requests and answers; one message at a time is asked for, and one is being sent.
 
-    __slots__ = ("_handler", "_has_sent", "_is_half_closed", "_is_over", "_is_reading", "_is_sending", "_limit",
-                 "_on_end", "_unsent")  # fmt: skip
+    The next is not asked for while much is under way; see `StreamRoom`.
+    """
 
-    def __init__(self, method: str, limit: int, event: core.Event, on_end: Callable[[StreamCall], None]) -> None:
+    __slots__ = ("_connection", "_handler", "_has_sent", "_is_half_closed", "_is_over", "_is_reading", "_is_sending",
+                 "_limit", "_on_end", "_room", "_unread", "_unsent")  # fmt: skip
+
+    def __init__(
+        self, method: str, limit: int, event: core.Event, on_end: Callable[[StreamCall], None], unread: UnreadBytes
+    ) -> None:
         super().__init__(method, event)
         self._limit = limit
         self._on_end = on_end
         self._handler: StreamHandler | None = None
+        self._connection = core.peer_of(event.call)
+        self._unread = unread
+        self._room = StreamRoom()
         self._unsent: deque[bytes | ServiceError | None] = deque()
         self._has_sent = self._is_half_closed = self._is_over = self._is_reading = self._is_sending = False
         core.receive_close(event.call, self._closed)
@@ -156,8 +162,15 @@ class StreamCall(_Call):
         self._read()
 
     def send(self, message: bytes) -> None:
-        """Sends one answer, in order; queued while the caller is slow."""
-        self._put(message)
+        """Sends one answer, in order; queued while the caller is slow, who is cut off where too much waits."""
+        if self._is_over or self._core is None:
+            return
+        size = len(message)
+        if self._room.answered(size) and self._unread.add(self, self._connection, size, self._cut_off):
+            self._put(message)
+        else:
+            self._unread.remove(self, self._connection)
+            self._cut_off()
 
     def finish(self) -> None:
         """Ends the call well once everything sent is out."""
@@ -177,8 +190,7 @@ class StreamCall(_Call):
                 self._handler.on_half_close()
 
     def _read(self) -> None:
-        is_full = len(self._unsent) >= _MAX_UNSENT
-        if self._is_reading or self._is_half_closed or self._is_over or is_full or self._core is None:
+        if self._is_reading or self._is_half_closed or self._is_over or self._core is None or self._room.is_full:
             return
         self._is_reading = True
         core.receive_message(self._core, self._received)
@@ -193,6 +205,7 @@ class StreamCall(_Call):
         elif self._handler is not None and not self._is_half_closed and not self._is_over:
             with answering(self):
                 check_arrival(len(message), self._limit, self._remaining_s())
+                self._room.read(len(message))
                 self._handler.on_message(message)
             self._read()
 
@@ -201,6 +214,13 @@ class StreamCall(_Call):
             self._unsent.append(item)
             self._send_next()
 
+    def _cut_off(self) -> None:
+        """Ends the call at once: it has held answers for longest, and others need the memory."""
+        self._is_over = True
+        self._unsent.clear()
+        if self._core is not None:
+            core.abort(self._core, RESOURCE_EXHAUSTED, unread_text())
+
     def _send_next(self) -> None:
         if self._is_sending or not self._unsent or self._core is None:
             return
@@ -208,19 +228,24 @@ class StreamCall(_Call):
         is_first, self._has_sent, self._is_sending = not self._has_sent, True, True
         if isinstance(item, bytes):
             core.send_message(self._core, item, is_first, self._sent)
-        elif item is None:
-            core.send_status(self._give_up(), 0, "", (), is_first, core.ignore)
         else:
-            _send_error(self._give_up(), item, is_first, core.ignore)
+            # `_on_cancel` stays: a stream's method is told of its end, however that comes, by `_closed`.
+            held, self._core = self._core, None
+            if item is None:
+                core.send_status(held, 0, "", (), is_first, core.ignore)
+            else:
+                _send_error(held, item, is_first, core.ignore)
 
     def _sent(self, _: core.Event) -> None:
         self._is_sending = False
+        self._unread.remove(self, self._connection, self._room.sent())
         self._send_next()
         self._read()
 
     def _closed(self, event: core.Event) -> None:
         self._is_over = True
         self._unsent.clear()
+        self._unread.remove(self, self._connection)
         self._handler = None
         self._on_end(self)
         super()._closed(event)

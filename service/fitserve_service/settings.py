@@ -53,6 +53,8 @@ class ServerSettings:
         max_queue_ms: For models that do not say: how long all that waits may take to run; 0: no bound in time; None:
             by the time of a run, see `model_config.settle_queue`.
         max_queued_bytes: Bytes of inputs that may wait for all models together, in each worker.
+        max_unread_bytes: Bytes of answers that their callers have not taken, over all connections, in each worker; one
+            connection may hold half of them.
         spot_check_share: For models that do not say: how many of the joined requests are run again and compared.
         runner_count: Threads for long runs; 0: as many as there are cores, and two at least.
         workers: Processes on the one port, each with all models, under a parent that starts them again; several share
@@ -90,6 +92,7 @@ class ServerSettings:
     p99_target_ms: float = 0.0
     max_queue_ms: float | None = None
     max_queued_bytes: int = 1 << 30
+    max_unread_bytes: int = 512 << 20
     spot_check_share: float = 0.001
     workers: int = 1
     crash_limit: int = 3
@@ -277,6 +280,12 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "max_queued_bytes": Option(
         "N",
         "bytes of inputs that may wait for all models together, in each worker (1073741824)",
+        f"1024..{2**50}",
+        _number(1024, 2**50),
+    ),
+    "max_unread_bytes": Option(
+        "N",
+        "bytes of answers that callers have not read, in each worker, half of them on one connection (536870912)",
         f"1024..{2**50}",
         _number(1024, 2**50),
     ),

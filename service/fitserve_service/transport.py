@@ -11,12 +11,14 @@ from typing import Final, Protocol
 
 from fitserve_service.access.tls_files import TlsFiles
 from fitserve_service.calls import Loop, MethodTable
+from fitserve_service.connections import can_be_watched
 from fitserve_service.errors import Reason, ServiceError
 
 CHOICES: Final = ("auto", "fast", "stock")
 """What `transport_choice.choose` takes."""
 
-_MAX_PENDING: Final = 1_000_000
+_MAX_PENDING: Final = 65_536
+"""Calls that the loop has not seen, over all connections; beyond, grpcio cancels arrivals. Some 10 KB each."""
 
 _SIGN_SHARE: Final = 1 / 3
 """How long a sign of life may take, as a share of the time between two."""
@@ -37,12 +39,15 @@ class TransportOptions:
         host: Name or address.
         port: TCP port; 0 takes a free one.
         max_message_bytes: Larger requests are refused with TOO_LARGE.
-        max_concurrent_streams: Calls at once on one connection. 64 keeps innocents alive under a rapid reset, which
-            grpcio's default does not.
+        max_concurrent_streams: Calls at once on one connection; callers queue what is beyond. 100, because clients begin
+            so many before they know the limit. Source: RFC 9113, 6.5.2.
         handshake_timeout_s: A connection that does not speak HTTP/2 by then is closed.
         is_shared: Other processes of this user listen on the same port; the kernel deals connections out.
-        max_unread_answers: Answers, over all connections, that their callers have not taken; beyond, the calls of the
-            oldest are cut off. On `fast` alone: grpc.aio does not tell when an answer is out.
+        max_unread_answers: Small unary answers (below 4 KiB), over all connections, that their callers have not taken;
+            beyond, the calls of the oldest are cut off. On `fast` alone.
+        max_unread_bytes: Bytes of other answers, over all connections, that their callers have not taken; a connection
+            may hold half of them. Beyond, `fast` cuts off the oldest of the connection that has most, `stock` refuses
+            further answers.
         max_waiting_calls: Calls, over all connections, whose message has not come; beyond, the oldest are given up.
         message_limit_s: How long a call may wait for its first message.
         connection_age_s: A connection is asked to end after about this long, so that it is dealt anew; 0: never.
@@ -54,12 +59,13 @@ class TransportOptions:
     host: str = "127.0.0.1"
     port: int = 8001
     max_message_bytes: int = 64 << 20
-    max_concurrent_streams: int = 64
+    max_concurrent_streams: int = 100
     handshake_timeout_s: float = 5.0
     is_shared: bool = False
     connection_age_s: float = 0.0
     max_waiting_calls: int = 4096
-    max_unread_answers: int = 2048
+    max_unread_answers: int = 8192
+    max_unread_bytes: int = 512 << 20
     message_limit_s: float = 30.0
     keepalive_s: float = 60.0
     tls: TlsFiles | None = None
@@ -103,8 +109,10 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", hard_limit),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
+        # It refuses calls of well-behaved clients at the limit; `ResetGuard` does its work where it can.
+        ("grpc.http.overload_protection", int(not can_be_watched())),
         # Past 1,000 calls that it has not handed over, grpcio cancels arrivals at random: 2,000 stalled bodies at once
-        # cost innocents theirs. Connections times streams bound them, as they bound calls that were handed over.
+        # cost innocents theirs. This bounds the memory alone.
         ("grpc.server.max_pending_requests", _MAX_PENDING),
         ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
         ("grpc.server_handshake_timeout_ms", int(options.handshake_timeout_s * 1000)),

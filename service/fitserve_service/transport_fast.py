@@ -20,6 +20,7 @@ from fitserve_service import completion_queue as core
 from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
+from fitserve_service.reset_guard import guarding
 from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_listenable
 from fitserve_service.transport_tls import server_credentials
 from fitserve_service.unread_answers import UnreadAnswers
@@ -70,9 +71,10 @@ class FastTransport:
         self._timers: list[tuple[float, int, _Callback]] = []
         self._timer_numbers = itertools.count()
         self._is_stopping = False
+        self._seen_count = 0
         self._is_awake = False
         self._alone_count = 0
-        self._unread = UnreadAnswers(options.max_unread_answers)
+        self._unread = UnreadAnswers(options.max_unread_answers, options.max_unread_bytes)
         self._waiting = WaitingCalls(self, options.max_waiting_calls, options.message_limit_s)
 
     def post(self, callback: Callable[[], None]) -> None:
@@ -102,8 +104,9 @@ class FastTransport:
             server.start(_AHEAD_COUNT, self._arrived)
             self._server = server
             on_start(port)
-            while not server.is_down:
-                self._turn(server)
+            with guarding(port, self._options.max_concurrent_streams, lambda: self._seen_count):
+                while not server.is_down:
+                    self._turn(server)
         finally:
             self._server = None
             server.close()
@@ -170,6 +173,7 @@ class FastTransport:
         if server is None or not event.success:
             return
         server.request()
+        self._seen_count += 1
         name: bytes = event.call_details.method
         unary = self._unary.get(name)
         if unary is not None:
@@ -181,7 +185,8 @@ class FastTransport:
             refuse(event, ServiceError(Reason.UNKNOWN_METHOD, text))
 
     def _begin_stream(self, name: str, method: StreamMethod, event: core.Event) -> None:
-        call = StreamCall(name, self._options.max_message_bytes, event, self._streams.discard)
+        limit, unread = self._options.max_message_bytes, self._unread.bytes
+        call = StreamCall(name, limit, event, self._streams.discard, unread)
         self._streams.add(call)
         call.begin(method)
 

@@ -9,33 +9,30 @@ import asyncio
 import functools
 import logging
 import time
-from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
 
-from fitserve_service.calls import Metadata, MethodTable, Origin, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.calls import MethodTable, StreamMethod
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.status import DETAILS_KEY, answering, wire_status
+from fitserve_service.reset_guard import guarding
+from fitserve_service.status import answering
+from fitserve_service.stock_calls import Context, StockStream, abort, run_unary
 from fitserve_service.transport import (
     ListenError,
     TransportOptions,
     channel_options,
-    check_arrival,
     check_listenable,
-    check_request,
 )
-from fitserve_service.transport_tls import identities_of, server_credentials
+from fitserve_service.transport_tls import server_credentials
+from fitserve_service.unread_bytes import UnreadBytes
 from fitserve_service.waiting_calls import WaitingCalls
 
 _log = logging.getLogger(__name__)
-
-_MAX_UNSENT: Final = 64
-"""A stream with more unsent answers is not read from: a caller that never reads cannot fill the memory."""
 
 _CRASHED_S: Final = 10.0
 """Time for the calls of a server that ended by itself."""
@@ -43,20 +40,7 @@ _CRASHED_S: Final = 10.0
 _REBIND_S: Final = 5.0
 _REBIND_PAUSE_S: Final = 0.02
 
-_GRPC_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
-
-_Context: TypeAlias = Any
-"""grpc.aio.ServicerContext; its `read` and `write` are of its Cython class alone."""
-
-_Message: TypeAlias = Any
-"""Bytes, or grpc.aio.EOF."""
-
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
-
-
-class _Answer(NamedTuple):
-    message: bytes
-    trailing: Metadata
 
 
 class StockTransport:
@@ -65,8 +49,9 @@ class StockTransport:
     def __init__(self, options: TransportOptions) -> None:
         self._options = options
         self._loop = _new_loop()
-        self._streams: set[_StreamCall] = set()
+        self._streams: set[StockStream] = set()
         self._waiting = WaitingCalls(self, options.max_waiting_calls, options.message_limit_s)
+        self._unread = UnreadBytes(options.max_unread_bytes)
         self._stopped: asyncio.Future[float] = self._loop.create_future()
 
     def post(self, callback: Callable[[], None]) -> None:
@@ -121,179 +106,25 @@ class StockTransport:
         handlers: dict[str, _Handler] = {}
         for name, unary in table.unary.items():
             # As a unary handler, grpc.aio would leave a call without a whole message open and never say so.
-            run = functools.partial(_run_unary, unary, name, limit, self._waiting)
+            run = functools.partial(run_unary, unary, name, limit, self._waiting, self._unread)
             handlers[name] = grpc.stream_unary_rpc_method_handler(run)
         for name, stream in table.stream.items():
             handlers[name] = grpc.stream_stream_rpc_method_handler(functools.partial(self._run_stream, stream, name))
         return handlers
 
-    async def _run_stream(self, method: StreamMethod, name: str, _: object, context: _Context) -> None:
-        call = _StreamCall(name, context)
+    async def _run_stream(self, method: StreamMethod, name: str, _: object, context: Context) -> None:
+        call = StockStream(name, context, self._unread)
         with answering(call):
             call.handler = method(call)
         self._streams.add(call)
         reader = asyncio.ensure_future(call.read_all(self._options.max_message_bytes))
         try:
             await call.write_all()
-        except asyncio.CancelledError:
-            call.cancelled()
-            raise
         finally:
+            call.cancelled()
             reader.cancel()
             self._streams.discard(call)
-
-
-class _Call:
-    """What unary and stream calls have in common; see `calls.Call`."""
-
-    def __init__(self, method: str, context: _Context) -> None:
-        self.method = method
-        self.metadata: Metadata = context.invocation_metadata() or ()
-        self.remaining_s: float | None = context.time_remaining()
-        self.deadline_s = None if self.remaining_s is None else time.monotonic() + self.remaining_s
-        self._on_cancel: Callable[[], None] | None = None
-        self._context = context
-
-    def origin(self) -> Origin:
-        return Origin(self._context.peer(), identities_of(self._context.auth_context()))
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        self._on_cancel = callback
-
-    def cancelled(self) -> None:
-        callback, self._on_cancel = self._on_cancel, None
-        if callback is not None:
-            callback()
-
-
-class _UnaryCall(_Call):
-    def __init__(self, method: str, context: _Context) -> None:
-        super().__init__(method, context)
-        self.outcome: asyncio.Future[_Answer | ServiceError] = asyncio.get_running_loop().create_future()
-        self.reader: asyncio.Task[Any] | None = None
-
-    def on_cancel(self, callback: Callable[[], None]) -> None:
-        # Answered calls keep no order: that would be a cycle, with the lease and the inputs in it.
-        if not self.outcome.done():
-            self._on_cancel = callback
-
-    def reply(self, message: bytes, trailing: Metadata = ()) -> None:
-        if not self.outcome.done():
-            self._on_cancel = None
-            self.outcome.set_result(_Answer(message, trailing))
-
-    def fail(self, error: ServiceError) -> None:
-        if not self.outcome.done():
-            self._on_cancel = None
-            self.outcome.set_result(error)
-            if self.reader is not None:
-                self.reader.cancel()
-
-
-async def _first_message(call: _UnaryCall, context: _Context, waiting: WaitingCalls) -> _Message:
-    """Waits for a message, or for the call to be given up: then there is none, and the outcome is there."""
-    call.reader = asyncio.current_task()
-    waiting.add(call)
-    try:
-        return await context.read()
-    except asyncio.CancelledError:
-        if call.reader is None or not call.outcome.done():
-            raise
-        call.reader.uncancel()
-        return None
-    finally:
-        call.reader = None
-        waiting.remove(call)
-
-
-async def _run_unary(
-    method: UnaryMethod, name: str, limit: int, waiting: WaitingCalls, _: object, context: _Context
-) -> bytes:
-    call = _UnaryCall(name, context)
-    message = await _first_message(call, context, waiting)
-    with answering(call):
-        if not call.outcome.done():
-            is_missing = message is grpc.aio.EOF  # type: ignore[attr-defined]
-            method(call, check_request(None if is_missing else message, limit, call.remaining_s))
-    try:
-        outcome = await call.outcome
-    except asyncio.CancelledError:
-        call.cancelled()
-        raise
-    if isinstance(outcome, ServiceError):
-        await _abort(context, outcome)
-        raise AssertionError("abort always raises")
-    if outcome.trailing:
-        context.set_trailing_metadata(tuple(outcome.trailing))
-    return outcome.message
-
-
-class _StreamCall(_Call):
-    handler: StreamHandler | None = None
-
-    def __init__(self, method: str, context: _Context) -> None:
-        super().__init__(method, context)
-        self._unsent: deque[bytes | ServiceError | None] = deque()
-        self._has_unsent = asyncio.Event()
-        self._has_room = asyncio.Event()
-        self._has_room.set()
-        self._is_over = False
-        self._is_half_closed = False
-
-    def send(self, message: bytes) -> None:
-        self._put(message)
-
-    def finish(self) -> None:
-        self._put(None)
-        self._is_over = True
-
-    def fail(self, error: ServiceError) -> None:
-        self._put(error)
-        self._is_over = True
-
-    def half_close(self) -> None:
-        if self.handler is not None and not self._is_half_closed and not self._is_over:
-            self._is_half_closed = True
-            with answering(self):
-                self.handler.on_half_close()
-
-    async def read_all(self, limit: int) -> None:
-        """Hands the caller's messages to the handler until there are no more."""
-        while not (self._is_over or self._is_half_closed):
-            await self._has_room.wait()
-            message = await self._context.read()
-            if message is grpc.aio.EOF:  # type: ignore[attr-defined]
-                return self.half_close()
-            if self.handler is None or self._is_half_closed:
-                return None
-            with answering(self):
-                check_arrival(len(message), limit, self.remaining_s)
-                self.handler.on_message(message)
-        return None
-
-    async def write_all(self) -> None:
-        """Sends what the handler answers until it ends the call."""
-        while True:
-            await self._has_unsent.wait()
-            while self._unsent:
-                item = self._unsent.popleft()
-                if item is None:
-                    return
-                if isinstance(item, ServiceError):
-                    await _abort(self._context, item)
-                else:
-                    await self._context.write(item)
-                if len(self._unsent) < _MAX_UNSENT:
-                    self._has_room.set()
-            self._has_unsent.clear()
-
-    def _put(self, item: bytes | ServiceError | None) -> None:
-        if self._is_over:
-            return
-        self._unsent.append(item)
-        self._has_unsent.set()
-        if len(self._unsent) >= _MAX_UNSENT:
-            self._has_room.clear()
+            call.forget_unread()
 
 
 class _Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
@@ -307,16 +138,9 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         return self._handlers.get(handler_call_details.method, self._unknown)
 
 
-async def _refuse_unknown(_: object, context: _Context) -> None:
+async def _refuse_unknown(_: object, context: Context) -> None:
     error = ServiceError(Reason.UNKNOWN_METHOD, "method: expected one that reflection lists, got one not served here")
-    await _abort(context, error)
-
-
-async def _abort(context: _Context, error: ServiceError) -> None:
-    status = wire_status(error)
-    trailing = ((DETAILS_KEY, status.details),)
-    abort: Awaitable[None] = context.abort(_GRPC_CODES[status.code], status.message, trailing)
-    await abort
+    await abort(context, error)
 
 
 async def _listening(router: _Router, options: TransportOptions) -> tuple[grpc.aio.Server, asyncio.Future[Any], int]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
+from typing import Final
 
 from fitserve_oip.health_pb2 import (
     HealthCheckRequest,
@@ -21,6 +23,15 @@ SERVICE = "grpc.health.v1.Health"
 
 _Status = HealthCheckResponse.ServingStatus
 
+_MAX_REQUEST_BYTES: Final = 4 * codec.MAX_NAME_CHARS + 64
+"""Longer requests name no model, and Watch keeps the name; room for other fields, which are ignored."""
+
+_MAX_WATCHES: Final = 2048
+"""Over all connections."""
+
+_CONNECTION_WATCHES: Final = 100
+"""On one connection."""
+
 
 class HealthServicer:
     """Answers the health service. Lives on the loop thread; the registry's changes are posted to it."""
@@ -28,7 +39,9 @@ class HealthServicer:
     def __init__(self, registry: Registry, readiness: Readiness, loop: Loop) -> None:
         self._registry = registry
         self._readiness = readiness
-        self._watches: set[_Watch] = set()
+        self._watches: dict[_Watch, str] = {}
+        """Watches with their connections, oldest first."""
+        self._by_connection: Counter[str] = Counter()
         registry.subscribe(lambda model: loop.post(lambda: self._tell(model)))
         readiness.on_change(self._tell_all)
 
@@ -42,7 +55,7 @@ class HealthServicer:
 
     def check(self, call: UnaryCall, message: bytes) -> None:
         """Answers one state."""
-        name = parse(HealthCheckRequest, message).service
+        name = _name_in(message)
         status = self.status_of(name)
         if status == _Status.SERVICE_UNKNOWN:
             short = name[: codec.MAX_NAME_CHARS]
@@ -57,11 +70,38 @@ class HealthServicer:
         call.reply(HealthListResponse(statuses=statuses).SerializeToString())
 
     def watch(self, call: StreamCall) -> _Watch:
-        """Sends the state now and after each change."""
+        """Sends the state now and after each change.
+
+        Beyond what all connections may have, the oldest watch of the connection with the most is ended.
+
+        Raises:
+            ServiceError: QUOTA; its connection has as many watches as it may.
+        """
+        connection = call.origin().peer
+        if self._by_connection[connection] >= _CONNECTION_WATCHES:
+            text = f"watch: expected at most {_CONNECTION_WATCHES} on one connection, got another; end one of them"
+            raise ServiceError(Reason.QUOTA, text)
         watch = _Watch(self, call)
-        call.on_cancel(lambda: self._watches.discard(watch))
-        self._watches.add(watch)
+        call.on_cancel(lambda: self._forget(watch))
+        self._watches[watch] = connection
+        self._by_connection[connection] += 1
+        if len(self._watches) > _MAX_WATCHES:
+            self._end_oldest()
         return watch
+
+    def _end_oldest(self) -> None:
+        most = max(self._by_connection, key=self._by_connection.__getitem__)
+        oldest = next(watch for watch, connection in self._watches.items() if connection == most)
+        self._forget(oldest)
+        text = f"watch: expected at most {_MAX_WATCHES} on all connections, got more; this was the oldest"
+        oldest.call.fail(ServiceError(Reason.QUOTA, text))
+
+    def _forget(self, watch: _Watch) -> None:
+        connection = self._watches.pop(watch, None)
+        if connection is not None:
+            self._by_connection[connection] -= 1
+            if not self._by_connection[connection]:
+                del self._by_connection[connection]
 
     def status_of(self, name: str) -> HealthCheckResponse.ServingStatus:
         """Tells the state of the server ("") or of a model; SERVICE_UNKNOWN where there is no such model."""
@@ -82,7 +122,7 @@ class HealthServicer:
             watch.tell()
             if self._readiness.is_draining:
                 # The last word: an open stream would hold the server up for its whole grace time.
-                self._watches.discard(watch)
+                self._forget(watch)
                 watch.call.finish()
 
 
@@ -96,8 +136,12 @@ class _Watch:
         self._last: HealthCheckResponse.ServingStatus | None = None
 
     def on_message(self, message: bytes) -> None:
-        """Takes the name to watch."""
-        self.name = parse(HealthCheckRequest, message).service
+        """Takes the name to watch.
+
+        Raises:
+            ServiceError: MALFORMED_MESSAGE, or it is longer than a name can be.
+        """
+        self.name = _name_in(message)
         self.tell()
 
     def on_half_close(self) -> None:
@@ -111,3 +155,17 @@ class _Watch:
         if status != self._last:
             self._last = status
             self.call.send(HealthCheckResponse(status=status).SerializeToString())
+
+
+def _name_in(message: bytes) -> str:
+    """Reads the name that a request is about.
+
+    Raises:
+        ServiceError: MALFORMED_MESSAGE; MODEL_NOT_FOUND where it is longer than a model's name can be.
+    """
+    if len(message) <= _MAX_REQUEST_BYTES:
+        name: str = parse(HealthCheckRequest, message).service
+        if len(name) <= codec.MAX_NAME_CHARS:
+            return name
+    text = f"service: expected '' or a model's name, at most {codec.MAX_NAME_CHARS} characters"
+    raise ServiceError(Reason.MODEL_NOT_FOUND, f"{text}, got a request of {len(message)} bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from typing import Final
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
@@ -22,10 +23,13 @@ from fitserve_oip.reflection_pb2 import (
     ServiceResponse,
 )
 from fitserve_service.calls import StreamCall, StreamMethod
-from fitserve_service.errors import Code
+from fitserve_service.errors import Code, Reason, ServiceError
 from fitserve_service.messages import parse
 
 SERVICES = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
+
+_MAX_REQUEST_BYTES: Final = 4096
+"""Longer requests name nothing that is here, and an answer repeats its request twice."""
 
 
 class ReflectionServicer:
@@ -38,6 +42,8 @@ class ReflectionServicer:
             services: Full names of the other services on the port; reflection itself is added.
         """
         self._services = sorted({*services, *SERVICES})
+        self._files: dict[str, list[bytes]] = {}
+        """Serialized files by name, each with what it imports; as many as there are on the port."""
 
     def stream(self) -> Mapping[str, StreamMethod]:
         """Gives the streaming methods by full name."""
@@ -69,7 +75,10 @@ class ReflectionServicer:
             text = "expected one of the kinds of request, got none"
             response.error_response.CopyFrom(ErrorResponse(error_code=Code.INVALID_ARGUMENT, error_message=text))
         else:
-            files = _with_imports(self._file(kind, request))
+            file = self._file(kind, request)
+            files = self._files.get(file.name)
+            if files is None:
+                files = self._files[file.name] = _with_imports(file)
             response.file_descriptor_response.CopyFrom(FileDescriptorResponse(file_descriptor_proto=files))
 
     def _file(self, kind: str, request: ServerReflectionRequest) -> FileDescriptor:
@@ -103,7 +112,14 @@ class _Conversation:
         self._call = call
 
     def on_message(self, message: bytes) -> None:
-        """Answers the next request."""
+        """Answers the next request.
+
+        Raises:
+            ServiceError: MALFORMED_MESSAGE or TOO_LARGE.
+        """
+        if len(message) > _MAX_REQUEST_BYTES:
+            text = f"request: expected at most {_MAX_REQUEST_BYTES} bytes with a name, got {len(message)}"
+            raise ServiceError(Reason.TOO_LARGE, text)
         request = parse(ServerReflectionRequest, message)
         self._call.send(self._servicer.answer(request).SerializeToString())
 
