@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 from fitserve_service.access.tls_files import TlsFiles
 from fitserve_service.calls import Loop, MethodTable
-from fitserve_service.connections import can_be_watched
+from fitserve_service.connections import can_be_held
 from fitserve_service.errors import Reason, ServiceError
 
 CHOICES: Final = ("auto", "fast", "stock")
@@ -39,8 +39,8 @@ class TransportOptions:
         host: Name or address.
         port: TCP port; 0 takes a free one.
         max_message_bytes: Larger requests are refused with TOO_LARGE.
-        max_concurrent_streams: Calls at once on one connection; callers queue what is beyond. 100, because clients begin
-            so many before they know the limit. Source: RFC 9113, 6.5.2.
+        max_concurrent_streams: Calls at once on one connection; callers queue what is beyond. 100: clients begin
+            as many before they know the limit. Source: RFC 9113, 6.5.2.
         handshake_timeout_s: A connection that does not speak HTTP/2 by then is closed.
         is_shared: Other processes of this user listen on the same port; the kernel deals connections out.
         max_unread_answers: Small unary answers (below 4 KiB), over all connections, that their callers have not taken;
@@ -110,7 +110,7 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
         # It refuses calls of well-behaved clients at the limit; `ResetGuard` does its work where it can.
-        ("grpc.http.overload_protection", int(not can_be_watched())),
+        ("grpc.http.overload_protection", int(not can_be_held())),
         # Past 1,000 calls that it has not handed over, grpcio cancels arrivals at random: 2,000 stalled bodies at once
         # cost innocents theirs. This bounds the memory alone.
         ("grpc.server.max_pending_requests", _MAX_PENDING),

@@ -85,16 +85,24 @@ class StockTransport:
         server, accepting, port = await _listening(router, self._options)
         options = replace(self._options, port=port)
         on_start(port)
+        with guarding(port, options.max_concurrent_streams, lambda: router.seen_count):
+            server, crashed = await self._accept(router, server, accepting, options)
+            grace_s = self._stopped.result()
+            for call in list(self._streams):
+                call.half_close()
+            await asyncio.gather(*(each.stop(grace_s) for each in (server, *crashed)))
+
+    async def _accept(
+        self, router: _Router, server: grpc.aio.Server, accepting: asyncio.Future[Any], options: TransportOptions
+    ) -> tuple[grpc.aio.Server, list[grpc.aio.Server]]:
+        """Takes calls until this transport is stopped; returns the server that does, and those that crashed before."""
         crashed: dict[grpc.aio.Server, asyncio.Future[None]] = {}
         while not await self._is_over(accepting):
             _log.error("grpc.aio takes no further call: %s; it is begun anew, others have 10 s to end", _why(accepting))
             crashed[server] = asyncio.ensure_future(server.stop(_CRASHED_S))
             crashed[server].add_done_callback(functools.partial(_forget, crashed, server))
             server, accepting = await _listening_again(router, options)
-        grace_s = self._stopped.result()
-        for call in list(self._streams):
-            call.half_close()
-        await asyncio.gather(*(each.stop(grace_s) for each in (server, *crashed)))
+        return server, list(crashed)
 
     async def _is_over(self, accepting: asyncio.Future[Any]) -> bool:
         """Waits until this transport is stopped, or its server has ended by itself; tells which."""
@@ -131,10 +139,12 @@ class _Router(grpc.GenericRpcHandler):  # type: ignore[type-arg]
     """Finds a call's handler by its method; an unknown method is answered as such, with details."""
 
     def __init__(self, handlers: dict[str, _Handler]) -> None:
+        self.seen_count = 0
         self._handlers = handlers
         self._unknown = grpc.stream_stream_rpc_method_handler(_refuse_unknown)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> _Handler:
+        self.seen_count += 1
         return self._handlers.get(handler_call_details.method, self._unknown)
 
 

@@ -1,0 +1,196 @@
+"""The open connections of a port of this process: how many calls each has unfinished, and how to stop reading from one.
+
+grpcio counts the streams of each connection (channelz), and has no way to slow down one connection of a server. Its
+socket belongs to this process, so it is found by the two addresses that it joins and given a filter that drops what
+arrives: TCP sends it again later, and nothing is lost. Linux alone.
+"""
+
+from __future__ import annotations
+
+import base64
+import ctypes
+import ipaddress
+import json
+import os
+import socket
+import struct
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import grpc._cython.cygrpc as cygrpc
+
+_DESCRIPTORS: Final = Path("/proc/self/fd")
+
+_QUERIES: Final = ("channelz_get_servers", "channelz_get_server_sockets", "channelz_get_socket")
+"""Private parts of grpcio that are needed here; they answer with JSON. Source: grpc/channelz/channelz.proto."""
+
+_ATTACH_FILTER: Final = 26
+_DETACH_FILTER: Final = 27
+"""SO_ATTACH_FILTER and SO_DETACH_FILTER. Source: linux/include/uapi/asm-generic/socket.h."""
+
+_DROP_ALL: Final = ctypes.create_string_buffer(struct.pack("@HBBI", 0x06, 0, 0, 0))
+"""One instruction of a socket filter: keep 0 bytes of a packet. Source: linux/Documentation/networking/filter.rst."""
+
+Peer: TypeAlias = tuple[str, int]
+"""Address and port of the other end."""
+
+
+class Connection(NamedTuple):
+    """One connection.
+
+    Args:
+        peer: The other end.
+        unfinished_count: Calls that it began and that hold memory here, whether they are over for it or not.
+    """
+
+    peer: Peer
+    unfinished_count: int
+
+
+class PortConnections:
+    """The connections of the servers of this process that have one TCP port, seen from any thread.
+
+    Args:
+        port: The port.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._has_port: dict[int, bool] = {}
+
+    def begun_count(self) -> int:
+        """Counts the calls that were ever begun there, by the servers that are still open."""
+        return sum(int(server["data"].get("callsStarted", 0)) for server in self._servers())
+
+    def open_ones(self) -> Iterator[Connection]:
+        """Yields the connections that are open."""
+        for server in self._servers():
+            for number in _socket_numbers(_server_number(server)):
+                found = _socket(number)
+                if found is not None and "tcpipAddress" in found.get("remote", {}):
+                    data = found["data"]
+                    over = int(data.get("streamsSucceeded", 0)) + int(data.get("streamsFailed", 0))
+                    yield Connection(_address(found["remote"]), int(data.get("streamsStarted", 0)) - over)
+
+    def hold(self, peers: Collection[Peer]) -> dict[Peer, socket.socket]:
+        """Stops reading from these peers until `let_go`; returns the sockets of those that are still there."""
+        held = {}
+        for descriptor in os.listdir(_DESCRIPTORS) if peers else ():
+            with _duplicate(int(descriptor)) as opened:
+                peer = _peer_of(opened, self._port) if opened is not None else None
+                if opened is not None and peer is not None and peer in peers:
+                    _drop_all(opened)
+                    held[peer] = opened.dup()
+        return held
+
+    def _servers(self) -> Iterator[Any]:
+        for server in _pages(cygrpc.channelz_get_servers, "server", _server_number):
+            number = _server_number(server)
+            if number not in self._has_port:
+                first = next((found for each in _socket_numbers(number) if (found := _socket(each))), None)
+                if first is None or "tcpipAddress" not in first.get("local", {}):
+                    continue  # Nobody has called it yet, and its listeners do not tell a port that was chosen for them.
+                self._has_port[number] = _address(first["local"])[1] == self._port
+            if self._has_port[number]:
+                yield server
+
+
+def let_go(held: socket.socket) -> None:
+    """Reads again from a connection that was held."""
+    with held:
+        held.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+
+
+def can_be_held() -> bool:
+    """Tells whether connections can be counted and held here."""
+    if not _DESCRIPTORS.is_dir() or not all(hasattr(cygrpc, query) for query in _QUERIES):
+        return False
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
+            _drop_all(tried)
+    except OSError:
+        return False
+    return True
+
+
+def _drop_all(opened: socket.socket) -> None:
+    opened.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(_DROP_ALL)))
+
+
+def _pages(query: Any, name: str, number_of: Any) -> Iterator[Any]:
+    """Asks until there is no further page."""
+    start = 0
+    while True:
+        answer = json.loads(query(start))
+        found = answer.get(name, [])
+        yield from found
+        if answer.get("end", False) or not found:
+            return
+        start = number_of(found[-1]) + 1
+
+
+def _socket_numbers(server: int) -> Iterator[int]:
+    def query(start: int) -> bytes:
+        try:
+            page: bytes = cygrpc.channelz_get_server_sockets(server, start, 0)
+        except ValueError:  # It ended in between.
+            return b"{}"
+        return page
+
+    for found in _pages(query, "socketRef", lambda reference: int(reference["socketId"])):
+        yield int(found["socketId"])
+
+
+def _socket(number: int) -> Any:
+    try:
+        return json.loads(cygrpc.channelz_get_socket(number))["socket"]
+    except ValueError:  # It ended in between.
+        return None
+
+
+def _server_number(server: Any) -> int:
+    return int(server["ref"]["serverId"])
+
+
+def _address(found: Any) -> Peer:
+    address = found["tcpipAddress"]
+    return _plain(str(ipaddress.ip_address(base64.b64decode(address["ipAddress"])))), int(address.get("port", 0))
+
+
+def _plain(host: str) -> str:
+    """Writes an address in one way: IPv4 within IPv6 as IPv4, no scope."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return str(getattr(address, "ipv4_mapped", None) or address)
+
+
+@contextmanager
+def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
+    """Opens a descriptor again, so that it stays the same socket whatever becomes of the number; None: no socket."""
+    try:
+        copied = os.dup(descriptor)
+    except OSError:
+        yield None
+        return
+    try:
+        opened = socket.socket(fileno=copied)
+    except OSError:
+        os.close(copied)
+        yield None
+        return
+    with opened:
+        yield opened
+
+
+def _peer_of(opened: socket.socket, port: int) -> Peer | None:
+    """Returns the other end of a TCP connection to a port; None for other sockets."""
+    if opened.family not in (socket.AF_INET, socket.AF_INET6):
+        return None
+    try:
+        if opened.getsockname()[1] != port:
+            return None
+        host, peer_port, *_ = opened.getpeername()
+    except OSError:
+        return None
+    return _plain(host), peer_port
