@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import Final
+
+_MOST_SIZES: Final = 1024
+"""Sizes of runs that are counted apart."""
 
 
 @dataclass(slots=True)
@@ -36,7 +40,7 @@ class VersionStatistics:
     compute_infer: Duration = field(default_factory=Duration)
     compute_output: Duration = field(default_factory=Duration)
     batch: dict[int, Duration] = field(default_factory=dict)
-    """Examples in a run to the runs of that size."""
+    """Examples in a run to the runs of that size; beyond 1,024 sizes, others are rounded up to powers of two."""
 
     def add_run(self, example_count: int, queue_s: list[float], input_s: float, run_s: float, output_s: float) -> None:
         """Counts one run that answered one request per entry of `queue_s`."""
@@ -44,9 +48,13 @@ class VersionStatistics:
         self.inference_count += example_count
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
-        batch = self.batch.get(example_count)
+        size = example_count
+        batch = self.batch.get(size)
         if batch is None:
-            batch = self.batch[example_count] = Duration()
+            if len(self.batch) >= _MOST_SIZES:
+                # Callers choose the sizes of their requests.
+                size = 1 << (size - 1).bit_length()
+            batch = self.batch.setdefault(size, Duration())
         batch.add(run_s)
         queue_ns = int(sum(queue_s) * 1e9)
         input_ns, run_ns, output_ns = int(input_s * 1e9), int(run_s * 1e9), int(output_s * 1e9)

@@ -43,6 +43,9 @@ _APART: Final = frozenset({"Evaluate", "CompareVersions"})
 
 _LABELS: Final = ("model", "version")
 
+_MOST_GONE: Final = 64
+"""Versions that are not loaded any more whose counts are kept for a last scrape; there may never be one."""
+
 
 def _seconds() -> Histogram:
     return Histogram(SECONDS_BOUNDS, EXPOSED_SECONDS)
@@ -207,6 +210,7 @@ class Telemetry(Collector):
         instance = ref(served)
         meters = self._meters.get(instance)
         if meters is None:
+            self._forget_most_gone()
             meters = self._meters[instance] = _Meters((served.model, str(served.version)))
         self._last_served, self._last_meters = instance, meters
         return meters
@@ -214,17 +218,30 @@ class Telemetry(Collector):
     def _series(self) -> Mapping[VersionKey, _Meters]:
         """Adds up by name and number what instances counted."""
         with self._lock:
+            self._settle_gone()
             found: dict[VersionKey, list[_Meters]] = {self._nobody.key: [self._nobody]}
-            for instance, meters in dict(self._meters).items():
-                if instance() is None:
-                    # Nothing counts there any more.
-                    del self._meters[instance]
-                    self._past.setdefault(meters.key, _Meters(meters.key)).add(meters)
-                else:
-                    found.setdefault(meters.key, []).append(meters)
+            for meters in dict(self._meters).values():
+                found.setdefault(meters.key, []).append(meters)
             for key, past in self._past.items():
                 found.setdefault(key, []).append(past)
             return {key: meters[0] if len(meters) == 1 else _sum(key, meters) for key, meters in found.items()}
+
+    def _settle_gone(self) -> None:
+        """Adds what instances counted that are gone to their versions; under the lock."""
+        for instance, meters in dict(self._meters).items():
+            if instance() is None:
+                # Nothing counts there any more.
+                del self._meters[instance]
+                self._past.setdefault(meters.key, _Meters(meters.key)).add(meters)
+
+    def _forget_most_gone(self) -> None:
+        """Drops the oldest counts of versions that are gone, before those of a new instance begin: scrapes may not."""
+        with self._lock:
+            self._settle_gone()
+            loaded = {meters.key for meters in self._meters.values()}
+            gone = [key for key in self._past if key not in loaded]
+            for key in gone[: max(0, len(gone) - _MOST_GONE)]:
+                del self._past[key]
 
     def _version_metrics(self) -> Iterator[Metric]:
         states = GaugeMetricFamily(

@@ -85,15 +85,13 @@ class UnreadBytes:
 
     def _victim(self, added: Hashable, connection: str) -> tuple[Hashable, str] | None:
         """Picks the holder to cut off; None where the bounds hold, or nobody but the one that was added can be."""
-        if self._sums[connection] > self._share:
-            over = connection
-        elif self.total > self._most:
-            over = max(self._sums, key=self._sums.__getitem__)
-        else:
-            return None
-        for holder in self._sizes[over]:
-            if holder is not added and holder in self._cuts:
-                return holder, over
+        over = [connection] if self._sums[connection] > self._share else []
+        if self.total > self._most:
+            over += sorted(self._sums, key=self._sums.__getitem__, reverse=True)
+        for each in over:
+            for holder in self._sizes[each]:
+                if holder is not added and holder in self._cuts:
+                    return holder, each
         return None
 
     def _cut(self, holder: Hashable, connection: str) -> None:

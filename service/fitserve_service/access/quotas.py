@@ -1,34 +1,45 @@
 """How much one caller may use at once: requests per second, examples and bytes under way, a share of each queue.
 
-A state machine without I/O, threads or a clock of its own: time comes in as an argument.
+A state machine without threads or a clock of its own: time comes in as an argument. With several workers accounts are
+held to those of the others, see `shared_quotas`; queues are a worker's own, and so are their shares.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Final
 
+from fitserve_service.access.shared_quotas import SharedQuotas
 from fitserve_service.errors import Reason, ServiceError
 
 _SOON_S: Final = 0.05
 """When to try again where only the end of other requests makes room."""
 
-_MAX_IDLE: Final = 4096
-"""Callers that are remembered though nothing of theirs is under way."""
+_MAX_CALLERS: Final = 4096
+"""Callers that are remembered; beyond, those that called longest ago are forgotten, but for calls under way."""
+
+_EXPIRY_S: Final = 60.0
+"""A caller who has not called for so long is forgotten, once its bucket is full."""
+
+_LOOKED_AT: Final = 16
+"""Callers that are looked at for one to forget: those with calls under way are bounded by their calls."""
+
+_ALONE: Final = nullcontext()
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A caller's quota, in each process of the server; 0 is no bound.
+    """A caller's quota, over all workers together; 0 is no bound.
 
     Args:
         requests_per_s: Requests over a long time.
         burst: Requests at once after a pause; 0: those of one second, at least 1.
         examples_in_flight: Rows that wait or run.
         bytes_in_flight: Bytes of requests that are not answered.
-        queue_share: Share of a model's queue that the caller may fill, above 0.
+        queue_share: Share of a model's queue that the caller may fill, above 0; each worker has a queue.
     """
 
     requests_per_s: float = 0.0
@@ -42,6 +53,11 @@ class Limits:
         """Requests that the bucket holds when it is full."""
         return max(1.0, self.burst or self.requests_per_s)
 
+    @property
+    def has_sums(self) -> bool:
+        """Whether there is a bound on anything that several workers add up."""
+        return bool(self.requests_per_s or self.examples_in_flight or self.bytes_in_flight)
+
 
 class Account:
     """What one caller uses. Invariants: nothing is ever below 0, or above its bound after it was taken.
@@ -49,21 +65,35 @@ class Account:
     Over any time t at most `depth + t * requests_per_s` requests are let in.
     """
 
-    __slots__ = ("_filled_s", "_level", "byte_count", "example_count", "hold_count", "queued")
+    __slots__ = ("_shared", "_who", "byte_count", "example_count", "filled_s", "hold_count", "level", "other_bytes",
+                 "other_examples", "queued", "used_s")  # fmt: skip
 
-    def __init__(self, limits: Limits, now_s: float) -> None:
-        self._level = limits.depth
-        self._filled_s = now_s
+    def __init__(self, who: str, limits: Limits, now_s: float, shared: SharedQuotas | None = None) -> None:
+        self._who = who
+        self._shared = shared
+        self.level = limits.depth
+        """Requests in the bucket at `filled_s`."""
+        self.filled_s = now_s
+        self.used_s = now_s
+        """When the caller last began a request."""
         self.hold_count = 0
         self.byte_count = 0
         self.example_count = 0
+        self.other_bytes = self.other_examples = 0
+        """What the caller uses in other workers, as of the last `agreed`."""
         self.queued: Counter[Hashable] = Counter()
         """Examples by queue."""
 
+    def agreed(self, limits: Limits) -> AbstractContextManager[None]:
+        """Holds the account to the other workers' while a block reads or changes it."""
+        return _ALONE if self._shared is None or not limits.has_sums else self._shared.opened(self._who, self)
+
     def is_idle(self, limits: Limits, now_s: float) -> bool:
-        """Tells whether forgetting the account would change nothing."""
-        self._fill(limits, now_s)
-        return not self.hold_count and self._level >= limits.depth
+        """Checks whether the caller has gone, so that forgetting the account changes nothing."""
+        if now_s - self.used_s < _EXPIRY_S:
+            return False
+        gained = max(0.0, now_s - self.filled_s) * limits.requests_per_s
+        return not self.hold_count and self.level + gained >= limits.depth
 
     def take_request(self, limits: Limits, now_s: float) -> float:
         """Takes one request from the bucket.
@@ -73,16 +103,13 @@ class Account:
         """
         if not limits.requests_per_s:
             return 0.0
-        self._fill(limits, now_s)
-        if self._level < 1.0:
-            return (1.0 - self._level) / limits.requests_per_s
-        self._level -= 1.0
+        gained = max(0.0, now_s - self.filled_s) * limits.requests_per_s
+        self.level = min(limits.depth, self.level + gained)
+        self.filled_s = now_s
+        if self.level < 1.0:
+            return (1.0 - self.level) / limits.requests_per_s
+        self.level -= 1.0
         return 0.0
-
-    def _fill(self, limits: Limits, now_s: float) -> None:
-        gained = max(0.0, now_s - self._filled_s) * limits.requests_per_s
-        self._level = min(limits.depth, self._level + gained)
-        self._filled_s = now_s
 
 
 class Hold:
@@ -108,8 +135,13 @@ class Hold:
         """
         if self._is_held:
             return
+        with self._account.agreed(self._limits):
+            self._take()
+        self._is_held = True
+
+    def _take(self) -> None:
         limits, account = self._limits, self._account
-        total = account.byte_count + self._byte_count
+        total = account.byte_count + account.other_bytes + self._byte_count
         if limits.bytes_in_flight and total > limits.bytes_in_flight:
             raise _refusal(self._who, f"at most {limits.bytes_in_flight:g} bytes in flight", f"{total}", _SOON_S)
         wait_s = account.take_request(limits, self._clock())
@@ -117,7 +149,6 @@ class Hold:
             raise _refusal(self._who, f"at most {limits.requests_per_s:g} requests per second", "more", wait_s)
         account.byte_count += self._byte_count
         account.hold_count += 1
-        self._is_held = True
 
     def admit(self, queue: Hashable, example_count: int, max_queued_examples: int) -> None:
         """Takes the request's examples and its place in a queue.
@@ -130,8 +161,12 @@ class Hold:
         Raises:
             ServiceError: QUOTA.
         """
+        with self._account.agreed(self._limits):
+            self._admit(queue, example_count, max_queued_examples)
+
+    def _admit(self, queue: Hashable, example_count: int, max_queued_examples: int) -> None:
         limits, account = self._limits, self._account
-        total = account.example_count + example_count
+        total = account.example_count + account.other_examples + example_count
         if limits.examples_in_flight and total > limits.examples_in_flight:
             raise _refusal(self._who, f"at most {limits.examples_in_flight:g} examples in flight", f"{total}", _SOON_S)
         share = max(1, int(limits.queue_share * max_queued_examples))
@@ -148,6 +183,10 @@ class Hold:
         if not self._is_held:
             return
         self._is_held = False
+        with self._account.agreed(self._limits):
+            self._give_back()
+
+    def _give_back(self) -> None:
         account = self._account
         account.hold_count -= 1
         account.byte_count -= self._byte_count
@@ -159,26 +198,42 @@ class Hold:
 
 
 class Quotas:
-    """The accounts of all callers. Lives on the loop thread."""
+    """The accounts of all callers, the one that called longest ago first. Lives on the loop thread.
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    Args:
+        clock: Monotonic seconds.
+        shared: What the other workers know of the callers; None: there are none.
+    """
+
+    def __init__(self, clock: Callable[[], float], shared: SharedQuotas | None = None) -> None:
         self._clock = clock
-        self._accounts: dict[Hashable, tuple[Account, Limits]] = {}
+        self._shared = shared
+        self._accounts: OrderedDict[Hashable, tuple[Account, Limits]] = OrderedDict()
 
     def hold(self, caller: Hashable, limits: Limits, byte_count: int) -> Hold:
         """Makes the hold of a request, which holds nothing before `begin`."""
-        known = self._accounts.get(caller)
-        if known is None or known[1] is not limits:
-            if known is None and len(self._accounts) >= _MAX_IDLE:
-                self._forget_idle()
-            # A quota that was changed holds at once; what is under way stays on the account.
-            known = self._accounts[caller] = (known[0] if known else Account(limits, self._clock()), limits)
-        return Hold(str(caller), known[0], limits, byte_count, self._clock)
+        known, now_s = self._accounts.get(caller), self._clock()
+        if known is None:
+            self._forget_some(now_s)
+            account = Account(str(caller), limits, now_s, self._shared)
+        else:
+            account = known[0]
+            account.used_s = now_s
+        # A quota that was changed holds at once; what is under way stays on the account.
+        self._accounts[caller] = account, limits
+        self._accounts.move_to_end(caller)
+        return Hold(str(caller), account, limits, byte_count, self._clock)
 
-    def _forget_idle(self) -> None:
-        now_s = self._clock()
-        for caller in [key for key, (account, limits) in self._accounts.items() if account.is_idle(limits, now_s)]:
-            del self._accounts[caller]
+    def _forget_some(self, now_s: float) -> None:
+        """Forgets callers before one is added: those of the oldest that are gone, and others for want of room."""
+        for caller in [caller for caller, _ in zip(self._accounts, range(_LOOKED_AT), strict=False)]:
+            account, limits = self._accounts[caller]
+            is_crowded = len(self._accounts) >= _MAX_CALLERS and not account.hold_count
+            if is_crowded or account.is_idle(limits, now_s):
+                del self._accounts[caller]
+            elif account.hold_count:
+                # Else those at work would hide the others behind them.
+                self._accounts.move_to_end(caller)
 
 
 def _refusal(who: str, expected: str, found: str, retry_after_s: float) -> ServiceError:

@@ -30,3 +30,12 @@ def test_a_failure_is_no_success() -> None:
 
     assert (statistics.fail.count, statistics.fail.ns) == (1, 2_000_000)
     assert statistics.success.count == statistics.execution_count == 0
+
+
+def test_sizes_that_callers_choose_are_bounded_and_every_run_is_counted() -> None:
+    statistics = VersionStatistics()
+    for size in range(1, 20_001):
+        statistics.add_run(size, [0.0], input_s=0.0, run_s=0.001, output_s=0.0)
+
+    assert len(statistics.batch) <= 1_024 + 64
+    assert sum(duration.count for duration in statistics.batch.values()) == statistics.execution_count == 20_000

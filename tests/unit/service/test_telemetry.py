@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -149,3 +150,12 @@ def test_two_instances_of_a_name_and_number_at_a_time_are_added_up(tmp_path: Pat
     name = key("fitserve_requests_total", model="m", version="1", method="Predict", code="OK")
     assert [samples(telemetry)[name] for _ in range(2)] == [2, 2]
     assert [counts.request_count for counts in telemetry.counts().values()] == [1, 1]
+
+
+def test_versions_that_are_gone_are_forgotten_though_nobody_scrapes(tmp_path: Path) -> None:
+    telemetry, first = Telemetry(Registry(), dict, {}), loaded(tmp_path, 1)
+    for number in range(1, 301):
+        served = dataclasses.replace(first, version=number)
+        telemetry.on_request("Predict", served, Code.OK, 0.001)
+    assert len(telemetry._meters) + len(telemetry._past) <= 70
+    assert len(telemetry.counts()) <= 2
