@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -25,6 +26,9 @@ RAW_BOOL: Final = np.dtype("<u1")
 """How a BOOL element is read before it becomes 0 or 1: kernels that trust it do not agree on what other bytes mean."""
 
 _LENGTH = struct.Struct("<I")
+
+LENGTH_BYTES: Final = _LENGTH.size
+"""What stands before each BYTES element."""
 
 
 def element_count(name: str, shape: Sequence[int]) -> int:
@@ -113,6 +117,14 @@ def encode(array: Array, datatype: str) -> bytes:
     return np.ascontiguousarray(array, NUMPY_DTYPES[datatype]).tobytes()
 
 
+def buffer_of(array: Array, datatype: str) -> bytes | memoryview:
+    """Returns what `encode` returns, without a copy where the array has the bytes already: flat and of bytes."""
+    if datatype == BYTES:
+        return encode(array, datatype)
+    flat: Array = np.ascontiguousarray(array, NUMPY_DTYPES[datatype]).reshape(-1)
+    return flat.view(np.uint8).data
+
+
 def bytes_element(value: object) -> bytes:
     """Gives one BYTES element as bytes; str as UTF-8.
 
@@ -136,23 +148,27 @@ def _encoded_elements(array: Array) -> Iterator[bytes]:
 
 
 def _decode_bytes(name: str, count: int, content: bytes | memoryview) -> Array:
-    least = count * _LENGTH.size
+    least = count * LENGTH_BYTES
     if least > len(content):
         raise ValueError(f"tensor '{name}': expected at least {least} bytes for {count} BYTES, got {len(content)}")
-    view = memoryview(content)
+    content = bytes(content)
+    length_at, size = _LENGTH.unpack_from, len(content)
+    found: list[bytes] = []
+    begin = end = 0
+    # One step for each element: a slice past the end is short, and the next length is not there.
+    with suppress(struct.error):
+        for _ in range(count):
+            begin = end + LENGTH_BYTES
+            end = begin + length_at(content, end)[0]
+            found.append(content[begin:end])
+    if end > size:
+        text = f"element {len(found) - 1} expected {end - begin} bytes, got {size - begin}"
+        raise ValueError(f"tensor '{name}': {text}")
+    if len(found) < count:
+        text = f"element {len(found)} of {count} expected {LENGTH_BYTES} length bytes, got {size - end}"
+        raise ValueError(f"tensor '{name}': {text}")
+    if end != size:
+        raise ValueError(f"tensor '{name}': expected {end} bytes for {count} BYTES elements, got {size}")
     elements = np.empty(count, object)
-    offset = 0
-    for index in range(count):
-        end = offset + _LENGTH.size
-        if end > len(view):
-            raise ValueError(
-                f"tensor '{name}': element {index} of {count} expected 4 length bytes, got {len(view) - offset}"
-            )
-        length = _LENGTH.unpack_from(view, offset)[0]
-        offset = end + length
-        if offset > len(view):
-            raise ValueError(f"tensor '{name}': element {index} expected {length} bytes, got {len(view) - end}")
-        elements[index] = bytes(view[end:offset])
-    if offset != len(view):
-        raise ValueError(f"tensor '{name}': expected {offset} bytes for {count} BYTES elements, got {len(view)}")
+    elements[:] = found
     return elements

@@ -6,25 +6,65 @@ from collections.abc import Iterable
 
 from fitserve.types.v1 import tensor_pb2
 from fitserve_contract import tensor_bytes
+from fitserve_contract.datatypes import BYTES
+from fitserve_contract.tensor_bytes import LENGTH_BYTES, element_count
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.messages import too_many_elements
+from fitserve_service.rpc.wire_scan import COST_BYTES, DEFAULT_MAX_ELEMENTS, ELEMENT_COST
 from fitserve_service.signature import Tensor
 
 MAX_NAME_CHARS = 128
 """Longer names are cut in messages."""
 
 
-def decode_inputs(tensors: Iterable[tensor_pb2.Tensor]) -> dict[str, Tensor]:
+class ElementRoom:
+    """The BYTES elements that one message may still have.
+
+    Args:
+        max_elements: As of `--max-elements`.
+    """
+
+    __slots__ = ("_left", "_max_elements")
+
+    def __init__(self, max_elements: int = DEFAULT_MAX_ELEMENTS) -> None:
+        self._max_elements = max_elements
+        self._left = max_elements * ELEMENT_COST
+
+    def take(self, what: str, count: int, size_bytes: int) -> None:
+        """Takes a tensor, before it is read.
+
+        Args:
+            what: What it is, for messages.
+            count: Its elements, as its shape has them.
+            size_bytes: Of its contents.
+
+        Raises:
+            ServiceError: TOO_LARGE.
+        """
+        self._left -= count * ELEMENT_COST + size_bytes // COST_BYTES
+        if self._left < 0:
+            found = self._max_elements - self._left // ELEMENT_COST
+            raise too_many_elements(what, self._max_elements, found)
+
+
+def decode_inputs(tensors: Iterable[tensor_pb2.Tensor], room: ElementRoom | None = None) -> dict[str, Tensor]:
     """Reads a request's tensors in place.
+
+    Args:
+        tensors: The messages.
+        room: What is left for BYTES elements; None: as much as is there by default.
 
     Returns:
         Input name to tensor, in the request's order; arrays are read-only views of the message's bytes.
 
     Raises:
-        ServiceError: INVALID_INPUT; a name comes twice, or a tensor's datatype, shape and bytes do not fit.
+        ServiceError: INVALID_INPUT; a name comes twice, or a tensor's datatype, shape and bytes do not fit. TOO_LARGE;
+            more BYTES elements than there is room for.
     """
+    room = room or ElementRoom()
     inputs: dict[str, Tensor] = {}
     for tensor in tensors:
-        decoded = decode_tensor(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor)
+        decoded = decode_tensor(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor, room=room)
         add_input(inputs, tensor.name, decoded)
     return inputs
 
@@ -41,25 +81,42 @@ def add_input(inputs: dict[str, Tensor], name: str, tensor: Tensor) -> None:
     inputs[name] = tensor
 
 
-def decode_tensor(what: str, tensor: tensor_pb2.Tensor, reason: Reason = Reason.INVALID_INPUT) -> Tensor:
+def decode_tensor(
+    what: str,
+    tensor: tensor_pb2.Tensor,
+    reason: Reason = Reason.INVALID_INPUT,
+    *,
+    room: ElementRoom | None = None,
+) -> Tensor:
     """Reads one tensor in place.
 
     Args:
         what: What it is, for messages: `input 'image'`, `labels`.
         tensor: The message.
         reason: The case where it cannot be read.
+        room: What is left for BYTES elements; None: as much as is there by default.
 
     Raises:
-        ServiceError: `reason`.
+        ServiceError: `reason`, or TOO_LARGE.
     """
-    return decode_raw(what, tensor.datatype, tuple(tensor.shape), tensor.content, reason)
+    room = room or ElementRoom()
+    return decode_raw(what, tensor.datatype, tuple(tensor.shape), tensor.content, reason, room=room)
 
 
 def decode_raw(
-    what: str, datatype: str, shape: tuple[int, ...], content: bytes, reason: Reason = Reason.INVALID_INPUT
+    what: str,
+    datatype: str,
+    shape: tuple[int, ...],
+    content: bytes,
+    reason: Reason = Reason.INVALID_INPUT,
+    *,
+    room: ElementRoom,
 ) -> Tensor:
     """Reads a tensor from its bytes in place; see `decode_tensor`."""
     try:
+        # With fewer bytes than their lengths take, nothing is read either.
+        if datatype == BYTES and len(content) >= LENGTH_BYTES * (count := element_count("", shape)):
+            room.take(what, count, len(content))
         return Tensor(datatype, tensor_bytes.decode("", datatype, shape, content))
     except ValueError as error:
         # The contract names a tensor of any API; here it is known to be an input, or labels.
@@ -70,6 +127,26 @@ def encode_tensor(name: str, tensor: Tensor) -> tensor_pb2.Tensor:
     """Writes a tensor as a message."""
     content = tensor_bytes.encode(tensor.array, tensor.datatype)
     return tensor_pb2.Tensor(name=name, datatype=tensor.datatype, shape=tensor.array.shape, content=content)
+
+
+def field_head(number: int, size: int) -> bytes:
+    """Writes what stands before a field's bytes on the wire.
+
+    Args:
+        number: Of the field, below 16.
+        size: Of its bytes.
+    """
+    return bytes((number << 3 | 2,)) + varint(size)
+
+
+def varint(number: int) -> bytes:
+    """Writes a number as the wire does."""
+    written = bytearray()
+    while number >= 0x80:
+        written.append(number & 0x7F | 0x80)
+        number >>= 7
+    written.append(number)
+    return bytes(written)
 
 
 _UNNAMED = "tensor '': "

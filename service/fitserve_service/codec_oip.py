@@ -11,7 +11,7 @@ from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array, element_count, shape_text
 from fitserve_oip.inference_pb2 import InferTensorContents, ModelInferRequest, ModelInferResponse
-from fitserve_service.codec import MAX_NAME_CHARS, add_input, decode_raw
+from fitserve_service.codec import MAX_NAME_CHARS, ElementRoom, add_input, decode_raw, field_head
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.served_version import ServedVersion
@@ -33,29 +33,41 @@ CONTENTS_FIELDS: Final = {
 }
 """Datatype to the field of InferTensorContents that holds its elements; FP16 and BF16 have none."""
 
+_RAW_OUTPUTS: Final = 6
+"""ModelInferResponse.raw_output_contents."""
+
+_AT_ONCE: Final = 1 << 15
+"""Numbers that are converted in one step of C: a few milliseconds, so that other threads have their turn."""
+
 UNSERVED_PARAMETERS: Final = ("shared_memory_region", "classification")
 """Parameters of a tensor that change what it is: ignoring them would answer something else than was asked for."""
 
 
-def decode_inputs(request: ModelInferRequest) -> dict[str, Tensor]:
+def decode_inputs(request: ModelInferRequest, room: ElementRoom | None = None) -> dict[str, Tensor]:
     """Reads a request's inputs, raw ones in place.
+
+    Args:
+        request: The message; `messages.parse` has counted its typed contents.
+        room: What is left for raw BYTES elements; None: as much as is there by default.
 
     Returns:
         Input name to tensor, in the request's order.
 
     Raises:
         ServiceError: INVALID_INPUT; a name comes twice, raw and typed contents come together, or a tensor's datatype,
-            shape and elements do not fit. INVALID_REQUEST; a parameter that is not served.
+            shape and elements do not fit. INVALID_REQUEST; a parameter that is not served. TOO_LARGE; more BYTES
+            elements than there is room for.
     """
     has_raw = _check_contents(request)
+    room = room or ElementRoom()
     inputs: dict[str, Tensor] = {}
     for index, tensor in enumerate(request.inputs):
         what = f"input '{tensor.name[:MAX_NAME_CHARS]}'"
         if has_raw:
             raw = request.raw_input_contents[index]
-            decoded = decode_raw(what, tensor.datatype, tuple(tensor.shape), raw)
+            decoded = decode_raw(what, tensor.datatype, tuple(tensor.shape), raw, room=room)
         else:
-            decoded = _decode_typed(what, tensor)
+            decoded = _decode_typed(what, tensor, room)
         add_input(inputs, tensor.name, decoded)
     return inputs
 
@@ -71,13 +83,23 @@ def output_names(request: ModelInferRequest) -> list[str]:
     return [output.name for output in request.outputs]
 
 
-def encode_response(served: ServedVersion, request_id: str, completed: Completed) -> ModelInferResponse:
-    """Writes an answer; outputs are raw, as Triton's are."""
+def encode_response(
+    served: ServedVersion, request_id: str, completed: Completed, *, is_marked_final: bool = False
+) -> list[bytes | memoryview]:
+    """Writes an answer as pieces to join; outputs are raw, as Triton's are.
+
+    The message ends with the contents (its highest field), so that protobuf writes what is before them, and they are
+    copied once, not three times.
+    """
     response = ModelInferResponse(model_name=served.model, model_version=str(served.version), id=request_id)
+    if is_marked_final:
+        response.parameters["triton_final_response"].bool_param = True
+    contents: list[bytes | memoryview] = []
     for name, tensor in completed.outputs.items():
         response.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.array.shape)
-        response.raw_output_contents.append(tensor_bytes.encode(tensor.array, tensor.datatype))
-    return response
+        content = tensor_bytes.buffer_of(tensor.array, tensor.datatype)
+        contents += (field_head(_RAW_OUTPUTS, len(content)), content)
+    return [response.SerializeToString(), *contents]
 
 
 def axis_sizes(spec: TensorSpec) -> list[int]:
@@ -108,7 +130,7 @@ def _check_parameters(what: str, parameters: Any) -> None:
             raise ServiceError(Reason.INVALID_REQUEST, f"{what}: parameter '{name}' is not served here")
 
 
-def _decode_typed(what: str, tensor: ModelInferRequest.InferInputTensor) -> Tensor:
+def _decode_typed(what: str, tensor: ModelInferRequest.InferInputTensor, room: ElementRoom) -> Tensor:
     field = CONTENTS_FIELDS.get(tensor.datatype)
     shape = tuple(tensor.shape)
     if field is None:
@@ -116,7 +138,7 @@ def _decode_typed(what: str, tensor: ModelInferRequest.InferInputTensor) -> Tens
             text = f"expected raw_input_contents for datatype {tensor.datatype}, got none"
             raise ServiceError(Reason.INVALID_INPUT, f"{what}: {text}")
         # An unknown datatype gets the same words whether its contents are raw or typed.
-        return decode_raw(what, tensor.datatype, shape, b"")
+        return decode_raw(what, tensor.datatype, shape, b"", room=room)
     try:
         count = element_count("", shape)
         values = _elements(tensor.contents, field)
@@ -142,10 +164,17 @@ def _array(values: Any, datatype: str) -> Array:
         elements[:] = list(values)
         return elements
     if datatype not in ("INT8", "INT16", "UINT8", "UINT16"):
-        return np.array(values, dtype)
-    wide = np.array(values, np.int64)
+        return _numbers(values, dtype)
+    wide = _numbers(values, np.dtype(np.int64))
     bounds = np.iinfo(dtype.str)
     outside = wide[(wide < bounds.min) | (wide > bounds.max)]
     if outside.size:
         raise ValueError(f"expected {bounds.min}..{bounds.max} for {datatype}, got {outside[0]}")
     return wide.astype(dtype)
+
+
+def _numbers(values: Any, dtype: np.dtype[Any]) -> Array:
+    numbers = np.empty(len(values), dtype)
+    for begin in range(0, len(values), _AT_ONCE):
+        numbers[begin : begin + _AT_ONCE] = values[begin : begin + _AT_ONCE]
+    return numbers

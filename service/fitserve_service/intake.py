@@ -7,8 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Final, NamedTuple, Protocol, TypeAlias
 
+from fitserve_contract.datatypes import BYTES
 from fitserve_contract.labels import CANARY
 from fitserve_service.batcher import Priority
 from fitserve_service.budget import Budget
@@ -16,6 +17,9 @@ from fitserve_service.calls import Metadata, UnaryCall
 from fitserve_service.engine import Completed, Engine, Job, Outcome
 from fitserve_service.errors import Code, ServiceError
 from fitserve_service.registry import Registry
+from fitserve_service.requests.answer_size import check_answer
+from fitserve_service.requests.codec_thread import CodecThread
+from fitserve_service.requests.message_reader import Keep, Resume, run_now
 from fitserve_service.runs import Prepared
 from fitserve_service.series import MAX_ROWS, ExampleSet, Series
 from fitserve_service.served_version import Lease, ServedVersion
@@ -30,6 +34,10 @@ Encode: TypeAlias = Callable[[ServedVersion, Completed], bytes]
 Admit: TypeAlias = Callable[[ServedVersion, int], None]
 """Is told of a request's version and number of examples before it is queued; raises ServiceError where its caller has
 too much under way."""
+
+
+_SLOW_ELEMENTS: Final = 1 << 12
+"""What is written element by element at once, within about a millisecond."""
 
 
 class Target(NamedTuple):
@@ -141,6 +149,8 @@ class Intake:
         engine: Runs them.
         observer: Is told of them.
         has_admission: Callers have shares of the queues, so that `admit` is to be asked.
+        codec: Reads requests and writes answers that take long; None: that happens on the loop.
+        keep: See `message_reader.Keep`.
     """
 
     def __init__(
@@ -153,7 +163,11 @@ class Intake:
         clock: Callable[[], float] = time.monotonic,
         tracer: RequestTracer | None = None,
         admit: Admit | None = None,
+        codec: CodecThread | None = None,
+        keep: Keep | None = None,
     ) -> None:
+        self.codec = codec
+        self.keep: Keep = keep or _keep_nothing
         self._tracer = tracer
         self._admit = admit
         self.has_admission = admit is not None
@@ -195,14 +209,21 @@ class Intake:
 
     def _finish(self, order: Order, outcome: Outcome) -> None:
         """Answers an order that has come back, on the loop thread."""
-        served, budget = order.lease.served, order.budget
         came_s = self._clock()
+        if not isinstance(outcome, Completed):
+            self._answer(order, outcome, came_s, outcome)
+        elif self.codec is not None and _is_slow(order, outcome):
+            self.codec.write(partial(_encoded, order, outcome), partial(self._answer, order, outcome, came_s))
+        else:
+            self._answer(order, outcome, came_s, _encoded(order, outcome))
+
+    def _answer(self, order: Order, outcome: Outcome, came_s: float, encoded: Answer | Exception) -> None:
+        served, budget = order.lease.served, order.budget
         if isinstance(outcome, Completed):
-            answer = _encoded(order, served, outcome)
             budget.answered(outcome.timing.run_s, came_s, self._clock())
         else:
-            answer = outcome
             budget.answered(0.0, came_s, came_s)
+        answer = encoded if isinstance(encoded, bytes | ServiceError) else incident(order.method, encoded)
         # Before the answer: whoever has it finds it counted.
         self._count(order, served, answer.code if isinstance(answer, ServiceError) else Code.OK)
         order.on_answer(answer)
@@ -329,8 +350,22 @@ def _first(leases: Sequence[Lease]) -> ServedVersion | None:
     return leases[0].served if leases else None
 
 
-def _encoded(order: Order, served: ServedVersion, completed: Completed) -> Answer:
+def _keep_nothing() -> Resume:
+    return run_now
+
+
+def _is_slow(order: Order, completed: Completed) -> bool:
+    """Tells whether an answer takes long to write: sums over many examples, or many elements of text."""
+    if order.priority is Priority.EVALUATE:
+        return order.example_count > _SLOW_ELEMENTS
+    return any(tensor.datatype == BYTES and tensor.array.size > _SLOW_ELEMENTS for tensor in completed.outputs.values())
+
+
+def _encoded(order: Order, completed: Completed) -> Answer:
+    served = order.lease.served
     try:
+        if order.priority is Priority.PREDICT:
+            check_answer(served.signature, completed.outputs)
         return order.encode(served, completed)
     except ServiceError as error:
         return error

@@ -6,7 +6,7 @@ import logging
 import uuid
 
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.run_errors import DeviceMemoryError
+from fitserve_service.run_errors import DeviceMemoryError, TooManyElementsError
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import OperatorError
 
@@ -19,11 +19,16 @@ def run_error(served: ServedVersion, error: Exception) -> ServiceError:
         return error
     if isinstance(error, OperatorError):
         text = f"model '{served.model}' version {served.version}: {error}"
-        reason = Reason.DEVICE_MEMORY if isinstance(error, DeviceMemoryError) else Reason.OPERATOR_FAILED
-        return ServiceError(reason, text, model=served.model)
+        return ServiceError(_reason(error), text, model=served.model)
     incident = uuid.uuid4().hex[:12]
     _log.error("incident %s: a run of %s version %d failed", incident, served.model, served.version, exc_info=error)
     return ServiceError(Reason.INTERNAL, f"internal error, incident {incident}", incident=incident)
+
+
+def _reason(error: OperatorError) -> Reason:
+    if isinstance(error, TooManyElementsError):
+        return Reason.TOO_LARGE
+    return Reason.DEVICE_MEMORY if isinstance(error, DeviceMemoryError) else Reason.OPERATOR_FAILED
 
 
 def cancelled() -> ServiceError:

@@ -97,6 +97,8 @@ class Loader:
         max_queue_ms: How much work may wait for models whose overrides do not say; None: by the time of a run.
         variant: "auto", "fp32" or a variant's name, where the model's overrides name none.
         spot_check_share: How many of the joined requests are run again and compared, for models that do not say.
+        max_answer_bytes: Larger answers are refused; 0: none is.
+        max_elements: See `SessionOptions`.
         run_limit_s: Seconds for each run of one row before a version is READY.
         on_run: See `SessionOptions`.
         weights: Opens sessions whose weights other processes share; None: each session has its own.
@@ -114,6 +116,8 @@ class Loader:
         device_memory_limit_bytes: int = 0,
         max_queue_ms: float | None = None,
         spot_check_share: float = DEFAULT_SPOT_CHECK_SHARE,
+        max_answer_bytes: int = 0,
+        max_elements: int = 0,
         run_limit_s: float = DEFAULT_RUN_LIMIT_S,
         on_run: Callable[[float], None] | None = None,
         weights: SharedWeights | None = None,
@@ -128,7 +132,8 @@ class Loader:
         )
         self._max_queue_ms = max_queue_ms
         self._coupled = coupled or CoupledContents()
-        self._run_limit = SessionOptions(run_limit_s=run_limit_s, on_run=on_run)
+        self._max_answer_bytes = max_answer_bytes
+        self._limits = SessionOptions(run_limit_s=run_limit_s, on_run=on_run, max_elements=max_elements)
         self._variant = variant
         self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
         self._is_proof_required = is_proof_required
@@ -205,7 +210,7 @@ class Loader:
         config = replace(overrides.apply(self._defaults), device=device, variant=choice.name)
 
         def open_session(threads: int) -> Session:
-            options = _session_options(self._run_limit, config, threads)
+            options = _session_options(self._limits, config, threads)
             return self._open(content.model, facts, options, external)
 
         session = open_session(config.intra_op_num_threads or 1)
@@ -221,7 +226,7 @@ class Loader:
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         row_limit = int(overrides.values.get("max_batch_size", 0))
-        signature = Signature(session.inputs, session.outputs, config.joinable, row_limit)
+        signature = Signature(session.inputs, session.outputs, config.joinable, row_limit, self._max_answer_bytes)
         said = {key: "model.toml" for key in overrides.values if key != "joinable"}
         comments |= said | {"variant": choice.reason}
         if session.placement.node_counts:

@@ -1,18 +1,60 @@
-"""Bytes to messages: the one parser of everything that callers send, so that no two can disagree over it."""
+"""Bytes to messages: the one parser of everything that callers send, so that no two can disagree over it.
+
+Nothing is parsed before it is counted: a message that is small on the wire may be large in memory.
+"""
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS, ELEMENT_COST, Layout, scan, typed_cost
+
+MAX_FRAME_BYTES: Final = 1 << 20
+"""Names, shapes and parameters of one message, all but the contents of its tensors."""
+
+MAX_FIELDS: Final = 1 << 14
+"""Fields of one message with its tensors: some 3,000 inputs."""
+
+MAX_LIGHT_FIELDS: Final = 1 << 9
+MAX_LIGHT_BYTES: Final = 1 << 14
+"""What is read element by element at once, within a millisecond."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 
+LAYOUTS: Final = {
+    "inference.ModelInferRequest": Layout(frozenset({5, 6}), 5, raw=7, is_typed=True),
+    "fitserve.inference.v1.PredictRequest": Layout(frozenset({2}), 4),
+    "fitserve.inference.v1.EvaluateRequest": Layout(frozenset({2, 3}), 4),
+    "fitserve.inference.v1.CompareVersionsRequest": Layout(frozenset({3, 4}), 4),
+}
+"""Where the messages with tensors hold their contents; any other message is all frame."""
 
-def parse(kind: type[MessageT], message: bytes) -> MessageT:
-    """Reads a message; fields that it does not know are ignored.
+
+def parse(kind: type[MessageT], message: bytes, max_elements: int = DEFAULT_MAX_ELEMENTS) -> MessageT:
+    """Counts a message, then reads it; fields that it does not know are ignored.
+
+    Args:
+        kind: Class of the message.
+        message: Its bytes.
+        max_elements: Elements of typed contents, as of `--max-elements`.
+
+    Raises:
+        ServiceError: TOO_LARGE; more fields, elements or bytes outside of contents than are taken.
+            MALFORMED_MESSAGE.
+    """
+    layout = LAYOUTS.get(kind.DESCRIPTOR.full_name)
+    if layout is None:
+        _check_frame(len(message))
+    else:
+        _check(message, layout, max_elements)
+    return parse_counted(kind, message)
+
+
+def parse_counted(kind: type[MessageT], message: bytes) -> MessageT:
+    """Reads a message of our own, or one that `is_light` has counted.
 
     Raises:
         ServiceError: MALFORMED_MESSAGE.
@@ -22,3 +64,49 @@ def parse(kind: type[MessageT], message: bytes) -> MessageT:
     except DecodeError:
         text = f"message: expected {kind.DESCRIPTOR.full_name}, got {len(message)} bytes that are none"
         raise ServiceError(Reason.MALFORMED_MESSAGE, text) from None
+
+
+def is_light(layout: Layout, message: bytes) -> bool:
+    """Tells, within a millisecond, whether a message takes no longer to read; then it is counted, too.
+
+    Raises:
+        ServiceError: TOO_LARGE; its frame.
+    """
+    found = scan(message, layout, MAX_LIGHT_FIELDS)
+    if found is None or found.loose_bytes > MAX_LIGHT_BYTES:
+        return False
+    _check_frame(found.frame_bytes)
+    return True
+
+
+def too_many_elements(what: str, max_elements: int, found: int) -> ServiceError:
+    """Returns the error for more elements than are taken.
+
+    Args:
+        what: Where they are: `input 'text'`.
+        max_elements: As of `--max-elements`.
+        found: How many there are at least.
+    """
+    text = f"{what}: expected at most {max_elements} elements (the server's --max-elements), got {found} or more"
+    rule = "128 bytes of text count as one more, 16 numbers of typed contents as one"
+    cure = "send several requests, or numbers in raw contents, which are not counted"
+    return ServiceError(Reason.TOO_LARGE, f"{text}; {rule}; {cure}")
+
+
+def _check(message: bytes, layout: Layout, max_elements: int) -> None:
+    found = scan(message, layout, MAX_FIELDS)
+    if found is None:
+        text = f"message: expected at most {MAX_FIELDS} fields beside the elements of its tensors, got more"
+        raise ServiceError(Reason.TOO_LARGE, f"{text}; name fewer inputs, outputs and parameters")
+    _check_frame(found.frame_bytes)
+    cost, most = 0, max_elements * ELEMENT_COST
+    for start, end in found.typed:
+        cost += typed_cost(message, start, end, most - cost)
+        if cost > most:
+            raise too_many_elements("message", max_elements, cost // ELEMENT_COST)
+
+
+def _check_frame(size: int) -> None:
+    if size > MAX_FRAME_BYTES:
+        text = f"message: expected at most {MAX_FRAME_BYTES} bytes beside the contents of tensors, got {size}"
+        raise ServiceError(Reason.TOO_LARGE, f"{text}; shorten names and parameters")

@@ -43,6 +43,10 @@ class RunawayError(OperatorError):
     """A run that took all the time it was given, or wanted more memory than there is; the text is fit for a caller."""
 
 
+class TooManyElementsError(OperatorError):
+    """A run whose outputs hold more BYTES elements than are written; the text is fit for a caller."""
+
+
 class DeviceError(SessionError):
     """A GPU that failed: whatever the values were, it is no fault of theirs."""
 

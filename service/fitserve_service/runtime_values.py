@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from fitserve_contract.datatypes import BYTES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.onnx_types import datatype_of_type, is_optional_type, unserved_text
-from fitserve_service.run_errors import OperatorError, SessionError
+from fitserve_service.run_errors import OperatorError, SessionError, TooManyElementsError
 from fitserve_service.signature import Tensor
 
 
@@ -69,29 +70,49 @@ def fed(name: str, tensor: Tensor) -> Any:
     return _strings(name, tensor.array) if tensor.datatype == BYTES else tensor.array
 
 
-def taken(name: str, array: Any) -> Any:
+def taken(name: str, array: Any, max_elements: int = 0) -> Any:
     """Gives the array that we hand on for an output of the runtime's.
 
     Raises:
-        OperatorError: there is none for these values.
+        OperatorError: there is none for these values, or one of more than `max_elements` texts.
     """
     if array is None:
         raise OperatorError(f"output '{name}': expected a tensor, got none for these values")
     if array.dtype != object:
         return array
+    check_texts(name, array.shape, max_elements)
     elements = np.empty(array.size, object)
     elements[:] = [element.encode() if isinstance(element, str) else bytes(element) for element in array.reshape(-1)]
     return elements.reshape(array.shape)
 
 
-def array_of(value: Any) -> Any:
+def check_texts(name: str, shape: Sequence[int], max_elements: int) -> None:
+    """Holds an output of texts against a bound.
+
+    Args:
+        name: Of the output.
+        shape: Of it.
+        max_elements: As of `--max-elements`; 0: none.
+
+    Raises:
+        TooManyElementsError: it has more.
+    """
+    count = math.prod(shape)
+    if max_elements and count > max_elements:
+        text = f"output '{name}': expected at most {max_elements} BYTES elements (the server's --max-elements)"
+        raise TooManyElementsError(f"{text}, got {count}; ask for fewer rows, or raise that setting")
+
+
+def array_of(name: str, value: Any, max_elements: int = 0) -> Any:
     """Gives the array of a runtime's tensor, bit patterns for BF16; None where it holds none.
 
     Raises:
-        OperatorError: it is BF16 on a GPU.
+        OperatorError: it is BF16 on a GPU, or holds more than `max_elements` texts.
     """
     if not value.has_value():
         return None
+    if value.data_type() == "tensor(string)":
+        check_texts(name, value.shape(), max_elements)
     if value.data_type() != "tensor(bfloat16)":
         return value.numpy()
     shape = tuple(value.shape())
@@ -107,9 +128,13 @@ def array_of(value: Any) -> Any:
 def _strings(name: str, array: Any) -> Any:
     """BYTES elements as str: the runtime's strings are UTF-8, and it would quote other bytes without a word."""
     strings = np.empty(array.size, object)
-    for index, element in enumerate(array.reshape(-1)):
-        try:
-            strings[index] = element.decode()
-        except UnicodeDecodeError:
-            raise OperatorError(f"input '{name}': expected UTF-8 text, got other bytes in element {index}") from None
+    try:
+        strings[:] = [element.decode() for element in array.reshape(-1)]
+    except UnicodeDecodeError:
+        index = next(index for index, element in enumerate(array.reshape(-1)) if not _is_text(element))
+        raise OperatorError(f"input '{name}': expected UTF-8 text, got other bytes in element {index}") from None
     return strings.reshape(array.shape)
+
+
+def _is_text(element: bytes) -> bool:
+    return element == element.decode(errors="ignore").encode()

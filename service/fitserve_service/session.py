@@ -19,6 +19,7 @@ import onnxruntime
 from google.protobuf.internal import api_implementation
 
 from fitserve_contract.datatypes import BF16, BYTES
+from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.onnx_file import OnnxFacts
 from fitserve_service.cuda_libraries import ask_driver, driver_problem, libraries_problem, load_failure
 from fitserve_service.device_runs import GATE, DeviceRuns, Tools
@@ -202,7 +203,7 @@ class Session:
         self.has_loops = facts.has_loops
         self.first_run: FirstRun | None = None
         self._has_bfloat16 = any(spec.datatype == BF16 for spec in (*self.inputs, *self.outputs))
-        if self._has_bfloat16 and any(spec.datatype == BYTES for spec in self.inputs):
+        if self._has_bfloat16 and _has_texts(self.inputs):
             raise SessionError("inputs: expected no BYTES beside BF16: onnxruntime for Python cannot take both at once")
         self._datatypes = {spec.name: spec.datatype for spec in self.outputs}
         # Its wrapper would look for what no session of ours has (a graph of WebGPU, a fallback), at each run.
@@ -212,7 +213,10 @@ class Session:
         self._device_runs = self._new_device_runs(options)
         # Functions, not methods of this object: a session that refers to itself outlives its last user.
         plain = Session._run if self._device_runs is None else Session._run_on_gpu
-        self._run_arrays = Session._run_ort_values if self._has_bfloat16 else plain
+        # Texts that a model makes of numbers are counted before they become objects.
+        has_new_texts = _has_texts(self.outputs) and not _has_texts(self.inputs)
+        self._run_arrays = Session._run_ort_values if self._has_bfloat16 or has_new_texts else plain
+        self._max_elements = options.max_elements
 
     def keep(self, inputs: Mapping[str, Tensor]) -> None:
         """Keeps buffers for inputs of these shapes on the GPU, where their batch size is one of the buckets.
@@ -273,7 +277,7 @@ class Session:
             if clock is not None:
                 clock.end()
         pairs = zip(output_names, arrays, strict=True)
-        return {name: Tensor(self._datatypes[name], taken(name, array)) for name, array in pairs}
+        return {name: Tensor(self._datatypes[name], taken(name, array, self._max_elements)) for name, array in pairs}
 
     def _run(self, inputs: Mapping[str, Tensor], output_names: Sequence[str], options: Any) -> Sequence[Any]:
         feed = {name: fed(name, tensor) for name, tensor in inputs.items()}
@@ -289,7 +293,8 @@ class Session:
         feed = {name: _ort_value(tensor) for name, tensor in inputs.items()}
         with contextlib.nullcontext() if self._device_runs is None else GATE.together():
             values = self._session.run_with_ort_values(output_names, feed, options)
-            return [array_of(value) for value in values]
+            pairs = zip(output_names, values, strict=True)
+            return [array_of(name, value, self._max_elements) for name, value in pairs]
 
     def _new_device_runs(self, options: SessionOptions) -> DeviceRuns | None:
         if self.provider != CUDA_PROVIDER:
@@ -366,6 +371,10 @@ def _checked_placement(session: Any, options: SessionOptions) -> Placement:
     if problem and options.device.startswith("cuda"):
         raise SessionError(f"device '{options.device}': {problem}")
     return placement
+
+
+def _has_texts(specs: Sequence[TensorSpec]) -> bool:
+    return any(spec.datatype == BYTES for spec in specs)
 
 
 def _row_count(inputs: Mapping[str, Tensor]) -> int:

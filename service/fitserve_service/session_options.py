@@ -28,6 +28,7 @@ class SessionOptions:
         device_memory_limit_bytes: On a GPU: most memory that the session's arena takes there; 0: all that is free.
         run_limit_s: Seconds for each run of one row before the model is READY; larger ones have more.
         on_run: See `RunLimit`.
+        max_elements: BYTES elements of one output; a run that gives more is refused. 0: none is.
     """
 
     device: str = "auto"
@@ -41,6 +42,7 @@ class SessionOptions:
     device_memory_limit_bytes: int = 0
     run_limit_s: float = DEFAULT_RUN_LIMIT_S
     on_run: Callable[[float], None] | None = None
+    max_elements: int = 0
 
     @property
     def gpu_index(self) -> int:

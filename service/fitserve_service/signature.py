@@ -32,12 +32,14 @@ class Signature:
         outputs: In the model's order.
         has_batch_axis: The first axis counts examples, and rows do not depend on each other: requests may be joined.
         row_limit: Most rows in one request, where `max_batch_size` in model.toml sets it; 0: none.
+        max_answer_bytes: Larger answers are refused; 0: none is.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     has_batch_axis: bool
     row_limit: int = 0
+    max_answer_bytes: int = 0
 
     def check(self, inputs: Mapping[str, Tensor]) -> int:
         """Checks a request's inputs against the signature.

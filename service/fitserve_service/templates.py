@@ -18,6 +18,7 @@ import numpy as np
 from fitserve_contract.datatypes import BOOL, BYTES, NUMPY_DTYPES
 from fitserve_contract.tensor_bytes import RAW_BOOL, Array, element_count
 from fitserve_service.intake import Target
+from fitserve_service.requests.answer_size import check_expected
 from fitserve_service.requests.message_spans import Path, Span, content_spans, skeleton
 from fitserve_service.runs import Completed, Kind, Prepared
 from fitserve_service.served_version import ServedVersion
@@ -121,6 +122,7 @@ class RequestTemplate:
         if known.signature is served.signature and known.kind is not None:
             return Prepared(inputs, known.kind)
         prepared = Prepared.check(served.signature, inputs, self._outputs)
+        check_expected(served.signature, inputs, prepared.kind.output_names)
         known.signature, known.kind = served.signature, prepared.kind
         return prepared
 
@@ -149,6 +151,9 @@ class RequestTemplate:
 
     def encode(self, served: ServedVersion, completed: Completed) -> bytes:
         """Writes the answer to such a request: the bytes that protobuf would write."""
+        if any(datatype == BYTES for datatype, _ in completed.outputs.values()):
+            # There is nothing to remember, and texts may be written beside the loop, where this object does not live.
+            return self._write(served, completed)
         known = self._known if self._served() is served else self._known_of(served)
         if known.answer is not None and (filled := known.answer.fill(completed)) is not None:
             return filled

@@ -20,6 +20,7 @@ from fitserve_service.access.audited_calls import AuditedCall, action_of
 from fitserve_service.access.guarded_calls import AUTHORIZATION, GuardedStream, GuardedUnary
 from fitserve_service.access.quotas import Hold, Quotas
 from fitserve_service.access.rules import Rule, Scope, rules_of
+from fitserve_service.access.shared_quotas import SharedQuotas
 from fitserve_service.calls import (
     Call,
     Loop,
@@ -31,6 +32,8 @@ from fitserve_service.calls import (
     UnaryMethod,
 )
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.requests.message_reader import Resume
+from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 
 _SCHEME: Final = "bearer "
 _LIMITED: Final = (Scope.INFER, Scope.EVALUATE)
@@ -49,6 +52,8 @@ class Guard:
         answering: Ends a call with what its block raises; see `status.answering`.
         clock: Monotonic seconds.
         wall_clock: Unix time, which expiry is told in.
+        shared: Where there are several workers, what callers use in all of them.
+        max_elements: As of `--max-elements`.
     """
 
     def __init__(
@@ -59,14 +64,19 @@ class Guard:
         answering: Answering,
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
+        shared: SharedQuotas | None = None,
+        max_elements: int = DEFAULT_MAX_ELEMENTS,
     ) -> None:
+        self.max_elements = max_elements
         self._watcher = watcher
         self._trail = trail
         self._loop = loop
         self._answering = answering
-        self._quotas = Quotas(clock)
+        self._quotas = Quotas(clock, shared)
         self._wall_clock = wall_clock
         self._hold: Hold | None = None
+        self._has_admitted = False
+        self._rules: Mapping[str, Rule] = {}
         self._refusals: dict[tuple[str, str], int] = {}
 
     def refusals(self) -> Mapping[tuple[str, str], int]:
@@ -75,10 +85,11 @@ class Guard:
 
     def wrap(self, table: MethodTable) -> MethodTable:
         """Gives a table whose methods are called only by those who may."""
-        rules = rules_of([*table.unary, *table.stream])
+        rules = self._rules = rules_of([*table.unary, *table.stream])
         return MethodTable(
             {name: self._guard_unary(rules.get(name), method) for name, method in table.unary.items()},
             {name: self._guard_stream(rules.get(name), method) for name, method in table.stream.items()},
+            None if self._watcher is None else self._count_refused,
         )
 
     def admit(self, queue: Hashable, example_count: int, max_queued_examples: int) -> None:
@@ -93,8 +104,22 @@ class Guard:
             ServiceError: QUOTA.
         """
         if self._hold is not None:
+            self._has_admitted = True
             self._hold.begin()
             self._hold.admit(queue, example_count, max_queued_examples)
+
+    def keep(self) -> Resume:
+        """Returns what runs the rest of the method that runs now, later: what it queues counts against its hold."""
+        hold = self._hold
+
+        def resume(rest: Callable[[], None]) -> None:
+            self._hold = hold
+            try:
+                rest()
+            finally:
+                self._hold = None
+
+        return resume
 
     def _guard_unary(self, rule: Rule | None, method: UnaryMethod) -> UnaryMethod:
         if rule is not None and rule.scope is Scope.CONTROL:
@@ -106,10 +131,7 @@ class Guard:
 
         def run(call: UnaryCall, message: bytes) -> None:
             try:
-                grant = self._permitted(call, rule, message)
-                hold = self._new_hold(rule, grant, message)
-                if hold is not None:
-                    hold.begin()
+                grant, hold = self._held(call, rule, message)
             except ServiceError as error:
                 self._count(call, error)
                 raise
@@ -159,11 +181,46 @@ class Guard:
         Raises:
             ServiceError: NOT_AUTHENTICATED or NOT_PERMITTED, the same whatever models there are.
         """
-        if rule.scope is Scope.OPEN and not any(rule.models(message)):
+        if rule.scope is Scope.OPEN and not any(rule.models(message, self.max_elements)):
             return None
         grant = self._entitled(call, rule)
-        _check_models(grant, rule, message)
+        _check_models(grant, rule, message, self.max_elements)
         return grant
+
+    def _held(self, call: Call, rule: Rule, message: bytes) -> tuple[Grant | None, Hold | None]:
+        """As `_permitted`; a message counts against its caller's quota before it is read, whatever becomes of it.
+
+        Raises:
+            ServiceError: as `_permitted`, or QUOTA.
+        """
+        if rule.scope not in _LIMITED:
+            return self._permitted(call, rule, message), None
+        grant = self._entitled(call, rule)
+        hold = self._new_hold(grant, len(message))
+        hold.begin()
+        try:
+            _check_models(grant, rule, message, self.max_elements)
+        except ServiceError:
+            hold.release()
+            raise
+        return grant, hold
+
+    def _count_refused(self, call: Call) -> None:
+        """Counts a message that the transport refused.
+
+        Raises:
+            ServiceError: NOT_AUTHENTICATED, NOT_PERMITTED or QUOTA.
+        """
+        rule = self._rules.get(call.method)
+        if rule is None or rule.scope not in _LIMITED:
+            return
+        try:
+            hold = self._new_hold(self._entitled(call, rule), 0)
+            hold.begin()
+        except ServiceError as error:
+            self._count(call, error)
+            raise
+        hold.release()
 
     def _entitled(self, call: Call, rule: Rule) -> Grant:
         """Finds out who calls and whether they may call this method at all; raises as `_permitted`."""
@@ -189,12 +246,10 @@ class Guard:
             raise ServiceError(Reason.NOT_AUTHENTICATED, text)
         return grant
 
-    def _new_hold(self, rule: Rule, grant: Grant | None, message: bytes) -> Hold | None:
-        if grant is None or rule.scope not in _LIMITED:
-            return None
+    def _new_hold(self, grant: Grant, byte_count: int) -> Hold:
         assert self._watcher is not None
         limits = self._watcher.rules().limits_of(grant.caller)
-        return self._quotas.hold(grant.caller, limits, len(message))
+        return self._quotas.hold(grant.caller, limits, byte_count)
 
     def _count(self, call: Call, error: ServiceError) -> None:
         key = (call.method.rpartition("/")[2], error.reason.value)
@@ -202,7 +257,7 @@ class Guard:
 
     def _run_held(self, hold: Hold, run: Callable[[], None]) -> None:
         """Runs a method; what is queued meanwhile counts against the hold, which an exception gives back."""
-        self._hold = hold
+        self._hold, self._has_admitted = hold, False
         try:
             run()
         except BaseException:
@@ -226,24 +281,43 @@ class _GuardedHandler:
         """Takes the next request.
 
         Raises:
-            ServiceError: NOT_AUTHENTICATED or NOT_PERMITTED; a quota is the method's to tell, within the stream.
+            ServiceError: NOT_AUTHENTICATED or NOT_PERMITTED. Also QUOTA for a request that its method does not queue:
+                for others that is the method's to tell, within the stream.
         """
-        guard = self._guard
         try:
-            grant = guard._permitted(self._call, self._rule, message)
+            if self._rule.scope in _LIMITED:
+                self._run_held(message)
+            else:
+                self._guard._permitted(self._call, self._rule, message)
         except ServiceError as error:
-            guard._count(self._call, error)
+            self._guard._count(self._call, error)
             raise
-        hold = guard._new_hold(self._rule, grant, message)
-        if hold is None:
+        if self._rule.scope not in _LIMITED:
             self._inner.on_message(message)
-        else:
-            self._guarded.add(hold)
-            guard._run_held(hold, lambda: self._inner.on_message(message))
+
+    def _run_held(self, message: bytes) -> None:
+        guard = self._guard
+        grant = guard._entitled(self._call, self._rule)
+        hold = guard._new_hold(grant, len(message))
+        refusal = _refusal_of(hold)
+        self._guarded.add(hold)
+        _check_models(grant, self._rule, message, guard.max_elements)
+        guard._run_held(hold, lambda: self._inner.on_message(message))
+        if refusal is not None and not guard._has_admitted:
+            raise refusal
 
     def on_half_close(self) -> None:
         """The caller will send no more."""
         self._inner.on_half_close()
+
+
+def _refusal_of(hold: Hold) -> ServiceError | None:
+    """Begins a hold; gives the error where its caller has too much."""
+    try:
+        hold.begin()
+    except ServiceError as error:
+        return error
+    return None
 
 
 def _address_of(call: Call) -> str:
@@ -266,12 +340,12 @@ def _grant_of_token(headers: list[str | bytes], tokens: Mapping[bytes, Grant]) -
     return grant if grant is not None and hmac.compare_digest(grant.digest, digest) else None
 
 
-def _check_models(grant: Grant, rule: Rule, message: bytes) -> None:
+def _check_models(grant: Grant, rule: Rule, message: bytes, max_elements: int) -> None:
     if grant.models is None or rule.is_about_no_model:
         return
     if not rule.model_fields and not rule.listed_field:
         raise _not_permitted(grant, "expected a credential that is good for all models")
-    for name in rule.models(message):
+    for name in rule.models(message, max_elements):
         # No model has an empty name: where it means something, it means the server, or a list that is left to `only`.
         if name and name not in grant.models:
             raise _not_permitted(grant, "expected a model that it is good for")

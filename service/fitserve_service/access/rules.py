@@ -18,7 +18,8 @@ from fitserve.access.v1 import access_pb2
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve_oip.pool import private_pool
-from fitserve_service.messages import parse
+from fitserve_service.messages import parse, parse_counted
+from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 
 
 class Scope(StrEnum):
@@ -57,18 +58,22 @@ class Rule:
     listed_field: str = ""
     is_about_no_model: bool = False
 
-    def models(self, message: bytes) -> list[str]:
+    def models(self, message: bytes, max_elements: int = DEFAULT_MAX_ELEMENTS) -> list[str]:
         """Gives the names of models in a request, in the words of the very parser that the method uses.
 
+        Args:
+            message: The request.
+            max_elements: As of `--max-elements`.
+
         Raises:
-            ServiceError: MALFORMED_MESSAGE.
+            ServiceError: MALFORMED_MESSAGE or TOO_LARGE.
         """
-        request = parse(self.request, message)
+        request = parse(self.request, message, max_elements)
         return [_at(request, path) for path in self.model_fields]
 
     def only(self, message: bytes, models: frozenset[str]) -> bytes:
         """Leaves out of a response what it lists of other models."""
-        response = parse(self.response, message)
+        response = parse_counted(self.response, message)
         listed: Any = getattr(response, self.listed_field)
         if isinstance(listed, Mapping):
             others: list[Any] = [name for name in listed if name and name not in models]  # "" is the server

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Final, TypeAlias
 
 import numpy as np
 
 from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
+from fitserve_contract import tensor_bytes
 from fitserve_service import codec
 from fitserve_service.batcher import Priority
 from fitserve_service.budget import Budget
 from fitserve_service.bundles import Bundles
 from fitserve_service.calls import UnaryCall, UnaryMethod
+from fitserve_service.codec import ElementRoom
 from fitserve_service.comparison import ComparisonTally, EvaluationTally, check_same_task, task_of, version_text
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import CallAnswer, Intake, SeriesOrder, Target, order_of
 from fitserve_service.messages import parse
 from fitserve_service.proof import HeldOut
+from fitserve_service.requests.answer_size import check_expected
+from fitserve_service.requests.message_reader import DecodedT, MessageReader, RequestT
+from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 from fitserve_service.runs import Prepared
 from fitserve_service.scoring import check_labels
 from fitserve_service.series import ExampleSet
 from fitserve_service.served_version import ServedVersion
+from fitserve_service.signature import Tensor
+from fitserve_service.status import fail_with
 from fitserve_service.templates import RequestTemplate, Templates, request_parts
 
 SERVICE = "fitserve.inference.v1.InferenceService"
@@ -39,11 +47,35 @@ MAX_COMPARED: Final = 1 << 16
 """Examples in one comparison: its answer may hold two losses for each."""
 
 
-class InferenceServicer:
-    """Answers Predict, Evaluate and CompareVersions. Lives on the loop thread."""
+_Inputs: TypeAlias = dict[str, Tensor]
+_Examples: TypeAlias = tuple[Tensor, _Inputs]
+"""Labels and inputs."""
 
-    def __init__(self, intake: Intake) -> None:
+_OUTPUTS: Final = 3
+_CONTENT: Final = 4
+"""PredictResponse.outputs, Tensor.content."""
+
+
+class InferenceServicer:
+    """Answers Predict, Evaluate and CompareVersions. Lives on the loop thread.
+
+    Args:
+        intake: Runs the requests.
+        max_elements: As of `--max-elements`.
+    """
+
+    def __init__(self, intake: Intake, max_elements: int = DEFAULT_MAX_ELEMENTS) -> None:
         self._intake = intake
+        limits = max_elements, intake.codec, intake.keep
+        self._predictions: MessageReader[pb.PredictRequest, _Inputs] = MessageReader(
+            pb.PredictRequest, partial(_decode, max_elements), *limits
+        )
+        self._evaluations: MessageReader[pb.EvaluateRequest, _Examples] = MessageReader(
+            pb.EvaluateRequest, partial(_decode_examples, max_elements), *limits
+        )
+        self._comparisons: MessageReader[pb.CompareVersionsRequest, _Examples] = MessageReader(
+            pb.CompareVersionsRequest, partial(_decode_examples, max_elements), *limits
+        )
         self._templates = Templates(_predict_template)
         self._bundles = Bundles("Predict", intake)
 
@@ -59,10 +91,23 @@ class InferenceServicer:
         if template is not None:
             self._bundles.add(template, call, message, begin_s)
             return
-        budget, request = Budget(begin_s), parse(pb.PredictRequest, message)
+        run = partial(self._run_predict, call, begin_s, message)
+        _read(self._predictions, call, message, run)
+
+    def _run_predict(
+        self,
+        call: UnaryCall,
+        begin_s: float,
+        message: bytes,
+        request: pb.PredictRequest,
+        decoded: Callable[[], _Inputs],
+    ) -> None:
+        budget = Budget(begin_s)
 
         def prepare(served: ServedVersion) -> Prepared:
-            return Prepared.check(served.signature, codec.decode_inputs(request.inputs), request.outputs)
+            prepared = Prepared.check(served.signature, decoded(), request.outputs)
+            check_expected(served.signature, prepared.inputs, prepared.kind.output_names)
+            return prepared
 
         order = order_of(call, "Predict", target_of(request.model), prepare, _encode_prediction, budget)
         call.on_cancel(self._intake.run(order))
@@ -71,21 +116,27 @@ class InferenceServicer:
 
     def evaluate(self, call: UnaryCall, message: bytes) -> None:
         """Runs one version on labelled examples and answers the sums of its task."""
-        budget = Budget(time.monotonic())
-        request = parse(pb.EvaluateRequest, message)
+        run = partial(self._run_evaluate, call, Budget(time.monotonic()))
+        _read(self._evaluations, call, message, run)
+
+    def _run_evaluate(
+        self, call: UnaryCall, budget: Budget, request: pb.EvaluateRequest, decoded: Callable[[], _Examples]
+    ) -> None:
         if _is_held_out(request):
             self._evaluate_held_out(call, request)
             return
-        labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS)
+        labels: list[Tensor] = []
 
         def prepare(served: ServedVersion) -> Prepared:
             task = task_of(served)
-            prepared = Prepared.check(served.signature, codec.decode_inputs(request.inputs), (task.output,))
-            check_labels(served.signature, task, labels, prepared.kind.example_count)
+            found, inputs = decoded()
+            prepared = Prepared.check(served.signature, inputs, (task.output,))
+            check_labels(served.signature, task, found, prepared.kind.example_count)
+            labels.append(found)
             return prepared
 
         def encode(served: ServedVersion, completed: Completed) -> bytes:
-            tally = EvaluationTally(served, labels)
+            tally = EvaluationTally(served, labels[0])
             tally.add(slice(None), list(completed.outputs.values()))
             return tally.message()
 
@@ -94,12 +145,16 @@ class InferenceServicer:
 
     def compare_versions(self, call: UnaryCall, message: bytes) -> None:
         """Runs two versions on the same labelled examples and answers the sums of each, and both paired."""
-        request = parse(pb.CompareVersionsRequest, message)
+        _read(self._comparisons, call, message, partial(self._run_compare, call))
+
+    def _run_compare(
+        self, call: UnaryCall, request: pb.CompareVersionsRequest, decoded: Callable[[], _Examples]
+    ) -> None:
         is_held_out = _is_held_out(request)
 
         def prepare(versions: Sequence[ServedVersion]) -> ExampleSet:
             check_same_task(*versions)
-            examples = held_out_of(versions[0]) if is_held_out else _examples_of(request)
+            examples = held_out_of(versions[0]) if is_held_out else _examples_of(*decoded())
             count = _check_examples(examples, versions)
             first, second = (EvaluationTally(served, examples.labels) for served in versions)
             outputs = tuple(task_of(served).output for served in versions)
@@ -118,6 +173,27 @@ class InferenceServicer:
 
         order = SeriesOrder("Evaluate", (target_of(request.model),), prepare, call.deadline_s)
         call.on_cancel(self._intake.run_series(order, CallAnswer(call)))
+
+
+def _read(
+    reader: MessageReader[RequestT, DecodedT],
+    call: UnaryCall,
+    message: bytes,
+    run: Callable[[RequestT, Callable[[], DecodedT]], None],
+) -> None:
+    cancel = reader.read(message, run, partial(fail_with, call))
+    if cancel is not None:
+        call.on_cancel(cancel)
+
+
+def _decode(max_elements: int, request: pb.PredictRequest) -> _Inputs:
+    return codec.decode_inputs(request.inputs, ElementRoom(max_elements))
+
+
+def _decode_examples(max_elements: int, request: pb.EvaluateRequest | pb.CompareVersionsRequest) -> _Examples:
+    room = ElementRoom(max_elements)
+    labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS, room=room)
+    return labels, codec.decode_inputs(request.inputs, room)
 
 
 def target_of(spec: tensor_pb2.ModelSpec) -> Target:
@@ -149,9 +225,16 @@ def _predict_template(message: bytes) -> RequestTemplate | None:
 
 
 def _encode_prediction(served: ServedVersion, completed: Completed) -> bytes:
-    outputs = [codec.encode_tensor(name, tensor) for name, tensor in completed.outputs.items()]
-    response = pb.PredictResponse(model_name=served.model, model_version=served.version, outputs=outputs)
-    return response.SerializeToString()
+    """Writes what protobuf would, but copies the contents once, not three times: each is its tensor's last field."""
+    response = pb.PredictResponse(model_name=served.model, model_version=served.version)
+    pieces: list[bytes | memoryview] = [response.SerializeToString()]
+    for name, (datatype, array) in completed.outputs.items():
+        content = tensor_bytes.buffer_of(array, datatype)
+        head = tensor_pb2.Tensor(name=name, datatype=datatype, shape=array.shape).SerializeToString()
+        # proto3 leaves an empty field out.
+        tag = codec.field_head(_CONTENT, len(content)) if len(content) else b""
+        pieces += (codec.field_head(_OUTPUTS, len(head) + len(tag) + len(content)), head, tag, content)
+    return b"".join(pieces)
 
 
 def held_out_of(served: ServedVersion) -> HeldOut:
@@ -178,14 +261,13 @@ def _is_held_out(request: pb.EvaluateRequest | pb.CompareVersionsRequest) -> boo
     return True
 
 
-def _examples_of(request: pb.CompareVersionsRequest) -> HeldOut:
-    """Reads the examples of a request; they are numbered in its order."""
-    labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS)
+def _examples_of(labels: Tensor, inputs: _Inputs) -> HeldOut:
+    """Gives the examples of a request; they are numbered in its order."""
     count = len(labels.array) if labels.array.ndim else 0
     if not 1 <= count <= MAX_COMPARED:
         text = f"labels: expected 1..{MAX_COMPARED} examples in a comparison, got {count}"
         raise ServiceError(Reason.BATCH_TOO_LARGE if count else Reason.INVALID_LABELS, text)
-    return HeldOut(codec.decode_inputs(request.inputs), labels, np.arange(count))
+    return HeldOut(inputs, labels, np.arange(count))
 
 
 def _check_examples(examples: HeldOut, versions: Sequence[ServedVersion]) -> int:

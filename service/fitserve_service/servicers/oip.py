@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 from fitserve_oip import inference_pb2 as pb
 from fitserve_service import codec, codec_oip
@@ -14,15 +14,20 @@ from fitserve_service.batcher import Priority
 from fitserve_service.budget import Budget
 from fitserve_service.bundles import Bundles
 from fitserve_service.calls import Call, StreamCall, StreamMethod, UnaryCall, UnaryMethod
+from fitserve_service.codec import ElementRoom
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.intake import Answer, CallAnswer, Encode, Intake, Order, Target
 from fitserve_service.messages import parse
 from fitserve_service.request_ids import NamedCall, split_id
+from fitserve_service.requests.answer_size import check_expected
+from fitserve_service.requests.message_reader import MessageReader
 from fitserve_service.requests.message_spans import content_spans
+from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 from fitserve_service.runs import Prepared
 from fitserve_service.served_version import ServedVersion
-from fitserve_service.status import incident
+from fitserve_service.signature import Tensor
+from fitserve_service.status import fail_with, incident
 from fitserve_service.templates import RequestTemplate, Templates, request_parts
 
 SERVICE = "inference.GRPCInferenceService"
@@ -36,12 +41,28 @@ _ID: Final = (3,)
 _ANSWER_CONTENTS: Final = (6,)
 """ModelInferResponse.raw_output_contents."""
 
+_STREAMED: Final = 2
+"""ModelStreamInferResponse.infer_response."""
+
+
+_Decoded: TypeAlias = tuple[dict[str, Tensor], list[str]]
+"""A request's inputs, and the outputs that it names."""
+
+_Reader: TypeAlias = MessageReader[pb.ModelInferRequest, _Decoded]
+
 
 class OipInferServicer:
-    """Answers ModelInfer and ModelStreamInfer. Lives on the loop thread."""
+    """Answers ModelInfer and ModelStreamInfer. Lives on the loop thread.
 
-    def __init__(self, intake: Intake) -> None:
+    Args:
+        intake: Runs the requests.
+        max_elements: As of `--max-elements`.
+    """
+
+    def __init__(self, intake: Intake, max_elements: int = DEFAULT_MAX_ELEMENTS) -> None:
         self._intake = intake
+        decode = partial(_decode, max_elements)
+        self._reader: _Reader = MessageReader(pb.ModelInferRequest, decode, max_elements, intake.codec, intake.keep)
         self._templates = Templates(_infer_template)
         self._named = Templates(_nameless_template)
         self._bundles = Bundles("ModelInfer", intake)
@@ -65,23 +86,37 @@ class OipInferServicer:
         if split is not None and (template := self._named.find(split[0])) is not None:
             self._bundles.add(template, NamedCall(call, split[1]), split[0], begin_s)
             return
-        budget, request = Budget(begin_s), parse(pb.ModelInferRequest, message)
+        cancel = self._reader.read(message, partial(self._run, call, begin_s, message), partial(fail_with, call))
+        if cancel is not None:
+            call.on_cancel(cancel)
+
+    def _run(
+        self,
+        call: UnaryCall,
+        begin_s: float,
+        message: bytes,
+        request: pb.ModelInferRequest,
+        decoded: Callable[[], _Decoded],
+    ) -> None:
+        budget = Budget(begin_s)
         encode, answer = partial(_encode, request.id), CallAnswer(call, budget)
-        call.on_cancel(self._intake.run(_order("ModelInfer", request, call, budget, encode, answer)))
+        call.on_cancel(self._intake.run(_order("ModelInfer", request, decoded, call, budget, encode, answer)))
         if request.raw_input_contents:
+            split = split_id(message)
             templates, alike = (self._templates, message) if split is None else (self._named, split[0])
             templates.learn(alike, request.raw_input_contents[0])
 
     def model_stream_infer(self, call: StreamCall) -> _InferStream:
         """Runs each request of a stream; answers in their order, errors within the stream."""
-        return _InferStream(self._intake, call)
+        return _InferStream(self._intake, self._reader, call)
 
 
 class _InferStream:
     """One stream of requests. An answer waits for those before it."""
 
-    def __init__(self, intake: Intake, call: StreamCall) -> None:
+    def __init__(self, intake: Intake, reader: _Reader, call: StreamCall) -> None:
         self._intake = intake
+        self._reader = reader
         self._call = call
         self._slots: deque[_Slot] = deque()
         self._is_half_closed = False
@@ -91,18 +126,27 @@ class _InferStream:
         """Runs the next request."""
         slot = _Slot()
         self._slots.append(slot)
-        budget, request = Budget(time.monotonic()), pb.ModelInferRequest()
+        fail = partial(self._fail, slot, pb.ModelInferRequest())
         try:
-            request = parse(pb.ModelInferRequest, message)
+            cancel = self._reader.read(message, partial(self._run, slot, Budget(time.monotonic())), fail)
+        except ServiceError as error:
+            fail(error)
+        else:
+            if cancel is not None:
+                slot.cancel = cancel
+
+    def _run(self, slot: _Slot, budget: Budget, request: pb.ModelInferRequest, decoded: Callable[[], _Decoded]) -> None:
+        try:
             encode, answer = partial(_encode_streamed, request), partial(self._fill, slot, request)
-            order = _order("ModelStreamInfer", request, self._call, budget, encode, answer)
-            cancel = self._intake.run(order)
+            cancel = self._intake.run(_order("ModelStreamInfer", request, decoded, self._call, budget, encode, answer))
             if slot.answer is None:
                 slot.cancel = cancel
-        except ServiceError as error:
-            self._fill(slot, request, error)
         except Exception as error:
-            self._fill(slot, request, incident(self._call.method, error))
+            self._fail(slot, request, error)
+
+    def _fail(self, slot: _Slot, request: pb.ModelInferRequest, error: Exception) -> None:
+        known = error if isinstance(error, ServiceError) else incident(self._call.method, error)
+        self._fill(slot, request, known)
 
     def on_half_close(self) -> None:
         """Ends the stream once everything is answered."""
@@ -156,18 +200,25 @@ def target_of(model: str, version: str) -> Target:
 def _order(
     method: str,
     request: pb.ModelInferRequest,
+    decoded: Callable[[], _Decoded],
     call: Call,
     budget: Budget,
     encode: Encode,
     on_answer: Callable[[Answer], None],
 ) -> Order:
     def prepare(served: ServedVersion) -> Prepared:
-        names = codec_oip.output_names(request)
-        return Prepared.check(served.signature, codec_oip.decode_inputs(request), names)
+        prepared = Prepared.check(served.signature, *decoded())
+        check_expected(served.signature, prepared.inputs, prepared.kind.output_names)
+        return prepared
 
     target, deadline_s = target_of(request.model_name, request.model_version), _deadline_s(request, call.deadline_s)
     metadata, priority = call.metadata, Priority.PREDICT
     return Order(method, target, prepare, encode, on_answer, deadline_s, priority, metadata, budget)
+
+
+def _decode(max_elements: int, request: pb.ModelInferRequest) -> _Decoded:
+    names = codec_oip.output_names(request)
+    return codec_oip.decode_inputs(request, ElementRoom(max_elements)), names
 
 
 def _infer_template(message: bytes) -> RequestTemplate | None:
@@ -193,7 +244,7 @@ def _nameless_template(message: bytes) -> RequestTemplate | None:
 
 
 def _encode(request_id: str, served: ServedVersion, completed: Completed) -> bytes:
-    return codec_oip.encode_response(served, request_id, completed).SerializeToString()
+    return b"".join(codec_oip.encode_response(served, request_id, completed))
 
 
 def _deadline_s(request: pb.ModelInferRequest, deadline_s: float | None) -> float | None:
@@ -208,10 +259,9 @@ def _deadline_s(request: pb.ModelInferRequest, deadline_s: float | None) -> floa
 
 
 def _encode_streamed(request: pb.ModelInferRequest, served: ServedVersion, completed: Completed) -> bytes:
-    response = codec_oip.encode_response(served, request.id, completed)
-    if _asks_for_final(request):
-        response.parameters["triton_final_response"].bool_param = True
-    return pb.ModelStreamInferResponse(infer_response=response).SerializeToString()
+    is_marked_final = _asks_for_final(request)
+    pieces = codec_oip.encode_response(served, request.id, completed, is_marked_final=is_marked_final)
+    return b"".join((codec.field_head(_STREAMED, sum(map(len, pieces))), *pieces))
 
 
 def _encode_error(request: pb.ModelInferRequest, error: ServiceError) -> bytes:

@@ -1,0 +1,129 @@
+"""Reads requests with tensors: most at once, those with many elements beside the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Generic, TypeAlias, TypeVar
+
+from google.protobuf.message import Message
+
+from fitserve_service.messages import LAYOUTS, is_light, parse, parse_counted
+from fitserve_service.requests.codec_thread import CodecThread
+
+RequestT = TypeVar("RequestT", bound=Message)
+DecodedT = TypeVar("DecodedT")
+
+Resume: TypeAlias = Callable[[Callable[[], None]], None]
+"""Runs the rest of a method later, with what the method that runs now was let in with."""
+
+Keep: TypeAlias = Callable[[], Resume]
+
+
+class MessageReader(Generic[RequestT, DecodedT]):
+    """Reads the requests of one kind. Lives on the loop thread.
+
+    Args:
+        kind: Class of the requests.
+        decode: Reads a request's tensors; raises ServiceError where they cannot be read.
+        max_elements: As of `--max-elements`.
+        codec: Reads what takes long; None: everything is read at once.
+        keep: Asked while a method runs.
+    """
+
+    def __init__(
+        self,
+        kind: type[RequestT],
+        decode: Callable[[RequestT], DecodedT],
+        max_elements: int,
+        codec: CodecThread | None,
+        keep: Keep,
+    ) -> None:
+        self._kind = kind
+        self._layout = LAYOUTS[kind.DESCRIPTOR.full_name]
+        self._decode = decode
+        self._max_elements = max_elements
+        self._codec = codec
+        self._keep = keep
+
+    def read(
+        self,
+        message: bytes,
+        then: Callable[[RequestT, Callable[[], DecodedT]], None],
+        fail: Callable[[Exception], None],
+    ) -> Callable[[], None] | None:
+        """Reads one request.
+
+        Args:
+            message: As it came.
+            then: Takes the request and what gives its tensors, or raises the reason why they cannot be read; called
+                before this returns where that takes no longer than a millisecond.
+            fail: Takes what goes wrong after this has returned.
+
+        Returns:
+            None where `then` was called; else what keeps it from being called.
+
+        Raises:
+            ServiceError: the message cannot be read, or not now.
+        """
+        if self._codec is None:
+            request = parse(self._kind, message, self._max_elements)
+        elif is_light(self._layout, message):
+            request = parse_counted(self._kind, message)
+        else:
+            pending = _Pending(then, fail, self._keep())
+            self._codec.read(len(message), partial(self._read_all, message), pending.go_on)
+            return pending.cancel
+        then(request, partial(self._decode, request))
+        return None
+
+    def _read_all(self, message: bytes) -> tuple[RequestT, Callable[[], DecodedT]]:
+        request = parse(self._kind, message, self._max_elements)
+        try:
+            return request, partial(_given, self._decode(request))
+        except Exception as error:
+            # What is wrong with tensors is told, and counted, once it is known which version was meant.
+            return request, partial(_raised, error)
+
+
+class _Pending(Generic[RequestT, DecodedT]):
+    """A request that is being read beside the loop."""
+
+    def __init__(
+        self,
+        then: Callable[[RequestT, Callable[[], DecodedT]], None],
+        fail: Callable[[Exception], None],
+        resume: Resume,
+    ) -> None:
+        self._then = then
+        self._fail = fail
+        self._resume = resume
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+
+    def go_on(self, result: tuple[RequestT, Callable[[], DecodedT]] | Exception) -> None:
+        if not self._is_cancelled:
+            self._resume(partial(self._end, result))
+
+    def _end(self, result: tuple[RequestT, Callable[[], DecodedT]] | Exception) -> None:
+        try:
+            if isinstance(result, Exception):
+                raise result
+            self._then(*result)
+        except Exception as error:
+            self._fail(error)
+
+
+def run_now(rest: Callable[[], None]) -> None:
+    """Runs the rest of a method that needed no leave: a `Resume`."""
+    rest()
+
+
+def _given(decoded: DecodedT) -> DecodedT:
+    return decoded
+
+
+def _raised(error: Exception) -> DecodedT:  # type: ignore[type-var]
+    raise error
