@@ -36,7 +36,7 @@ LEAK: Final = (
     "            threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
     "        time.sleep(0.03)\n"
     "from fitserve_service import stopping\n"
-    "stopping.block_stop_signals()\n"
+    "stopping.block_signals()\n"
     "threading.Thread(target=leak, daemon=True).start()\n"
 )
 """Runs before the server's command in the negative control: some 30 MiB, 30 descriptors and 4 threads each second."""

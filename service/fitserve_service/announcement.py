@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fitserve_service.listening import address_text
 from fitserve_service.registry import Registry
 from fitserve_service.settings import ServerSettings
 
@@ -9,9 +10,12 @@ _SHOWN_MODELS = 5
 
 
 def ready_text(settings: ServerSettings, port: int, metrics_port: int | None, registry: Registry) -> str:
-    """Says in a line where the server listens and what it serves; or what to do where there is nothing to serve."""
+    """Says in a line where the server listens and what it serves; or what to do where there is nothing to serve.
+
+    Names and reasons come from files as they are; whoever prints the line makes them `printable`.
+    """
     workers = f" with {settings.workers} workers" if settings.workers > 1 else ""
-    place = f"fitserve is ready on {settings.host}:{port}{workers}"
+    place = f"fitserve is ready on {address_text(settings.host, port)}{workers}"
     if metrics_port is not None:
         page = f"http://{settings.metrics_host}:{metrics_port}/"
         place += f", status page on {page}, metrics on {page}metrics"

@@ -7,7 +7,9 @@ from importlib.metadata import version as package_version
 from typing import Final
 
 from fitserve_service import session
+from fitserve_service.access.private_files import PrivateFileError
 from fitserve_service.access.refusal_metrics import RefusalCollector
+from fitserve_service.access.tls_files import TlsWatcher
 from fitserve_service.allocator import IdleReturn
 from fitserve_service.calls import Loop, MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.canary_trials import Canaries, Terms
@@ -85,7 +87,8 @@ class Assembly:
         self.registry = Registry()
         self._coupled = CoupledContents(peers.coupled if peers else None)
         self.readiness = Readiness()
-        self.transport = choose(settings.transport, _transport_options(settings, peers is not None))
+        self._tls = _tls_watcher(settings)
+        self.transport = choose(settings.transport, self._transport_options())
         self._telemetry = Telemetry(self.registry, self._queued_examples, _build_facts(settings))
         room = settings.max_queued_bytes
         self.engine = Engine(
@@ -149,6 +152,12 @@ class Assembly:
     def _tell_coupled(self, served: ServedVersion, problem: str) -> None:
         self.stop_joining(served.content_digest, problem)
         if self._peers is not None:
+    def reload(self) -> None:
+        """Reads certificates and the access file anew, from any thread but the loop's."""
+        if self._tls is not None:
+            self._tls.reload()
+        self.transport.post(self._entrance.reload)
+
             self._peers.tell_coupled(served.content_digest, problem)
 
     def _new_reconciler(self) -> Reconciler:
@@ -214,6 +223,18 @@ def _check_can_start(settings: ServerSettings) -> None:
     Raises:
         StartError: no repository, a runtime that is unsafe or lacks the device, or an address open to others.
     """
+    def _transport_options(self) -> TransportOptions:
+        settings, peers = self._settings, self._peers
+        return TransportOptions(
+            settings.host,
+            settings.port,
+            settings.max_message_bytes,
+            is_shared=peers is not None and not peers.is_alone,
+            max_unread_bytes=settings.max_unread_bytes,
+            connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
+            tls=self._tls,
+        )
+
     if not settings.repository.is_dir():
         hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
         raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
@@ -255,16 +276,12 @@ def _new_canaries(settings: ServerSettings) -> Canaries | None:
     )
 
 
-def _transport_options(settings: ServerSettings, is_shared: bool) -> TransportOptions:
-    return TransportOptions(
-        settings.host,
-        settings.port,
-        settings.max_message_bytes,
-        is_shared=is_shared,
-        max_unread_bytes=settings.max_unread_bytes,
-        connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
-        tls=tls_files(settings),
-    )
+def _tls_watcher(settings: ServerSettings) -> TlsWatcher | None:
+    files = tls_files(settings)
+    try:
+        return TlsWatcher(files) if files is not None else None
+    except PrivateFileError as error:
+        raise StartError(str(error)) from None
 
 
 def _build_facts(settings: ServerSettings) -> dict[str, str]:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from fitserve_contract.printable import printable
 from fitserve_service import descriptors, logs
 from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
-from fitserve_service.stopping import block_stop_signals, watch_stop_signals
+from fitserve_service.stopping import SignalWatch, block_signals
 
 _CLOSING_S: Final = 2.0
 """How long the process may take to end once the grace time is over."""
@@ -24,13 +25,15 @@ _EPILOG = f"""example:
 
 Every setting can also stand in a TOML file (--config FILE, keys as above with _ for -), or in the
 environment as {ENVIRONMENT_PREFIX}<SETTING>, for example {ENVIRONMENT_PREFIX}PORT=9001.
-SIGTERM or Ctrl-C answers what is in flight and stops; a second one stops at once."""
+SIGTERM, SIGQUIT or Ctrl-C answers what is in flight and stops; a second one stops at once.
+SIGHUP reads certificates and the access file anew; a terminal that closes stops the server."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Serves until a signal stops it; the exit code is 0 then, and 2 where it could not start."""
     # grpcio's C core writes its own lines to stderr, about cases that are answered in words here.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    descriptors.open_standard()
     try:
         sys.exit(_run(sys.argv[1:] if arguments is None else arguments))
     finally:
@@ -48,13 +51,14 @@ def _run(arguments: Sequence[str]) -> int:
         return token_command.run(arguments[1:])
     options = vars(_parser().parse_args(arguments))
     # Before the first thread starts (numpy's import starts some): the one that waits for signals alone must get them.
-    block_stop_signals()
+    block_signals()
     descriptors.raise_limit()
     config = options.pop("config")
     flags = {name: text for name, text in options.items() if text is not None}
     try:
         settings = resolve(flags, os.environ, config)
         logs.configure(settings.log_format, settings.log_level)
+        logs.take_over()
         return _serve(settings)
     except SettingsError as error:
         return _refuse(str(error))
@@ -72,7 +76,8 @@ def _serve_alone(settings: ServerSettings) -> int:
 
     try:
         server = Server(settings)
-        watch_stop_signals(server.stop, settings.grace_s + _CLOSING_S)
+        last_resort_s = settings.drain_wait_s + settings.grace_s + _CLOSING_S
+        SignalWatch(server.stop, server.reload, last_resort_s).start()
 
         def on_ready() -> None:
             collector.settle()
@@ -91,7 +96,8 @@ def _serve_with_workers(settings: ServerSettings) -> int:
 
     try:
         workers = Workers(settings)
-        watch_stop_signals(workers.stop, settings.grace_s + 2 * _CLOSING_S)
+        last_resort_s = settings.drain_wait_s + settings.grace_s + 2 * _CLOSING_S
+        SignalWatch(workers.stop, workers.reload, last_resort_s).start()
         workers.run(_say)
     except WorkersError as error:
         return _refuse(str(error))
@@ -130,13 +136,14 @@ class _ShowVersion(argparse.Action):
 
 
 def _refuse(sentence: str) -> int:
-    print(f"fitserve-serve: {sentence}", file=sys.stderr)
+    print(f"fitserve-serve: {printable(sentence)}", file=sys.stderr)
     return 2
 
 
 def _say(line: str) -> None:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
-        print(line, flush=True)
+        print(printable(line).encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except (OSError, ValueError):
         # A closed stdout costs the line, never the server.
         return

@@ -1,9 +1,11 @@
-"""How many files a process may have open: a connection is one of them, and the usual limit is a thousand."""
+"""What a process has open from its start, and how many files it may: a connection is one of them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import sys
 from typing import Final
 
 _MOST: Final = 1 << 20
@@ -22,3 +24,20 @@ def raise_limit() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+
+
+def open_standard() -> None:
+    """Opens the null device in place of stdin, stdout or stderr where the process was started without; inherited.
+
+    The next file or connection would else get their numbers, and what a library writes to stderr would go there.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, number, inheritable=True)
+            if opened != number:
+                os.close(opened)
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))

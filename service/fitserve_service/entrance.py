@@ -13,9 +13,9 @@ from fitserve_service.access.private_files import PrivateFileError
 from fitserve_service.access.tls_files import TlsFiles, read_tls
 from fitserve_service.calls import Loop
 from fitserve_service.served_version import ServedVersion
+from fitserve_service.listening import is_loopback
 from fitserve_service.settings import ServerSettings
 from fitserve_service.status import answering
-from fitserve_service.transport import is_loopback
 
 
 class EntranceError(Exception):
@@ -72,7 +72,8 @@ class Entrance:
             self._trail = AuditTrail(settings.audit_log)
         except (PrivateFileError, AuditError) as error:
             raise EntranceError(str(error)) from None
-        self._guard = Guard(watcher, self._trail, loop, answering)
+        self._watcher = watcher
+        self._guard = Guard(watcher, self._trail, loop, answering, shared=shared, max_elements=settings.max_elements)
         self.wrap = self._guard.wrap
         self.refusals = self._guard.refusals
         self.admit: Callable[[ServedVersion, int], None] | None = self._admit if watcher is not None else None
@@ -83,6 +84,11 @@ class Entrance:
 
     def _admit(self, served: ServedVersion, example_count: int) -> None:
         self._guard.admit(ref(served), example_count, served.queue_capacity())
+
+    def reload(self) -> None:
+        """Reads the access file anew, changed or not; logs why where the last good one goes on."""
+        if self._watcher is not None:
+            self._watcher.reload()
 
 
 def _check_rules(settings: ServerSettings, rules: AccessRules) -> None:

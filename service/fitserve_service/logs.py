@@ -6,20 +6,17 @@ import json
 import logging
 import os
 import sys
+import threading
 from datetime import UTC, datetime
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
+
+from fitserve_contract.printable import printable
 
 FORMATS: Final = ("auto", "json", "text")
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 _OWN_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_LINE_BREAKERS: Final = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))} | {
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-    ord("\n"): "\\n",
-    ord("\t"): "\\t",
-    ord("\r"): "\\r",
-}
+_log = logging.getLogger(__name__)
 
 
 def configure(log_format: str, level: str, stream: TextIO | None = None) -> None:
@@ -41,12 +38,20 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
     logging.raiseExceptions = False
 
 
+def take_over() -> None:
+    """Has warnings and exceptions that nobody caught be records too: they hold names from files as well."""
+    logging.captureWarnings(True)
+    sys.excepthook = _uncaught
+    threading.excepthook = lambda failed: _uncaught(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    sys.unraisablehook = lambda failed: _uncaught(failed.exc_type, failed.exc_value, failed.exc_traceback)
+
+
 def forget_unwritten() -> None:
     """Drops what a closed pipe did not take of stdout and stderr: the interpreter would end with exit code 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except OSError:
+        except (OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
@@ -74,12 +79,16 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Gives the text without its end."""
-        message = record.getMessage().translate(_LINE_BREAKERS)
+        message = printable(record.getMessage())
         line = f"{_time_text(record)} {record.levelname.lower():7} {message}"
         if not record.exc_info:
             return line
         trace = self.formatException(record.exc_info).split("\n")
-        return "\n".join([line, *(f"    | {part.translate(_LINE_BREAKERS)}" for part in trace)])
+        return "\n".join([line, *(f"    | {printable(part)}" for part in trace)])
+
+
+def _uncaught(*failed: Any) -> None:
+    _log.critical("an exception was not caught", exc_info=failed)
 
 
 def _time_text(record: logging.LogRecord) -> str:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
+from fitserve_service.listening import check_listenable
 from fitserve_service.pages_http import (
     HEAD_END,
     MAX_HEAD_BYTES,
@@ -24,7 +25,6 @@ from fitserve_service.pages_http import (
     read_request,
     refusal,
 )
-from fitserve_service.transport import check_listenable
 
 _WRITER_COUNT: Final = 2
 _MAX_LINGERING_BYTES: Final = 1 << 20

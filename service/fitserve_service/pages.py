@@ -33,7 +33,7 @@ MAX_CARD_BYTES: Final = 4 << 20
 _HTML: Final = "text/html; charset=utf-8"
 _CARD_PATH: Final = re.compile(r"/models/([^/]+)/([1-9][0-9]{0,17})/card")
 _NOTHING_ELSE: Final = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-_EXPECTED: Final = "expected /, /status.json, /models/<model>/<version>/card, /metrics or /healthz"
+_EXPECTED: Final = "expected /, /status.json, /models/<model>/<version>/card, /metrics, /healthz or /livez"
 
 CARD_HEADERS: Final = {
     # Whoever can write into the repository can write a card: it may look as it likes, and do nothing.
@@ -80,6 +80,8 @@ class Pages:
             return Response(self._exposition(), CONTENT_TYPE_LATEST)
         if request.path == "/healthz":
             return self._health()
+        if request.path == "/livez":
+            return Response(b"ok\n")
         if self._own_host is not None and not _is_own_name(request.host, self._own_host):
             expected = f"expected a Host header with an address, localhost or {self._own_host}"
             raise RequestError(HTTPStatus.MISDIRECTED_REQUEST, expected)

@@ -11,6 +11,7 @@ class Readiness:
     def __init__(self) -> None:
         self._is_settled = False
         self._is_draining = False
+        self._is_ended = False
         self._callbacks: list[Callable[[], None]] = []
 
     @property
@@ -20,8 +21,13 @@ class Readiness:
 
     @property
     def is_draining(self) -> bool:
-        """The server is on its way out."""
+        """The server is on its way out; it may still take calls."""
         return self._is_draining
+
+    @property
+    def is_ended(self) -> bool:
+        """Nothing is left to answer: whoever watches need wait no longer."""
+        return self._is_ended
 
     def on_change(self, callback: Callable[[], None]) -> None:
         """Registers what to do after each change."""
@@ -35,6 +41,11 @@ class Readiness:
     def drain(self) -> None:
         """Says that the server stops; there is no way back."""
         self._is_draining = True
+        self._tell()
+
+    def end(self) -> None:
+        """Says that the last request is answered, after `drain`."""
+        self._is_ended = True
         self._tell()
 
     def _tell(self) -> None:

@@ -10,12 +10,13 @@ from typing import Final
 
 from fitserve_service.assembly import Assembly, StartError
 from fitserve_service.crashes import SetAside
+from fitserve_service.listening import ListenError, address_text, is_unix
 from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.pages_http import Request, Response
 from fitserve_service.peers import Peers
 from fitserve_service.rehearsal import rehearse
 from fitserve_service.settings import ServerSettings
-from fitserve_service.transport import ListenError
+from fitserve_service.unix_socket import SocketClaim
 
 _SETTLE_POLL_S: Final = 0.01
 _SAMPLE_S: Final = 2.0
@@ -53,6 +54,7 @@ class Server:
         if peers is not None and not peers.is_alone:
             self.registry.agree(frozenset())
         self._metrics: MetricsPort | None = None
+        self._claim: SocketClaim | None = None
         self._is_stopping = False
         self._on_ready: Callable[[], None] = lambda: None
 
@@ -73,6 +75,7 @@ class Server:
         self._on_ready = on_ready
         try:
             if self._peers is None:
+                self._claim_path()
                 self._open_metrics()
             elif not self._peers.is_alone:
                 self._load_first()
@@ -83,11 +86,17 @@ class Server:
             self._parts.close()
             if self._metrics is not None:
                 self._metrics.close()
+            if self._claim is not None:
+                self._claim.close()
 
     def stop(self) -> None:
-        """Refuses new requests, answers those in flight within the grace time, then ends `run`."""
+        """Is not ready from now on, takes calls for the drain delay, answers them within the grace time, ends `run`."""
         self._is_stopping = True
-        self._parts.transport.post(self._drain)
+        self._parts.transport.post(self._begin_drain)
+
+    def reload(self) -> None:
+        """Reads certificates and the access file anew, from any thread."""
+        self._parts.reload()
 
     def agree(self, ready: frozenset[tuple[str, int]], *, is_settled: bool) -> None:
         """Tells, from any thread, what all workers can answer, and whether all have listened."""
@@ -124,7 +133,7 @@ class Server:
 
     def _begin(self, port: int) -> None:
         self.port = port
-        _log.info("listening on %s:%d", self.settings.host, port)
+        _log.info("listening on %s", address_text(self.settings.host, port))
         if self._peers is None or self._peers.is_alone:
             self._parts.reconciler.start()
         if self._peers is not None:
@@ -156,13 +165,35 @@ class Server:
         elif not self._parts.readiness.is_draining:
             self._parts.transport.call_later(_SETTLE_POLL_S, self._await_settled)
 
-    def _drain(self) -> None:
-        if self._parts.readiness.is_draining:
+    def _begin_drain(self) -> None:
+        readiness = self._parts.readiness
+        if readiness.is_draining:
             return
-        _log.info("stopping: requests in flight have %g s", self.settings.grace_s)
-        self._parts.readiness.drain()
-        self._parts.engine.begin_drain()
-        self._parts.transport.stop(self.settings.grace_s)
+        # Nobody sends calls to a server that has never been ready.
+        delay_s = self.settings.drain_wait_s if readiness.is_ready else 0.0
+        readiness.drain()
+        if not delay_s:
+            return self._close()
+        _log.info("draining: not ready any more, calls are taken for another %g s", delay_s)
+        self._parts.transport.call_later(delay_s, self._close)
+
+    def _close(self) -> None:
+        grace_s = self.settings.grace_s
+        _log.info("stopping: requests in flight have %g s", grace_s)
+        self._parts.transport.stop(grace_s)
+        # Not before: a call that was taken may still be on its way to the engine.
+        self._parts.transport.call_later(grace_s, self._parts.engine.begin_drain)
+        self._await_idle()
+
+    def _await_idle(self) -> None:
+        if self._parts.engine.is_idle():
+            self._parts.readiness.end()
+        else:
+            self._parts.transport.call_later(_SETTLE_POLL_S, self._await_idle)
+
+    def _claim_path(self) -> None:
+        if is_unix(self.settings.host):
+            self._claim = SocketClaim(self.settings.host)
 
     def _open_metrics(self) -> None:
         if self.settings.metrics_port is None:

@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from fitserve_service import logs
-from fitserve_service.transport import CHOICES, is_loopback
+from fitserve_service.listening import is_loopback, is_unix
+from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 
 ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
 """`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
 
 NO_METRICS: Final = "off"
 AUTO: Final = "auto"
+TRANSPORTS: Final = ("auto", "fast", "stock")
+"""What `transport_choice.choose` takes."""
+
+DRAIN_DELAY_S: Final = 5.0
+"""Two looks of a load balancer at its usual interval of 2 s (HAProxy's `inter`), and one that is lost."""
 
 
 class SettingsError(ValueError):
@@ -28,8 +34,8 @@ class ServerSettings:
 
     Args:
         repository: The model repository.
-        host: Where it listens.
-        port: gRPC port; 0 takes a free one.
+        host: Where it listens: a name or address, or `unix:PATH`.
+        port: gRPC port; 0 takes a free one. Of no meaning with `unix:PATH`.
         metrics_port: Prometheus port; 0 takes a free one; None: no metrics.
         device: "auto", "cpu", "cuda" or "cuda:N", for models that do not say.
         variant: "auto", "fp32" or a variant's name, for models that do not say.
@@ -46,7 +52,9 @@ class ServerSettings:
             a run may take in the server before READY; larger ones have longer. None: by the machine, see `Canaries`.
         canary_memory_bytes: Most memory that a version may take there; 0: three quarters of what is free.
         poll_interval_s: How often the repository is looked at.
-        grace_s: How long requests in flight have to end when the server stops.
+        drain_delay_s: How long a server still takes calls once it was told to stop and says that it is not ready; None:
+            see `drain_wait_s`.
+        grace_s: How long requests in flight have to end after that.
         max_message_bytes: Larger requests are refused.
         loader_count: Versions that load at once.
         p99_target_ms: For models that do not say: what 99 of 100 requests should take at most; 0: no target.
@@ -88,6 +96,7 @@ class ServerSettings:
     grace_s: float = 10.0
     max_message_bytes: int = 64 << 20
     loader_count: int = 2
+    drain_delay_s: float | None = None
     runner_count: int = 0
     p99_target_ms: float = 0.0
     max_queue_ms: float | None = None
@@ -105,7 +114,14 @@ class ServerSettings:
     @property
     def metrics_host(self) -> str:
         """Where the metrics port listens: on this machine alone, whatever `host` is, because it asks for no token."""
-        return self.host if is_loopback(self.host) else "127.0.0.1"
+        return self.host if is_loopback(self.host) and not is_unix(self.host) else "127.0.0.1"
+
+    @property
+    def drain_wait_s(self) -> float:
+        """The drain delay, seconds: as set; else 5 where load balancers of other machines may have to notice, or 0."""
+        if self.drain_delay_s is not None:
+            return self.drain_delay_s
+        return 0.0 if is_loopback(self.host) else DRAIN_DELAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,22 +195,22 @@ def _path(text: str) -> Path:
 def _host(text: str) -> str:
     if not text.strip():
         raise ValueError(text)
-    return text.strip("[]")
+    return text if is_unix(text) else text.strip("[]")
 
 
 def _switch(text: str) -> bool:
     return _one_of("true", "false")(text) == "true"
 
 
-_TRANSPORTS = ", ".join(CHOICES)
+_TRANSPORTS = ", ".join(TRANSPORTS)
 _LOG_FORMATS, _LOG_LEVELS = ", ".join(logs.FORMATS), ", ".join(logs.LEVELS)
 
 OPTIONS: Final[Mapping[str, Option]] = {
     "repository": Option("DIR", "model repository: DIR/<model>/<version>/model.onnx", "a directory", _path),
     "host": Option(
         "HOST",
-        "address to listen on; any but this machine's own needs TLS and tokens (127.0.0.1)",
-        "a host name or address",
+        "address to listen on, or unix:PATH; any but this machine's own needs TLS and tokens (127.0.0.1)",
+        "a host name, an address or unix:PATH",
         _host,
     ),
     "port": Option("PORT", "gRPC port, 0 takes a free one (8001)", "0..65535", _number(0, 65535)),
@@ -220,7 +236,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
         "NAME",
         "auto, fast or stock; fast falls back where grpcio is not as it needs (auto)",
         _TRANSPORTS,
-        _one_of(*CHOICES),
+        _one_of(*TRANSPORTS),
     ),
     "tls_cert": Option("FILE", "PEM certificate of the server; read anew when it changes (cleartext)", "a file", _path),
     "tls_key": Option("FILE", "PEM key of the certificate, not encrypted, not for others to read", "a file", _path),
@@ -256,7 +272,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
     "poll_interval_s": Option(
         "S", "seconds between looks at the repository (1)", "0.05..3600", _number(0.05, 3600, float)
     ),
-    "grace_s": Option("S", "seconds for requests in flight when stopping (10)", "0..3600", _number(0, 3600, float)),
+    "drain_delay_s": Option(
+        "S",
+        "seconds that calls are still taken once SIGTERM has made the server not ready, so that load balancers notice "
+        "(auto: 5 where other machines reach it, else 0)",
+        "auto or 0..3600",
+        _auto_or(0, 3600),
+    ),
+    "grace_s": Option(
+        "S", "seconds for requests in flight once no more are taken (10)", "0..3600", _number(0, 3600, float)
+    ),
     "max_message_bytes": Option(
         "N", "largest request, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
     ),
@@ -327,14 +352,19 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str], config_fil
         config_file: A TOML file of settings; None: none.
 
     Raises:
-        SettingsError: an unknown setting, a value that cannot be taken, an unreadable file, or no repository.
+        SettingsError: an unknown setting, a value that cannot be taken, an unreadable file, no repository, or several
+            workers at one path.
     """
     values = {} if config_file is None else _read_file(config_file)
     values |= _read_environment(environment)
     values |= {name: _read(f"--{name.replace('_', '-')}", name, text) for name, text in flags.items()}
     if "repository" not in values:
         raise SettingsError("--repository: expected a directory with models, got nothing")
-    return ServerSettings(**values)
+    settings = ServerSettings(**values)
+    if is_unix(settings.host) and settings.workers > 1:
+        text = f"expected 0 or 1 with --host {settings.host}, got {settings.workers}"
+        raise SettingsError(f"--workers: {text}: only one process can listen at a path; give several a port")
+    return settings
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:

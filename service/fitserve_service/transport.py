@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import errno
-import ipaddress
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from fitserve_service.access.tls_files import TlsFiles
-from fitserve_service.calls import Loop, MethodTable
+from fitserve_service.access.tls_files import TlsFiles, TlsWatcher
+from fitserve_service.calls import Call, Loop, MethodTable, OnRefused
 from fitserve_service.connections import can_be_held
 from fitserve_service.errors import Reason, ServiceError
-
-CHOICES: Final = ("auto", "fast", "stock")
-"""What `transport_choice.choose` takes."""
+from fitserve_service.listening import address_text, is_unix
+from fitserve_service.unix_socket import target_of
 
 _MAX_PENDING: Final = 65_536
 """Calls that the loop has not seen, over all connections; beyond, grpcio cancels arrivals. Some 10 KB each."""
@@ -27,16 +23,12 @@ _LEAST_REMAINING_S: Final = 0.001
 """grpcio rounds a deadline up to whole milliseconds: one that has passed already arrives as 1 ms. Measured on 1.85."""
 
 
-class ListenError(Exception):
-    """The address cannot be listened on; the message says why and what to do."""
-
-
 @dataclass(frozen=True, slots=True)
 class TransportOptions:
     """Where a transport listens and what it lets in.
 
     Args:
-        host: Name or address.
+        host: Name or address, or `unix:PATH`.
         port: TCP port; 0 takes a free one.
         max_message_bytes: Larger requests are refused with TOO_LARGE.
         max_concurrent_streams: Calls at once on one connection; callers queue what is beyond. 100: clients begin
@@ -53,7 +45,7 @@ class TransportOptions:
         connection_age_s: A connection is asked to end after about this long, so that it is dealt anew; 0: never.
         keepalive_s: A connection that is quiet for so long is asked for a sign of life, and closed without one: what
             a caller who never reads has open is not held for good.
-        tls: Certificate and key; None: cleartext.
+        tls: Certificate and key, or who watches them; None: cleartext.
     """
 
     host: str = "127.0.0.1"
@@ -68,12 +60,12 @@ class TransportOptions:
     max_unread_bytes: int = 512 << 20
     message_limit_s: float = 30.0
     keepalive_s: float = 60.0
-    tls: TlsFiles | None = None
+    tls: TlsFiles | TlsWatcher | None = None
 
     @property
     def address(self) -> str:
-        """`host:port`, an IPv6 address in brackets."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        """`host:port`, an IPv6 address in brackets; or `unix:PATH`."""
+        return target_of(self.host) if is_unix(self.host) else address_text(self.host, self.port)
 
 
 class Transport(Loop, Protocol):
@@ -87,7 +79,7 @@ class Transport(Loop, Protocol):
             on_start: Called on the loop thread with the port once calls are taken.
 
         Raises:
-            ListenError: the address cannot be listened on.
+            listening.ListenError: the address cannot be listened on.
         """
         ...
 
@@ -144,75 +136,28 @@ def check_arrival(size_bytes: int, max_bytes: int, remaining_s: float | None) ->
         raise ServiceError(Reason.DEADLINE_PASSED, "deadline: passed before the request was read")
 
 
-def check_request(message: bytes | None, max_bytes: int, remaining_s: float | None) -> bytes:
-    """Takes a unary call's one message; as `check_arrival`, and None is no message.
-
-    Raises:
-        ServiceError: MALFORMED_MESSAGE where the caller ended the call without one, or with a torn one.
-    """
-    if message is None:
-        raise ServiceError(Reason.MALFORMED_MESSAGE, "call: expected one request message, got none that is whole")
-    check_arrival(len(message), max_bytes, remaining_s)
-    return message
-
-
-def is_loopback(host: str) -> bool:
-    """Tells whether only this machine can reach a host."""
-    try:
-        return all(ipaddress.ip_address(info[4][0]).is_loopback for info in _resolve(host, 0))
-    except ListenError:
-        return False
-
-
-def check_listenable(host: str, port: int, *, is_shared: bool = False) -> None:
-    """Finds out early, and in words, whether a port can be had: grpcio's own failure does not say why.
+def check_request(
+    message: bytes | None, max_bytes: int, remaining_s: float | None, call: Call, on_refused: OnRefused | None
+) -> bytes:
+    """Takes a message of a call; as `check_arrival`, and None is no message.
 
     Args:
-        host: Name or address.
-        port: TCP port; 0: any.
-        is_shared: Others of this user may have it too, where they share it.
+        message: The message.
+        max_bytes: The most that is taken.
+        remaining_s: Time to the caller's deadline; None: it has none.
+        call: Its call.
+        on_refused: Is told of a message that is refused here; None: nobody is.
 
     Raises:
-        ListenError: the port is taken or not allowed, or the host is not of this machine.
+        ServiceError: as `check_arrival`, MALFORMED_MESSAGE where the caller ended the call without a message or with a
+            torn one, or what `on_refused` raises.
     """
-    _bound(host, port, socket.SO_REUSEPORT if is_shared else socket.SO_REUSEADDR).close()
-
-
-def reserve_port(host: str, port: int) -> socket.socket:
-    """Takes a port for several processes to share; it is kept until the socket is closed, which gets no connections.
-
-    Raises:
-        ListenError: as `check_listenable`, also where others share the port already.
-    """
-    check_listenable(host, port)
-    return _bound(host, port, socket.SO_REUSEPORT)
-
-
-def _bound(host: str, port: int, reuse: int) -> socket.socket:
-    family, kind, protocol, _, address = _resolve(host, port)[0]
-    bound = socket.socket(family, kind, protocol)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, reuse, 1)
-        bound.bind(address)
-    except OSError as error:
-        bound.close()
-        raise ListenError(_why(host, port, error)) from None
-    return bound
-
-
-def _why(host: str, port: int, error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use: stop the program that has it, or choose another (0: any free one)"
-    if error.errno == errno.EACCES:
-        return f"port {port} on {host}: expected a port that this user may open (1024 or above), got {error.strerror}"
-    return f"{host}:{port}: expected an address of this machine, got {error.strerror}"
-
-
-def _resolve(
-    host: str, port: int
-) -> list[tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]]:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except (OSError, UnicodeError) as error:
-        raise ListenError(f"host '{host[:128]}': expected a name or address of this machine, got {error}") from None
-    return found  # type: ignore[return-value]
+        if message is None:
+            raise ServiceError(Reason.MALFORMED_MESSAGE, "call: expected one request message, got none that is whole")
+        check_arrival(len(message), max_bytes, remaining_s)
+    except ServiceError:
+        if on_refused is not None:
+            on_refused(call)
+        raise
+    return message

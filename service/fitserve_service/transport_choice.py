@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from fitserve_service.calls import MethodTable, UnaryCall
-from fitserve_service.transport import CHOICES, Transport, TransportOptions
+from fitserve_service.settings import TRANSPORTS
+from fitserve_service.transport import Transport, TransportOptions
 
 if TYPE_CHECKING:
     from fitserve_service.transport_fast import FastTransport
@@ -29,14 +30,14 @@ def choose(name: str, options: TransportOptions) -> Transport:
     Starts threads of grpcio, so a process that forks must have forked before.
 
     Args:
-        name: One of `CHOICES`; "auto" is the fastest that works here.
+        name: One of `TRANSPORTS`; "auto" is the fastest that works here.
         options: Where it listens and what it lets in.
 
     Raises:
-        ValueError: the name is none of `CHOICES`.
+        ValueError: the name is none of `TRANSPORTS`.
     """
-    if name not in CHOICES:
-        raise ValueError(f"transport: expected one of {', '.join(CHOICES)}, got {name!r}")
+    if name not in TRANSPORTS:
+        raise ValueError(f"transport: expected one of {', '.join(TRANSPORTS)}, got {name!r}")
     problem = None if name == "stock" else why_not_fast()
     if problem is not None:
         _log.warning(

@@ -20,9 +20,11 @@ from fitserve_service import completion_queue as core
 from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
+from fitserve_service.listening import ListenError, check_listenable
 from fitserve_service.reset_guard import guarding
-from fitserve_service.transport import ListenError, TransportOptions, channel_options, check_listenable
+from fitserve_service.transport import TransportOptions, channel_options
 from fitserve_service.transport_tls import server_credentials
+from fitserve_service.unix_socket import created_privately
 from fitserve_service.unread_answers import UnreadAnswers
 from fitserve_service.waiting_calls import WaitingCalls
 
@@ -201,6 +203,7 @@ def _run(callback: _Callback) -> None:
 
 def _listen(server: core.CoreServer, options: TransportOptions) -> int:
     try:
-        return server.listen(options.address, server_credentials(options.tls) if options.tls else None)
+        with created_privately(options.host):
+            return server.listen(options.address, server_credentials(options.tls) if options.tls else None)
     except RuntimeError as error:
         raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None

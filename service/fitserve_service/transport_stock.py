@@ -19,15 +19,15 @@ import grpc.aio
 
 from fitserve_service.calls import MethodTable, StreamMethod
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.listening import ListenError, check_listenable
 from fitserve_service.reset_guard import guarding
 from fitserve_service.status import answering
 from fitserve_service.stock_calls import Context, StockStream, abort, run_unary
 from fitserve_service.transport import (
-    ListenError,
     TransportOptions,
     channel_options,
-    check_listenable,
 )
+from fitserve_service.unix_socket import created_privately
 from fitserve_service.transport_tls import server_credentials
 from fitserve_service.unread_bytes import UnreadBytes
 from fitserve_service.waiting_calls import WaitingCalls
@@ -159,11 +159,12 @@ async def _listening(router: _Router, options: TransportOptions) -> tuple[grpc.a
     server.add_generic_rpc_handlers((router,))
     check_listenable(options.host, options.port, is_shared=options.is_shared)
     try:
-        port: int = (
-            server.add_secure_port(options.address, server_credentials(options.tls))
-            if options.tls
-            else server.add_insecure_port(options.address)
-        )
+        with created_privately(options.host):
+            port: int = (
+                server.add_secure_port(options.address, server_credentials(options.tls))
+                if options.tls
+                else server.add_insecure_port(options.address)
+            )
     except RuntimeError as error:
         raise ListenError(f"{options.address}: grpcio cannot listen there: {str(error)[:200]}") from None
     before = asyncio.all_tasks()

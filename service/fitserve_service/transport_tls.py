@@ -16,20 +16,23 @@ Source: RFC 6125, 6.4.4.
 """
 
 
-def server_credentials(files: TlsFiles) -> grpc.ServerCredentials:
+def server_credentials(source: TlsFiles | TlsWatcher) -> grpc.ServerCredentials:
     """Makes credentials whose certificate is looked at before each connection; those that are open keep theirs.
+
+    Args:
+        source: Certificate and key, or who watches them already.
 
     Raises:
         PrivateFileError: the files cannot be used.
     """
-    watcher = TlsWatcher(files)
+    watcher = source if isinstance(source, TlsWatcher) else TlsWatcher(source)
 
     def fetch() -> Any:  # None, for "as before", is not in the stubs
         changed = watcher.changed()
         return None if changed is None else _configuration(changed)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(watcher.content), fetch, require_client_authentication=files.client_ca is not None
+        _configuration(watcher.content), fetch, require_client_authentication=watcher.content.client_ca is not None
     )
 
 

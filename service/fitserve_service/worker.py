@@ -26,7 +26,7 @@ from fitserve_service.pages_http import Request, RequestError, Response, refusal
 from fitserve_service.server import Server
 from fitserve_service.servicers.control import ModelLoader
 from fitserve_service.settings import ServerSettings
-from fitserve_service.stopping import die_with, watch_stop_signals
+from fitserve_service.stopping import SignalWatch, die_with
 from fitserve_service.worker_link import Link, Message
 
 OnDone: TypeAlias = Callable[[ServiceError | None], None]
@@ -57,6 +57,7 @@ class Fleet:
         self._lock = threading.Lock()
         self._may_go_on = threading.Event()
         self._told: frozenset[tuple[str, int]] | None = None
+        self._stop: Callable[[], None] = lambda: None
 
     def share(self, own: ModelLoader) -> ModelLoader:
         """Takes this worker's loader, and gives one that loads in all workers."""
@@ -85,9 +86,14 @@ class Fleet:
         """Has the other workers, and those to come, run requests to these files alone: their rows mix."""
         self._link.send("coupled", digest=digest, problem=problem)
 
-    def join(self, server: Server) -> None:
-        """Begins to listen to the parent, on a thread, and to tell it what is ready here."""
-        self._server = server
+    def join(self, server: Server, stop: Callable[[], None]) -> None:
+        """Begins to listen to the parent, on a thread, and to tell it what is ready here.
+
+        Args:
+            server: The worker's server.
+            stop: Stops this process; may be called more than once.
+        """
+        self._server, self._stop = server, stop
         threading.Thread(target=self._listen, name="parent", daemon=True).start()
         server.registry.subscribe(lambda _: self._tell_ready(server))
         server.on_settled(lambda: self._link.send("settled"))
@@ -129,6 +135,13 @@ class Fleet:
         self._may_go_on.set()
 
     def _on_set_aside(self, message: Message) -> None:
+    def _on_drain(self, _: Message) -> None:
+        self._stop()
+
+    def _on_reload(self, _: Message) -> None:
+        assert self._server is not None
+        self._server.reload()
+
         assert self._server is not None
         self._server.set_aside(SetAside.of(message["version"]))
 
@@ -200,13 +213,15 @@ def main() -> NoReturn:
         sys.exit(_serve(settings, link, Fleet(link, begin)))
     finally:
         logs.forget_unwritten()
+    logs.take_over()
 
 
 def _serve(settings: ServerSettings, link: Link, fleet: Fleet) -> int:
     try:
         server = Server(settings, fleet)
-        watch_stop_signals(server.stop, settings.grace_s + _CLOSING_S)
-        fleet.join(server)
+        watch = SignalWatch(server.stop, server.reload, settings.drain_wait_s + settings.grace_s + _CLOSING_S)
+        watch.start()
+        fleet.join(server, watch.stop)
         server.run(lambda: _say_listening(server, link))
     except StartError as error:
         link.send("refused", text=str(error))

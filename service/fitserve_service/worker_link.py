@@ -12,6 +12,8 @@
 | worker   | `ready`       | what it can answer now: pairs of model and version, version 0 for the default           |
 | parent   | `agreed`      | what every worker can answer; `is_settled` once all of them listened                    |
 | worker   | `settled`     | it has heard of that: whoever asks it for its health is told that it serves             |
+| parent   | `drain`       | end as at SIGTERM; one that drains already goes on as it does                           |
+| parent   | `reload`      | read certificates and the access file anew                                              |
 | worker   | `ask`         | a caller wants a model loaded or unloaded: `id`, `action`, `model`                      |
 | parent   | `carry_out`   | do so, as all the others: `id`, `action`, `model`                                       |
 | worker   | `carried_out` | done: `id`, `error`                                                                     |

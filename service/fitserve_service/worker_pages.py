@@ -47,6 +47,8 @@ class WorkerPages:
         """
         if request.path == "/healthz":
             return self._health()
+        if request.path == "/livez":
+            return Response(b"ok\n")
         is_for_all = request.path in ("/metrics", "/status.json")
         answers = self._gather(request, is_for_all=is_for_all)
         if not answers:

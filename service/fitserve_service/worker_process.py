@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -51,9 +50,6 @@ class WorkerProcess:
     exposition: Exposition = field(default_factory=dict)
     pages: dict[int, Future[Message]] = field(default_factory=dict)
 
-    def terminate(self) -> None:
-        """Asks it to drain and end."""
-        self.process.send_signal(signal.SIGTERM)
 
 
 def start_worker(number: int, began_s: float) -> WorkerProcess:

@@ -10,7 +10,6 @@ import heapq
 import itertools
 import logging
 import queue
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -22,11 +21,12 @@ from typing import Any, Final
 
 from fitserve_service.crashes import Crashes, SetAside, crash_of
 from fitserve_service.metrics_port import MetricsPort
+from fitserve_service.listening import ListenError, PortClaim, is_unix
 from fitserve_service.pages_http import Request
 from fitserve_service.run_record import VersionName
 from fitserve_service.settings import ServerSettings
 from fitserve_service.source import version_stamp
-from fitserve_service.transport import ListenError, reserve_port
+from fitserve_service.unix_socket import SocketClaim
 from fitserve_service.weight_files import OwnedFolder
 from fitserve_service.worker_agreement import (
     Exposition,
@@ -100,9 +100,11 @@ class Workers:
             WorkersError: a port cannot be had, or the first workers cannot start.
         """
         self._say = say
-        port, metrics = self._take_ports()
+        claim, metrics = self._take_ports()
         self._settings = replace(
-            self._settings, port=port.getsockname()[1], metrics_port=metrics.port if metrics else None
+            self._settings,
+            port=claim.port if isinstance(claim, PortClaim) else self._settings.port,
+            metrics_port=metrics.port if metrics else None,
         )
         self._weights = _open_weights() if self._settings.workers > 1 else None
         try:
@@ -111,7 +113,7 @@ class Workers:
             while self._live or not self._is_stopping:
                 self._turn()
         finally:
-            port.close()
+            claim.close()
             if metrics is not None:
                 metrics.close()
             if self._weights is not None:
@@ -128,6 +130,10 @@ class Workers:
         asked: Future[list[Future[Message]]] = Future()
         self._events.put(lambda: asked.set_result(self._ask_pages(request, is_for_all=is_for_all)))
         return asked
+    def reload(self) -> None:
+        """Has all workers read certificates and the access file anew."""
+        self._events.put(self._reload)
+
 
     def is_ready(self) -> bool:
         """Tells, from any thread, whether calls are taken."""
@@ -138,19 +144,23 @@ class Workers:
         own = crash_exposition(self._restart_count, dict(self._crashes.totals), tuple(self._aside))
         return merge_expositions([*(worker.exposition for worker in tuple(self._live)), self._lost, own])
 
-    def _take_ports(self) -> tuple[socket.socket, MetricsPort | None]:
+    def _take_ports(self) -> tuple[PortClaim | SocketClaim, MetricsPort | None]:
         settings = self._settings
         try:
-            port = reserve_port(settings.host, settings.port)
+            if is_unix(settings.host):
+                claim = SocketClaim(settings.host)
+            else:
+                claim = PortClaim(settings.host, settings.port, is_shared=settings.workers > 1)
         except ListenError as error:
             raise WorkersError(str(error)) from None
         if settings.metrics_port is None:
-            return port, None
+        claim: PortClaim | SocketClaim
+            return claim, None
         pages = WorkerPages(self)
         try:
-            return port, MetricsPort(settings.metrics_host, settings.metrics_port, pages.answer, tick=self._refresh)
+            return claim, MetricsPort(settings.metrics_host, settings.metrics_port, pages.answer, tick=self._refresh)
         except ListenError as error:
-            port.close()
+            claim.close()
             raise WorkersError(f"--metrics-port: {error}") from None
 
     def _refresh(self) -> None:
@@ -257,7 +267,11 @@ class Workers:
             self._is_stopping = True
             _log.info("stopping %d workers", len(self._live))
             for worker in self._live:
-                worker.terminate()
+                worker.link.send("drain")
+
+    def _reload(self) -> None:
+        for worker in self._live:
+            worker.link.send("reload")
 
     def _agree(self) -> None:
         names = sorted(self._agreed())

@@ -11,7 +11,8 @@ import pytest
 from tests.wire.conforming import CONFORMING, WAIT_S, Echo, channel, echo, make_transport, running, unary
 
 from fitserve_service.calls import MethodTable, UnaryCall
-from fitserve_service.transport import ListenError, TransportOptions
+from fitserve_service.listening import ListenError
+from fitserve_service.transport import TransportOptions
 
 pytestmark = pytest.mark.parametrize("transport", CONFORMING)
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from fitserve_contract.printable import printable
+
 
 class Level(StrEnum):
     """How much a finding matters."""
@@ -57,4 +59,5 @@ class LintReport:
         ordered = sorted(self.findings, key=lambda finding: order.index(finding.level))
         verdict = "can be served" if self.can_be_served else "cannot be served"
         lines = [f"{f.level.value:<8} {f.check}: {f.message}" for f in ordered]
-        return "\n".join([*lines, f"{self.model}: {verdict}"])
+        # Names come from the file that is looked at.
+        return "\n".join(map(printable, [*lines, f"{self.model}: {verdict}"]))

@@ -126,19 +126,18 @@ class AccessWatcher:
         now_s = self._clock()
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + _LOOK_S
-            self._look()
+            if mark_of(self._path) != self._mark:
+                self.reload()
         return self._rules
 
-    def _look(self) -> None:
-        mark = mark_of(self._path)
-        if mark == self._mark:
-            return
-        self._mark = mark
+    def reload(self) -> None:
+        """Reads the file now, whether it has changed or not."""
+        self._mark = mark_of(self._path)
         try:
             rules, self._mark = _read(self._path)
             self._check(rules)
         except PrivateFileError as error:
-            _log.error("access: the file has changed and cannot be used; the one before goes on: %s", error)
+            _log.error("access: the file cannot be used; the one before goes on: %s", error)
         else:
             self._rules = rules
             _log.info("access: %d tokens are read anew", len(self._rules.tokens))

@@ -54,23 +54,32 @@ class TlsWatcher:
         """
         self._files = files
         self._lock = threading.Lock()
+        self._is_reloaded = False
         self.content, self._marks = _read(files)
 
     def changed(self) -> TlsContent | None:
         """Looks at the files; None where they are what they were, or do not hold."""
         with self._lock:
-            marks = _marks(self._files)
-            if marks == self._marks:
-                return None
-            # Whatever comes of it, this look is over: what is broken is told once, not at each connection.
-            self._marks = marks
-            try:
-                self.content, self._marks = _read(self._files)
-            except PrivateFileError as error:
-                _log.error("TLS: the files have changed and cannot be used; the ones before go on: %s", error)
-                return None
-            _log.info("TLS: certificate and key are read anew")
-            return self.content
+            if _marks(self._files) != self._marks:
+                self._read_anew()
+            is_reloaded, self._is_reloaded = self._is_reloaded, False
+            return self.content if is_reloaded else None
+
+    def reload(self) -> None:
+        """Reads the files now, whether they have changed or not; the next `changed` returns what they hold."""
+        with self._lock:
+            self._read_anew()
+
+    def _read_anew(self) -> None:
+        # Whatever comes of it, this look is over: what is broken is told once, not at each connection.
+        self._marks = _marks(self._files)
+        try:
+            self.content, self._marks = _read(self._files)
+        except PrivateFileError as error:
+            _log.error("TLS: the files cannot be used; the ones before go on: %s", error)
+            return
+        self._is_reloaded = True
+        _log.info("TLS: certificate and key are read anew")
 
 
 def read_tls(files: TlsFiles) -> TlsContent:

@@ -120,7 +120,7 @@ class HealthServicer:
     def _tell_all(self) -> None:
         for watch in list(self._watches):
             watch.tell()
-            if self._readiness.is_draining:
+            if self._readiness.is_ended:
                 # The last word: an open stream would hold the server up for its whole grace time.
                 self._forget(watch)
                 watch.call.finish()

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from fitserve_service.listening import ListenError
 from fitserve_service.metrics_port import MetricsPort, PortLimits
 from fitserve_service.pages_http import Request, Response
-from fitserve_service.transport import ListenError
 
 WAIT_S = 20.0
 PATIENT = PortLimits(head_s=60, answer_s=60, tick_s=60)
