@@ -28,6 +28,7 @@ from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler
 from fitserve_service.registry import Registry
+from fitserve_service.requests.codec_thread import CodecThread
 from fitserve_service.runtime.run_limit import DEFAULT_RUN_LIMIT_S
 from fitserve_service.served_version import ServedVersion, VersionLoader
 from fitserve_service.servicers.control import ControlServicer, ModelLoader
@@ -98,12 +99,13 @@ class Assembly:
             max_queued_bytes=room,
             on_coupled=self._tell_coupled,
         )
+        self._codec = CodecThread(self.transport.post)
         self.idle_return = IdleReturn(self.transport, lambda: self.engine.submitted_count)
         self._canaries = _new_canaries(settings)
         self.reconciler = self._new_reconciler()
         self._loader: ModelLoader = peers.share(self.reconciler) if peers else self.reconciler
         self._tracer = _tracer(settings)
-        self._entrance = _entrance(settings, self.transport)
+        self._entrance = _entrance(settings, self.transport, peers)
         self._telemetry.add(MemoryCollector(peers.number if peers else 0, read_memory))
         self._telemetry.add(RefusalCollector(self._entrance.refusals))
         self.activity = Activity(self._telemetry.counts)
@@ -123,9 +125,20 @@ class Assembly:
         shadow = Shadow(self.registry, self.engine, self.transport, draw)
         self._telemetry.add(ShadowCollector(shadow.counts))
         admit = self._entrance.admit
-        intake = Intake(self.registry, self.engine, self._telemetry, shadow, draw, tracer=self._tracer, admit=admit)
+        intake = Intake(
+            self.registry,
+            self.engine,
+            self._telemetry,
+            shadow,
+            draw,
+            tracer=self._tracer,
+            admit=admit,
+            codec=self._codec,
+            keep=self._entrance.keep,
+        )
+        max_elements = self._settings.max_elements
         health = HealthServicer(self.registry, self.readiness, self.transport)
-        infer = OipInferServicer(intake)
+        infer = OipInferServicer(intake, max_elements)
         models = OipModelsServicer(
             self.registry, self.readiness, self._loader, self.transport, package_version("fitserve")
         )
@@ -133,15 +146,22 @@ class Assembly:
         repository = self._settings.repository
         labels = LabelServicer(repository, self.registry, self.reconciler, self.transport, shadow.counts)
         unary: dict[str, UnaryMethod] = {}
-        for servicer in (InferenceServicer(intake), control, labels, infer, models, health):
+        for servicer in (InferenceServicer(intake, max_elements), control, labels, infer, models, health):
             unary |= servicer.unary()
         stream: dict[str, StreamMethod] = {**infer.stream(), **health.stream()}
         services = {name.split("/")[1] for name in (*unary, *stream)}
         return self._entrance.wrap(MethodTable(unary, {**stream, **ReflectionServicer(services).stream()}))
 
+    def reload(self) -> None:
+        """Reads certificates and the access file anew, from any thread but the loop's."""
+        if self._tls is not None:
+            self._tls.reload()
+        self.transport.post(self._entrance.reload)
+
     def close(self) -> None:
         """Ends threads and processes, and writes what is still to be written."""
         self.engine.close()
+        self._codec.close()
         if self._canaries is not None:
             self._canaries.close()
         self.reconciler.stop()
@@ -152,12 +172,6 @@ class Assembly:
     def _tell_coupled(self, served: ServedVersion, problem: str) -> None:
         self.stop_joining(served.content_digest, problem)
         if self._peers is not None:
-    def reload(self) -> None:
-        """Reads certificates and the access file anew, from any thread but the loop's."""
-        if self._tls is not None:
-            self._tls.reload()
-        self.transport.post(self._entrance.reload)
-
             self._peers.tell_coupled(served.content_digest, problem)
 
     def _new_reconciler(self) -> Reconciler:
@@ -183,6 +197,8 @@ class Assembly:
             device_memory_limit_bytes=settings.device_memory_limit_bytes,
             max_queue_ms=settings.max_queue_ms,
             spot_check_share=settings.spot_check_share,
+            max_answer_bytes=settings.max_answer_bytes,
+            max_elements=settings.max_elements,
             coupled=self._coupled,
             # Twice the trial's: the server has callers beside it.
             run_limit_s=2 * settings.canary_limit_s if settings.canary_limit_s else DEFAULT_RUN_LIMIT_S,
@@ -207,6 +223,18 @@ class Assembly:
         )
         return Pages(repository, self.registry, self._telemetry.exposition, status, self._settings.metrics_host)
 
+    def _transport_options(self) -> TransportOptions:
+        settings, peers = self._settings, self._peers
+        return TransportOptions(
+            settings.host,
+            settings.port,
+            settings.max_message_bytes,
+            is_shared=peers is not None and not peers.is_alone,
+            max_unread_bytes=settings.max_unread_bytes,
+            connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
+            tls=self._tls,
+        )
+
     def _queued_examples(self) -> dict[ServedVersion, int]:
         """Asks the loop, from a scrape's thread."""
         answer: Future[dict[ServedVersion, int]] = Future()
@@ -223,18 +251,6 @@ def _check_can_start(settings: ServerSettings) -> None:
     Raises:
         StartError: no repository, a runtime that is unsafe or lacks the device, or an address open to others.
     """
-    def _transport_options(self) -> TransportOptions:
-        settings, peers = self._settings, self._peers
-        return TransportOptions(
-            settings.host,
-            settings.port,
-            settings.max_message_bytes,
-            is_shared=peers is not None and not peers.is_alone,
-            max_unread_bytes=settings.max_unread_bytes,
-            connection_age_s=settings.connection_age_s if settings.workers > 1 else 0.0,
-            tls=self._tls,
-        )
-
     if not settings.repository.is_dir():
         hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
         raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
@@ -248,9 +264,9 @@ def _check_can_start(settings: ServerSettings) -> None:
         raise StartError(f"--device {settings.device}: {problem}")
 
 
-def _entrance(settings: ServerSettings, loop: Loop) -> Entrance:
+def _entrance(settings: ServerSettings, loop: Loop, peers: Peers | None) -> Entrance:
     try:
-        return Entrance(settings, loop)
+        return Entrance(settings, loop, peers.quotas if peers else None)
     except EntranceError as error:
         raise StartError(str(error)) from None
 

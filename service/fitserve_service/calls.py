@@ -92,6 +92,10 @@ class StreamHandler(Protocol):
 UnaryMethod: TypeAlias = Callable[[UnaryCall, bytes], None]
 """Raising ServiceError fails the call; any other exception becomes INTERNAL with an incident id."""
 
+OnRefused: TypeAlias = Callable[[Call], None]
+"""Is told of a message that does not reach its method, for example because it is too large: it costs all the same.
+Raising ServiceError fails the call with that instead."""
+
 StreamMethod: TypeAlias = Callable[[StreamCall], StreamHandler]
 
 
@@ -101,6 +105,8 @@ class MethodTable:
 
     unary: Mapping[str, UnaryMethod]
     stream: Mapping[str, StreamMethod]
+    on_refused: OnRefused | None = None
+    """Told of messages that the transport refuses."""
 
 
 class Loop(Protocol):

@@ -10,10 +10,11 @@ from fitserve_service.access.access_file import AccessFileError, AccessRules, Ac
 from fitserve_service.access.audit import AuditError, AuditTrail
 from fitserve_service.access.guard import Guard
 from fitserve_service.access.private_files import PrivateFileError
+from fitserve_service.access.shared_quotas import SharedQuotas
 from fitserve_service.access.tls_files import TlsFiles, read_tls
 from fitserve_service.calls import Loop
-from fitserve_service.served_version import ServedVersion
 from fitserve_service.listening import is_loopback
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.settings import ServerSettings
 from fitserve_service.status import answering
 
@@ -59,8 +60,13 @@ def tls_files(settings: ServerSettings) -> TlsFiles | None:
 class Entrance:
     """The guard of a server with its audit log. Lives on the loop thread, but for `close`."""
 
-    def __init__(self, settings: ServerSettings, loop: Loop) -> None:
+    def __init__(self, settings: ServerSettings, loop: Loop, shared: SharedQuotas | None = None) -> None:
         """Opens the audit log and reads the access file.
+
+        Args:
+            settings: What the server is told.
+            loop: Its loop.
+            shared: Where there are several workers, what callers use in all of them.
 
         Raises:
             EntranceError: one of them cannot be used.
@@ -75,8 +81,14 @@ class Entrance:
         self._watcher = watcher
         self._guard = Guard(watcher, self._trail, loop, answering, shared=shared, max_elements=settings.max_elements)
         self.wrap = self._guard.wrap
+        self.keep = self._guard.keep
         self.refusals = self._guard.refusals
         self.admit: Callable[[ServedVersion, int], None] | None = self._admit if watcher is not None else None
+
+    def reload(self) -> None:
+        """Reads the access file anew, changed or not; logs why where the last good one goes on."""
+        if self._watcher is not None:
+            self._watcher.reload()
 
     def close(self) -> None:
         """Writes what the audit log still has to hold; once only, after the loop has ended."""
@@ -84,11 +96,6 @@ class Entrance:
 
     def _admit(self, served: ServedVersion, example_count: int) -> None:
         self._guard.admit(ref(served), example_count, served.queue_capacity())
-
-    def reload(self) -> None:
-        """Reads the access file anew, changed or not; logs why where the last good one goes on."""
-        if self._watcher is not None:
-            self._watcher.reload()
 
 
 def _check_rules(settings: ServerSettings, rules: AccessRules) -> None:

@@ -11,11 +11,11 @@ from collections import deque
 from collections.abc import Callable
 
 from fitserve_service import completion_queue as core
-from fitserve_service.calls import Call, Metadata, Origin, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.calls import Call, Metadata, OnRefused, Origin, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, fail_with, incident, wire_status
 from fitserve_service.stream_room import StreamRoom
-from fitserve_service.transport import check_arrival, check_request
+from fitserve_service.transport import check_request
 from fitserve_service.unread_answers import RESOURCE_EXHAUSTED, UnreadAnswers
 from fitserve_service.unread_bytes import UnreadBytes, unread_text
 from fitserve_service.waiting_calls import WaitingCalls
@@ -65,9 +65,17 @@ class UnaryCall(_Call):
     their end, and kept in the list of those that wait: the transport calls `watch` then.
     """
 
-    __slots__ = ("_is_watched", "_limit", "_run", "_unread", "_waiting")
+    __slots__ = ("_is_watched", "_limit", "_on_refused", "_run", "_unread", "_waiting")
 
-    def __init__(self, method: str, run: UnaryMethod, limit: int, event: core.Event, unread: UnreadAnswers) -> None:
+    def __init__(
+        self,
+        method: str,
+        run: UnaryMethod,
+        limit: int,
+        event: core.Event,
+        unread: UnreadAnswers,
+        on_refused: OnRefused | None,
+    ) -> None:
         # As the base has it, without a call in between: ten thousand requests a second come by here.
         self.method = method
         self.metadata = event.invocation_metadata
@@ -78,6 +86,7 @@ class UnaryCall(_Call):
         self._run = run
         self._limit = limit
         self._unread = unread
+        self._on_refused = on_refused
         self._is_watched = False
         self._waiting: WaitingCalls | None = None
         core.receive_message(event.call, self._received)
@@ -122,7 +131,7 @@ class UnaryCall(_Call):
             try:
                 message = core.message_of(event)
                 if message is None or self.deadline_s is not None or len(message) > self._limit:
-                    message = check_request(message, self._limit, self._remaining_s())
+                    message = check_request(message, self._limit, self._remaining_s(), self, self._on_refused)
                 run(self, message)
             except Exception as error:
                 fail_with(self, error)
@@ -139,14 +148,21 @@ class StreamCall(_Call):
     """
 
     __slots__ = ("_connection", "_handler", "_has_sent", "_is_half_closed", "_is_over", "_is_reading", "_is_sending",
-                 "_limit", "_on_end", "_room", "_unread", "_unsent")  # fmt: skip
+                 "_limit", "_on_end", "_on_refused", "_room", "_unread", "_unsent")  # fmt: skip
 
     def __init__(
-        self, method: str, limit: int, event: core.Event, on_end: Callable[[StreamCall], None], unread: UnreadBytes
+        self,
+        method: str,
+        limit: int,
+        event: core.Event,
+        on_end: Callable[[StreamCall], None],
+        unread: UnreadBytes,
+        on_refused: OnRefused | None,
     ) -> None:
         super().__init__(method, event)
         self._limit = limit
         self._on_end = on_end
+        self._on_refused = on_refused
         self._handler: StreamHandler | None = None
         self._connection = core.peer_of(event.call)
         self._unread = unread
@@ -204,7 +220,7 @@ class StreamCall(_Call):
             self.half_close()
         elif self._handler is not None and not self._is_half_closed and not self._is_over:
             with answering(self):
-                check_arrival(len(message), self._limit, self._remaining_s())
+                check_request(message, self._limit, self._remaining_s(), self, self._on_refused)
                 self._room.read(len(message))
                 self._handler.on_message(message)
             self._read()

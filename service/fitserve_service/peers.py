@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from fitserve_service.access.shared_quotas import SharedQuotas
 from fitserve_service.crashes import SetAside
 from fitserve_service.servicers.control import ModelLoader
 
@@ -19,6 +20,9 @@ class Peers(Protocol):
     """This worker's place among them."""
     weights: Path | None
     """The folder of copies of models, whose weights the workers share; None: they do not."""
+
+    quotas: SharedQuotas | None
+    """What callers use in all workers; None: there is no other."""
 
     set_aside: Sequence[SetAside]
     """Versions that have crashed workers."""

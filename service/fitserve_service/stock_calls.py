@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import grpc
 import grpc.aio
 
-from fitserve_service.calls import Metadata, Origin, StreamHandler, UnaryMethod
+from fitserve_service.calls import Metadata, OnRefused, Origin, StreamHandler, UnaryMethod
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, wire_status
 from fitserve_service.stream_room import StreamRoom
-from fitserve_service.transport import check_arrival, check_request
+from fitserve_service.transport import check_request
 from fitserve_service.transport_tls import identities_of
 from fitserve_service.unread_bytes import UnreadBytes, unread_error
 from fitserve_service.waiting_calls import WaitingCalls
@@ -108,6 +108,7 @@ async def run_unary(
     limit: int,
     waiting: WaitingCalls,
     unread: UnreadBytes,
+    on_refused: OnRefused | None,
     _: object,
     context: Context,
 ) -> bytes:
@@ -116,7 +117,7 @@ async def run_unary(
     with answering(call):
         if not call.outcome.done():
             is_missing = message is grpc.aio.EOF  # type: ignore[attr-defined]
-            method(call, check_request(None if is_missing else message, limit, call.remaining_s))
+            method(call, check_request(None if is_missing else message, limit, call.remaining_s, call, on_refused))
     try:
         outcome = await call.outcome
     except asyncio.CancelledError:
@@ -149,8 +150,9 @@ class StockStream(_Call):
 
     handler: StreamHandler | None = None
 
-    def __init__(self, method: str, context: Context, unread: UnreadBytes) -> None:
+    def __init__(self, method: str, context: Context, unread: UnreadBytes, on_refused: OnRefused | None) -> None:
         super().__init__(method, context)
+        self._on_refused = on_refused
         self._connection: str = context.peer()
         self._unread = unread
         self._room = StreamRoom()
@@ -199,7 +201,7 @@ class StockStream(_Call):
             if self.handler is None or self._is_half_closed:
                 return None
             with answering(self):
-                check_arrival(len(message), limit, self.remaining_s)
+                check_request(message, limit, self.remaining_s, self, self._on_refused)
                 self._room.read(len(message))
                 self.handler.on_message(message)
             self._look_for_room()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from fitserve_service import completion_queue as core
-from fitserve_service.calls import MethodTable, StreamMethod, UnaryMethod
+from fitserve_service.calls import MethodTable, OnRefused, StreamMethod, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
 from fitserve_service.listening import ListenError, check_listenable
@@ -65,6 +65,7 @@ class FastTransport:
         self._streaming: dict[bytes, tuple[str, StreamMethod]] = {}
         self._streams: set[StreamCall] = set()
         self._limit = options.max_message_bytes
+        self._on_refused: OnRefused | None = None
         self._begun: list[UnaryCall] = []
         self._older: list[UnaryCall] = []
         self._soon: list[_Callback] = []
@@ -98,6 +99,7 @@ class FastTransport:
     def run(self, table: MethodTable, on_start: Callable[[int], None]) -> None:
         """Serves until `stop` has ended; see `transport.Transport`."""
         check_listenable(self._options.host, self._options.port, is_shared=self._options.is_shared)
+        self._on_refused = table.on_refused
         self._unary = {name.encode(): (name, method) for name, method in table.unary.items()}
         self._streaming = {name.encode(): (name, method) for name, method in table.stream.items()}
         server = core.CoreServer(channel_options(self._options))
@@ -179,7 +181,7 @@ class FastTransport:
         name: bytes = event.call_details.method
         unary = self._unary.get(name)
         if unary is not None:
-            self._begun.append(UnaryCall(unary[0], unary[1], self._limit, event, self._unread))
+            self._begun.append(UnaryCall(*unary, self._limit, event, self._unread, self._on_refused))
         elif name in self._streaming:
             self._begin_stream(*self._streaming[name], event)
         else:
@@ -188,7 +190,7 @@ class FastTransport:
 
     def _begin_stream(self, name: str, method: StreamMethod, event: core.Event) -> None:
         limit, unread = self._options.max_message_bytes, self._unread.bytes
-        call = StreamCall(name, limit, event, self._streams.discard, unread)
+        call = StreamCall(name, limit, event, self._streams.discard, unread, self._on_refused)
         self._streams.add(call)
         call.begin(method)
 

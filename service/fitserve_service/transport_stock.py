@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import grpc
 import grpc.aio
 
-from fitserve_service.calls import MethodTable, StreamMethod
+from fitserve_service.calls import MethodTable, OnRefused, StreamMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.listening import ListenError, check_listenable
 from fitserve_service.reset_guard import guarding
@@ -27,8 +27,8 @@ from fitserve_service.transport import (
     TransportOptions,
     channel_options,
 )
-from fitserve_service.unix_socket import created_privately
 from fitserve_service.transport_tls import server_credentials
+from fitserve_service.unix_socket import created_privately
 from fitserve_service.unread_bytes import UnreadBytes
 from fitserve_service.waiting_calls import WaitingCalls
 
@@ -114,14 +114,18 @@ class StockTransport:
         handlers: dict[str, _Handler] = {}
         for name, unary in table.unary.items():
             # As a unary handler, grpc.aio would leave a call without a whole message open and never say so.
-            run = functools.partial(run_unary, unary, name, limit, self._waiting, self._unread)
+            run = functools.partial(run_unary, unary, name, limit, self._waiting, self._unread, table.on_refused)
             handlers[name] = grpc.stream_unary_rpc_method_handler(run)
         for name, stream in table.stream.items():
-            handlers[name] = grpc.stream_stream_rpc_method_handler(functools.partial(self._run_stream, stream, name))
+            handlers[name] = grpc.stream_stream_rpc_method_handler(
+                functools.partial(self._run_stream, stream, name, table.on_refused)
+            )
         return handlers
 
-    async def _run_stream(self, method: StreamMethod, name: str, _: object, context: Context) -> None:
-        call = StockStream(name, context, self._unread)
+    async def _run_stream(
+        self, method: StreamMethod, name: str, on_refused: OnRefused | None, _: object, context: Context
+    ) -> None:
+        call = StockStream(name, context, self._unread, on_refused)
         with answering(call):
             call.handler = method(call)
         self._streams.add(call)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, TypeAlias
 
 from fitserve_service import allocator, collector, logs, run_record
+from fitserve_service.access.shared_quotas import SharedQuotas
 from fitserve_service.announcement import ready_text
 from fitserve_service.assembly import StartError
 from fitserve_service.crashes import SetAside
@@ -47,17 +48,20 @@ class Fleet:
         self.coupled: Mapping[str, str] = begin["coupled"]
         self.number: int = begin["number"]
         self.weights = Path(begin["weights"]) if begin["weights"] else None
+        count: int = begin["settings"]["workers"]
+        memory: int | None = begin["quotas"]
+        self.quotas = SharedQuotas(memory, self.number, count) if memory is not None else None
         self.is_alone: bool = begin["settings"]["workers"] == 1
         self._link = link
         self._numbers = itertools.count()
         self._asked: dict[int, OnDone] = {}
         self._own: ModelLoader | None = None
         self._server: Server | None = None
+        self._stop: Callable[[], None] = lambda: None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="page")
         self._lock = threading.Lock()
         self._may_go_on = threading.Event()
         self._told: frozenset[tuple[str, int]] | None = None
-        self._stop: Callable[[], None] = lambda: None
 
     def share(self, own: ModelLoader) -> ModelLoader:
         """Takes this worker's loader, and gives one that loads in all workers."""
@@ -131,10 +135,6 @@ class Fleet:
         carry_out = self._own.load if message["action"] == "load" else self._own.unload
         carry_out(message["model"], done)
 
-    def _on_go_on(self, _: Message) -> None:
-        self._may_go_on.set()
-
-    def _on_set_aside(self, message: Message) -> None:
     def _on_drain(self, _: Message) -> None:
         self._stop()
 
@@ -142,6 +142,10 @@ class Fleet:
         assert self._server is not None
         self._server.reload()
 
+    def _on_go_on(self, _: Message) -> None:
+        self._may_go_on.set()
+
+    def _on_set_aside(self, message: Message) -> None:
         assert self._server is not None
         self._server.set_aside(SetAside.of(message["version"]))
 
@@ -209,11 +213,11 @@ def main() -> NoReturn:
         sys.exit(1)
     settings = _settings_of(begin["settings"])
     logs.configure(settings.log_format, settings.log_level)
+    logs.take_over()
     try:
         sys.exit(_serve(settings, link, Fleet(link, begin)))
     finally:
         logs.forget_unwritten()
-    logs.take_over()
 
 
 def _serve(settings: ServerSettings, link: Link, fleet: Fleet) -> int:

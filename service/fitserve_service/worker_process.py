@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
@@ -51,9 +52,13 @@ class WorkerProcess:
     pages: dict[int, Future[Message]] = field(default_factory=dict)
 
 
-
-def start_worker(number: int, began_s: float) -> WorkerProcess:
+def start_worker(number: int, began_s: float, shared: Sequence[int] = ()) -> WorkerProcess:
     """Starts a process that waits for `begin`: a fresh interpreter, never a fork of what this process has.
+
+    Args:
+        number: Its place among the workers.
+        began_s: Monotonic time.
+        shared: Descriptors that it has too, under the same numbers.
 
     Raises:
         OSError: the machine has no room for another process.
@@ -69,7 +74,7 @@ def start_worker(number: int, began_s: float) -> WorkerProcess:
             process = subprocess.Popen(
                 [*program, *map(str, (*descriptors, os.getpid()))],
                 stdin=subprocess.DEVNULL,
-                pass_fds=descriptors,
+                pass_fds=(*descriptors, *shared),
                 process_group=0,
             )
         except OSError:

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from fitserve_service.access.shared_quotas import QuotaMemory
 from fitserve_service.crashes import Crashes, SetAside, crash_of
-from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.listening import ListenError, PortClaim, is_unix
+from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.pages_http import Request
 from fitserve_service.run_record import VersionName
 from fitserve_service.settings import ServerSettings
@@ -83,6 +84,7 @@ class Workers:
         self._restart_count = 0
         self._lost: Exposition = {}
         self._weights: OwnedFolder | None = None
+        self._quotas: QuotaMemory | None = None
         self._is_settled = False
         self._text = ""
         self._has_said = False
@@ -107,6 +109,7 @@ class Workers:
             metrics_port=metrics.port if metrics else None,
         )
         self._weights = _open_weights() if self._settings.workers > 1 else None
+        self._quotas = QuotaMemory(self._settings.workers) if self._settings.workers > 1 else None
         try:
             for number in range(self._settings.workers):
                 self._start(number)
@@ -118,6 +121,8 @@ class Workers:
                 metrics.close()
             if self._weights is not None:
                 self._weights.close()
+            if self._quotas is not None:
+                self._quotas.close()
         if self._refusal:
             raise WorkersError(self._refusal)
 
@@ -125,15 +130,15 @@ class Workers:
         """Has all workers drain and end."""
         self._events.put(self._stop)
 
+    def reload(self) -> None:
+        """Has all workers read certificates and the access file anew."""
+        self._events.put(self._reload)
+
     def ask_pages(self, request: Request, *, is_for_all: bool) -> Future[list[Future[Message]]]:
         """Asks workers that listen for a page, all of them or one; from any thread."""
         asked: Future[list[Future[Message]]] = Future()
         self._events.put(lambda: asked.set_result(self._ask_pages(request, is_for_all=is_for_all)))
         return asked
-    def reload(self) -> None:
-        """Has all workers read certificates and the access file anew."""
-        self._events.put(self._reload)
-
 
     def is_ready(self) -> bool:
         """Tells, from any thread, whether calls are taken."""
@@ -146,6 +151,7 @@ class Workers:
 
     def _take_ports(self) -> tuple[PortClaim | SocketClaim, MetricsPort | None]:
         settings = self._settings
+        claim: PortClaim | SocketClaim
         try:
             if is_unix(settings.host):
                 claim = SocketClaim(settings.host)
@@ -154,7 +160,6 @@ class Workers:
         except ListenError as error:
             raise WorkersError(str(error)) from None
         if settings.metrics_port is None:
-        claim: PortClaim | SocketClaim
             return claim, None
         pages = WorkerPages(self)
         try:
@@ -190,7 +195,7 @@ class Workers:
         if self._is_stopping:
             return
         try:
-            worker = start_worker(number, time.monotonic())
+            worker = start_worker(number, time.monotonic(), self._shared_descriptors())
         except OSError as error:
             # Memory or processes have run out, which may pass; those that live go on.
             wait_s = self._back_offs[number].after(0.0)
@@ -206,8 +211,12 @@ class Workers:
             set_aside=[asdict(entry) for entry in self._aside.values()],
             weights=str(self._weights.path) if self._weights is not None else None,
             coupled=self._coupled,
+            quotas=self._quotas.descriptor if self._quotas is not None else None,
         )
         threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
+
+    def _shared_descriptors(self) -> tuple[int, ...]:
+        return () if self._quotas is None else (self._quotas.descriptor,)
 
     def _listen(self, worker: WorkerProcess) -> None:
         try:
@@ -225,6 +234,8 @@ class Workers:
         worker.link.close()
         self._note_crash(worker)
         worker.record.close()
+        if self._quotas is not None:
+            self._quotas.give_back(worker.number)
         for page in worker.pages.values():
             page.cancel()
         self._lost = merge_expositions([self._lost, grown(worker.exposition)])

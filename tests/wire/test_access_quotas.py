@@ -58,7 +58,7 @@ def test_requests_beyond_the_rate_are_told_when_to_come_again_and_nobody_else_is
 
 
 @pytest.mark.parametrize(
-    ("quota", "rows"), [("examples_in_flight = 8", 9), ("bytes_in_flight = 100", 20), ("queue_share = 0.001", 9)]
+    ("quota", "rows"), [("examples_in_flight = 8", 9), ("bytes_in_flight = 100", 20), ("queue_share = 0.000006", 9)]
 )
 def test_what_is_in_flight_is_bounded_and_given_back(transport: str, tmp_path: Path, quota: str, rows: int) -> None:
     with world(tmp_path, transport, access_text() + f"[quotas.infer]\n{quota}\n") as made:
