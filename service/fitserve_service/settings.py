@@ -56,6 +56,9 @@ class ServerSettings:
             see `drain_wait_s`.
         grace_s: How long requests in flight have to end after that.
         max_message_bytes: Larger requests are refused.
+        max_elements: BYTES elements of one request or answer; 128 bytes of text count as one more, 16 numbers of typed
+            contents as one. Each takes up to 400 bytes of memory, see `rpc.wire_scan`.
+        max_answer_bytes: Answers whose outputs are larger are refused.
         loader_count: Versions that load at once.
         p99_target_ms: For models that do not say: what 99 of 100 requests should take at most; 0: no target.
         max_queue_ms: For models that do not say: how long all that waits may take to run; 0: no bound in time; None:
@@ -93,10 +96,12 @@ class ServerSettings:
     canary_limit_s: float | None = None
     canary_memory_bytes: int = 0
     poll_interval_s: float = 1.0
+    drain_delay_s: float | None = None
     grace_s: float = 10.0
     max_message_bytes: int = 64 << 20
+    max_elements: int = DEFAULT_MAX_ELEMENTS
+    max_answer_bytes: int = 64 << 20
     loader_count: int = 2
-    drain_delay_s: float | None = None
     runner_count: int = 0
     p99_target_ms: float = 0.0
     max_queue_ms: float | None = None
@@ -284,6 +289,16 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "max_message_bytes": Option(
         "N", "largest request, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
+    ),
+    "max_elements": Option(
+        "N",
+        "most BYTES elements in a request or an answer; 128 bytes of text count as one more, 16 numbers of typed "
+        f"contents as one ({DEFAULT_MAX_ELEMENTS})",
+        f"{1 << 14}..{2**31 - 1}",
+        _number(1 << 14, 2**31 - 1),
+    ),
+    "max_answer_bytes": Option(
+        "N", "largest outputs of an answer, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
     ),
     "loader_count": Option("N", "versions that load at once (2)", "1..64", _number(1, 64)),
     "runner_count": Option(

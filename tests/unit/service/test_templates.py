@@ -185,7 +185,8 @@ def test_answers_are_written_as_protobuf_writes_them(
             {"y": Tensor(kind[0], array), "z": Tensor("FP32", np.ones(fill % 2 + 1, "f4"))}, Timing(0, 0)
         )
         found = ModelInferResponse.FromString(template.encode(served, completed))
-        assert found == ModelInferResponse.FromString(b"".join(codec_oip.encode_response(served, request_id, completed)))
+        pieces = codec_oip.encode_response(served, request_id, completed)
+        assert found == ModelInferResponse.FromString(b"".join(pieces))
 
 
 @pytest.mark.parametrize("shape", [(1, 100_000), (300, 400)])
