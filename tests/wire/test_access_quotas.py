@@ -102,3 +102,30 @@ def test_callers_without_a_credential_may_have_quotas_on_this_machine(transport:
         codes = [made.code(f"{OWN}/Predict", predict()) for _ in range(3)]
         assert codes == ["OK", "OK", "RESOURCE_EXHAUSTED"]
         assert made.code(f"{CONTROL}/UnloadModel", control.UnloadModelRequest(name="open")) == "PERMISSION_DENIED"
+
+
+def test_messages_that_fail_before_they_are_queued_count_all_the_same(transport: str, tmp_path: Path) -> None:
+    text = access_text() + "[quotas.infer]\nrequests_per_s = 0.001\nburst = 4\n"
+    with world(tmp_path, transport, text, max_message_bytes=4096) as made:
+        method, metadata = made.channel.unary_unary(f"/{OWN}/Predict"), (("authorization", "Bearer inferinfer"),)
+        found = [
+            refused(method, message, metadata=metadata)[1]
+            for message in (b"\xff", b"x" * 5000, predict("none").SerializeToString(), b"x" * 5000, b"x" * 5000)
+        ]
+        assert found == ["MALFORMED_MESSAGE", "TOO_LARGE", "MODEL_NOT_FOUND", "TOO_LARGE", "QUOTA"]
+        assert made.code(f"{OWN}/Predict", predict(), "inferinfer") == "RESOURCE_EXHAUSTED"
+        assert made.code(f"{OWN}/Predict", predict(), "allall") == "OK"
+
+
+@pytest.mark.parametrize("message", [b"\xff", inference_pb2.ModelInferRequest(model_name="none").SerializeToString()])
+def test_a_stream_of_what_is_never_queued_ends_at_its_quota(transport: str, tmp_path: Path, message: bytes) -> None:
+    text = access_text() + "[quotas.infer]\nrequests_per_s = 0.001\nburst = 4\n"
+    with world(tmp_path, transport, text) as made:
+        answers = made.channel.stream_stream(f"/{OIP}/ModelStreamInfer")(
+            iter([message] * 20), timeout=WAIT_S, metadata=(("authorization", "Bearer inferinfer"),)
+        )
+        told: list[bytes] = []
+        with pytest.raises(grpc.RpcError) as caught:
+            told.extend(answers)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert len(told) == 5

@@ -205,3 +205,26 @@ def test_a_port_that_another_server_shares_is_refused(tmp_path: Path) -> None:
         ran = subprocess.run([*COMMAND, *fixed], capture_output=True, text=True, timeout=WAIT_S, check=False)
         assert ran.returncode == 2
         assert f"port {port} on 127.0.0.1 is in use" in ran.stderr
+
+
+def test_a_quota_holds_over_all_workers_together(tmp_path: Path) -> None:
+    root, access = tmp_path / "repository", tmp_path / "access.toml"
+    builders.publish_version(root, "m", builders.scaled())
+    access.write_text('[anonymous]\nscopes = ["infer"]\n[quotas.default]\nrequests_per_s = 0.001\nburst = 20\n')
+    access.chmod(0o600)
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    codes = []
+    with started(root, "--access-file", str(access)) as server:
+        for _ in range(16):
+            with grpc.insecure_channel(server.address, options=options) as opened:
+                channel: Any = opened
+                for _ in range(3):
+                    try:
+                        channel.unary_unary(PREDICT)(predict_request("m"), timeout=WAIT_S)
+                    except grpc.RpcError as caught:
+                        error: Any = caught
+                        codes.append(error.code())
+                    else:
+                        codes.append(grpc.StatusCode.OK)
+    assert codes.count(grpc.StatusCode.OK) == 20
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 28

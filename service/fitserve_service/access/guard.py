@@ -109,8 +109,15 @@ class Guard:
             self._hold.admit(queue, example_count, max_queued_examples)
 
     def keep(self) -> Resume:
-        """Returns what runs the rest of the method that runs now, later: what it queues counts against its hold."""
+        """Returns what runs the rest of the method that runs now, later: what it queues counts against its hold.
+
+        Raises:
+            ServiceError: QUOTA; the rest is not worth running.
+        """
         hold = self._hold
+        if hold is not None:
+            self._has_admitted = True
+            hold.begin()
 
         def resume(rest: Callable[[], None]) -> None:
             self._hold = hold

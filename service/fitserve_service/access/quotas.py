@@ -115,7 +115,7 @@ class Account:
 class Hold:
     """What one request uses until it is answered. `begin` first, then at most one `admit`; `release` ends it."""
 
-    __slots__ = ("_account", "_byte_count", "_clock", "_example_count", "_is_held", "_limits", "_queue", "_who")
+    __slots__ = ("_account", "_byte_count", "_clock", "_example_count", "_limits", "_queue", "_who", "is_held")
 
     def __init__(self, who: str, account: Account, limits: Limits, byte_count: int, clock: Callable[[], float]) -> None:
         self._who = who
@@ -125,7 +125,7 @@ class Hold:
         self._clock = clock
         self._example_count = 0
         self._queue: Hashable = None
-        self._is_held = False
+        self.is_held = False
 
     def begin(self) -> None:
         """Takes the request and its bytes; a second call does nothing.
@@ -133,11 +133,11 @@ class Hold:
         Raises:
             ServiceError: QUOTA; nothing is taken.
         """
-        if self._is_held:
+        if self.is_held:
             return
         with self._account.agreed(self._limits):
             self._take()
-        self._is_held = True
+        self.is_held = True
 
     def _take(self) -> None:
         limits, account = self._limits, self._account
@@ -180,9 +180,9 @@ class Hold:
 
     def release(self) -> None:
         """Gives everything back; a second call does nothing."""
-        if not self._is_held:
+        if not self.is_held:
             return
-        self._is_held = False
+        self.is_held = False
         with self._account.agreed(self._limits):
             self._give_back()
 

@@ -29,8 +29,8 @@ _MAX_REQUEST_BYTES: Final = 4 * codec.MAX_NAME_CHARS + 64
 _MAX_WATCHES: Final = 2048
 """Over all connections."""
 
-_CONNECTION_WATCHES: Final = 100
-"""On one connection."""
+_CONNECTION_WATCHES: Final = 64
+"""On one connection, so that its other calls have streams left."""
 
 
 class HealthServicer:
