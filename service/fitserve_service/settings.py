@@ -106,7 +106,7 @@ class ServerSettings:
     p99_target_ms: float = 0.0
     max_queue_ms: float | None = None
     max_queued_bytes: int = 1 << 30
-    max_unread_bytes: int = 512 << 20
+    max_unread_bytes: int = 1 << 30
     spot_check_share: float = 0.001
     workers: int = 1
     crash_limit: int = 3
@@ -325,7 +325,7 @@ OPTIONS: Final[Mapping[str, Option]] = {
     ),
     "max_unread_bytes": Option(
         "N",
-        "bytes of answers that callers have not read, in each worker, half of them on one connection (536870912)",
+        "bytes of answers that callers have not read, in each worker, half of them on one connection (1073741824)",
         f"1024..{2**50}",
         _number(1024, 2**50),
     ),

@@ -57,7 +57,7 @@ class TransportOptions:
     connection_age_s: float = 0.0
     max_waiting_calls: int = 4096
     max_unread_answers: int = 8192
-    max_unread_bytes: int = 512 << 20
+    max_unread_bytes: int = 1 << 30
     message_limit_s: float = 30.0
     keepalive_s: float = 60.0
     tls: TlsFiles | TlsWatcher | None = None
