@@ -181,6 +181,7 @@ class World:
                 # How long a queue is depends on how many runs share it: law 7 counts for one at a time.
                 parallel_runs=1 if queue_ms else self.random.choice((1, 2, 3)),
                 batch_size_buckets=self.random.choice(((), (2, 8))) if size == 8 else (),
+                spot_check_share=0.0,  # drawn by no seed
             )
             keep = self.random.choice((1, 1, 2))
             self.repository.models[name] = ModelSource((1,), {}, Overrides({"keep_versions": keep}))

@@ -77,7 +77,7 @@ def test_models_and_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
         assert cli.main(["models"]) == cli.DONE
         header, row = _said(capsys)
         assert header.split()[:3] == ["model", "version", "state"]
-        assert row.split() == ["quadrants", "1", "READY", "classification", "CPU", "no"]
+        assert row.split() == ["quadrants", "1", "READY", "classification", "CPU", "no", "joinable"]
         assert cli.main(["models", "--json"]) == cli.DONE
         assert json.loads(capsys.readouterr().out)["models"][0]["versions"][0]["state"] == "READY"
         assert cli.main(["show", "quadrants"]) == cli.DONE

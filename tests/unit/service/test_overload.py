@@ -6,7 +6,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, cast
 
@@ -103,7 +103,8 @@ class World:
     def __post_init__(self) -> None:
         session = cast(Session, SimulatedSession(0, 1, lambda *_: None))
         signature = Signature((INPUT,), OUTPUTS, True)
-        served = ServedVersion("m", 1, session, signature, self.config, {}, None, b"", False, costs=Costs())
+        config = replace(self.config, spot_check_share=0.0)
+        served = ServedVersion("m", 1, session, signature, config, {}, None, b"", False, costs=Costs())
         self.lease = cast(Lease, Held(served))
         self.engine = Engine(
             self.loop,
