@@ -91,7 +91,7 @@ def test_new_files_that_do_not_load_leave_the_old_ones_serving_and_a_load_tells(
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled(2.0))
     with world(tmp_path) as it:
         it.until(v1=State.READY)
-        it.look()
+        it.look_until(lambda: it.registry.served("m")[1] in it.reconciler._files._known)
         break_version(path)
         it.load("m")
         it.look_until(lambda: len(it.outcomes) == 1)
