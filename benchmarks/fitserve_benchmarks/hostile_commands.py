@@ -1,4 +1,4 @@
-"""The commands `hostile` and `hostile-http2` of `fitserve-bench`."""
+"""The commands `hostile`, `hostile-http2` and `hostile-messages` of `fitserve-bench`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ def add_hostile_commands(commands: argparse._SubParsersAction[argparse.ArgumentP
     """Adds the commands."""
     _add_hostile(commands.add_parser("hostile", help="hostile requests and models, while innocents measure"))
     _add_http2(commands.add_parser("hostile-http2", help="abuse of HTTP/2 in raw frames, while innocents measure"))
+    _add_stalls(commands.add_parser("hostile-messages", help="the worst messages, while innocents measure"))
 
 
 def _add_hostile(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +38,29 @@ def _add_http2(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--transports", nargs="+", default=["fast", "stock"], choices=("fast", "stock"))
     parser.add_argument("--seconds", type=float, default=5.0, help="time of each attack, and of the quiet before (5)")
     parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
+
+
+def _add_stalls(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Sends a server of its own the worst messages; others wait 50 ms at most in the median, and 300."
+    )
+    parser.epilog = "example: fitserve-bench hostile-messages --seconds 3 --callers 4"
+    parser.add_argument("--transports", nargs="+", default=["fast", "stock"], choices=("fast", "stock"))
+    parser.add_argument("--seconds", type=float, default=3.0, help="time of each message (3)")
+    parser.add_argument("--callers", type=int, default=1, metavar="N", help="calls with it at a time (1)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="messages whose name holds this (all)")
+    parser.add_argument("--output-dir", type=Path, metavar="DIR", default=Path("results"), help="where the JSON goes")
+
+
+def _stalls(arguments: argparse.Namespace) -> int:
+    from fitserve_benchmarks.stalls import StallPlan, run_stalls, save
+
+    plan = StallPlan(tuple(arguments.transports), arguments.seconds, arguments.callers, arguments.only)
+    found = run_stalls(plan, lambda line: print(line, flush=True))
+    path = arguments.output_dir / "hostile-messages.json"
+    save(found, path)
+    print(f"written: {path}")
+    return 0 if all(stall.is_right for stall in found) else 1
 
 
 def _hostile(arguments: argparse.Namespace) -> int:
@@ -64,4 +88,5 @@ def _http2(arguments: argparse.Namespace) -> int:
 HOSTILE_COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "hostile": _hostile,
     "hostile-http2": _http2,
+    "hostile-messages": _stalls,
 }

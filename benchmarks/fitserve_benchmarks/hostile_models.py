@@ -272,6 +272,14 @@ def _with_weights(dims: Sequence[int], content: bytes) -> bytes:
     return _model([helper.make_node("Add", ["x", "w"], ["y"])], {}, tensors=[tensor])
 
 
+def wide() -> bytes:
+    """x FP32 (1, 1), s INT64 (2) -> y FP32 (a, b): x in the shape that s says."""
+    describe = helper.make_tensor_value_info
+    inputs = [describe("x", TensorProto.FLOAT, (1, 1)), describe("s", TensorProto.INT64, (2,))]
+    outputs = [describe("y", TensorProto.FLOAT, ("a", "b"))]
+    return _model([helper.make_node("Expand", ["x", "s"], ["y"])], {}, inputs, outputs)
+
+
 def _model(
     nodes: Sequence[onnx.NodeProto],
     weights: Mapping[str, np.ndarray[Any, Any]],

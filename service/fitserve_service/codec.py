@@ -36,7 +36,7 @@ class ElementRoom:
         Args:
             what: What it is, for messages.
             count: Its elements, as its shape has them.
-            size_bytes: Of its contents.
+            size_bytes: Of its elements, without their lengths.
 
         Raises:
             ServiceError: TOO_LARGE.
@@ -116,7 +116,7 @@ def decode_raw(
     try:
         # With fewer bytes than their lengths take, nothing is read either.
         if datatype == BYTES and len(content) >= LENGTH_BYTES * (count := element_count("", shape)):
-            room.take(what, count, len(content))
+            room.take(what, count, len(content) - LENGTH_BYTES * count)
         return Tensor(datatype, tensor_bytes.decode("", datatype, shape, content))
     except ValueError as error:
         # The contract names a tensor of any API; here it is known to be an input, or labels.

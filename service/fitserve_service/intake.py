@@ -368,6 +368,7 @@ def _encoded(order: Order, completed: Completed) -> Answer:
             check_answer(served.signature, completed.outputs)
         return order.encode(served, completed)
     except ServiceError as error:
-        return error
+        # Its traceback would keep the outputs until the answer is out.
+        return error.with_traceback(None)
     except Exception as error:
         return incident(order.method, error)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS, ELEMENT_COST, Layout, scan, typed_cost
+from fitserve_service.rpc.wire_scan import COST_BYTES, DEFAULT_MAX_ELEMENTS, ELEMENT_COST, Layout, scan, typed_cost
 
 MAX_FRAME_BYTES: Final = 1 << 20
 """Names, shapes and parameters of one message, all but the contents of its tensors."""
@@ -25,7 +25,7 @@ MAX_LIGHT_BYTES: Final = 1 << 14
 MessageT = TypeVar("MessageT", bound=Message)
 
 LAYOUTS: Final = {
-    "inference.ModelInferRequest": Layout(frozenset({5, 6}), 5, raw=7, is_typed=True),
+    "inference.ModelInferRequest": Layout(frozenset({5}), 5, raw=7, is_typed=True, names=frozenset({6})),
     "fitserve.inference.v1.PredictRequest": Layout(frozenset({2}), 4),
     "fitserve.inference.v1.EvaluateRequest": Layout(frozenset({2, 3}), 4),
     "fitserve.inference.v1.CompareVersionsRequest": Layout(frozenset({3, 4}), 4),
@@ -73,7 +73,7 @@ def is_light(layout: Layout, message: bytes) -> bool:
         ServiceError: TOO_LARGE; its frame.
     """
     found = scan(message, layout, MAX_LIGHT_FIELDS)
-    if found is None or found.loose_bytes > MAX_LIGHT_BYTES:
+    if found is None or found.text_bytes + found.typed_bytes > MAX_LIGHT_BYTES:
         return False
     _check_frame(found.frame_bytes)
     return True
@@ -99,7 +99,10 @@ def _check(message: bytes, layout: Layout, max_elements: int) -> None:
         text = f"message: expected at most {MAX_FIELDS} fields beside the elements of its tensors, got more"
         raise ServiceError(Reason.TOO_LARGE, f"{text}; name fewer inputs, outputs and parameters")
     _check_frame(found.frame_bytes)
-    cost, most = 0, max_elements * ELEMENT_COST
+    # Elements of text cost more than their bytes do; their number is counted when they are read.
+    cost, most = found.text_bytes // COST_BYTES, max_elements * ELEMENT_COST
+    if cost > most:
+        raise too_many_elements("message", max_elements, cost // ELEMENT_COST)
     for start, end in found.typed:
         cost += typed_cost(message, start, end, most - cost)
         if cost > most:

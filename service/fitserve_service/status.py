@@ -60,7 +60,11 @@ def incident(method: str, exception: BaseException) -> ServiceError:
 
 def fail_with(call: Call, exception: Exception) -> None:
     """Fails a call: with a ServiceError as it is, with anything else as an incident."""
-    call.fail(exception if isinstance(exception, ServiceError) else incident(call.method, exception))
+    if isinstance(exception, ServiceError):
+        # Its traceback keeps the frames that it came through alive, with the message and what was read of it.
+        call.fail(exception.with_traceback(None))
+    else:
+        call.fail(incident(call.method, exception))
 
 
 class answering:

@@ -129,3 +129,23 @@ def test_a_stream_of_what_is_never_queued_ends_at_its_quota(transport: str, tmp_
             told.extend(answers)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert len(told) == 5
+
+
+def test_what_is_read_beside_the_loop_counts_against_the_same_quota(transport: str, tmp_path: Path) -> None:
+    message = inference_pb2.ModelInferRequest(model_name="open")
+    tensor = message.inputs.add(name="x", datatype="FP32", shape=[20_000, 2])
+    tensor.contents.fp32_contents.extend([1.0] * 40_000)
+    metadata = (("authorization", "Bearer inferinfer"),)
+    with world(tmp_path, transport, access_text() + "[quotas.infer]\nexamples_in_flight = 19999\n") as made:
+        method = made.channel.unary_unary(f"/{OIP}/ModelInfer")
+        for _ in range(3):
+            too_much = refused(method, message.SerializeToString(), metadata=metadata)
+            assert too_much[:2] == ("RESOURCE_EXHAUSTED", "QUOTA")
+            # What was refused no longer counts.
+            assert method(predict_oip(), timeout=WAIT_S, metadata=metadata)
+
+
+def predict_oip() -> bytes:
+    message = inference_pb2.ModelInferRequest(model_name="open", raw_input_contents=[bytes(8 * 19_999)])
+    message.inputs.add(name="x", datatype="FP32", shape=[19_999, 2])
+    return message.SerializeToString()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final, TypeVar
 
 from fitserve_service.errors import Reason, ServiceError
@@ -68,8 +69,14 @@ def _run(
     then: Callable[[ResultT | Exception], None],
     post: Callable[[Callable[[], None]], None],
 ) -> None:
+    post(partial(then, _result_of(work)))
+
+
+def _result_of(work: Callable[[], ResultT]) -> ResultT | Exception:
     try:
-        result: ResultT | Exception = work()
+        return work()
+    except ServiceError as error:
+        # Its traceback would keep the message, and what was read of it, until the collector comes by.
+        return error.with_traceback(None)
     except Exception as error:
-        result = error
-    post(lambda: then(result))
+        return error

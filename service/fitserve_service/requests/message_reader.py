@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Generic, TypeAlias, TypeVar
+from typing import Generic, NoReturn, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
+from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import LAYOUTS, is_light, parse, parse_counted
 from fitserve_service.requests.codec_thread import CodecThread
 
@@ -81,9 +82,9 @@ class MessageReader(Generic[RequestT, DecodedT]):
         request = parse(self._kind, message, self._max_elements)
         try:
             return request, partial(_given, self._decode(request))
-        except Exception as error:
+        except ServiceError as error:
             # What is wrong with tensors is told, and counted, once it is known which version was meant.
-            return request, partial(_raised, error)
+            return request, partial(_refuse, error.reason, error.message, error.metadata)
 
 
 class _Pending(Generic[RequestT, DecodedT]):
@@ -108,9 +109,10 @@ class _Pending(Generic[RequestT, DecodedT]):
             self._resume(partial(self._end, result))
 
     def _end(self, result: tuple[RequestT, Callable[[], DecodedT]] | Exception) -> None:
+        if isinstance(result, Exception):
+            self._fail(result)
+            return
         try:
-            if isinstance(result, Exception):
-                raise result
             self._then(*result)
         except Exception as error:
             self._fail(error)
@@ -125,5 +127,6 @@ def _given(decoded: DecodedT) -> DecodedT:
     return decoded
 
 
-def _raised(error: Exception) -> DecodedT:  # type: ignore[type-var]
-    raise error
+def _refuse(reason: Reason, message: str, metadata: Mapping[str, str]) -> NoReturn:
+    # Made here: an error that its own traceback leads to would stay until the collector comes by, with all it holds.
+    raise ServiceError(reason, message, **metadata)

@@ -46,12 +46,14 @@ class Layout(NamedTuple):
         contents: Number of the field of a tensor that holds its contents.
         raw: Number of the message's field that holds raw contents; 0: none.
         is_typed: A tensor's contents are a message of typed elements (InferTensorContents), no bytes.
+        names: Numbers of further fields that are walked.
     """
 
     tensors: frozenset[int]
     contents: int
     raw: int = 0
     is_typed: bool = False
+    names: frozenset[int] = frozenset()
 
 
 class Scan(NamedTuple):
@@ -59,12 +61,14 @@ class Scan(NamedTuple):
 
     Args:
         frame_bytes: Bytes outside the contents of tensors.
-        loose_bytes: Bytes of contents that are read element by element: typed ones, and raw ones beside a BYTES tensor.
+        text_bytes: Bytes of raw contents of BYTES tensors.
+        typed_bytes: Bytes of typed contents.
         typed: Begin and end of each typed contents.
     """
 
     frame_bytes: int
-    loose_bytes: int
+    text_bytes: int
+    typed_bytes: int
     typed: list[tuple[int, int]]
 
 
@@ -79,10 +83,11 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
     Returns:
         None where there are more fields.
     """
-    tensors, contents, raw, is_typed = layout
+    tensors, contents, raw, is_typed, names = layout
     typed: list[tuple[int, int]] = []
-    raw_bytes = typed_bytes = count = start = tensor_end = 0
-    has_text = False
+    # The first of each stands for no tensor: wherever a field of one may come, there is a last entry.
+    are_texts, raw_bytes = [False], [0]
+    typed_bytes = count = start = tensor_end = 0
     end = len(message)
     # The loop of this module: one step for each field, on the path of every message that fits no template.
     try:
@@ -107,18 +112,27 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
                             typed.append((start, start + size))
                             typed_bytes += size
                         else:
-                            raw_bytes += size
+                            raw_bytes[-1] += size
                     elif number == 2 and message.startswith(b"BYTES", start):
-                        has_text = True
+                        are_texts[-1] = True
                 elif number in tensors:
+                    tensor_end = start + size
+                    are_texts.append(False)
+                    if not raw:
+                        raw_bytes.append(0)
+                    continue
+                elif number in names:
                     tensor_end = start + size
                     continue
                 elif number == raw:
-                    raw_bytes += size
+                    raw_bytes.append(size)
                 start += size
             elif kind == _VARINT:
-                while message[start] >= 0x80:
+                last = start + _MOST_NUMBER_BYTES
+                while message[start] >= 0x80 and start < last:
                     start += 1
+                if start == last:
+                    break
                 start += 1
             elif kind == _FIXED32:
                 start += 4
@@ -129,8 +143,9 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
     except IndexError:
         # Cut off: the parser says so, and has met no more fields by then than were counted here.
         pass
-    loose_bytes = typed_bytes + (raw_bytes if has_text else 0)
-    return Scan(end - raw_bytes - typed_bytes, loose_bytes, typed)
+    # Where their numbers differ, the request is refused before its contents are read.
+    text_bytes = sum(size for is_text, size in zip(are_texts, raw_bytes, strict=False) if is_text)
+    return Scan(end - sum(raw_bytes) - typed_bytes, text_bytes, typed_bytes, typed)
 
 
 def typed_cost(message: bytes, start: int, end: int, most: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,15 @@ from hypothesis import strategies as st
 
 from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
+from fitserve_contract import tensor_bytes
 from fitserve_contract.datatypes import NUMPY_DTYPES
 from fitserve_oip import inference_pb2 as oip
 from fitserve_service import codec, codec_oip
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import parse
+from fitserve_service.runs import Completed, Timing
+from fitserve_service.servicers import inference
+from fitserve_service.servicers import oip as oip_servicer
 from fitserve_service.servicers.oip import target_of
 from fitserve_service.signature import Tensor
 
@@ -150,3 +155,46 @@ def test_a_version_is_a_positive_decimal_number_or_refused(version: str) -> None
     else:
         with pytest.raises(ServiceError, match="expected a number of at least 1"):
             target_of("m", version)
+
+
+@given(outputs=st.dictionaries(st.text(max_size=9), tensors(), max_size=3), request_id=st.text(max_size=9))
+def test_answers_are_written_as_protobuf_writes_them(outputs: dict[str, Tensor], request_id: str) -> None:
+    served: Any = SimpleNamespace(model="m", version=3)
+    completed = Completed(outputs, Timing(0, 0))
+    prediction = pb.PredictResponse(
+        model_name="m", model_version=3, outputs=[codec.encode_tensor(name, tensor) for name, tensor in outputs.items()]
+    )
+    assert inference._encode_prediction(served, completed) == prediction.SerializeToString()
+    response = oip.ModelInferResponse(model_name="m", model_version="3", id=request_id)
+    for name, tensor in outputs.items():
+        response.outputs.add(name=name, datatype=tensor.datatype, shape=tensor.array.shape)
+        response.raw_output_contents.append(tensor_bytes.encode(tensor.array, tensor.datatype))
+    assert b"".join(codec_oip.encode_response(served, request_id, completed)) == response.SerializeToString()
+    request = oip.ModelInferRequest(id=request_id)
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    response.parameters["triton_final_response"].bool_param = True
+    streamed = oip.ModelStreamInferResponse(infer_response=response).SerializeToString()
+    assert oip_servicer._encode_streamed(request, served, completed) == streamed
+
+
+@pytest.mark.parametrize("count", [3, 70_000])
+@pytest.mark.parametrize("datatype", ["INT8", "UINT64", "FP32", "BOOL", "BYTES"])
+def test_typed_contents_of_any_length_are_read_in_order(datatype: str, count: int) -> None:
+    values: list[Any] = [[1, 0, 5][index % 3] for index in range(count)]
+    if datatype == "BYTES":
+        values = [b"%d" % value for value in values]
+    request = oip.ModelInferRequest()
+    tensor = request.inputs.add(name="x", datatype=datatype, shape=[count])
+    getattr(tensor.contents, codec_oip.CONTENTS_FIELDS[datatype]).extend(values)
+    expected = [bool(value) for value in values] if datatype == "BOOL" else values
+    assert codec_oip.decode_inputs(request)["x"].array.tolist() == expected
+
+
+def test_elements_of_all_inputs_share_one_bound() -> None:
+    request = oip.ModelInferRequest(raw_input_contents=[bytes(4 * 100), bytes(4 * 100)])
+    for name in ("x", "y"):
+        request.inputs.add(name=name, datatype="BYTES", shape=[100])
+    assert len(codec_oip.decode_inputs(request, codec.ElementRoom(200))) == 2
+    with pytest.raises(ServiceError, match="input 'y': expected at most 199 elements") as refused:
+        codec_oip.decode_inputs(request, codec.ElementRoom(199))
+    assert refused.value.reason is Reason.TOO_LARGE
