@@ -27,6 +27,8 @@ RAW_BOOL: Final = np.dtype("<u1")
 
 _LENGTH = struct.Struct("<I")
 
+_LARGE_BYTES: Final = 1 << 16
+
 LENGTH_BYTES: Final = _LENGTH.size
 """What stands before each BYTES element."""
 
@@ -118,8 +120,8 @@ def encode(array: Array, datatype: str) -> bytes:
 
 
 def buffer_of(array: Array, datatype: str) -> bytes | memoryview:
-    """Returns what `encode` returns, without a copy where the array has the bytes already: flat and of bytes."""
-    if datatype == BYTES:
+    """Returns what `encode` returns; of a large array a view of its bytes, where it has them in a row."""
+    if datatype == BYTES or array.nbytes < _LARGE_BYTES:
         return encode(array, datatype)
     flat: Array = np.ascontiguousarray(array, NUMPY_DTYPES[datatype]).reshape(-1)
     return flat.view(np.uint8).data
