@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from fitserve_service import logs
+from fitserve_service import setting_values as to
 from fitserve_service.listening import is_loopback, is_unix
 from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 
 ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
 """`FITSERVE_SERVE_PORT=9001` is `--port 9001`."""
 
-NO_METRICS: Final = "off"
-AUTO: Final = "auto"
 TRANSPORTS: Final = ("auto", "fast", "stock")
 """What `transport_choice.choose` takes."""
 
@@ -146,214 +145,165 @@ class Option:
     read: Callable[[str], Any]
 
 
-def _number(lowest: float, highest: float, kind: type[int] | type[float] = int) -> Callable[[str], Any]:
-    def read(text: str) -> int | float:
-        value = kind(text)
-        if not lowest <= value <= highest:
-            raise ValueError(text)
-        return value
-
-    return read
-
-
-def _one_of(*choices: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if text not in choices:
-            raise ValueError(text)
-        return text
-
-    return read
-
-
-def _metrics_port(text: str) -> int | None:
-    return None if text == NO_METRICS else _number(0, 65535)(text)
-
-
-def _auto_or(lowest: float, highest: float) -> Callable[[str], float | None]:
-    number = _number(lowest, highest, float)
-    return lambda text: None if text == AUTO else number(text)
-
-
-def _device(text: str) -> str:
-    name, _, index = text.partition(":")
-    is_indexed = name == "cuda" and index.isdecimal() and index.isascii()
-    if text not in ("auto", "cpu", "cuda") and not is_indexed:
-        raise ValueError(text)
-    return text
-
-
-def _variant(text: str) -> str:
-    # Only here: it brings numpy, whose threads a parent of workers has no use for.
-    from fitserve_service.variants import is_variant_name
-
-    if not is_variant_name(text):
-        raise ValueError(text)
-    return text
-
-
-def _path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise ValueError(text)
-    return Path(text)
-
-
-def _host(text: str) -> str:
-    if not text.strip():
-        raise ValueError(text)
-    return text if is_unix(text) else text.strip("[]")
-
-
-def _switch(text: str) -> bool:
-    return _one_of("true", "false")(text) == "true"
-
-
 _TRANSPORTS = ", ".join(TRANSPORTS)
 _LOG_FORMATS, _LOG_LEVELS = ", ".join(logs.FORMATS), ", ".join(logs.LEVELS)
 
 OPTIONS: Final[Mapping[str, Option]] = {
-    "repository": Option("DIR", "model repository: DIR/<model>/<version>/model.onnx", "a directory", _path),
+    "repository": Option("DIR", "model repository: DIR/<model>/<version>/model.onnx", "a directory", to.path),
     "host": Option(
         "HOST",
         "address to listen on, or unix:PATH; any but this machine's own needs TLS and tokens (127.0.0.1)",
         "a host name, an address or unix:PATH",
-        _host,
+        to.host,
     ),
-    "port": Option("PORT", "gRPC port, 0 takes a free one (8001)", "0..65535", _number(0, 65535)),
+    "port": Option("PORT", "gRPC port, 0 takes a free one (8001)", "0..65535", to.number(0, 65535)),
     "metrics_port": Option(
         "PORT",
         "Prometheus port, on this machine alone, 0 takes a free one, off: none (8002)",
         "0..65535 or off",
-        _metrics_port,
+        to.metrics_port,
     ),
     "device": Option(
-        "DEVICE", "auto, cpu, cuda or cuda:N; cuda never falls back (auto)", "auto, cpu, cuda or cuda:N", _device
+        "DEVICE", "auto, cpu, cuda or cuda:N; cuda never falls back (auto)", "auto, cpu, cuda or cuda:N", to.device
     ),
     "variant": Option(
         "NAME",
         "auto, fp32, int8, fused, …; auto takes the fastest that the version holds for the device (auto)",
         "auto, fp32 or a variant's name",
-        _variant,
+        to.variant,
     ),
     "device_memory_limit_bytes": Option(
-        "N", "most memory of a model on a GPU, bytes, 0: all that is free (0)", "0..2^62", _number(0, 1 << 62)
+        "N", "most memory of a model on a GPU, bytes, 0: all that is free (0)", "0..2^62", to.number(0, 1 << 62)
     ),
     "transport": Option(
         "NAME",
         "auto, fast or stock; fast falls back where grpcio is not as it needs (auto)",
         _TRANSPORTS,
-        _one_of(*TRANSPORTS),
+        to.one_of(*TRANSPORTS),
     ),
-    "tls_cert": Option("FILE", "PEM certificate of the server; read anew when it changes (cleartext)", "a file", _path),
-    "tls_key": Option("FILE", "PEM key of the certificate, not encrypted, not for others to read", "a file", _path),
+    "tls_cert": Option(
+        "FILE", "PEM certificate of the server; read anew when it changes (cleartext)", "a file", to.path
+    ),
+    "tls_key": Option("FILE", "PEM key of the certificate, not encrypted, not for others to read", "a file", to.path),
     "tls_client_ca": Option(
-        "FILE", "PEM authorities; callers must show a certificate of one of them (they need none)", "a file", _path
+        "FILE",
+        "PEM authorities; callers must show a certificate of one of them (they need none)",
+        "a file",
+        to.path,
     ),
     "access_file": Option(
-        "FILE", "TOML of tokens, scopes and quotas; see `fitserve-serve token --help` (open to all)", "a file", _path
+        "FILE",
+        "TOML of tokens, scopes and quotas; see `fitserve-serve token --help` (open to all)",
+        "a file",
+        to.path,
     ),
-    "audit_log": Option("FILE", "appends control actions, one JSON line each (they go into the log)", "a file", _path),
+    "audit_log": Option(
+        "FILE", "appends control actions, one JSON line each (they go into the log)", "a file", to.path
+    ),
     "require_proof": Option(
-        "", "refuse versions without a certificate, else served unverified", "true or false", _switch
+        "", "refuse versions without a certificate, else served unverified", "true or false", to.switch
     ),
     "canary": Option(
         "WHEN",
         "auto: try each version out in a throw-away process first; off: never (auto)",
         "auto or off",
-        _one_of("auto", "off"),
+        to.one_of("auto", "off"),
     ),
     "canary_limit_s": Option(
         "S",
         "seconds that loading and each run of one row may take there, for a small version "
         "(auto: 30, up to four times as many on a slow machine)",
         "auto or 1..3600",
-        _auto_or(1, 3600),
+        to.auto_or(1, 3600),
     ),
     "canary_memory_bytes": Option(
         "N",
         "most memory that a version may take there, bytes, 0: three quarters of what is free (0)",
         "0..2^62",
-        _number(0, 1 << 62),
+        to.number(0, 1 << 62),
     ),
     "poll_interval_s": Option(
-        "S", "seconds between looks at the repository (1)", "0.05..3600", _number(0.05, 3600, float)
+        "S", "seconds between looks at the repository (1)", "0.05..3600", to.number(0.05, 3600, float)
     ),
     "drain_delay_s": Option(
         "S",
         "seconds that calls are still taken once SIGTERM has made the server not ready, so that load balancers notice "
         "(auto: 5 where other machines reach it, else 0)",
         "auto or 0..3600",
-        _auto_or(0, 3600),
+        to.auto_or(0, 3600),
     ),
     "grace_s": Option(
-        "S", "seconds for requests in flight once no more are taken (10)", "0..3600", _number(0, 3600, float)
+        "S", "seconds for requests in flight once no more are taken (10)", "0..3600", to.number(0, 3600, float)
     ),
     "max_message_bytes": Option(
-        "N", "largest request, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
+        "N", "largest request, bytes (67108864)", f"1024..{2**31 - 1}", to.number(1024, 2**31 - 1)
     ),
     "max_elements": Option(
         "N",
         "most BYTES elements in a request or an answer; 128 bytes of text count as one more, 16 numbers of typed "
         f"contents as one ({DEFAULT_MAX_ELEMENTS})",
         f"{1 << 14}..{2**31 - 1}",
-        _number(1 << 14, 2**31 - 1),
+        to.number(1 << 14, 2**31 - 1),
     ),
     "max_answer_bytes": Option(
-        "N", "largest outputs of an answer, bytes (67108864)", f"1024..{2**31 - 1}", _number(1024, 2**31 - 1)
+        "N", "largest outputs of an answer, bytes (67108864)", f"1024..{2**31 - 1}", to.number(1024, 2**31 - 1)
     ),
-    "loader_count": Option("N", "versions that load at once (2)", "1..64", _number(1, 64)),
+    "loader_count": Option("N", "versions that load at once (2)", "1..64", to.number(1, 64)),
     "runner_count": Option(
-        "N", "threads for long runs (0: one for each core, at least two)", "0..256", _number(0, 256)
+        "N", "threads for long runs (0: one for each core, at least two)", "0..256", to.number(0, 256)
     ),
     "p99_target_ms": Option(
         "MS",
         "sets delay and size of batches so that 99 of 100 take less, 0: none (0)",
         "0..60000",
-        _number(0, 60000, float),
+        to.number(0, 60000, float),
     ),
     "max_queue_ms": Option(
         "MS",
         "how long all that waits for a model may take to run, more is refused at once, 0: no such bound "
         "(auto: 10 s, and 64 requests however long, where a run takes 1 ms or more)",
         "auto or 0..60000",
-        _auto_or(0, 60_000),
+        to.auto_or(0, 60_000),
     ),
     "max_queued_bytes": Option(
         "N",
         "bytes of inputs that may wait for all models together, in each worker (1073741824)",
         f"1024..{2**50}",
-        _number(1024, 2**50),
+        to.number(1024, 2**50),
     ),
     "max_unread_bytes": Option(
         "N",
         "bytes of answers that callers have not read, in each worker, half of them on one connection (1073741824)",
         f"1024..{2**50}",
-        _number(1024, 2**50),
+        to.number(1024, 2**50),
     ),
     "spot_check_share": Option(
         "SHARE",
         "share of the joined requests that are run again and compared; a mismatch turns joining off (0.001)",
         "0..1",
-        _number(0, 1, float),
+        to.number(0, 1, float),
     ),
     "workers": Option(
         "N",
         "processes on the one port, each with all models, started again when one dies; 0: none but this one (1)",
         "0..256",
-        _number(0, 256),
+        to.number(0, 256),
     ),
     "crash_limit": Option(
-        "N", "crashes of its worker after which a version is set aside, 0: never (3)", "0..1000", _number(0, 1000)
+        "N", "crashes of its worker after which a version is set aside, 0: never (3)", "0..1000", to.number(0, 1000)
     ),
-    "crash_window_s": Option("S", "seconds that a crash counts (600)", "1..86400", _number(1, 86400, float)),
+    "crash_window_s": Option("S", "seconds that a crash counts (600)", "1..86400", to.number(1, 86400, float)),
     "connection_age_s": Option(
         "S",
         "with several workers, seconds that a connection stays with one, 0: for good (60)",
         "0..86400",
-        _number(0, 86400, float),
+        to.number(0, 86400, float),
     ),
-    "tracing": Option("NAME", "off, or otlp: spans of OpenTelemetry (off)", "off or otlp", _one_of("off", "otlp")),
-    "log_format": Option("FORMAT", f"{_LOG_FORMATS} (auto: text on a terminal)", _LOG_FORMATS, _one_of(*logs.FORMATS)),
-    "log_level": Option("LEVEL", f"{_LOG_LEVELS} (info)", _LOG_LEVELS, _one_of(*logs.LEVELS)),
+    "tracing": Option("NAME", "off, or otlp: spans of OpenTelemetry (off)", "off or otlp", to.one_of("off", "otlp")),
+    "log_format": Option(
+        "FORMAT", f"{_LOG_FORMATS} (auto: text on a terminal)", _LOG_FORMATS, to.one_of(*logs.FORMATS)
+    ),
+    "log_level": Option("LEVEL", f"{_LOG_LEVELS} (info)", _LOG_LEVELS, to.one_of(*logs.LEVELS)),
 }
 """Every setting, in the order of the help."""
 
@@ -370,12 +320,12 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str], config_fil
         SettingsError: an unknown setting, a value that cannot be taken, an unreadable file, no repository, or several
             workers at one path.
     """
-    values = {} if config_file is None else _read_file(config_file)
-    values |= _read_environment(environment)
-    values |= {name: _read(f"--{name.replace('_', '-')}", name, text) for name, text in flags.items()}
-    if "repository" not in values:
+    found = {} if config_file is None else _read_file(config_file)
+    found |= _read_environment(environment)
+    found |= {name: _read(f"--{name.replace('_', '-')}", name, text) for name, text in flags.items()}
+    if "repository" not in found:
         raise SettingsError("--repository: expected a directory with models, got nothing")
-    settings = ServerSettings(**values)
+    settings = ServerSettings(**found)
     if is_unix(settings.host) and settings.workers > 1:
         text = f"expected 0 or 1 with --host {settings.host}, got {settings.workers}"
         raise SettingsError(f"--workers: {text}: only one process can listen at a path; give several a port")
