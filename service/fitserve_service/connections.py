@@ -1,8 +1,8 @@
-"""The open connections of a port of this process: how many calls each has unfinished, and how to stop reading from one.
+"""The open connections of a port of this process: how many calls each has unfinished, and how to hold one back.
 
 grpcio counts the streams of each connection (channelz), and has no way to slow down one connection of a server. Its
-socket belongs to this process, so it is found by the two addresses that it joins and given a filter that drops what
-arrives: TCP sends it again later, and nothing is lost. Linux alone.
+socket belongs to this process, so it is found by the two addresses that it joins and given a filter that drops the data
+that arrives: TCP sends it again later, and nothing is lost. Linux alone.
 """
 
 from __future__ import annotations
@@ -30,8 +30,23 @@ _ATTACH_FILTER: Final = 26
 _DETACH_FILTER: Final = 27
 """SO_ATTACH_FILTER and SO_DETACH_FILTER. Source: linux/include/uapi/asm-generic/socket.h."""
 
-_DROP_ALL: Final = ctypes.create_string_buffer(struct.pack("@HBBI", 0x06, 0, 0, 0))
-"""One instruction of a socket filter: keep 0 bytes of a packet. Source: linux/Documentation/networking/filter.rst."""
+_SMALL_BUFFER_BYTES: Final = 1 << 16
+"""What a connection that was ever held may have sent ahead of being read: what has arrived already is read even so."""
+
+_DROP_DATA: Final = (
+    (0x30, 0, 0, 12),  # A = the byte with the length of the TCP header, in words of 4 bytes, in its upper half
+    (0x54, 0, 0, 0xF0),
+    (0x74, 0, 0, 2),
+    (0x07, 0, 0, 0),  # X = A
+    (0x80, 0, 0, 0),  # A = the length of the segment
+    (0x1D, 0, 1, 0),  # is A == X?
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep it
+    (0x06, 0, 0, 0),  # drop it
+)
+"""A socket filter that drops segments with data; those that acknowledge, close or reset a connection come through.
+
+Source: RFC 9293, 3.1 (TCP header); linux/Documentation/networking/filter.rst (instructions, seen from the TCP header).
+"""
 
 Peer: TypeAlias = tuple[str, int]
 """Address and port of the other end."""
@@ -75,14 +90,16 @@ class PortConnections:
                     yield Connection(_address(found["remote"]), int(data.get("streamsStarted", 0)) - over)
 
     def hold(self, peers: Collection[Peer]) -> dict[Peer, socket.socket]:
-        """Stops reading from these peers until `let_go`; returns the sockets of those that are still there."""
+        """Takes no more data from these peers until `let_go`; returns the sockets of those that are still there."""
         held = {}
         for descriptor in os.listdir(_DESCRIPTORS) if peers else ():
             with _duplicate(int(descriptor)) as opened:
                 peer = _peer_of(opened, self._port) if opened is not None else None
-                if opened is not None and peer is not None and peer in peers:
-                    _drop_all(opened)
-                    held[peer] = opened.dup()
+                if opened is not None and peer is not None and peer in peers and peer not in held:
+                    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
+                    _drop_data(opened)
+                    # Not `dup`: that would make the socket block, for grpcio too.
+                    held[peer] = socket.socket(fileno=opened.detach())
         return held
 
     def _servers(self) -> Iterator[Any]:
@@ -109,14 +126,16 @@ def can_be_held() -> bool:
         return False
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
-            _drop_all(tried)
+            _drop_data(tried)
     except OSError:
         return False
     return True
 
 
-def _drop_all(opened: socket.socket) -> None:
-    opened.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("@HP", 1, ctypes.addressof(_DROP_ALL)))
+def _drop_data(opened: socket.socket) -> None:
+    program = ctypes.create_string_buffer(b"".join(struct.pack("@HBBI", *each) for each in _DROP_DATA))
+    described = struct.pack("@HP", len(_DROP_DATA), ctypes.addressof(program))
+    opened.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, described)
 
 
 def _pages(query: Any, name: str, number_of: Any) -> Iterator[Any]:

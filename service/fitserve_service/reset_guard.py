@@ -4,7 +4,8 @@ A stream that was reset does not count against the limit of streams, but its cal
 behind it until the loop has seen it. grpcio's own defence refuses streams where more calls than the limit hold memory.
 A well-behaved client at the limit loses calls by that: one that is answered still holds memory when the next arrives.
 So that defence is off, and this one holds connections back that have what only abuse has: many more unfinished calls
-than may be open. Nothing is refused and nothing closed, so a client that is taken for an abuser only waits.
+than may be open. Nothing is refused and nothing closed, so a client that is taken for an abuser only waits; an abuser
+whose connection was closed would open another.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -30,6 +31,9 @@ _SIGN_COUNT: Final = 500
 MOST_SURPLUS: Final = 1_024
 """Unfinished calls beyond the limits of their connections, over all of them; some 10 MiB. A well-behaved one has few:
 those that it cancelled since the loop's last turn."""
+
+_HOLD_S: Final = 1.0
+"""Longest hold: calls that are over for their caller and not here, as in a long run, are no flood by themselves."""
 
 _LOG_S: Final = 10.0
 
@@ -52,7 +56,7 @@ class ResetGuard:
         self._unseen_before = 0
         self._used_before_s = 0.0
         self._logged_s = -_LOG_S
-        self._held: dict[Peer, socket.socket] = {}
+        self._held: dict[Peer, tuple[float, socket.socket]] = {}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reset-guard", daemon=True)
         self._thread.start()
@@ -69,7 +73,7 @@ class ResetGuard:
                     self._look()
             except Exception:
                 _log.exception("reset guard: cannot look at the connections; it tries again")
-        self._let_go(set())
+        self._let_go(())
 
     def _has_sign(self) -> bool:
         """Asks whether a look at each connection is worth its time."""
@@ -86,23 +90,27 @@ class ResetGuard:
     def _look(self) -> None:
         found = list(self._connections.open_ones())
         self._unseen_before = self._connections.begun_count() - self._seen_count()
-        beyond = {each.peer for each in found if each.unfinished_count > self._max_streams}
-        self._let_go(beyond)
+        self._let_go({each.peer for each in found if each.unfinished_count > self._max_streams})
         abusers = abusing(found, self._max_streams, MOST_SURPLUS)
-        self._held |= self._connections.hold(abusers.keys() - self._held.keys())
-        if abusers and time.monotonic() - self._logged_s > _LOG_S:
-            self._logged_s = time.monotonic()
+        now = time.monotonic()
+        for peer, opened in self._connections.hold(abusers.keys() - self._held.keys()).items():
+            self._held[peer] = now, opened
+        if abusers and now - self._logged_s > _LOG_S:
+            self._logged_s = now
             (host, port), count = max(abusers.items(), key=lambda item: item[1])
             _log.warning(
                 "connections: expected at most %d calls at once on each, got %d unfinished ones from %s port %d, begun "
-                "and reset; reading from it and %d others waits until they are over",
+                "and reset; it and %d others are held back until theirs are over",
                 *(self._max_streams, count, host, port, len(abusers) - 1),
             )
 
-    def _let_go(self, beyond: set[Peer]) -> None:
-        """Reads again from the held connections, but those that still have more calls than may be open."""
-        for peer in self._held.keys() - beyond:
-            let_go(self._held.pop(peer))
+    def _let_go(self, beyond: Collection[Peer]) -> None:
+        """Reads again from held connections, but those that still have more calls than may be open."""
+        now = time.monotonic()
+        for peer, (since_s, opened) in list(self._held.items()):
+            if peer not in beyond or now - since_s > _HOLD_S:
+                del self._held[peer]
+                let_go(opened)
 
 
 @contextmanager
