@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from fitserve_contract.printable import printable
 from fitserve_contract.repository import check_model_name
 
 _EXAMPLES = """\
@@ -153,5 +154,5 @@ def _lint(options: argparse.Namespace) -> int:
 
 def _fail(message: str, code: int) -> int:
     lines: Sequence[str] = message.splitlines() or [message]
-    print("\n".join([f"fitserve-export: {lines[0]}", *lines[1:]]), file=sys.stderr)
+    print("\n".join(map(printable, [f"fitserve-export: {lines[0]}", *lines[1:]])), file=sys.stderr)
     return code

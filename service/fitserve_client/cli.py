@@ -24,7 +24,7 @@ from fitserve_client.control_commands import CONTROL_COMMANDS, add_control_comma
 from fitserve_client.credentials import Tls
 from fitserve_client.errors import FileError, FitserveError, UnavailableError
 from fitserve_client.reports import Report
-from fitserve_client.tables import printable
+from fitserve_contract.printable import printable
 
 DONE: Final = 0
 REFUSED: Final = 1

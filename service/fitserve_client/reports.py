@@ -13,8 +13,9 @@ import numpy as np
 from fitserve_client.answers import NamedClass, named_classes
 from fitserve_client.models import READY, Model, ModelVersion, VersionDetails
 from fitserve_client.prediction import Prediction
-from fitserve_client.tables import printable, table
+from fitserve_client.tables import table
 from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.printable import printable
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_contract.tensor_bytes import Array, shape_text
 

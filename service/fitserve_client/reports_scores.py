@@ -11,7 +11,7 @@ from fitserve_client.comparison import Comparison
 from fitserve_client.evaluation import ClassFigures, Evaluation, wilson_interval
 from fitserve_client.models import VersionDetails
 from fitserve_client.reports import Report, json_value
-from fitserve_client.tables import printable
+from fitserve_contract.printable import printable
 from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums
 
 _SHOWN_INDICES: Final = 10

@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
+from fitserve_contract.printable import printable
+
 _GAP: Final = "  "
 _ELLIPSIS: Final = "…"
 _NARROWEST: Final = 8
@@ -34,11 +36,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int | Non
         _GAP.join(_padded(cell, size, right) for cell, size, right in zip(row, widths, is_right, strict=True)).rstrip()
         for row in cells
     ]
-
-
-def printable(text: str) -> str:
-    """Replaces what would move the cursor or break the line by its escape."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def display_width(text: str) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from fitserve_contract.printable import printable
 from fitserve_service.cuda_libraries import (
     Driver,
     Library,
@@ -87,7 +88,7 @@ def examine(device: str) -> tuple[Finding, ...]:
 def _findings_text(findings: Sequence[Finding]) -> str:
     """Writes findings for people, and in the last line what follows from them."""
     width = max(len(one.name) for one in findings)
-    lines = [f"{'ok ' if one.is_there else 'no '} {one.name.ljust(width)}  {one.found}" for one in findings]
+    lines = [f"{'ok ' if one.is_there else 'no '} {one.name.ljust(width)}  {printable(one.found)}" for one in findings]
     missing = [one for one in findings if one.is_needed and not one.is_there]
     cuda = findings[-1]
     if missing:
@@ -96,7 +97,7 @@ def _findings_text(findings: Sequence[Finding]) -> str:
         verdict = (
             "can serve on CUDA and on the CPU" if cuda.is_there else f"can serve on the CPU; not on CUDA: {cuda.found}"
         )
-    return "\n".join([*lines, verdict])
+    return "\n".join([*lines, printable(verdict)])
 
 
 def _as_json(one: Finding) -> dict[str, object]:

@@ -10,11 +10,12 @@ from typing import Final
 
 from fitserve_service.assembly import Assembly, StartError
 from fitserve_service.crashes import SetAside
-from fitserve_service.listening import ListenError, address_text, is_unix
+from fitserve_service.listening import ListenError, address_text, check_listenable, is_unix
 from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.pages_http import Request, Response
 from fitserve_service.peers import Peers
 from fitserve_service.rehearsal import rehearse
+from fitserve_service.retiring import retire_port
 from fitserve_service.settings import ServerSettings
 from fitserve_service.unix_socket import SocketClaim
 
@@ -76,9 +77,9 @@ class Server:
         try:
             if self._peers is None:
                 self._claim_path()
+                check_listenable(self.settings.host, self.settings.port)
                 self._open_metrics()
-            elif not self._peers.is_alone:
-                self._load_first()
+            self._load_first()
             self._parts.transport.run(self._parts.methods(), self._begin)
         except ListenError as error:
             raise StartError(str(error)) from None
@@ -134,21 +135,19 @@ class Server:
     def _begin(self, port: int) -> None:
         self.port = port
         _log.info("listening on %s", address_text(self.settings.host, port))
-        if self._peers is None or self._peers.is_alone:
-            self._parts.reconciler.start()
         if self._peers is not None:
             self._sample()
         self._parts.idle_return.start()
         self._await_settled()
 
     def _load_first(self) -> None:
-        """Holds the port back until there is something to answer with: the other workers answer meanwhile."""
+        """Holds the port back until there is something to answer with: proxies that ask for no health send at once."""
         self._parts.reconciler.start()
-        assert self._peers is not None
         while not self._parts.reconciler.wait_until_settled(_SETTLE_POLL_S):
             if self._is_stopping:
                 return
-        self._peers.await_turn(lambda: self._is_stopping)
+        if self._peers is not None:
+            self._peers.await_turn(lambda: self._is_stopping)
 
     def _sample(self) -> None:
         self._parts.activity.sample()
@@ -175,7 +174,14 @@ class Server:
         if not delay_s:
             return self._close()
         _log.info("draining: not ready any more, calls are taken for another %g s", delay_s)
-        self._parts.transport.call_later(delay_s, self._close)
+        self._parts.transport.call_later(delay_s, self._retire)
+
+    def _retire(self) -> None:
+        post = self._parts.transport.post
+        if is_unix(self.settings.host):
+            self._close()
+        else:
+            retire_port(self.port, lambda: post(self._close))
 
     def _close(self) -> None:
         grace_s = self.settings.grace_s

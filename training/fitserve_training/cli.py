@@ -8,6 +8,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+from fitserve_contract.printable import printable
 from fitserve_training.catalogue import ENTRIES, names, recipe_for_data
 from fitserve_training.config import Values, parse_assignments
 from fitserve_training.errors import RunStoppedError, UsageError, unknown_name
@@ -50,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"fitserve-train: {message}", file=sys.stderr)
+    print(printable(f"fitserve-train: {message}"), file=sys.stderr)
     return code
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_contract.files import sync_folder
+from fitserve_contract.printable import printable
 from fitserve_service.access.access_file import TOKEN_NAME, digest_of, parse_access
 from fitserve_service.access.private_files import PrivateFileError, read_private
 from fitserve_service.access.rules import GRANTED
@@ -43,10 +44,11 @@ def run(arguments: Sequence[str]) -> int:
         entry = entry_text(options.name, token, scopes, models, options.days)
         append_entry(options.access_file, entry)
     except (PrivateFileError, OSError) as error:
-        print(f"fitserve-serve token: {error}", file=sys.stderr)
+        print(printable(f"fitserve-serve token: {error}"), file=sys.stderr)
         return 2
     print(token, flush=True)
-    print(f"fitserve-serve token: its hash is in {options.access_file}; it is not shown again", file=sys.stderr)
+    told = f"fitserve-serve token: its hash is in {options.access_file}; it is not shown again"
+    print(printable(told), file=sys.stderr)
     return 0
 
 

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitserve_client.tables import cut, display_width, printable, table
+from fitserve_client.tables import cut, display_width, table
+from fitserve_contract.printable import printable
 
 CELLS = st.text(max_size=20)
 ROWS = st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=5)

@@ -84,3 +84,18 @@ def test_a_watcher_gives_each_content_that_holds_once(tmp_path: Path) -> None:
     files.key.unlink()
     assert watcher.changed() is None
     assert watcher.content is changed
+
+
+def test_a_reload_reads_what_cannot_be_told_from_outside(tmp_path: Path) -> None:
+    files, ca = pki.server_files(tmp_path)
+    watcher = TlsWatcher(files)
+    assert watcher.changed() is None
+    watcher.reload()
+    content = watcher.changed()
+    assert content is not None
+    assert content.certificate == files.certificate.read_bytes()
+    assert watcher.changed() is None
+    # One that does not hold leaves what was, now and at the next look.
+    files.key.write_bytes(ca.key.read_bytes())
+    watcher.reload()
+    assert watcher.changed() is None
