@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -89,18 +89,27 @@ class PortConnections:
                     over = int(data.get("streamsSucceeded", 0)) + int(data.get("streamsFailed", 0))
                     yield Connection(_address(found["remote"]), int(data.get("streamsStarted", 0)) - over)
 
-    def hold(self, peers: Collection[Peer]) -> dict[Peer, socket.socket]:
-        """Takes no more data from these peers until `let_go`; returns the sockets of those that are still there."""
-        held = {}
+    def hold(self, peers: Collection[Peer]) -> None:
+        """Takes no more data from these peers until they are let go."""
+        for opened in self._sockets(peers):
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
+            _drop_data(opened)
+
+    def let_go(self, peers: Collection[Peer]) -> None:
+        """Takes data again from these peers; those that were not held do not notice."""
+        for opened in self._sockets(peers):
+            with suppress(FileNotFoundError):  # It has no filter.
+                opened.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+
+    def _sockets(self, peers: Collection[Peer]) -> Iterator[socket.socket]:
+        """Yields a second descriptor of each connection to these peers; it must be closed soon.
+
+        For as long as it is open, grpcio's poller gets events of a connection that grpcio has closed.
+        """
         for descriptor in os.listdir(_DESCRIPTORS) if peers else ():
             with _duplicate(int(descriptor)) as opened:
-                peer = _peer_of(opened, self._port) if opened is not None else None
-                if opened is not None and peer is not None and peer in peers and peer not in held:
-                    opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
-                    _drop_data(opened)
-                    # Not `dup`: that would make the socket block, for grpcio too.
-                    held[peer] = socket.socket(fileno=opened.detach())
-        return held
+                if opened is not None and _peer_of(opened, self._port) in peers:
+                    yield opened
 
     def _servers(self) -> Iterator[Any]:
         for server in _pages(cygrpc.channelz_get_servers, "server", _server_number):
@@ -112,12 +121,6 @@ class PortConnections:
                 self._has_port[number] = _address(first["local"])[1] == self._port
             if self._has_port[number]:
                 yield server
-
-
-def let_go(held: socket.socket) -> None:
-    """Reads again from a connection that was held."""
-    with held:
-        held.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
 
 
 def can_be_held() -> bool:

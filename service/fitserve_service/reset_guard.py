@@ -11,14 +11,13 @@ whose connection was closed would open another.
 from __future__ import annotations
 
 import logging
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from fitserve_service.connections import Connection, Peer, PortConnections, can_be_held, let_go
+from fitserve_service.connections import Connection, Peer, PortConnections, can_be_held
 
 _LOOK_S: Final = 0.025
 
@@ -56,7 +55,7 @@ class ResetGuard:
         self._unseen_before = 0
         self._used_before_s = 0.0
         self._logged_s = -_LOG_S
-        self._held: dict[Peer, tuple[float, socket.socket]] = {}
+        self._held_since_s: dict[Peer, float] = {}
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reset-guard", daemon=True)
         self._thread.start()
@@ -79,7 +78,7 @@ class ResetGuard:
         """Asks whether a look at each connection is worth its time."""
         used_s = time.process_time()
         is_idle, self._used_before_s = used_s - self._used_before_s < _IDLE_SHARE * _LOOK_S, used_s
-        if self._held:
+        if self._held_since_s:
             return True
         if is_idle:
             return False
@@ -93,8 +92,8 @@ class ResetGuard:
         self._let_go({each.peer for each in found if each.unfinished_count > self._max_streams})
         abusers = abusing(found, self._max_streams, MOST_SURPLUS)
         now = time.monotonic()
-        for peer, opened in self._connections.hold(abusers.keys() - self._held.keys()).items():
-            self._held[peer] = now, opened
+        self._connections.hold(abusers.keys() - self._held_since_s.keys())
+        self._held_since_s = dict.fromkeys(abusers, now) | self._held_since_s
         if abusers and now - self._logged_s > _LOG_S:
             self._logged_s = now
             (host, port), count = max(abusers.items(), key=lambda item: item[1])
@@ -106,11 +105,11 @@ class ResetGuard:
 
     def _let_go(self, beyond: Collection[Peer]) -> None:
         """Reads again from held connections, but those that still have more calls than may be open."""
-        now = time.monotonic()
-        for peer, (since_s, opened) in list(self._held.items()):
-            if peer not in beyond or now - since_s > _HOLD_S:
-                del self._held[peer]
-                let_go(opened)
+        latest_s = time.monotonic() - _HOLD_S
+        over = {peer for peer, since_s in self._held_since_s.items() if peer not in beyond or since_s < latest_s}
+        self._connections.let_go(over)
+        for peer in over:
+            del self._held_since_s[peer]
 
 
 @contextmanager
