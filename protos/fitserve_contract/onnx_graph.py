@@ -15,14 +15,19 @@ from typing import Any, Final
 import numpy.typing as npt
 
 from fitserve_contract.onnx_tensors import MAX_RANK, MAX_VALUES, tensor_name
-from fitserve_contract.onnx_wire import OnnxFileError, Run, fields, floats, integers, short_fields, text
+from fitserve_contract.onnx_wire import Budget, OnnxFileError, Run, fields, floats, integers, last, short_fields
 
 Array = npt.NDArray[Any]
 Axis = int | str | None
 """Size, name, or None where it is open."""
 
 MAX_NODES: Final = 100_000
+MAX_STEPS: Final = 2_000_000
+"""Steps that the reading of a file and whatever is then done with its graph may take, about a second."""
 
+_MOST_NAME_BYTES = 1 << 12
+_MESSAGE_STEPS = 8
+"""What a message costs that is kept as an object."""
 _STRINGS = short_fields(9)
 _TENSOR, _SEQUENCE, _MAP, _SPARSE, _OPTIONAL = 1, 4, 5, 8, 9
 _KINDS = {_TENSOR: "tensor", _SEQUENCE: "sequence", _MAP: "map", _SPARSE: "sparse tensor", _OPTIONAL: "optional"}
@@ -40,11 +45,13 @@ class DeclaredValue:
         name: Its name.
         kind: "tensor", "sequence", "map", ...; empty where none is declared.
         shape: Of a tensor; None where the rank is open.
+        element_type: Of a tensor: the number of its type in onnx.proto; 0 where none is declared.
     """
 
     name: str
     kind: str
     shape: tuple[Axis, ...] | None
+    element_type: int = 0
 
 
 @dataclass(slots=True)
@@ -63,20 +70,21 @@ class Attribute:
     is_long: bool = False
     raw: memoryview | None = None
 
-    @property
-    def count(self) -> int:
-        """Integers or strings that it holds; 0 where it holds neither."""
-        if self.integers is not None:
-            return len(self.integers)
+    def count(self, budget: Budget) -> int:
+        """Returns how many numbers or strings it holds; 0 where it holds neither, or very many."""
+        numbers = self.integers if self.integers is not None else self.reals
+        if numbers is not None:
+            return 0 if self.is_long else len(numbers)
         if self.raw is None or len(self.raw) > MAX_VALUES * 16:
             return 0
-        return sum(number == 9 for number, _ in fields(self.raw))
+        return sum(number == 9 for number, _ in fields(self.raw, budget=budget))
 
 
 @dataclass(slots=True)
 class Node:
-    """A NodeProto; attributes are decoded when they are asked for."""
+    """A NodeProto; attributes are decoded when they are asked for, at the cost of the file's budget."""
 
+    budget: Budget
     operator: str = ""
     domain: str = ""
     overload: str = ""
@@ -94,7 +102,7 @@ class Node:
             AmbiguousFileError: one is given twice.
         """
         if self.decoded is None:
-            found = [read_attribute(content) for content in self.raw_attributes]
+            found = [read_attribute(content, self.budget) for content in self.raw_attributes]
             self.decoded = {attribute.name: attribute for attribute in found}
             if len(self.decoded) != len(found):
                 raise AmbiguousFileError(f"node '{self.name}': an attribute is given twice")
@@ -139,11 +147,19 @@ class Function:
 
 @dataclass(slots=True)
 class Model:
-    """A ModelProto: graph, operator sets (domain, "" is ai.onnx, to version) and model-local functions."""
+    """A ModelProto.
+
+    Args:
+        graph: The main graph.
+        opsets: Operator set domain ("" is ai.onnx) to version.
+        functions: (domain, name, overload) to model-local function.
+        budget: Steps that are left for whatever is done with the model.
+    """
 
     graph: Graph
     opsets: dict[str, int]
     functions: dict[tuple[str, str, str], Function]
+    budget: Budget
 
 
 def read_model(content: bytes | memoryview) -> Model:
@@ -152,31 +168,44 @@ def read_model(content: bytes | memoryview) -> Model:
     Raises:
         OnnxFileError: the bytes are no ModelProto, or hold no graph.
         AmbiguousFileError: more nodes than MAX_NODES, or something is given twice.
+        WorkLimitError: it takes more than MAX_STEPS.
     """
+    budget = Budget(MAX_STEPS)
     graph, opsets, functions, has_graph = Graph(), dict[str, int](), dict[tuple[str, str, str], Function](), False
-    for number, value in fields(memoryview(content)):
+    for number, value in fields(memoryview(content), budget=budget):
         if not isinstance(value, memoryview):
             continue
         if number == 7:
             has_graph = True
-            _read_graph_into(graph, value)
+            _read_graph_into(graph, value, budget)
         elif number == 8:
-            _read_opset(value, opsets)
+            _read_opset(value, opsets, budget)
         elif number == 25:
-            function = _read_function(value)
+            function = _read_function(value, budget)
             key = (function.domain, function.name, function.overload)
             if key in functions:
                 raise AmbiguousFileError(f"function '{function.name}' is given twice")
             functions[key] = function
     if not has_graph:
         raise OnnxFileError("file 'model.onnx': expected an ONNX model, found no graph in it")
-    return Model(graph, opsets, functions)
+    return Model(graph, opsets, functions, budget)
 
 
-def read_graph(content: memoryview) -> Graph:
+def read_graph(content: memoryview, budget: Budget) -> Graph:
     """Reads a serialized GraphProto. Raises as `read_model`."""
-    _read_graph_into(graph := Graph(), content)
+    _read_graph_into(graph := Graph(), content, budget)
     return graph
+
+
+def _name(content: memoryview, budget: Budget) -> str:
+    """Returns a name: one that two others could be taken for is refused."""
+    budget.spend(2 + len(content) // 16)
+    if len(content) > _MOST_NAME_BYTES:
+        raise AmbiguousFileError(f"a name has {len(content):,} bytes, more than {_MOST_NAME_BYTES:,}")
+    try:
+        return str(content, "utf-8")
+    except UnicodeDecodeError as error:
+        raise AmbiguousFileError(f"a name is no UTF-8: {error}") from None
 
 
 def domain_name(domain: str) -> str:
@@ -184,159 +213,190 @@ def domain_name(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
-def _read_graph_into(graph: Graph, content: memoryview) -> None:
-    for number, value in fields(content):
+def _read_graph_into(graph: Graph, content: memoryview, budget: Budget) -> None:
+    for number, value in fields(content, budget=budget):
         if not isinstance(value, memoryview):
             continue
+        budget.spend(_MESSAGE_STEPS)
         if number == 1:
-            graph.nodes.append(_read_node(value))
-            if len(graph.nodes) > MAX_NODES:
-                raise AmbiguousFileError(f"it has more than {MAX_NODES:,} nodes")
+            _add_node(graph, value, budget)
         elif number == 5:
-            name = tensor_name(value)
+            name = _name(tensor_name(value, budget), budget)
             if name in graph.initializers:
                 raise AmbiguousFileError(f"initializer '{name}' is given twice")
             graph.initializers[name] = value
         elif number == 11:
-            graph.inputs.append(_read_declared(value))
+            graph.inputs.append(_read_declared(value, budget))
         elif number == 12:
-            graph.outputs.append(_read_declared(value))
+            graph.outputs.append(_read_declared(value, budget))
         elif number == 15:
             graph.sparse_count += 1
 
 
-def _read_node(content: memoryview) -> Node:
-    node = Node()
-    for number, value in fields(content):
+def _add_node(graph: Graph, content: memoryview, budget: Budget) -> None:
+    graph.nodes.append(_read_node(content, budget))
+    if len(graph.nodes) > MAX_NODES:
+        raise AmbiguousFileError(f"it has more than {MAX_NODES:,} nodes")
+
+
+def _read_node(content: memoryview, budget: Budget) -> Node:
+    node = Node(budget)
+    for number, value in fields(content, budget=budget):
         if not isinstance(value, memoryview):
             continue
         if number == 1:
-            node.inputs.append(text(value))
+            node.inputs.append(_name(value, budget))
         elif number == 2:
-            node.outputs.append(text(value))
+            node.outputs.append(_name(value, budget))
         elif number == 5:
+            budget.spend(_MESSAGE_STEPS)
             node.raw_attributes.append(value)
         elif number == 4:
-            node.operator = text(value)
+            node.operator = _name(value, budget)
         elif number == 3:
-            node.name = text(value)
+            node.name = _name(value, budget)
         elif number == 7:
-            node.domain = domain_name(text(value))
+            node.domain = domain_name(_name(value, budget))
         elif number == 8:
-            node.overload = text(value)
+            node.overload = _name(value, budget)
     return node
 
 
-def read_attribute(content: memoryview) -> Attribute:
+_TYPE_OF_FIELD: Final = {2: 1, 3: 2, 4: 3, 5: 4, 6: 5, 7: 6, 8: 7, 9: 8, 10: 9, 11: 10, 22: 11, 23: 12, 14: 13, 15: 14}
+"""Field that holds an attribute's value to the attribute's type (AttributeProto.AttributeType)."""
+
+
+def read_attribute(content: memoryview, budget: Budget) -> Attribute:
     """Reads a serialized AttributeProto.
 
     Raises:
-        AmbiguousFileError: its tensor or graph is given twice.
+        AmbiguousFileError: its tensor or graph is given twice, or its type is not that of its value.
+        WorkLimitError: the budget is spent.
     """
-    attribute = Attribute(raw=content)
-    for number, value in fields(content, _STRINGS):
+    budget.spend(_MESSAGE_STEPS)
+    attribute, declared, held = Attribute(raw=content), 0, set[int]()
+    for number, value in fields(content, _STRINGS, budget):
+        if number in _TYPE_OF_FIELD:
+            held.add(_TYPE_OF_FIELD[number])
         if number in (5, 6) and isinstance(value, memoryview):
             if attribute.tensor is not None or attribute.graph is not None:
                 raise AmbiguousFileError(f"attribute '{attribute.name}' is given twice")
             attribute.tensor, attribute.graph = (value, None) if number == 5 else (None, value)
-        elif isinstance(value, memoryview) and number in (1, 4, 21):
-            _set_text(attribute, number, text(value[: 1 << 16]))
-        elif number == 3 and isinstance(value, int):
-            attribute.integer = value - (1 << 64) if value >> 63 else value
-        elif number == 2 and isinstance(value, int):
+        elif number == 1 and isinstance(value, memoryview):
+            attribute.name = _name(value, budget)
+        elif number == 21 and isinstance(value, memoryview):
+            attribute.reference = _name(value, budget)
+        elif number == 4 and isinstance(value, memoryview):
+            attribute.text = bytes(value[:_MOST_NAME_BYTES]).decode(errors="replace")
+        elif number == 3 and (integer := last(value)) is not None:
+            attribute.integer = integer
+        elif number == 2 and not isinstance(value, memoryview):
+            if attribute.real is not None or isinstance(value, Run):
+                raise AmbiguousFileError(f"attribute '{attribute.name}' is given twice")
             attribute.real = (floats(value, 1) or [0.0])[0]
+        elif number == 20 and isinstance(value, int):
+            declared = value
         elif number in (7, 8):
-            _add_numbers(attribute, number, value)
+            _add_numbers(attribute, number, value, budget)
+    if len(held) > 1 or (declared and held - {declared}) or (held and attribute.reference):
+        raise AmbiguousFileError(f"attribute '{attribute.name}' holds values of several types")
     return attribute
 
 
-def _add_numbers(attribute: Attribute, number: int, value: int | memoryview | Run) -> None:
-    if number == 8 and (more := integers(value, MAX_VALUES)) is not None:
-        attribute.integers = (attribute.integers or []) + more
-    elif number == 7 and (reals := floats(value, MAX_VALUES)) is not None:
-        attribute.reals = (attribute.reals or []) + reals
-    else:
+def _add_numbers(attribute: Attribute, number: int, value: int | memoryview | Run, budget: Budget) -> None:
+    if attribute.is_long:
+        return
+    held = attribute.integers if number == 8 else attribute.reals
+    more = integers(value, MAX_VALUES) if number == 8 else floats(value, MAX_VALUES)
+    if more is None or len(held or ()) + len(more) > MAX_VALUES:
         attribute.is_long = True
-    attribute.is_long = attribute.is_long or len(attribute.integers or attribute.reals or ()) > MAX_VALUES
-
-
-def _set_text(attribute: Attribute, number: int, value: str) -> None:
-    if number == 1:
-        attribute.name = value
-    elif number == 4:
-        attribute.text = value
+        return
+    budget.spend(len(more))
+    if number == 8:
+        attribute.integers = attribute.integers or []
+        attribute.integers += more  # type: ignore[arg-type]
     else:
-        attribute.reference = value
+        attribute.reals = attribute.reals or []
+        attribute.reals += more
 
 
-def _read_function(content: memoryview) -> Function:
+def _read_function(content: memoryview, budget: Budget) -> Function:
+    budget.spend(8 * _MESSAGE_STEPS)
     function = Function()
-    for number, value in fields(content):
+    for number, value in fields(content, budget=budget):
         if not isinstance(value, memoryview):
             continue
+        budget.spend(_MESSAGE_STEPS)
         if number == 7:
-            function.body.nodes.append(_read_node(value))
+            _add_node(function.body, value, budget)
         elif number == 4:
-            function.body.inputs.append(DeclaredValue(text(value), "", None))
+            function.body.inputs.append(DeclaredValue(_name(value, budget), "", None))
         elif number == 5:
-            function.body.outputs.append(DeclaredValue(text(value), "", None))
+            function.body.outputs.append(DeclaredValue(_name(value, budget), "", None))
         elif number == 11:
-            attribute = read_attribute(value)
+            attribute = read_attribute(value, budget)
             function.defaults[attribute.name] = attribute
         elif number == 9:
-            _read_opset(value, function.opsets)
+            _read_opset(value, function.opsets, budget)
         elif number == 1:
-            function.name = text(value)
+            function.name = _name(value, budget)
         elif number == 10:
-            function.domain = domain_name(text(value))
+            function.domain = domain_name(_name(value, budget))
         elif number == 13:
-            function.overload = text(value)
+            function.overload = _name(value, budget)
     return function
 
 
-def _read_opset(content: memoryview, opsets: dict[str, int]) -> None:
+def _read_opset(content: memoryview, opsets: dict[str, int], budget: Budget) -> None:
+    budget.spend(_MESSAGE_STEPS)
     domain, version = "", 0
-    for number, value in fields(content):
+    for number, value in fields(content, budget=budget):
         if number == 1 and isinstance(value, memoryview):
-            domain = domain_name(text(value))
-        elif number == 2 and isinstance(value, int):
-            version = value
-    opsets[domain] = version
+            domain = domain_name(_name(value, budget))
+        elif number == 2:
+            version = last(value) or 0
+    if opsets.setdefault(domain, version) != version:
+        raise AmbiguousFileError(f"operator set '{domain or 'ai.onnx'}' is imported at two versions")
 
 
-def _read_declared(content: memoryview) -> DeclaredValue:
-    name, kinds, shape = "", list[str](), None
-    for number, value in fields(content):
+def _read_declared(content: memoryview, budget: Budget) -> DeclaredValue:
+    name, kinds, shape, element_type = "", list[str](), None, 0
+    for number, value in fields(content, budget=budget):
         if number == 1 and isinstance(value, memoryview):
-            name = text(value)
+            name = _name(value, budget)
         elif number == 2 and isinstance(value, memoryview):
-            for kind, inner in fields(value):
+            for kind, inner in fields(value, budget=budget):
                 if kind in _KINDS and isinstance(inner, memoryview):
+                    if kinds:
+                        raise AmbiguousFileError(f"the type of '{name}' is given twice")
                     kinds.append(_KINDS[kind])
-                    shape = _read_shape(inner) if kind == _TENSOR else None
-    if len(kinds) > 1:
-        raise AmbiguousFileError(f"the type of '{name}' is given twice")
-    return DeclaredValue(name, "".join(kinds), shape)
+                    shape, element_type = _read_tensor_type(inner, budget) if kind == _TENSOR else (None, 0)
+    return DeclaredValue(name, "".join(kinds), shape, element_type)
 
 
-def _read_shape(tensor: memoryview) -> tuple[Axis, ...] | None:
-    shapes = [shape for part, shape in fields(tensor) if part == 2 and isinstance(shape, memoryview)]
+def _read_tensor_type(tensor: memoryview, budget: Budget) -> tuple[tuple[Axis, ...] | None, int]:
+    shapes, element_type = list[memoryview](), 0
+    for part, value in fields(tensor, budget=budget):
+        if part == 2 and isinstance(value, memoryview) and len(shapes) < 2:
+            shapes.append(value)
+        elif part == 1:
+            element_type = last(value) or 0
     if len(shapes) != 1:
-        return None
+        return None, element_type
     axes = list[Axis]()
-    for part, dim in fields(shapes[0]):
+    for part, dim in fields(shapes[0], budget=budget):
         if part == 1 and isinstance(dim, memoryview):
-            axes.append(_read_axis(dim))
+            axes.append(_read_axis(dim, budget))
         if len(axes) > MAX_RANK:
-            return None
-    return tuple(axes)
+            return None, element_type
+    return tuple(axes), element_type
 
 
-def _read_axis(dim: memoryview) -> Axis:
+def _read_axis(dim: memoryview, budget: Budget) -> Axis:
     axis: Axis = None
-    for number, value in fields(dim):
-        if number == 1 and isinstance(value, int):
-            axis = value if value < 1 << 63 else None
+    for number, value in fields(dim, budget=budget):
+        if number == 1 and (size := last(value)) is not None:
+            axis = size if size >= 0 else None
         elif number == 2 and isinstance(value, memoryview):
-            axis = text(value) or None
+            axis = _name(value, budget) or None
     return axis

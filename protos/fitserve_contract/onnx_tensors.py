@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from fitserve_contract.onnx_wire import Field, fields, floats, integers, short_fields, text
+from fitserve_contract.onnx_wire import Budget, Field, fields, floats, integers, last, short_fields
 
 Array = npt.NDArray[Any]
 
@@ -34,49 +34,45 @@ class TensorConstant:
     """A TensorProto.
 
     Args:
-        name: Empty in attributes.
         dims: Its shape; None where that is no shape.
         data_type: Number of the element type in onnx.proto.
         values: The elements in that shape; None where they are more than MAX_VALUES, external or not of numbers.
     """
 
-    name: str
     dims: tuple[int, ...] | None
     data_type: int
     values: Array | None
 
 
-def tensor_name(content: memoryview) -> str:
-    """Returns the name of a serialized TensorProto."""
-    name = ""
-    for number, value in fields(content, _STRING_DATA):
+def tensor_name(content: memoryview, budget: Budget) -> memoryview:
+    """Returns the bytes of a serialized TensorProto's name."""
+    name = memoryview(b"")
+    for number, value in fields(content, _STRING_DATA, budget):
         if number == 8 and isinstance(value, memoryview):
-            name = text(value)
+            name = value
     return name
 
 
-def read_tensor(content: memoryview) -> TensorConstant:
+def read_tensor(content: memoryview, budget: Budget) -> TensorConstant:
     """Reads a serialized TensorProto; large and external data stay where they are."""
-    name, dims, data_type, data, is_external = "", list[int](), 0, list[Field](), False
-    for number, value in fields(content, _STRING_DATA):
-        if number == 1:
+    dims, data_type, data, is_external = list[int](), 0, list[Field](), False
+    for number, value in fields(content, _STRING_DATA, budget):
+        if number == 1 and len(dims) <= MAX_RANK:
             more = integers(value, MAX_RANK)
             dims += [-1] if more is None else more
-        elif number == 2 and isinstance(value, int):
-            data_type = value
-        elif number == 8 and isinstance(value, memoryview):
-            name = text(value)
-        elif number in (4, 5, 7, 9, 10, 11):
+        elif number == 2:
+            data_type = last(value) or 0
+        elif number in (4, 5, 7, 9, 10, 11) and len(data) < 2:
             data.append((number, value))
         elif number in (3, 13) or (number == 14 and value != 0):
             is_external = True
     if any(size < 0 for size in dims) or len(dims) > MAX_RANK:
-        return TensorConstant(name, None, data_type, None)
-    values = None if is_external or math.prod(dims) > MAX_VALUES else _values(data_type, dims, data)
-    return TensorConstant(name, tuple(dims), data_type, values)
+        return TensorConstant(None, data_type, None)
+    values = None if is_external or math.prod(dims) > MAX_VALUES else _values(data_type, dims, data, budget)
+    return TensorConstant(tuple(dims), data_type, values)
 
 
-def _values(data_type: int, dims: Sequence[int], data: list[Field]) -> Array | None:
+def _values(data_type: int, dims: Sequence[int], data: list[Field], budget: Budget) -> Array | None:
     """The elements, where they lie in one field of the right kind and are as many as the shape says."""
     dtype, count = _DTYPES.get(data_type), math.prod(dims)
     if dtype is None:
@@ -96,5 +92,6 @@ def _values(data_type: int, dims: Sequence[int], data: list[Field]) -> Array | N
         found = floats(value, MAX_VALUES)
     if found is None or len(found) != count:
         return None
+    budget.spend(count)
     wide = np.asarray(found, np.float32 if number == 4 else np.int64)
     return wide.astype(dtype).reshape(dims)

@@ -16,8 +16,40 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _WIDTHS = {_FIXED64: 8, _FIXED32: 4}
 
 
+_CHUNK = 1 << 16
+"""Bytes that one regular expression passes over before they are paid for."""
+
+
 class OnnxFileError(ValueError):
     """The bytes are no ONNX model."""
+
+
+class WorkLimitError(Exception):
+    """Reading or following the graph takes more steps than for any model that people have."""
+
+
+class Budget:
+    """Counts down the steps that one file may cost, each well below a microsecond and about 100 bytes.
+
+    Args:
+        steps: All of them.
+    """
+
+    __slots__ = ("_steps", "left")
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self.left = steps
+
+    def spend(self, steps: int) -> None:
+        """Counts steps.
+
+        Raises:
+            WorkLimitError: there are none left.
+        """
+        self.left -= steps
+        if self.left < 0:
+            raise WorkLimitError(f"it takes more than {self._steps:,} steps")
 
 
 class Run:
@@ -57,7 +89,9 @@ def short_fields(number: int) -> re.Pattern[bytes]:
     return re.compile(b"(?:" + tag + b"(?:" + lengths + b"))++", re.DOTALL)
 
 
-def fields(message: memoryview, skipped: re.Pattern[bytes] | None = None) -> Iterator[Field]:
+def fields(
+    message: memoryview, skipped: re.Pattern[bytes] | None = None, budget: Budget | None = None
+) -> Iterator[Field]:
     """Yields each field's number with its value: an int for numbers alone, a run of them, the bytes for the rest.
 
     A number that the same tag follows is yielded with all that follow it as one Run.
@@ -65,20 +99,26 @@ def fields(message: memoryview, skipped: re.Pattern[bytes] | None = None) -> Ite
     Args:
         message: A serialized message.
         skipped: What is passed over unread, from `short_fields`.
+        budget: What each field is paid from; without one, nothing bounds the work.
 
     Raises:
         OnnxFileError: the bytes are no protobuf message.
+        WorkLimitError: the budget is spent.
     """
     offset, end = 0, len(message)
     while offset < end:
+        if budget is not None:
+            budget.spend(1)
         start, tag = offset, message[offset]
         offset += 1
         if tag >= 0x80:
             tag, offset = _varint(message, start)
         wire_type = tag & 7
         if wire_type == _LENGTH:
-            if skipped is not None and (match := skipped.match(message, start)) is not None:
+            if skipped is not None and (match := skipped.match(message, start, start + _CHUNK)) is not None:
                 offset = match.end()
+                if budget is not None:
+                    budget.spend((offset - start) // 32)
                 continue
             size = message[offset] if offset < end else 0x80
             offset += 1
@@ -98,6 +138,8 @@ def fields(message: memoryview, skipped: re.Pattern[bytes] | None = None) -> Ite
             match = _RUNS[tag].match(message, start)
             if match is not None and match.end() > offset:
                 offset = match.end()
+                if budget is not None:
+                    budget.spend(4 + (offset - start) // 256)
                 yield tag >> 3, Run(message[start:offset], wire_type, True)
                 continue
         yield tag >> 3, value
@@ -150,6 +192,19 @@ def integers(value: int | memoryview | Run, limit: int) -> list[int] | None:
         number, offset = _varint(content, offset + is_tagged)
         found.append(_signed(number))
     return found if len(found) <= limit else None
+
+
+def last(value: int | memoryview | Run) -> int | None:
+    """Returns the integer of a field that is no repeated one: where it is given again, the last one holds."""
+    if isinstance(value, memoryview) or (isinstance(value, Run) and value.wire_type != _VARINT):
+        return None
+    if isinstance(value, int):
+        return _signed(value)
+    content = value.content
+    begin = len(content) - 1
+    while begin > 1 and content[begin - 1] >= 0x80:
+        begin -= 1
+    return _signed(_varint(content, begin)[0])
 
 
 def floats(value: int | memoryview | Run, limit: int) -> list[float] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from fitserve_contract.joinability.sizes import Size, Symbols
-from fitserve_contract.joinability.values import MAX_ELEMENTS, Elements, Kind, RowAxis, Value, constant, rows
+from fitserve_contract.joinability.values import FLOAT, INT64, Elements, Kind, RowAxis, Value, constant, rows
 from fitserve_contract.onnx_graph import Attribute, Node
 from fitserve_contract.onnx_tensors import TensorConstant, read_tensor
+from fitserve_contract.onnx_wire import Budget
 
 
 class Coupling(Exception):
@@ -80,7 +80,7 @@ class Call:
         """Returns how many entries the first of the attributes that has any holds; 0 where that is not known."""
         for name in attributes:
             attribute = self.attributes.get(name)
-            if attribute is not None and not attribute.is_long and (count := attribute.count):
+            if attribute is not None and (count := attribute.count(self.symbols.budget)):
                 return count
         return 0
 
@@ -100,6 +100,24 @@ class Call:
         if elements is None or not all(isinstance(element, int) for element in elements.flat):
             return None
         return [int(element) for element in elements.flat]
+
+    def numbers(self, index: int, most: int) -> list[Size | None] | None:
+        """Returns the elements of a vector of integers: symbols where it is constant but not known.
+
+        Args:
+            index: The input.
+            most: Elements that it may have at most where they are not known.
+
+        Returns:
+            None where not even symbols can be made.
+        """
+        value = self.tensor(index)
+        if value.elements is not None:
+            return list(value.elements.flat)
+        count = value.shape[0] if value.shape is not None and len(value.shape) == 1 else None
+        if value.kind is not Kind.CONSTANT or not isinstance(count, int) or not 0 <= count <= most:
+            return None
+        return [self.symbols.element() for _ in range(count)]
 
     def shape(self, index: int) -> tuple[Size, ...]:
         """Returns the shape of an input; refuses where its rank is not known."""
@@ -172,35 +190,36 @@ def row_of(call: Call, values: Sequence[Value], rank: int) -> RowAxis | None:
     return found
 
 
-def constant_of(tensor: TensorConstant) -> Value:
+_MOST_REALS = 64
+"""Reals of a tensor that are looked at: scales of axes, never weights."""
+
+
+def constant_of(tensor: TensorConstant, budget: Budget) -> Value:
     """Returns what is known of a tensor in the file."""
-    elements = None
-    if tensor.values is not None:
-        elements = np.empty(tensor.values.shape, object)
-        elements.ravel()[:] = tensor.values.ravel().tolist()
-    return Value(Kind.CONSTANT, tensor.dims, None, elements)
+    values, elements = tensor.values, None
+    if values is not None and (values.dtype.kind != "f" or values.size <= _MOST_REALS):
+        budget.spend(2 * values.size)
+        elements = np.empty(values.shape, object)
+        elements.ravel()[:] = values.ravel().tolist()
+    return Value(Kind.CONSTANT, tensor.dims, None, elements, type=tensor.data_type)
 
 
-def attribute_constant(attributes: dict[str, Attribute]) -> Value:
+def attribute_constant(attributes: dict[str, Attribute], budget: Budget) -> Value:
     """Returns what a Constant node holds."""
-    for name, attribute in attributes.items():
-        if name == "value" and attribute.tensor is not None:
-            return constant_of(read_tensor(attribute.tensor))
-        literal: Any = {
-            "value_int": attribute.integer,
-            "value_float": attribute.real,
-            "value_ints": attribute.integers,
-            "value_floats": attribute.reals,
-        }.get(name)
-        if literal is not None and not attribute.is_long:
-            elements = np.empty(np.shape(literal), object)
-            elements[...] = literal
-            return Value(Kind.CONSTANT, elements.shape, None, elements)
-        if name == "value_string":
-            return constant(())
-    return constant(None)
-
-
-def is_small(shape: Sequence[int]) -> bool:
-    """So many elements are looked at one by one."""
-    return math.prod(shape) <= MAX_ELEMENTS
+    if len(attributes) != 1:
+        return constant(None)
+    (name, attribute), *_ = attributes.items()
+    if name == "value" and attribute.tensor is not None:
+        return constant_of(read_tensor(attribute.tensor, budget), budget)
+    literal: Any = {
+        "value_int": attribute.integer,
+        "value_float": attribute.real,
+        "value_ints": attribute.integers,
+        "value_floats": attribute.reals,
+    }.get(name)
+    if literal is not None and not attribute.is_long:
+        budget.spend(2 * np.size(literal))
+        elements = np.empty(np.shape(literal), object)
+        elements[...] = literal
+        return Value(Kind.CONSTANT, elements.shape, None, elements, type=INT64 if "int" in name else FLOAT)
+    return constant(() if name == "value_string" else None)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from fitserve_contract.joinability.calls import Call, Coupling, Randomness, attribute_constant, constant_of
-from fitserve_contract.joinability.control_flow import CONTROL_FLOW
+from fitserve_contract.joinability.control_flow import CONTROL_FLOW, Bodies
+from fitserve_contract.joinability.element_types import with_types
 from fitserve_contract.joinability.positions import MOVING, kept_bound, of_positions
 from fitserve_contract.joinability.rules import (
     CHANGED_IN_7,
@@ -21,10 +22,12 @@ from fitserve_contract.joinability.rules_elements import fold
 from fitserve_contract.joinability.sizes import OversizeError, Symbols
 from fitserve_contract.joinability.values import UNKNOWN_CONSTANT, UNKNOWN_COUNT, Kind, Value, mixed
 from fitserve_contract.onnx_graph import Attribute, DeclaredValue, Function, Graph, Model, Node, read_graph
-from fitserve_contract.onnx_tensors import read_tensor
+from fitserve_contract.onnx_tensors import MAX_RANK, read_tensor
+from fitserve_contract.onnx_wire import Budget, WorkLimitError
 
-_MOST_STEPS = 200_000
 _MOST_DEPTH = 24
+_NODE_STEPS = 16
+_GRAPH_STEPS = 8
 _ILL_FORMED = (ValueError, ArithmeticError, LookupError, TypeError)
 """What attributes that do not fit their operator lead to: the runtime refuses such a model, too."""
 
@@ -33,8 +36,28 @@ class Unprovable(Exception):
     """The model is not joinable, for the reason given."""
 
 
-class WorkLimitError(Exception):
-    """The graph takes more steps than any model that people have."""
+class Constants:
+    """The initializers of a graph, each decoded once, when a node reads it.
+
+    Args:
+        graph: The graph.
+        budget: What decoding is paid from.
+    """
+
+    def __init__(self, graph: Graph, budget: Budget) -> None:
+        self._contents = graph.initializers
+        self._budget = budget
+        self._known: dict[str, Value] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._contents
+
+    def get(self, name: str) -> Value | None:
+        """Returns an initializer; None where there is none of that name."""
+        found = self._known.get(name)
+        if found is None and (content := self._contents.get(name)) is not None:
+            found = self._known[name] = constant_of(read_tensor(content, self._budget), self._budget)
+        return found
 
 
 @dataclass(slots=True)
@@ -44,8 +67,8 @@ class Scope:
     Args:
         outer: Scope around it; None in the main graph and in functions.
         produced: Names that its nodes write: none of them is looked for outside.
-        opsets: Operator set versions that hold here.
-        references: Attributes of the function call that this is the body of.
+        constants: Its initializers.
+        references: Attributes of the function call that this is in the body of; None outside functions.
         depth: Graphs and functions around it.
         absent: Inputs of the function that its caller leaves out.
         values: Name to value.
@@ -53,8 +76,8 @@ class Scope:
 
     outer: Scope | None
     produced: frozenset[str]
-    opsets: dict[str, int]
-    references: dict[str, Attribute]
+    constants: Constants
+    references: dict[str, Attribute] | None
     depth: int = 0
     absent: frozenset[str] = frozenset()
     values: dict[str, Value] = field(default_factory=dict)
@@ -63,7 +86,7 @@ class Scope:
         """Returns a value; None where it is left out, a mixed one where it is not made yet."""
         scope: Scope | None = self
         while scope is not None:
-            value = scope.values.get(name)
+            value = scope.values.get(name) or scope.constants.get(name)
             if value is not None:
                 return value
             if name in scope.absent:
@@ -82,11 +105,12 @@ class GraphAnalysis:
     """
 
     def __init__(self, model: Model) -> None:
-        self.symbols = Symbols()
+        self.symbols = Symbols(model.budget)
+        self._budget = model.budget
         self._functions = model.functions
         self._opsets = model.opsets
-        self._work = 0
         self._bodies: dict[int, tuple[Attribute, Graph]] = {}
+        self._constants: dict[int, Constants] = {}
 
     def run(self, graph: Graph, inputs: dict[str, Value]) -> list[Value]:
         """Returns the values of the graph's outputs.
@@ -95,7 +119,7 @@ class GraphAnalysis:
             graph: The main graph.
             inputs: Input name to value, those with a default included.
         """
-        return self._run_graph(graph, Scope(None, graph.produced, self._opsets, {}, values=dict(inputs)))
+        return self._run_graph(graph, Scope(None, graph.produced, self._initializers(graph), None, values=inputs))
 
     def _run_body(self, attribute: Attribute, inputs: Sequence[Value], outer: Scope) -> list[Value]:
         """Runs a branch or the body of a loop, whose node stands in the scope `outer`."""
@@ -103,8 +127,16 @@ class GraphAnalysis:
         if len(graph.inputs) != len(inputs):
             raise Coupling(f"a graph of {len(graph.inputs)} inputs instead of {len(inputs)}")
         values = {entry.name: value for entry, value in zip(graph.inputs, inputs, strict=True)}
-        scope = Scope(outer, graph.produced, outer.opsets, outer.references, outer.depth + 1, values=values)
+        constants = self._initializers(graph)
+        scope = Scope(outer, graph.produced, constants, outer.references, outer.depth + 1, values=values)
         return self._run_graph(graph, scope)
+
+    def _initializers(self, graph: Graph) -> Constants:
+        """The graph is kept by whoever gives it, so that its identity stays its own."""
+        known = self._constants.get(id(graph))
+        if known is None:
+            known = self._constants[id(graph)] = Constants(graph, self._budget)
+        return known
 
     def _body(self, attribute: Attribute) -> Graph:
         """The graph is read once; the attribute is kept, so that its identity stays its own."""
@@ -112,7 +144,7 @@ class GraphAnalysis:
         if known is None:
             if attribute.graph is None:
                 raise Coupling("without its graph")
-            known = self._bodies[id(attribute)] = (attribute, read_graph(attribute.graph))
+            known = self._bodies[id(attribute)] = (attribute, read_graph(attribute.graph, self._budget))
         return known[1]
 
     def _run_graph(self, graph: Graph, scope: Scope) -> list[Value]:
@@ -120,24 +152,16 @@ class GraphAnalysis:
             raise WorkLimitError(f"graphs and functions nested more than {_MOST_DEPTH} deep")
         if graph.sparse_count:
             raise Unprovable("the model has sparse initializers, for which there is no rule")
-        for name, content in graph.initializers.items():
-            if name not in scope.values:
-                scope.values[name] = constant_of(read_tensor(content))
-        self._count(len(graph.initializers))
+        self._budget.spend(_GRAPH_STEPS + len(graph.inputs) + len(graph.outputs))
         for node in graph.nodes:
-            self._count(1)
+            self._budget.spend(_NODE_STEPS + len(node.inputs) + 2 * len(node.outputs) + len(node.raw_attributes))
             outputs = self._run_node(node, scope)
             for place, name in enumerate(node.outputs):
-                if name in scope.values:
+                if name in scope.values or name in scope.constants:
                     raise Unprovable(f"'{name}' is made twice")
                 if name:
                     scope.values[name] = outputs[place] if place < len(outputs) else _unruled(node, place)
         return [self._output(scope, entry) for entry in graph.outputs]
-
-    def _count(self, steps: int) -> None:
-        self._work += steps
-        if self._work > _MOST_STEPS:
-            raise WorkLimitError(f"it takes more than {_MOST_STEPS:,} steps")
 
     def _output(self, scope: Scope, entry: DeclaredValue) -> Value:
         value = scope.read(entry.name)
@@ -145,15 +169,19 @@ class GraphAnalysis:
 
     def _run_node(self, node: Node, scope: Scope) -> Sequence[Value]:
         inputs = [scope.read(name) if name else None for name in node.inputs]
+        self._budget.spend(sum(_steps(value) for value in inputs))
         attributes = _resolved(node, scope.references)
         if node.operator == "Constant" and not node.domain:
-            return [attribute_constant(attributes)]
+            return [attribute_constant(attributes, self._budget)]
         spoiled = next((value for value in inputs if value is not None and value.kind is Kind.MIXED), None)
         if spoiled is not None:
             return [mixed(spoiled.problem)] * len(node.outputs)
-        call = Call(node, scope.opsets.get(node.domain, 1), inputs, self.symbols, attributes)
+        call = Call(node, self._opsets.get(node.domain, 1), inputs, self.symbols, attributes)
         try:
-            return [_blamed(node, value) for value in self._applied(call, scope)]
+            outputs = self._applied(call, scope)
+            if any(value.shape is not None and len(value.shape) > MAX_RANK for value in outputs):
+                raise call.refusal(f"makes a tensor of more than {MAX_RANK} axes")
+            return [_blamed(node, value) for value in outputs]
         except Randomness as error:
             return [mixed(_blame(node, str(error)))] * len(node.outputs)
         except Coupling as error:
@@ -175,7 +203,8 @@ class GraphAnalysis:
             if node.operator in RANDOM:
                 raise Randomness(f"{node.operator} draws random numbers")
             if node.operator in CONTROL_FLOW:
-                return CONTROL_FLOW[node.operator](call, lambda body, inputs: self._run_body(body, inputs, scope))
+                bodies = Bodies(self._body, lambda body, inputs: self._run_body(body, inputs, scope))
+                return CONTROL_FLOW[node.operator](call, bodies)
         oldest = 7 if node.operator in CHANGED_IN_7 else 1
         if not node.domain and not oldest <= call.version <= NEWEST_VERSION:
             raise Randomness(f"no rule for operator set {call.version} of ai.onnx")
@@ -185,22 +214,34 @@ class GraphAnalysis:
         if special is not None:
             return [special]
         _check_kinds(call)
-        made = rule(call)
+        made = with_types(call, rule(call))
         return [kept_bound(call, made[0])] if node.operator in MOVING and not node.domain else made
 
     def _run_function(self, call: Call, function: Function, scope: Scope) -> Sequence[Value]:
+        self._check_versions(call, function)
         body, names = function.body, [entry.name for entry in function.body.inputs]
         given = {name: value for name, value in zip(names, call.inputs, strict=False) if value is not None}
-        inner = Scope(
-            None,
-            body.produced,
-            {**self._opsets, **function.opsets},
-            {**function.defaults, **call.attributes},
-            scope.depth + 1,
-            frozenset(names) - given.keys(),
-            given,
-        )
-        return self._run_graph(body, inner)
+        references = {**function.defaults, **call.attributes}
+        self._budget.spend(len(references))
+        absent = frozenset(names) - given.keys()
+        constants = self._initializers(body)
+        return self._run_graph(body, Scope(None, body.produced, constants, references, scope.depth + 1, absent, given))
+
+    def _check_versions(self, call: Call, function: Function) -> None:
+        """ONNX Runtime writes the body in place of the call and then reads it by the model's operator sets."""
+        for domain in RULES:
+            version = function.opsets.get(domain)
+            if version is not None and version != self._opsets.get(domain):
+                found = self._opsets.get(domain, "none")
+                name = domain or "ai.onnx"
+                raise call.refusal(f"is a function of operator set {version} of {name}, the model's is {found}")
+
+
+def _steps(value: Value | None) -> int:
+    """What the rules do with an input costs as many steps as it has axes or parts."""
+    if value is None:
+        return 0
+    return len(value.shape or ()) + len(value.parts or ())
 
 
 def _check_kinds(call: Call) -> None:
@@ -214,10 +255,8 @@ def _check_kinds(call: Call) -> None:
             continue
         if value.kind is Kind.SEQUENCE and (index != 0 or operator not in SEQUENCE_OPERATORS):
             raise call.refusal("reads a sequence")
-        if value.kind is Kind.COUNT and not value.is_position:
-            raise call.refusal("reads the number of rows")
-        if value.kind is Kind.COUNT and index not in positions:
-            raise call.refusal("reads the places of the rows")
+        if value.kind is Kind.COUNT and not (value.is_position and index in positions):
+            raise call.refusal("reads the number of rows" if value.row is None else "reads the places of the rows")
 
 
 def _refused(call: Call, reason: str) -> Sequence[Value]:
@@ -245,10 +284,12 @@ def _blamed(node: Node, value: Value) -> Value:
     return value
 
 
-def _resolved(node: Node, references: dict[str, Attribute]) -> dict[str, Attribute]:
+def _resolved(node: Node, references: dict[str, Attribute] | None) -> dict[str, Attribute]:
     """Attributes of a node in a function's body: what it refers to, where the caller gives that."""
     if not any(attribute.reference for attribute in node.attributes.values()):
         return node.attributes
+    if references is None:
+        raise Unprovable(f"node '{node.name or next(iter(node.outputs), '')}' refers to attributes of no function")
     found = dict[str, Attribute]()
     for name, attribute in node.attributes.items():
         if not attribute.reference:

@@ -9,19 +9,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fitserve_contract.joinability.calls import Call, broadcast
+from fitserve_contract.joinability.element_types import INTEGER_RANGES
 from fitserve_contract.joinability.rules_elementwise import BROADCASTING
-from fitserve_contract.joinability.sizes import Product, Size, has_rows, times
-from fitserve_contract.joinability.values import Kind, RowAxis, Value
+from fitserve_contract.joinability.sizes import ROW_COUNT, Product, Size, Symbols, has_rows, times
+from fitserve_contract.joinability.values import Kind, RowAxis, Value, typed
 
 MOVING = frozenset(("Cast", "Expand", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"))
 """Operators that keep the elements of their first input, as a set."""
 
-_INTEGER_TYPES = (6, 7, 12, 13)
 
-
-def counted_rows(size: Size) -> Value:
-    """0, 1, ... up to the number of rows, which `size` is."""
-    return Value(Kind.COUNT, (size,), RowAxis(0), is_position=True, below=1)
+def counted_rows() -> Value:
+    """0, 1, ... up to the number of rows."""
+    return Value(Kind.COUNT, (ROW_COUNT,), RowAxis(0), is_position=True, below=1)
 
 
 def bound(value: Value) -> Size | None:
@@ -43,17 +42,28 @@ def of_positions(call: Call) -> Value | None:
     if operator in BROADCASTING:
         # Places that are computed with are as long as they were, whatever else becomes of them.
         shaped = broadcast(call, given)
-        plain = Value(Kind.COUNT, shaped.shape, shaped.row)
-        return _moved(operator, given, plain) or (None if any(v.kind is Kind.ROWS for v in given) else plain)
+        plain = Value(Kind.COUNT, shaped.shape, shaped.row, type=given[0].type)
+        moved = _moved(call, given, plain)
+        return moved or (None if any(v.kind is Kind.ROWS for v in given) else plain)
     if operator == "Concat":
         return _columns(call, given)
-    if operator == "Cast" and call.integer("to", 0) in _INTEGER_TYPES:
-        return given[0]
+    if operator == "Cast" and _fits(call.symbols, given[0], call.integer("to", 0)):
+        return typed(given[0], call.integer("to", 0))
     return None
 
 
-def _moved(operator: str, given: list[Value], plain: Value) -> Value | None:
+def _fits(symbols: Symbols, value: Value, number: int) -> bool:
+    """Every place, and the offset that is added to it, is in the range of the type."""
+    span = INTEGER_RANGES.get(number)
+    ends = [value.below, times(ROW_COUNT, value.stride) if value.is_position else 0]
+    if span is None or value.below is None or any(not symbols.is_exact(end or 0) for end in ends):
+        return False
+    return sum(symbols.range_of(end or 0)[1] for end in ends) <= span[1]
+
+
+def _moved(call: Call, given: list[Value], plain: Value) -> Value | None:
     """Places times a size, or plus an offset; None where the result is no place."""
+    operator = call.node.operator
     if len(given) != 2:
         return None
     places, other = given if given[0].is_position else reversed(given)
@@ -61,8 +71,9 @@ def _moved(operator: str, given: list[Value], plain: Value) -> Value | None:
         return None
     if operator == "Mul" and places.below == 1 and other.elements is not None and other.elements.size == 1:
         factor = other.elements.flat[0]
-        if isinstance(factor, Product) or (type(factor) is int and factor > 0):
-            return replace(plain, is_position=True, stride=times(places.stride, factor), below=1)
+        if (isinstance(factor, Product) or type(factor) is int) and call.symbols.least(factor) > 0:
+            moved = replace(plain, is_position=True, stride=times(places.stride, factor), below=1)
+            return moved if _fits(call.symbols, moved, plain.type) else None
     added = bound(other) if operator == "Add" else None
     if added is None or places.below is None or has_rows(added):
         return None
@@ -115,6 +126,7 @@ def kept_bound(call: Call, made: Value) -> Value:
         or made.elements is not None
     ):
         return made
-    if call.node.operator == "Cast" and call.integer("to", 0) not in _INTEGER_TYPES:
+    kept = replace(made, below=bound(source))
+    if call.node.operator == "Cast" and not _fits(call.symbols, kept, call.integer("to", 0)):
         return made
-    return replace(made, below=bound(source))
+    return kept

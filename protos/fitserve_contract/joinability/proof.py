@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fitserve_contract.joinability.graph_analysis import GraphAnalysis, Unprovable, WorkLimitError
-from fitserve_contract.joinability.sizes import ROW_COUNT, Product, Size
-from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, rows
+from fitserve_contract.joinability.graph_analysis import GraphAnalysis, Unprovable
+from fitserve_contract.joinability.sizes import ROW_COUNT, Product, Size, Symbols
+from fitserve_contract.joinability.values import Kind, RowAxis, Value, rows, typed
 from fitserve_contract.onnx_graph import AmbiguousFileError, Axis, DeclaredValue, Graph, read_model
 from fitserve_contract.onnx_types import axis_name
+from fitserve_contract.onnx_wire import WorkLimitError
 
 _TENSORS = ("tensor", "")
 
@@ -49,7 +50,7 @@ def prove_rows(model: bytes | memoryview) -> RowProof:
     try:
         parsed = read_model(model)
         analysis = GraphAnalysis(parsed)
-        outputs = analysis.run(parsed.graph, _input_values(parsed.graph))
+        outputs = analysis.run(parsed.graph, input_values(parsed.graph, analysis.symbols))
         return RowProof(_output_problem(parsed.graph, outputs))
     except Unprovable as error:
         return RowProof(str(error))
@@ -59,18 +60,25 @@ def prove_rows(model: bytes | memoryview) -> RowProof:
         return RowProof("the graph cannot be analysed: it is nested too deeply")
 
 
-def _input_values(graph: Graph) -> dict[str, Value]:
-    """The values of the model's inputs: the first axis of those that a caller must give are the rows."""
+def input_values(graph: Graph, symbols: Symbols) -> dict[str, Value]:
+    """Returns the values of the inputs that a caller must give: their first axis are the rows.
+
+    An input with a default is that constant, for a request that gives another value runs alone.
+
+    Raises:
+        Unprovable: one of them has no such axis.
+    """
     required = [entry for entry in graph.inputs if entry.name not in graph.initializers]
     if not required:
         raise Unprovable("the model has no inputs that carry rows")
     for entry in required:
         _check_input(entry)
     _check_names(required)
-    found = {entry.name: rows([ROW_COUNT, *_open_sizes(entry)[1:]], RowAxis(0)) for entry in required}
-    for entry in graph.inputs:
-        if entry.name in graph.initializers:
-            found[entry.name] = constant(None if entry.shape is None else _open_sizes(entry, is_named=False))
+    found = dict[str, Value]()
+    for entry in required:
+        sizes = [ROW_COUNT, *_open_sizes(entry)[1:]]
+        symbols.of_input(sizes)
+        found[entry.name] = typed(rows(sizes, RowAxis(0)), entry.element_type)
     return found
 
 
@@ -104,12 +112,12 @@ def _check_names(required: list[DeclaredValue]) -> None:
                 raise Unprovable(f"input '{entry.name}': '{axis}' is its first axis and another one")
 
 
-def _open_sizes(entry: DeclaredValue, *, is_named: bool = True) -> list[Size]:
+def _open_sizes(entry: DeclaredValue) -> list[Size]:
     """Sizes of all axes: a symbol for each open one, by its name where that is the same size everywhere."""
     found = list[Size]()
     for place, axis in enumerate(entry.shape or ()):
-        name = axis_name(axis) if is_named else None
-        symbol = f"{entry.name}[{place}]" if name is None else f"[{name}]"
+        name = axis_name(axis)
+        symbol = f"{place}:{entry.name}" if name is None else f":{name}"
         found.append(axis if isinstance(axis, int) and axis else Product(1, (symbol,)))
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fitserve_contract.joinability.calls import Call, Randomness, Rule, Rules, axis_of, broadcast, refuse_rows
+from fitserve_contract.joinability.element_types import DOUBLE
 from fitserve_contract.joinability.sizes import Size
 from fitserve_contract.joinability.values import Kind, Value, like
 
@@ -21,7 +22,6 @@ _UNARY = [
     "Cast",
     "Ceil",
     "Celu",
-    "Cos",
     "Cosh",
     "Elu",
     "Erf",
@@ -45,7 +45,6 @@ _UNARY = [
     "Shrink",
     "Sigmoid",
     "Sign",
-    "Sin",
     "Sinh",
     "Softplus",
     "Softsign",
@@ -90,6 +89,20 @@ def unary(call: Call) -> Sequence[Value]:
     value = call.tensor(0)
     call.require_constants(1)
     return [like(value, value.shape, value.row)]
+
+
+def circular(call: Call) -> Sequence[Value]:
+    """Rule of Sin and Cos.
+
+    ONNX Runtime computes neighbouring doubles together, and by another law for all of them where one is large,
+    infinite or no number: the last bits of a row depend on its neighbours.
+    """
+    value = call.tensor(0)
+    if value.kind is Kind.ROWS and value.type == DOUBLE:
+        raise call.refusal("of doubles rounds by what the neighbours are")
+    if value.kind is Kind.ROWS and value.type == 0:
+        raise call.refusal("of what may be doubles, which rounds by what the neighbours are")
+    return unary(call)
 
 
 def first_decides(call: Call) -> Sequence[Value]:
@@ -159,29 +172,31 @@ def layer_normalization(call: Call) -> Sequence[Value]:
     axis = axis_of(call, call.integer("axis", -1), len(shape))
     for over in range(axis, len(shape)):
         refuse_rows(call, value, over)
-    result = _scaled(call, value, range(1, len(call.inputs)))
+    call.require_constants(1)
+    result = _shaped_as_first(call, [other for other in call.inputs[1:] if other is not None])
     statistics = value_like(value, [*shape[:axis], *[1] * (len(shape) - axis)])
     return [result, statistics, statistics]
 
 
-def _scaled(call: Call, value: Value, others: Sequence[int]) -> Value:
-    """Scales and biases must not widen the input: that would be another operator."""
-    given = [other for index in others if (other := call.given(index)) is not None]
-    result = broadcast(call, [value, *given])
-    if value.kind is Kind.CONSTANT and result.kind is Kind.ROWS and result.rank != value.rank:
-        raise call.refusal("with a scale of rows")
-    return result
+def _shaped_as_first(call: Call, others: Sequence[Value]) -> Value:
+    """The first input, with which others are broadcast: kernels give the result its shape whatever theirs are."""
+    value, shape = call.tensor(0), call.shape(0)
+    if value.row is not None:
+        broadcast(call, [value, *others])
+        if any((other.rank or 0) > len(shape) for other in others):
+            raise call.refusal("with an input of more axes than the first")
+    elif any(other.row is not None for other in others):
+        raise call.refusal("of a constant with rows in another input")
+    return value_like(value, shape)
 
 
 def skip_layer_normalization(call: Call) -> Sequence[Value]:
     """Rule of com.microsoft's SkipLayerNormalization family: the sum of two, normalized over the last axis."""
     shape = call.shape(0)
     call.require_constants(2)
-    total = broadcast(call, [call.tensor(0), call.tensor(1)])
-    refuse_rows(call, total, len(shape) - 1)
-    if total.rank != len(shape):
-        raise call.refusal("of inputs of different rank")
-    statistics = value_like(total, [*(total.shape or ())[:-1], 1])
+    refuse_rows(call, call.tensor(0), len(shape) - 1)
+    total = _shaped_as_first(call, [call.tensor(1)])
+    statistics = value_like(total, [*shape[:-1], 1])
     return [total, statistics, statistics, total]
 
 
@@ -216,7 +231,9 @@ def mean_variance_normalization(call: Call) -> Sequence[Value]:
     """Rule of MeanVarianceNormalization."""
     rank = len(call.shape(0))
     axes = call.integers("axes")
-    return _over_axes(call, [axis_of(call, axis, rank) for axis in ([0, 2, 3] if axes is None else axes)])
+    if axes is not None and not axes:
+        raise call.refusal("over no axes")
+    return _over_axes(call, [axis_of(call, axis, rank) for axis in axes or [0, 2, 3]])
 
 
 def quantize(call: Call) -> Sequence[Value]:
@@ -265,7 +282,7 @@ def trilu(call: Call) -> Sequence[Value]:
 
 def bias_activation(call: Call) -> Sequence[Value]:
     """Rule of com.microsoft's activations with a bias."""
-    return [broadcast(call, [value for value in call.inputs if value is not None])]
+    return [_shaped_as_first(call, [value for value in call.inputs[1:] if value is not None])]
 
 
 def quantized_elementwise(call: Call) -> Sequence[Value]:
@@ -279,6 +296,7 @@ def quantized_elementwise(call: Call) -> Sequence[Value]:
 RULES: Rules = {
     **dict.fromkeys(_UNARY, unary),
     **dict.fromkeys(BROADCASTING, broadcasting),
+    **dict.fromkeys(("Cos", "Sin"), circular),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
     **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), layer_normalization),
     **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), per_channel),

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from fitserve_contract.joinability.calls import Call, Rules, axis_of, refuse_rows
 from fitserve_contract.joinability.positions import picks_own_rows
+from fitserve_contract.joinability.rules_elements import slice_places
 from fitserve_contract.joinability.rules_elementwise import value_like
 from fitserve_contract.joinability.sizes import Product, Size, has_rows
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, like, rows
-
-_PAST_ALL_ROWS = 10**9
-"""TensorFlow's converter writes this for an open end; no request has that many rows."""
+from fitserve_contract.onnx_tensors import MAX_RANK
 
 
 def gather(call: Call) -> Sequence[Value]:
@@ -118,9 +117,9 @@ def slice_rule(call: Call) -> Sequence[Value]:
     for place, axis in enumerate(axes):
         start, end, step = starts[place], ends[place], steps[place]
         if value.row is not None and value.row.axis == axis:
-            is_past = isinstance(end, int) and end >= (_PAST_ALL_ROWS if value.row.is_plain else 2**31 - 1)
-            is_whole = start == 0 and step == 1 and (end == shape[axis] or is_past)
-            if not is_whole:
+            # Exporters write 10**9, 2**31 - 1 or 2**63 - 1 for an open end.
+            is_past = isinstance(end, int) and end >= call.symbols.range_of(shape[axis])[1]
+            if not (start == 0 and step == 1 and (end == shape[axis] or is_past)):
                 raise call.refusal(f"of axis {axis}")
             continue
         if any(part is None or has_rows(part) for part in (start, end, step)):
@@ -135,45 +134,41 @@ def _cuts(call: Call, rank: int) -> tuple[list[Size | None], list[Size | None], 
         ends: list[Size | None] = [*(call.integers("ends") or [])]
         given, steps = call.integers("axes"), None
     else:
-        starts, ends = _numbers(call, 1, None), _numbers(call, 2, None)
+        starts, ends = _numbers(call, 1), _numbers(call, 2)
         given = call.literals(3)
         if given is None and call.given(3) is not None:
             raise call.refusal("of axes that are not known")
-        steps = None if call.given(4) is None else _numbers(call, 4, None)
+        steps = None if call.given(4) is None else _numbers(call, 4)
     axes = [axis_of(call, axis, rank) for axis in (range(len(starts)) if given is None else given)]
     ones: list[Size | None] = [1] * len(axes)
     steps = ones if steps is None else steps
-    if not len(starts) == len(ends) == len(axes) == len(steps):
+    if not len(starts) == len(ends) == len(axes) == len(steps) == len(set(axes)):
         raise call.refusal("of axes that are not known")
     return starts, ends, axes, steps
 
 
-def _numbers(call: Call, index: int, _default: None) -> list[Size | None]:
-    """Elements of an input; symbols where it is constant but not known."""
-    value = call.tensor(index)
-    if value.elements is not None:
-        return list(value.elements.flat)
-    count = value.shape[0] if value.shape is not None and len(value.shape) == 1 else None
-    if value.kind is not Kind.CONSTANT or not isinstance(count, int) or count > 64:
+def _numbers(call: Call, index: int) -> list[Size | None]:
+    numbers = call.numbers(index, 2 * MAX_RANK)
+    if numbers is None:
         raise call.refusal("by numbers that are not known")
-    return [call.symbols.derived("element", len(call.symbols), is_signed=True) for _ in range(count)]
+    return numbers
 
 
 def _cut_size(call: Call, size: Size, start: Size | None, end: Size | None, step: Size | None) -> Size:
     """Elements that a slice keeps; a symbol where that is not known."""
+    symbols = call.symbols
+    most = symbols.range_of(size)[1]
     if isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step != 0:
-        if isinstance(size, int):
-            begin, stop = slice(start, end if step > 0 or end >= -size else None, step).indices(size)[:2]
-            return len(range(begin, stop, step))
-        if start == 0 and step == 1 and end >= 2**31 - 1:
+        if isinstance(size, int) and (step > 0 or size > 0):
+            return len(slice_places(size, start, end, step))
+        if start == 0 and step == 1 and end >= most:
             return size
     if start == 0 and step == 1 and end == size:
         return size
-    symbols = call.symbols
-    if start == 0 and step == 1 and isinstance(end, Product) and symbols.is_never_negative(end):
-        is_filled = not symbols.may_be_empty(end) and not symbols.may_be_empty(size)
-        return symbols.derived("head" if is_filled else "slice", size, end)
-    return call.symbols.derived("slice", size, start, end, step)
+    if start == 0 and step == 1 and isinstance(end, Product) and symbols.least(end) >= 0:
+        ranges = [symbols.range_of(size), symbols.range_of(end)]
+        return symbols.derived("head", size, end, span=(min(r[0] for r in ranges), min(r[1] for r in ranges)))
+    return symbols.derived("slice", size, start, end, step, span=(0, most))
 
 
 def pad(call: Call) -> Sequence[Value]:
@@ -183,7 +178,7 @@ def pad(call: Call) -> Sequence[Value]:
         pads: list[Size | None] = [*(call.integers("pads") or [])]
         axes = list(range(len(shape)))
     else:
-        pads = _numbers(call, 1, None)
+        pads = _numbers(call, 1)
         call.require_constants(2)
         given = call.literals(3)
         if given is None and call.given(3) is not None:
@@ -200,13 +195,19 @@ def pad(call: Call) -> Sequence[Value]:
         elif any(part is None or has_rows(part) for part in (before, after)):
             raise call.refusal("by the number of rows")
         elif isinstance(before, int) and isinstance(after, int):
-            size = shape[axis]
-            total = before + after
-            result[axis] = size + total if isinstance(size, int) else (
-                size if total == 0 else call.symbols.derived("add", size, total))  # fmt: skip
+            result[axis] = _padded(call, shape[axis], before + after)
         else:
             result[axis] = call.symbols.derived("pad", shape[axis], before, after)
     return [value_like(value, result)]
+
+
+def _padded(call: Call, size: Size, total: int) -> Size:
+    if isinstance(size, int):
+        if size + total < 0:
+            raise call.refusal("of more than there is")
+        return size + total
+    low, high = call.symbols.range_of(size)
+    return size if total == 0 else call.symbols.derived("pad", size, total, span=(max(low + total, 0), high + total))
 
 
 def compress(call: Call) -> Sequence[Value]:
@@ -217,8 +218,7 @@ def compress(call: Call) -> Sequence[Value]:
         raise call.refusal("of all axes")
     axis = axis_of(call, call.integer("axis", 0), len(shape))
     refuse_rows(call, value, axis)
-    kept = call.symbols.derived("compress", len(call.symbols))
-    return [value_like(value, [*shape[:axis], kept, *shape[axis + 1 :]])]
+    return [value_like(value, [*shape[:axis], call.symbols.fresh(), *shape[axis + 1 :]])]
 
 
 def reverse_sequence(call: Call) -> Sequence[Value]:

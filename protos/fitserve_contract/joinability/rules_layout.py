@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from fitserve_contract.joinability.calls import Call, Rules, axis_of, refuse_rows
 from fitserve_contract.joinability.positions import counted_rows
 from fitserve_contract.joinability.rules_elementwise import value_like
-from fitserve_contract.joinability.sizes import ROW_COUNT, Size, divide, has_rows, times, times_all
+from fitserve_contract.joinability.sizes import INT64, ROW_COUNT, Size, divide, has_rows, times, times_all
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, constant, like, regrouped, rows, vector
-from fitserve_contract.onnx_tensors import MAX_RANK
+from fitserve_contract.onnx_tensors import MAX_RANK, MAX_VALUES
 
 
 def shape_text(shape: Sequence[Size | None]) -> str:
@@ -32,29 +32,42 @@ def reshaped(call: Call, value: Value, target: Sequence[Size]) -> Value:
 
 def reshape(call: Call) -> Sequence[Value]:
     """Rule of Reshape: 0 copies a size, -1 is what is left."""
-    value = call.tensor(0)
-    wanted = call.integers("shape") if call.version < 5 else None
-    asked = list(wanted) if wanted is not None else _sizes(call, 1)
-    if asked is None:
-        raise call.refusal("to a shape that is not known")
-    shape = value.shape
-    target = list[Size | None]()
-    for place, size in enumerate(asked):
-        if size == 0 and not call.integer("allowzero", 0):
-            if shape is None or place >= len(shape):
-                raise call.refusal("with a size of an unknown shape")
-            size = shape[place]
-        if size is None:
-            raise call.refusal("to a size that depends on the number of rows")
-        target.append(size)
+    value, asked = call.tensor(0), _asked(call)
+    target = [_wanted(call, value, place, size) for place, size in enumerate(asked)]
     if -1 not in target:
-        return [reshaped(call, value, [size for size in target if size is not None])]
+        return [reshaped(call, value, target)]
     place = target.index(-1)
-    others = [size for size in target[:place] + target[place + 1 :] if size is not None]
+    others = target[:place] + target[place + 1 :]
     if -1 in others:
         raise call.refusal("to a shape with two sizes left open")
     left = _left(call, value, times_all(others))
     return [reshaped(call, value, [*others[:place], left, *others[place:]])]
+
+
+def _asked(call: Call) -> list[Size | None]:
+    if call.version < 5:
+        return [*(call.integers("shape") or [])]
+    asked = call.numbers(1, MAX_RANK)
+    if asked is None:
+        raise call.refusal("to a shape that is not known")
+    return asked
+
+
+def _wanted(call: Call, value: Value, place: int, size: Size | None) -> Size:
+    """A size of the result, or -1. A number that may be 0 or -1 is none, but one that 0 copies is itself."""
+    if size == 0 and not call.integer("allowzero", 0):
+        if value.shape is None or place >= len(value.shape):
+            raise call.refusal("with a size of an unknown shape")
+        return value.shape[place]
+    if size is None:
+        raise call.refusal("to a size that depends on the number of rows")
+    least = call.symbols.least(size)
+    is_copied = value.shape is not None and value.shape[place : place + 1] == (size,)
+    if isinstance(size, int) or least > 0 or (least == 0 and is_copied):
+        return size
+    if value.kind is Kind.CONSTANT:
+        return call.symbols.fresh()
+    raise call.refusal("to a size that may be 0 or -1")
 
 
 def _left(call: Call, value: Value, known: Size) -> Size:
@@ -70,19 +83,9 @@ def _left(call: Call, value: Value, known: Size) -> Size:
     if has_rows(total) != has_rows(known):
         raise call.refusal("leaves rows to an axis that may hold other sizes, too")
     rest, other = divide(total, ROW_COUNT), divide(known, ROW_COUNT)
-    return call.symbols.derived("left", rest if rest is not None else total, other if other is not None else known)
-
-
-def _sizes(call: Call, index: int) -> list[Size | None] | None:
-    """Elements of an input that holds sizes; what is constant but not known gets a symbol."""
-    value = call.tensor(index)
-    if value.elements is not None:
-        return list(value.elements.flat)
-    if value.kind is Kind.CONSTANT and value.shape is not None and len(value.shape) == 1:
-        count = value.shape[0]
-        if isinstance(count, int) and count <= MAX_RANK:
-            return [call.symbols.derived("element", len(call.symbols), is_signed=True) for _ in range(count)]
-    return None
+    total, known = rest if rest is not None else total, other if other is not None else known
+    least, most = call.symbols.range_of(total)
+    return call.symbols.derived("left", total, known, span=(min(least, 1), most))
 
 
 def flatten(call: Call) -> Sequence[Value]:
@@ -96,7 +99,7 @@ def flatten(call: Call) -> Sequence[Value]:
 
 
 def _axes(call: Call, rank: int, input_from: int) -> list[int] | None:
-    """Axes from the attribute or, from an operator set on, from the second input; None where they are left out."""
+    """Axes from the attribute or, from an operator set on, from the second input; None where there are none."""
     if call.version < input_from:
         axes = call.integers("axes")
     elif call.given(1) is None:
@@ -105,7 +108,7 @@ def _axes(call: Call, rank: int, input_from: int) -> list[int] | None:
         axes = call.literals(1)
         if axes is None:
             raise call.refusal("over axes that are not known")
-    return None if axes is None else [axis_of(call, axis, rank) for axis in axes]
+    return [axis_of(call, axis, rank) for axis in axes] if axes else None
 
 
 def squeeze(call: Call) -> Sequence[Value]:
@@ -139,7 +142,7 @@ def unsqueeze(call: Call) -> Sequence[Value]:
 
 def unsqueezed(call: Call, value: Value, axes: Sequence[int]) -> Value:
     """A tensor with new axes of size 1, counted in the result."""
-    if value.shape is None:
+    if value.shape is None or len(axes) > MAX_RANK:
         raise call.refusal("of an unknown shape")
     rank = len(value.shape) + len(axes)
     places = {axis_of(call, axis, rank) for axis in axes}
@@ -164,8 +167,8 @@ def transpose(call: Call) -> Sequence[Value]:
 def expand(call: Call) -> Sequence[Value]:
     """Rule of Expand: to the number of rows makes rows of what is the same for all."""
     value, shape = call.tensor(0), call.shape(0)
-    asked = _sizes(call, 1)
-    if asked is None or any(size is None or (isinstance(size, int) and size < 0) for size in asked):
+    asked = call.numbers(1, MAX_RANK)
+    if asked is None or any(size is None or call.symbols.least(size) < 0 for size in asked):
         raise call.refusal("to a shape that is not known")
     target = [size for size in asked if size is not None]
     rank = max(len(shape), len(target))
@@ -195,8 +198,8 @@ def _with_row(value: Value, shape: Sequence[Size], row: RowAxis | None) -> Value
 def tile(call: Call) -> Sequence[Value]:
     """Rule of Tile: as often as there are rows makes rows of what is the same for all."""
     value, shape = call.tensor(0), call.shape(0)
-    counts = _sizes(call, 1)
-    if counts is None or len(counts) != len(shape):
+    counts = call.numbers(1, MAX_RANK)
+    if counts is None or len(counts) != len(shape) or any(isinstance(c, int) and c < 0 for c in counts):
         raise call.refusal("by counts that are not known")
     row, result = value.row, list[Size]()
     for axis, (size, count) in enumerate(zip(shape, counts, strict=True)):
@@ -243,7 +246,7 @@ def _sum(call: Call, sizes: Sequence[Size]) -> Size:
         return sum(literal)
     if any(has_rows(size) for size in sizes):
         return 1
-    return call.symbols.derived("sum", *sizes)
+    return call.symbols.derived("sum", *sizes, span=(sum(map(call.symbols.least, sizes)), INT64[1]))
 
 
 def split(call: Call) -> Sequence[Value]:
@@ -253,7 +256,7 @@ def split(call: Call) -> Sequence[Value]:
     count = len(call.node.outputs)
     parts: list[Size | None] | None = call.integers("split") if call.version < 13 else None  # type: ignore[assignment]
     if call.version >= 13 and call.given(1) is not None:
-        parts = _sizes(call, 1)
+        parts = call.numbers(1, MAX_VALUES)
         if parts is None and call.tensor(1).kind is not Kind.CONSTANT:
             raise call.refusal("by what rows say")
     elif parts is None:
@@ -261,16 +264,17 @@ def split(call: Call) -> Sequence[Value]:
         whole = divide(size, count)
         parts = [whole] * count if whole is not None else _uneven(size, count)
     if value.row is not None and value.row.axis == axis:
-        inner = RowAxis(axis, 1, value.row.after)
         one = times(ROW_COUNT, value.row.after)
-        if parts is None or value.kind is not Kind.ROWS or any(part != one for part in parts):
+        is_each = parts is not None and len(parts) == count == value.row.before and all(part == one for part in parts)
+        if not is_each or value.kind is not Kind.ROWS:
             raise call.refusal(f"over axis {axis}")
-        return [rows(shape, inner)] * count
+        return [rows(shape, RowAxis(axis, 1, value.row.after))] * count
     if parts is not None and any(part is None or has_rows(part) for part in parts):
         raise call.refusal("by the number of rows")
     if parts is None or len(parts) != count:
-        parts = [call.symbols.derived("part", len(call.symbols)) for _ in range(count)]
-    return [value_like(value, [*shape[:axis], part or 0, *shape[axis + 1 :]]) for part in parts]
+        parts = [call.symbols.fresh() for _ in range(count)]
+    found = [part if part is not None and call.symbols.least(part) >= 0 else call.symbols.fresh() for part in parts]
+    return [value_like(value, [*shape[:axis], part, *shape[axis + 1 :]]) for part in found]
 
 
 def _uneven(size: Size, count: int) -> list[Size | None] | None:
@@ -278,6 +282,8 @@ def _uneven(size: Size, count: int) -> list[Size | None] | None:
     if not isinstance(size, int):
         return None
     each = -(-size // count)
+    if each * (count - 1) > size:
+        return None
     return [*[each] * (count - 1), size - each * (count - 1)]
 
 
@@ -298,15 +304,25 @@ def depth_to_space(call: Call) -> Sequence[Value]:
 def shape_of(call: Call) -> Sequence[Value]:
     """Rule of Shape."""
     shape = call.shape(0)
-    return [vector(shape[slice(call.integer("start", 0), call.integer("end", len(shape)))])]
+    asked = shape[slice(call.integer("start", 0), call.integer("end", len(shape)))]
+    return [vector([_exact(call, size) for size in asked])]
+
+
+def _exact(call: Call, size: Size) -> Size | None:
+    """A size as a number. Sizes of a tensor without elements may be larger than memory, and so be computed wrongly."""
+    if call.symbols.is_exact(size):
+        return size
+    if not any(map(call.symbols.may_be_empty, call.shape(0))):
+        return size
+    return None if has_rows(size) else call.symbols.derived("size", size)
 
 
 def size_of(call: Call) -> Sequence[Value]:
     """Rule of Size."""
-    return [scalar(times_all(call.shape(0)))]
+    return [scalar(_exact(call, times_all(call.shape(0))))]
 
 
-def scalar(size: Size) -> Value:
+def scalar(size: Size | None) -> Value:
     """A tensor of one size, without axes."""
     value = vector([size])
     assert value.elements is not None
@@ -315,8 +331,8 @@ def scalar(size: Size) -> Value:
 
 def constant_of_shape(call: Call) -> Sequence[Value]:
     """Rule of ConstantOfShape: as large as the rows are many, it carries them."""
-    sizes = _sizes(call, 0)
-    if sizes is None or None in sizes:
+    sizes = call.numbers(0, MAX_RANK)
+    if sizes is None or any(size is None or (isinstance(size, int) and size < 0) for size in sizes):
         raise call.refusal("of a shape that is not known")
     shape = [size for size in sizes if size is not None]
     places = [axis for axis, size in enumerate(shape) if has_rows(size)]
@@ -333,9 +349,9 @@ def range_of(call: Call) -> Sequence[Value]:
     start, limit, step = (None if (e := call.elements(i)) is None or e.size != 1 else e.flat[0] for i in range(3))
     if start == 0 and step == 1 and limit is not None:
         if limit == ROW_COUNT:
-            return [counted_rows(ROW_COUNT)]
+            return [counted_rows()]
         if not isinstance(limit, float) and not has_rows(limit):
-            is_size = call.symbols.is_never_negative(limit)
+            is_size = call.symbols.least(limit) >= 0
             size = limit if is_size else call.symbols.derived("range", limit)
             return [Value(Kind.CONSTANT, (size,), below=size)]
     if any(value is not None and value.kind is not Kind.CONSTANT for value in call.inputs):

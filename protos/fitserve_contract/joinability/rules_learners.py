@@ -28,14 +28,21 @@ def learner(call: Call) -> Sequence[Value]:
 
 
 def _width(call: Call) -> Size:
-    """Columns of the scores. Those of support vector machines depend on more than the classes."""
+    """Columns of the scores: those of a linear classifier are as many as its intercepts, not as its labels.
+
+    Those of support vector machines depend on more than the classes.
+    """
     operator = call.node.operator
     if operator in ("TreeEnsembleRegressor", "TreeEnsemble"):
         return call.integer("n_targets", 0) or call.symbols.fresh()
     if operator == "LinearRegressor":
         return call.integer("targets", 1)
-    labels = call.names("classlabels_int64s", "classlabels_ints", "classlabels_strings")
-    return labels if labels > 1 and operator != "SVMClassifier" else call.symbols.fresh()
+    names = ("classlabels_int64s", "classlabels_ints", "classlabels_strings")
+    given = [name for name in names if name in call.attributes]
+    labels = call.names(*given) if len(given) == 1 else 0
+    is_known = operator == "TreeEnsembleClassifier" or (
+        operator == "LinearClassifier" and call.names("intercepts") == labels)  # fmt: skip
+    return labels if labels > 1 and is_known else call.symbols.fresh()
 
 
 def by_feature(call: Call) -> Sequence[Value]:
@@ -51,9 +58,9 @@ def feature_vectorizer(call: Call) -> Sequence[Value]:
         raise call.refusal("of rows and constants")
     if tables[0][0].row is None:
         return [constant(None)]
-    widths = [shape[1] for _, shape in tables]
-    is_known = all(isinstance(width, int) for width in widths)
-    total: Size = sum(width for width in widths if isinstance(width, int)) if is_known else call.symbols.fresh()
+    widths, declared = [shape[1] for _, shape in tables], call.integers("inputdimensions") or []
+    # The attribute decides how many columns of each input are taken.
+    total: Size = sum(declared) if declared == widths else call.symbols.fresh()
     return [rows([tables[0][1][0], total], RowAxis(0))]
 
 
@@ -71,7 +78,7 @@ def feature_extractor(call: Call) -> Sequence[Value]:
         raise call.refusal("over the rows")
     places = call.tensor(1).shape
     width = call.symbols.fresh() if places is None else times_all(places)
-    return [value_like(value, [*shape[:-1], width])]
+    return [value_like(value, [*(shape[:-1] or (1,)), width])]
 
 
 def one_hot_encoder(call: Call) -> Sequence[Value]:

@@ -81,7 +81,13 @@ def gemm(call: Call) -> Sequence[Value]:
         return [result]
     if result.kind is Kind.CONSTANT and bias.kind is Kind.ROWS:
         raise call.refusal("of constants with a bias of rows")
-    return [broadcast(call, [result, bias])]
+    return [_with_bias(call, result, bias)]
+
+
+def _with_bias(call: Call, result: Value, bias: Value) -> Value:
+    """The bias is broadcast to the product and never widens it."""
+    broadcast(call, [result, bias])
+    return result
 
 
 def fused_matmul(call: Call) -> Sequence[Value]:
@@ -141,7 +147,7 @@ def quantized_gemm(call: Call) -> Sequence[Value]:
         raise call.refusal("of unknown shapes")
     bias = call.given(6)
     result = product(call, left, right)
-    return [result if bias is None else broadcast(call, [result, bias])]
+    return [result if bias is None else _with_bias(call, result, bias)]
 
 
 def scaled_integer_matmul(call: Call) -> Sequence[Value]:

@@ -70,9 +70,10 @@ def attending(batched: dict[int, int], outputs: Sequence[tuple[int, int]], least
             elif other.row != RowAxis(batched[index]) or (other.rank or 0) < least_ranks.get(index, 0):
                 raise call.refusal(f"with other rows, or none, in input {index}")
         found = list[Value]()
-        for rank, axis in outputs:
+        for place, (rank, axis) in enumerate(outputs):
             sizes: list[Size] = [call.symbols.fresh() for _ in range(rank or len(shape))]
-            if rank in (0, len(shape)):
+            # The first output is what the first input asks for; the others are keys and values.
+            if place == 0 and rank in (0, len(shape)):
                 sizes[: len(shape) - 1] = shape[:-1]
             found.append(rows(sizes, RowAxis(axis)))
         return found

@@ -65,7 +65,7 @@ def top_k(call: Call) -> Sequence[Value]:
     refuse_rows(call, value, axis)
     call.require_constants(1)
     counts = [call.integer("k", 0)] if call.version < 10 else call.literals(1)
-    count: Size = counts[0] if counts else call.symbols.fresh()
+    count: Size = counts[0] if counts and counts[0] >= 0 else call.symbols.fresh()
     return [value_like(value, [*shape[:axis], count, *shape[axis + 1 :]])] * 2
 
 
@@ -85,7 +85,7 @@ def one_hot(call: Call) -> Sequence[Value]:
     call.require_constants(1)
     axis = axis_of(call, call.integer("axis", -1), len(shape) + 1)
     depth = call.literals(1)
-    sizes = [*shape[:axis], depth[0] if depth else call.symbols.fresh(), *shape[axis:]]
+    sizes = [*shape[:axis], depth[0] if depth and depth[0] >= 0 else call.symbols.fresh(), *shape[axis:]]
     row = value.row
     if row is not None and axis <= row.axis:
         row = RowAxis(row.axis + 1, row.before, row.after)

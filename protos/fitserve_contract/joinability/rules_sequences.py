@@ -38,6 +38,8 @@ def split_to_sequence(call: Call) -> Sequence[Value]:
     if not isinstance(size, int) or not lengths or 0 in lengths:
         raise call.refusal("into parts of unknown sizes")
     if call.given(1) is None or call.tensor(1).shape == ():
+        if lengths[0] < 0 or size // lengths[0] > _MOST_PARTS:
+            raise call.refusal("into too many parts")
         lengths = [lengths[0]] * (size // lengths[0]) + ([size % lengths[0]] if size % lengths[0] else [])
     if len(lengths) > _MOST_PARTS:
         raise call.refusal("into too many parts")

@@ -20,33 +20,61 @@ def rows_first(call: Call, value: Value, least_rank: int = 3) -> tuple[Size, ...
     return shape
 
 
-def _windows(call: Call, sizes: Sequence[Size], kernel: Sequence[Size] | None) -> list[Size]:
-    """Sizes of the axes that a window slides over; those that are not known get symbols."""
+_MOST_WINDOW = 1 << 31
+"""Sizes beyond which kernels may compute windows wrongly."""
+
+
+def _windows(call: Call, sizes: Sequence[Size], kernel: Sequence[Size] | None, least: int) -> list[Size]:
+    """Sizes of the axes that a window slides over; those that are not known get symbols of at least `least`."""
     count = len(sizes)
-    if kernel is None or len(kernel) != count or not all(isinstance(size, int) for size in (*sizes, *kernel)):
-        return [call.symbols.fresh() for _ in sizes]
     strides = call.integers("strides") or [1] * count
     dilations = call.integers("dilations") or [1] * count
     pads = call.integers("pads") or [0] * 2 * count
-    auto = call.text("auto_pad", "NOTSET")
-    if len(strides) != count or len(dilations) != count or len(pads) != 2 * count or 0 in strides:
+    if len(strides) != count or len(dilations) != count or len(pads) != 2 * count:
         raise call.refusal("with attributes of another rank")
-    result = list[Size]()
-    for axis in range(count):
-        size, width = sizes[axis], kernel[axis]
-        assert isinstance(size, int)
-        assert isinstance(width, int)
-        span = dilations[axis] * (width - 1) + 1
-        if auto in ("SAME_UPPER", "SAME_LOWER"):
-            result.append(-(-size // strides[axis]))
-            continue
-        padding = 0 if auto == "VALID" else pads[axis] + pads[axis + count]
-        free = size + padding - span
-        if call.integer("ceil_mode", 0) and free % strides[axis]:
-            # A last window that would start in the padding is left out by some kernels and not by others.
-            return [call.symbols.fresh() for _ in sizes]
-        result.append(free // strides[axis] + 1)
-    return result
+    widths = [size for size in kernel or () if isinstance(size, int)]
+    numbers = [*strides, *dilations, *(size + 1 for size in pads), *widths]
+    if len(widths) != count or min(numbers) < 1 or max(numbers) > _MOST_WINDOW:
+        return [call.symbols.fresh(least) for _ in sizes]
+    is_valid = call.text("auto_pad", "NOTSET") == "VALID"
+    return [
+        _window(
+            call,
+            size,
+            dilations[axis] * (widths[axis] - 1) + 1,
+            strides[axis],
+            0 if is_valid else pads[axis] + pads[axis + count],
+            least,
+        )
+        for axis, size in enumerate(sizes)
+    ]
+
+
+def _window(call: Call, size: Size, span: int, stride: int, padding: int, least: int) -> Size:
+    """How often a window of `span` fits into an axis."""
+    symbols = call.symbols
+    low, high = symbols.range_of(size)
+    auto, is_rounded_up = call.text("auto_pad", "NOTSET"), bool(call.integer("ceil_mode", 0))
+    key = ("window", call.node.operator, auto, is_rounded_up, size, span, stride, padding, least)
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        if isinstance(size, int) and max(call.integers("dilations") or [1]) == 1:
+            return -(-size // stride)
+        return symbols.unknown((least, high))
+    # Where a result of nothing is an error, an axis of nothing does not come here.
+    is_some = low > 0 or least > 0
+    if stride == 1 and padding == span - 1 and is_some:
+        return size
+    free = low + padding - span
+    if isinstance(size, int) and free >= 0 and not (is_rounded_up and free % stride):
+        return free // stride + 1
+    # A window wider than the axis is an error, none, or one: pools divide towards zero. A last one that would start in
+    # the padding is left out by some kernels and not by others.
+    fits = free // stride + 1 if free >= 0 else 1 - -free // stride
+    most = max((high + padding - span) // stride + 1 + is_rounded_up, 1)
+    made = symbols.derived(*key, span=(max(least, fits), most))
+    if is_some and padding < span and not is_rounded_up:
+        symbols.limit(made, size)
+    return made
 
 
 def convolution(call: Call, image: int = 0, weights: int = 1) -> Sequence[Value]:
@@ -59,7 +87,7 @@ def convolution(call: Call, image: int = 0, weights: int = 1) -> Sequence[Value]
     kernel = call.tensor(weights).shape
     sizes: Sequence[Size] | None = call.integers("kernel_shape") or (None if kernel is None else kernel[2:])
     channels = call.symbols.fresh() if kernel is None or not kernel else kernel[0]
-    return [value_like(value, [shape[0], channels, *_windows(call, shape[2:], sizes)])]
+    return [value_like(value, [shape[0], channels, *_windows(call, shape[2:], sizes, 1)])]
 
 
 def quantized_convolution(call: Call) -> Sequence[Value]:
@@ -108,14 +136,15 @@ def _unwound(call: Call, sizes: Sequence[Size], weights: Sequence[Size] | None) 
     is_plain = call.text("auto_pad", "NOTSET") == "NOTSET" and call.integers("output_shape") is None
     lengths = [len(kernel), len(strides), len(dilations), len(pads) // 2, len(extra)]
     if not is_plain or lengths != [count] * 5:
-        return [call.symbols.fresh() for _ in sizes]
+        return [call.symbols.fresh(1) for _ in sizes]
     result = list[Size]()
     for axis, (size, width) in enumerate(zip(sizes, kernel, strict=True)):
         if not isinstance(size, int) or not isinstance(width, int):
-            result.append(call.symbols.fresh())
+            result.append(call.symbols.fresh(1))
             continue
         padding = pads[axis] + pads[axis + count]
-        result.append(strides[axis] * (size - 1) + extra[axis] + (width - 1) * dilations[axis] + 1 - padding)
+        length = strides[axis] * (size - 1) + extra[axis] + (width - 1) * dilations[axis] + 1 - padding
+        result.append(length if 0 < length < _MOST_WINDOW else call.symbols.fresh(1))
     return result
 
 
@@ -124,7 +153,7 @@ def pool(call: Call) -> Sequence[Value]:
     value = call.tensor(0)
     shape = rows_first(call, value)
     call.require_constants(1)
-    result = value_like(value, [*shape[:2], *_windows(call, shape[2:], call.integers("kernel_shape"))])
+    result = value_like(value, [*shape[:2], *_windows(call, shape[2:], call.integers("kernel_shape"), 0)])
     return [result, mixed("") if value.kind is Kind.ROWS else result]
 
 
@@ -158,6 +187,8 @@ def resize(call: Call) -> Sequence[Value]:
     if value.row is not None and value.row.axis in axes:
         _check_row_scale(call, axes.index(value.row.axis), shape[value.row.axis])
     result = [call.symbols.fresh() if axis in axes else size for axis, size in enumerate(shape)]
+    if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return [value_like(value, result)]
     for place, axis in enumerate(axes):
         result[axis] = _resized(call, place, shape[axis]) or result[axis]
     return [value_like(value, result)]
@@ -175,14 +206,26 @@ def _scales_and_sizes(call: Call) -> tuple[list[object] | None, list[object] | N
     )
 
 
+_MOST_SCALED = 1 << 24
+
+
 def _check_row_scale(call: Call, place: int, size: Size) -> None:
-    """The rows are as many behind as before, whatever the other axes are."""
+    """The rows are as many behind as before, and none is computed from others.
+
+    Over all axes of a tensor of up to three, kernels interpolate: the next row with weight 0, which makes NaN of NaN.
+    """
+    value = call.tensor(0)
+    is_apart = value.row is not None and value.row.axis == 0 and len(value.shape or ()) > 3
+    if call.text("mode", "nearest") != "nearest" and not is_apart:
+        raise call.refusal("interpolates over the rows")
     if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise call.refusal("that keeps the aspect ratio of the rows")
     scales, sizes = _scales_and_sizes(call)
     if sizes is not None and place < len(sizes) and sizes[place] == size:
         return
-    if sizes is None and scales is not None and place < len(scales) and scales[place] == 1.0:
+    # The size is computed as a 32-bit float, which holds MOST_ROWS.
+    is_held = call.symbols.range_of(size)[1] <= _MOST_SCALED
+    if sizes is None and scales is not None and place < len(scales) and scales[place] == 1.0 and is_held:
         return
     raise call.refusal("of the rows by what is not known to be 1")
 
@@ -195,9 +238,13 @@ def _resized(call: Call, place: int, size: Size) -> Size | None:
         return wanted if is_size and not has_rows(wanted) else None  # type: ignore[return-value,arg-type]
     if sizes is None and scales is not None and place < len(scales):
         scale = scales[place]
-        if isinstance(scale, float) and scale == int(scale) and scale > 0:
+        if not isinstance(scale, float) or not 2**-10 <= scale <= 2**10:
+            return None
+        if call.symbols.range_of(size)[1] * max(scale, 1.0) > _MOST_SCALED:
+            return None
+        if scale == int(scale):
             return times(size, int(scale))
-        if isinstance(scale, float) and 1 / scale == int(1 / scale):
+        if 1 / scale == int(1 / scale):
             return divide(size, int(1 / scale))
     return None
 

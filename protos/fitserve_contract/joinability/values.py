@@ -15,7 +15,9 @@ from fitserve_contract.joinability.sizes import ROW_COUNT, Size, divide, has_row
 Elements = npt.NDArray[Any]
 """Array of objects: an int, float, bool or Product for each element; None where it is not known and may depend on N."""
 
-MAX_ELEMENTS: Final = 4096
+FLOAT: Final = 1
+INT64: Final = 7
+"""Numbers of those types in onnx.proto."""
 
 
 class Kind(Enum):
@@ -60,6 +62,7 @@ class Value:
         stride: With `is_position`: the index of the row times that, plus what is below `below`.
         below: Every element is 0 or more and below that; of an `is_position`, what is added to the row's index times
             `stride`. None where that is not known.
+        type: Of its elements: the number in onnx.proto; 0 where that is not known. Known where elements are.
     """
 
     kind: Kind
@@ -72,6 +75,7 @@ class Value:
     parts: tuple[Value, ...] | None = None
     stride: Size = 1
     below: Size | None = None
+    type: int = 0
 
     @property
     def rank(self) -> int | None:
@@ -105,15 +109,20 @@ def like(value: Value, shape: Sequence[Size] | None, row: RowAxis | None) -> Val
     if shape is value.shape and row is value.row and value.elements is None and value.below is None:
         return value
     if value.kind is Kind.ROWS and shape is not None and row is not None:
-        return rows(shape, row)
+        return typed(rows(shape, row), value.type)
     below = value.below if value.is_position else None
     return replace(value, shape=None if shape is None else tuple(shape), row=row, elements=None, below=below)
 
 
-def of_elements(elements: Elements) -> Value:
-    """A tensor of known elements; of kind COUNT where one depends on the number of rows."""
+def typed(value: Value, number: int) -> Value:
+    """The same tensor with elements of that type."""
+    return value if value.type == number else replace(value, type=number)
+
+
+def of_elements(elements: Elements, number: int = INT64) -> Value:
+    """A tensor of known elements of that type; of kind COUNT where one depends on the number of rows."""
     is_count = any(element is None or has_rows(element) for element in elements.flat)
-    return Value(Kind.COUNT if is_count else Kind.CONSTANT, elements.shape, None, elements)
+    return Value(Kind.COUNT if is_count else Kind.CONSTANT, elements.shape, None, elements, type=number)
 
 
 def vector(sizes: Sequence[Size | None]) -> Value:

@@ -105,4 +105,4 @@ def test_what_doubles_with_every_function_is_not_followed_for_ever() -> None:
         functions.append(helper.make_function("own", f"F{level}", ["a"], ["b"], nodes, [helper.make_opsetid("own", 1)]))
     content = model([node("F21", "x", domain="own")], functions=functions)
 
-    assert "more than 200,000 steps" in prove_rows(content).problem
+    assert "more than 2,000,000 steps" in prove_rows(content).problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from fitserve_contract import onnx_file, onnx_graph, onnx_tensors, onnx_wire
 from fitserve_contract.joinability.proof import RowProof, prove_rows
-from fitserve_contract.onnx_graph import read_attribute, read_graph, read_model
-from fitserve_contract.onnx_tensors import read_tensor
-from fitserve_contract.onnx_wire import OnnxFileError
+from fitserve_contract.onnx_graph import MAX_STEPS, read_attribute, read_graph, read_model
+from fitserve_contract.onnx_tensors import read_tensor, tensor_name
+from fitserve_contract.onnx_wire import Budget, OnnxFileError
 
 TYPES = [
     "float32",
@@ -35,13 +36,18 @@ LARGE = 1_000_000
 MOST_FIELDS = 2_000
 
 
+def budget() -> Budget:
+    return Budget(MAX_STEPS)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", [(), (0,), (2, 3), (2, 0, 4)])
 def test_raw_constants_are_those_that_the_onnx_package_reads(dtype: str, shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(1).integers(0, 2, shape).astype(dtype)
-    tensor = read_tensor(memoryview(numpy_helper.from_array(array, "w").SerializeToString()))
+    message = memoryview(numpy_helper.from_array(array, "w").SerializeToString())
+    tensor = read_tensor(message, budget())
 
-    assert (tensor.name, tensor.dims) == ("w", shape)
+    assert (bytes(tensor_name(message, budget())), tensor.dims) == (b"w", shape)
     assert tensor.values is not None
     np.testing.assert_array_equal(tensor.values, array)
 
@@ -58,18 +64,18 @@ def test_raw_constants_are_those_that_the_onnx_package_reads(dtype: str, shape: 
 )
 def test_typed_constants_are_those_that_the_onnx_package_reads(data_type: int, values: list[float]) -> None:
     message = helper.make_tensor("w", data_type, [2], values)
-    found = read_tensor(memoryview(message.SerializeToString())).values
+    found = read_tensor(memoryview(message.SerializeToString()), budget()).values
 
     assert found is not None
     np.testing.assert_array_equal(found, numpy_helper.to_array(message))
 
 
 def test_large_and_external_constants_stay_where_they_are() -> None:
-    large = read_tensor(memoryview(numpy_helper.from_array(np.zeros(5000)).SerializeToString()))
+    large = read_tensor(memoryview(numpy_helper.from_array(np.zeros(5000)).SerializeToString()), budget())
     elsewhere = TensorProto(name="w", data_type=1, dims=[2], data_location=TensorProto.EXTERNAL)
 
     assert (large.dims, large.values) == ((5000,), None)
-    assert read_tensor(memoryview(elsewhere.SerializeToString())).values is None
+    assert read_tensor(memoryview(elsewhere.SerializeToString()), budget()).values is None
 
 
 @settings(deadline=None)
@@ -79,7 +85,8 @@ def test_large_and_external_constants_stay_where_they_are() -> None:
 def test_attributes_are_those_that_the_onnx_package_reads(integers: list[int], reals: list[float]) -> None:
     for name, values in (("i", integers), ("f", reals)):
         kind = onnx.AttributeProto.INTS if name == "i" else onnx.AttributeProto.FLOATS
-        attribute = read_attribute(memoryview(helper.make_attribute(name, values, attr_type=kind).SerializeToString()))
+        message = helper.make_attribute(name, values, attr_type=kind)
+        attribute = read_attribute(memoryview(message.SerializeToString()), budget())
 
         assert (attribute.integers if name == "i" else attribute.reals) == (values or None)
 
@@ -87,7 +94,7 @@ def test_attributes_are_those_that_the_onnx_package_reads(integers: list[int], r
 def test_packed_numbers_are_read_like_unpacked_ones() -> None:
     packed = b"\x0a\x01i" + b"\x42\x03\x01\x02\x03"
 
-    assert read_attribute(memoryview(packed)).integers == [1, 2, 3]
+    assert read_attribute(memoryview(packed), budget()).integers == [1, 2, 3]
 
 
 def varint(number: int) -> bytes:
@@ -138,8 +145,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     count = [0]
     plain = onnx_wire.fields
 
-    def counting(*arguments: object) -> Iterator[onnx_wire.Field]:
-        for found in plain(*arguments):  # type: ignore[arg-type]
+    def counting(*arguments: Any, **options: Any) -> Iterator[onnx_wire.Field]:
+        for found in plain(*arguments, **options):
             count[0] += 1
             yield found
 
@@ -209,4 +216,4 @@ def test_a_graph_is_read_as_protobuf_merges_it() -> None:
     one, other = field(1, field(4, b"Relu")), field(1, field(4, b"Neg"))
 
     assert [node.operator for node in read_model(field(7, one) + field(7, other)).graph.nodes] == ["Relu", "Neg"]
-    assert [node.operator for node in read_graph(memoryview(one + other)).nodes] == ["Relu", "Neg"]
+    assert [node.operator for node in read_graph(memoryview(one + other), budget()).nodes] == ["Relu", "Neg"]
