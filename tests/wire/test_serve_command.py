@@ -103,6 +103,21 @@ def test_an_empty_repository_is_waited_for(tmp_path: Path) -> None:
             answers.cancel()
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_what_names_hold_forges_no_line_and_moves_no_cursor(tmp_path: Path, workers: str) -> None:
+    root = tmp_path / os.fsdecode(b"a\nFORGED\x1b[2J\xe2\x80\xae\xff")
+    root.mkdir()
+    with started(root, "--workers", workers, "--log-format", "text") as (process, line):
+        assert line.startswith("fitserve is ready on")
+        assert "a\\nFORGED\\x1b[2J\\u202e\\udcff" in line
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == 0
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read() == ""
+        assert not any(record.startswith("FORGED") or not record[:-1].isprintable() for record in process.stderr)
+
+
 def test_sigterm_answers_what_is_in_flight_and_refuses_the_rest(tmp_path: Path) -> None:
     builders.bare_version(tmp_path, "slow", 1, builders.slow(rounds=600, width=256))
     with started(tmp_path) as (process, line), grpc.insecure_channel(f"127.0.0.1:{port_of(line)}") as channel:
