@@ -157,11 +157,15 @@ def row_elements(inputs: Mapping[str, Tensor], rows: int) -> int:
     return sum(tensor.array.size for tensor in inputs.values()) // max(rows, 1)
 
 
+_OBJECT_BYTES: Final = 40
+"""Of an object of `bytes`, beside the text that it holds and the reference to it."""
+
+
 def inputs_bytes(inputs: Mapping[str, Tensor]) -> int:
-    """Counts the bytes that a request's inputs hold; of texts their own, beside the references to them."""
+    """Counts the bytes that a request's inputs hold; of texts their own, the objects' and the references' to them."""
     total = 0
     for _, array in inputs.values():
         total += array.nbytes
         if array.dtype.hasobject:
-            total += sum(map(len, array.flat))
+            total += sum(map(len, array.flat)) + _OBJECT_BYTES * array.size
     return total

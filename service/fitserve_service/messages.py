@@ -10,7 +10,16 @@ from typing import Final, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.rpc.wire_scan import COST_BYTES, DEFAULT_MAX_ELEMENTS, ELEMENT_COST, Layout, scan, typed_cost
+from fitserve_service.rpc.wire_scan import (
+    COST_BYTES,
+    DEFAULT_MAX_ELEMENTS,
+    ELEMENT_COST,
+    GroupError,
+    Layout,
+    Scan,
+    scan,
+    typed_cost,
+)
 
 MAX_FRAME_BYTES: Final = 1 << 20
 """Names, shapes and parameters of one message, all but the contents of its tensors."""
@@ -72,7 +81,7 @@ def is_light(layout: Layout, message: bytes) -> bool:
     Raises:
         ServiceError: TOO_LARGE; its frame.
     """
-    found = scan(message, layout, MAX_LIGHT_FIELDS)
+    found = _scan(message, layout, MAX_LIGHT_FIELDS)
     if found is None or found.text_bytes + found.typed_bytes > MAX_LIGHT_BYTES:
         return False
     _check_frame(found.frame_bytes)
@@ -94,7 +103,7 @@ def too_many_elements(what: str, max_elements: int, found: int) -> ServiceError:
 
 
 def _check(message: bytes, layout: Layout, max_elements: int) -> None:
-    found = scan(message, layout, MAX_FIELDS)
+    found = _scan(message, layout, MAX_FIELDS)
     if found is None:
         text = f"message: expected at most {MAX_FIELDS} fields beside the elements of its tensors, got more"
         raise ServiceError(Reason.TOO_LARGE, f"{text}; name fewer inputs, outputs and parameters")
@@ -107,6 +116,14 @@ def _check(message: bytes, layout: Layout, max_elements: int) -> None:
         cost += typed_cost(message, start, end, most - cost)
         if cost > most:
             raise too_many_elements("message", max_elements, cost // ELEMENT_COST)
+
+
+def _scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
+    try:
+        return scan(message, layout, most_fields)
+    except GroupError:
+        text = "message: expected the fields of this protocol alone, got a group (wire type 3 or 4)"
+        raise ServiceError(Reason.MALFORMED_MESSAGE, text) from None
 
 
 def _check_frame(size: int) -> None:

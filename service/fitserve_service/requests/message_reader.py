@@ -8,6 +8,7 @@ from typing import Generic, NoReturn, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
+from fitserve_service.calls import Origin
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import LAYOUTS, is_light, parse, parse_counted
 from fitserve_service.requests.codec_thread import CodecThread
@@ -52,6 +53,7 @@ class MessageReader(Generic[RequestT, DecodedT]):
         message: bytes,
         then: Callable[[RequestT, Callable[[], DecodedT]], None],
         fail: Callable[[Exception], None],
+        origin: Callable[[], Origin],
     ) -> Callable[[], None] | None:
         """Reads one request.
 
@@ -60,6 +62,7 @@ class MessageReader(Generic[RequestT, DecodedT]):
             then: Takes the request and what gives its tensors, or raises the reason why they cannot be read; called
                 before this returns where that takes no longer than a millisecond.
             fail: Takes what goes wrong after this has returned.
+            origin: Tells where the request comes from, where that matters: callers take turns.
 
         Returns:
             None where `then` was called; else what keeps it from being called.
@@ -73,7 +76,8 @@ class MessageReader(Generic[RequestT, DecodedT]):
             request = parse_counted(self._kind, message)
         else:
             pending = _Pending(then, fail, self._keep())
-            self._codec.read(len(message), partial(self._read_all, message), pending.go_on)
+            work = partial(self._read_all, message)
+            self._codec.read(len(message), work, pending.go_on, caller=origin().peer, is_wanted=pending.is_wanted)
             return pending.cancel
         then(request, partial(self._decode, request))
         return None
@@ -103,6 +107,9 @@ class _Pending(Generic[RequestT, DecodedT]):
 
     def cancel(self) -> None:
         self._is_cancelled = True
+
+    def is_wanted(self) -> bool:
+        return not self._is_cancelled
 
     def go_on(self, result: tuple[RequestT, Callable[[], DecodedT]] | Exception) -> None:
         if not self._is_cancelled:

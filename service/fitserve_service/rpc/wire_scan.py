@@ -38,6 +38,10 @@ _HIGH: Final = bytes(range(0x80, 0x100))
 """Bytes that do not end a number."""
 
 
+class GroupError(ValueError):
+    """A message holds a group, which none of our messages has and no client sends."""
+
+
 class Layout(NamedTuple):
     """Where a message holds the contents of tensors.
 
@@ -82,6 +86,9 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
 
     Returns:
         None where there are more fields.
+
+    Raises:
+        GroupError: the message holds a group.
     """
     tensors, contents, raw, is_typed, names = layout
     typed: list[tuple[int, int]] = []
@@ -138,7 +145,10 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
                 start += 4
             elif kind == _FIXED64:
                 start += 8
-            elif kind not in _GROUPS:
+            elif kind in _GROUPS:
+                # A parser skips what it holds as a whole; here it would be taken for fields of the message.
+                raise GroupError
+            else:
                 break
     except IndexError:
         # Cut off: the parser says so, and has met no more fields by then than were counted here.

@@ -181,7 +181,7 @@ def _read(
     message: bytes,
     run: Callable[[RequestT, Callable[[], DecodedT]], None],
 ) -> None:
-    cancel = reader.read(message, run, partial(fail_with, call))
+    cancel = reader.read(message, run, partial(fail_with, call), call.origin)
     if cancel is not None:
         call.on_cancel(cancel)
 

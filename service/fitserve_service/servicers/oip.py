@@ -86,7 +86,9 @@ class OipInferServicer:
         if split is not None and (template := self._named.find(split[0])) is not None:
             self._bundles.add(template, NamedCall(call, split[1]), split[0], begin_s)
             return
-        cancel = self._reader.read(message, partial(self._run, call, begin_s, message), partial(fail_with, call))
+        cancel = self._reader.read(
+            message, partial(self._run, call, begin_s, message), partial(fail_with, call), call.origin
+        )
         if cancel is not None:
             call.on_cancel(cancel)
 
@@ -128,7 +130,9 @@ class _InferStream:
         self._slots.append(slot)
         fail = partial(self._fail, slot, pb.ModelInferRequest())
         try:
-            cancel = self._reader.read(message, partial(self._run, slot, Budget(time.monotonic())), fail)
+            cancel = self._reader.read(
+                message, partial(self._run, slot, Budget(time.monotonic())), fail, self._call.origin
+            )
         except ServiceError as error:
             fail(error)
         else:

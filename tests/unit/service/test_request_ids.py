@@ -53,13 +53,12 @@ paddings = st.integers(0, 2)
 ids = st.builds(field, st.just(3), st.sampled_from([b"", b"", b"a", "ö".encode(), b"n" * 130]), paddings)
 numbers = st.builds(lambda number, value, pad: varint(number << 3, pad) + varint(value, pad), st.sampled_from([3, 900]),
                     st.integers(0, 1 << 40), paddings)  # fmt: skip
-groups = st.just(varint(901 << 3 | 3) + field(3, b"in a group") + varint(901 << 3 | 4))
 unknown = st.builds(field, st.sampled_from([900, 1 << 20]), st.binary(max_size=6), paddings)
 names = st.builds(field, st.just(1), st.sampled_from([b"m", b"other"]), paddings)
 versions = st.builds(field, st.just(2), st.sampled_from([b"", b"1"]), paddings)
 tensors = st.just(field(5, TENSOR[0]))
 contents = st.binary(min_size=3, max_size=3).map(lambda content: field(7, content))
-others = st.lists(st.one_of(ids, ids, numbers, groups, unknown, versions, names), max_size=3)
+others = st.lists(st.one_of(ids, ids, numbers, unknown, versions, names), max_size=3)
 
 short_ascii = st.text(st.characters(max_codepoint=127), min_size=1, max_size=127)
 

@@ -14,6 +14,7 @@ import pytest
 
 from fitserve_oip.inference_pb2 import ModelInferRequest
 from fitserve_service import codec_oip
+from fitserve_service.calls import Origin
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.requests.codec_thread import CodecThread
 from fitserve_service.requests.message_reader import MessageReader, Resume, run_now
@@ -51,7 +52,12 @@ class World:
         return run_now
 
     def read(self, message: bytes) -> Callable[[], None] | None:
-        return self.reader.read(message, lambda _, decoded: self.found.append(decoded()), self.found.append)
+        return self.read_from("caller", message)
+
+    def read_from(self, peer: str, message: bytes) -> Callable[[], None] | None:
+        return self.reader.read(
+            message, lambda _, decoded: self.found.append(decoded()), self.found.append, lambda: Origin(peer)
+        )
 
 
 @pytest.fixture
@@ -111,13 +117,13 @@ def test_tensors_that_cannot_be_read_are_told_with_the_request(world: World, mes
 def test_only_so_many_bytes_wait() -> None:
     world = World(max_waiting_bytes=1_100_000)
     message = texts(100_000)
-    world.read(message)
-    world.read(message)
+    for peer in ("first", "second"):
+        world.read_from(peer, message)
     with pytest.raises(ServiceError, match="bytes of messages with many elements to be read, 1000") as refused:
-        world.read(message)
+        world.read_from("third", message)
     assert refused.value.reason is Reason.QUEUE_FULL
     world.loop.run_one()
-    world.read(message)
+    world.read_from("third", message)
     world.codec.close()
 
 
@@ -146,3 +152,43 @@ def test_nothing_is_kept_once_it_is_told(world: World, has_failed: bool) -> None
         assert watched() is None
     finally:
         gc.enable()
+
+
+def test_callers_take_turns_and_what_is_cancelled_is_not_begun(world: World) -> None:
+    sizes = {"first": 100_000, "greedy": 90_000, "modest": 80_000}
+    world.read_from("greedy", texts(sizes["first"]))
+    cancels = [world.read_from("greedy", texts(sizes["greedy"])) for _ in range(3)]
+    world.read_from("modest", texts(sizes["modest"]))
+    cancels[1]()  # type: ignore[misc]
+    for _ in range(4):
+        world.loop.run_one()
+    counts = [len(found["x"].array) for found in world.found]
+    assert counts == [sizes["first"], sizes["greedy"], sizes["modest"], sizes["greedy"]]
+    assert world.codec._waiting_bytes == 0
+    assert not world.codec._bytes_of
+
+
+def test_one_caller_has_half_of_the_room() -> None:
+    message = texts(100_000)
+    made = World(max_waiting_bytes=4 * len(message))
+    try:
+        for _ in range(2):
+            made.read_from("greedy", message)
+        with pytest.raises(ServiceError, match="messages with many elements to be read") as refused:
+            made.read_from("greedy", message)
+        assert refused.value.reason is Reason.QUEUE_FULL
+        made.read_from("modest", message)
+        for _ in range(3):
+            made.loop.run_one()
+        assert len(made.found) == 3
+    finally:
+        made.codec.close()
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_groups_are_refused_for_fields_could_hide_behind_them(world: World, is_large: bool) -> None:
+    outputs = b"\x32\x00" * (500_000 if is_large else 3)
+    group = b"\x9b\x06" + b"\x2a\x01\x07" + b"\x9c\x06"  # field 99: field 5 of one byte that is no field
+    with pytest.raises(ServiceError, match="got a group") as refused:
+        world.read(group + outputs)
+    assert refused.value.reason is Reason.MALFORMED_MESSAGE
