@@ -118,6 +118,8 @@ async def run_unary(
         if not call.outcome.done():
             is_missing = message is grpc.aio.EOF  # type: ignore[attr-defined]
             method(call, check_request(None if is_missing else message, limit, call.remaining_s, call, on_refused))
+    # Else it is kept until the answer is out, and by the traceback of an abort until the collector comes by.
+    del message
     try:
         outcome = await call.outcome
     except asyncio.CancelledError:
