@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import stat
 import sys
 import threading
 from datetime import UTC, datetime
@@ -29,7 +30,7 @@ def configure(log_format: str, level: str, stream: TextIO | None = None) -> None
     """
     target = sys.stderr if stream is None else stream
     is_text = log_format == "text" or (log_format == "auto" and target.isatty())
-    handler = logging.StreamHandler(target)
+    handler = _Handler(target)
     handler.setFormatter(TextFormatter() if is_text else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
@@ -55,6 +56,72 @@ def forget_unwritten() -> None:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, stream.fileno())
             os.close(nowhere)
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Writes records without ever waiting: where nobody reads, records are dropped, and their number is told later."""
+
+    def __init__(self, target: TextIO) -> None:
+        self._pipe = _Unblocking.of(target)
+        super().__init__(self._pipe or target)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, after the number of those that were dropped."""
+        if self._pipe is not None and (count := self._pipe.dropped_count) and self._pipe.is_ready():
+            self._pipe.dropped_count = 0
+            text = f"{count} log records were dropped: nobody read them"
+            super().emit(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None))
+        super().emit(record)
+
+
+class _Unblocking:
+    """Writes whole lines to a descriptor of its own that does not block; what is not taken at once is dropped.
+
+    A line that was taken in part goes on first. The descriptor is opened anew: a flag on the old one would hold for all
+    who share it. Source: open(2), pipe(7).
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+        self.dropped_count = 0
+
+    @classmethod
+    def of(cls, target: TextIO) -> _Unblocking | None:
+        """Opens a stream anew; None where it cannot block, or cannot be opened."""
+        try:
+            number = target.fileno()
+            mode = os.fstat(number).st_mode
+            if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+                return None
+            flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            return cls(os.open(f"/proc/self/fd/{number}", flags))
+        except (OSError, ValueError, AttributeError):
+            return None
+
+    def is_ready(self) -> bool:
+        """Writes what is left of a line that was taken in part; tells whether nothing is left."""
+        if self._rest:
+            self._rest = self._rest[self._taken(self._rest) :]
+        return not self._rest
+
+    def write(self, text: str) -> int:
+        """Writes a record's lines, or drops them."""
+        content = text.encode(errors="backslashreplace")
+        if not self.is_ready() or not (taken := self._taken(content)):
+            self.dropped_count += 1
+        else:
+            self._rest = content[taken:]
+        return len(text)
+
+    def flush(self) -> None:
+        """Does nothing: everything is written at once."""
+
+    def _taken(self, content: bytes) -> int:
+        try:
+            return os.write(self._descriptor, content)
+        except BlockingIOError:
+            return 0
 
 
 class JsonFormatter(logging.Formatter):

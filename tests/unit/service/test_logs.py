@@ -116,3 +116,20 @@ def test_a_closed_pipe_costs_its_records_and_no_exit_code(is_forgotten: bool) ->
         process.stdin.write("go\n")
         process.stdin.close()
         assert process.wait(30) == (0 if is_forgotten else 120)
+
+
+@pytest.mark.usefixtures("root_logger_kept")
+def test_a_pipe_that_nobody_reads_costs_records_and_no_time() -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as unread, open(writer, "w") as stream:
+        logs.configure("json", "info", stream)
+        for number in range(3_000):
+            logging.getLogger("fitserve.test").info("record %d of many that nobody reads", number)
+        os.set_blocking(unread.fileno(), False)
+        content = unread.read() or b""
+        logging.getLogger("fitserve.test").info("read again")
+        content += unread.read() or b""
+    lines = [json.loads(line)["message"] for line in content.decode().splitlines()]
+    taken = [line for line in lines if line.startswith("record ")]
+    assert taken == [f"record {number} of many that nobody reads" for number in range(len(taken))]
+    assert lines[len(taken) :] == [f"{3_000 - len(taken)} log records were dropped: nobody read them", "read again"]
