@@ -67,10 +67,14 @@ class _Handler(logging.StreamHandler[Any]):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes a record, after the number of those that were dropped."""
-        if self._pipe is not None and (count := self._pipe.dropped_count) and self._pipe.is_ready():
+        if self._pipe is not None and (count := self._pipe.dropped_count):
             self._pipe.dropped_count = 0
             text = f"{count} log records were dropped: nobody read them"
             super().emit(logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, None, None))
+            if self._pipe.dropped_count:
+                # Nobody reads yet: this record goes, too.
+                self._pipe.dropped_count = count + 1
+                return
         super().emit(record)
 
 
@@ -99,16 +103,12 @@ class _Unblocking:
         except (OSError, ValueError, AttributeError):
             return None
 
-    def is_ready(self) -> bool:
-        """Writes what is left of a line that was taken in part; tells whether nothing is left."""
-        if self._rest:
-            self._rest = self._rest[self._taken(self._rest) :]
-        return not self._rest
-
     def write(self, text: str) -> int:
         """Writes a record's lines, or drops them."""
         content = text.encode(errors="backslashreplace")
-        if not self.is_ready() or not (taken := self._taken(content)):
+        if self._rest:
+            self._rest = self._rest[self._taken(self._rest) :]
+        if self._rest or not (taken := self._taken(content)):
             self.dropped_count += 1
         else:
             self._rest = content[taken:]
