@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil, inf
 from typing import Final
 
+from fitserve_contract.joinability.sizes import MOST_ROWS
 from fitserve_service.batcher import Batcher, Room, Taken
 from fitserve_service.costs import CostTable
 from fitserve_service.model_config import ModelConfig
@@ -140,7 +141,8 @@ def _new_batcher(config: ModelConfig, costs: CostTable, pacing: Pacing | None, r
         return chosen if pacing is None else min(chosen, pacing.max_rows)
 
     return Batcher(
-        max_batch_size=config.max_batch_size,
+        # The proof that rows are independent covers no more of them.
+        max_batch_size=min(config.max_batch_size, MOST_ROWS),
         max_queue_delay_s=config.max_queue_delay_ms / 1e3 if pacing is None else pacing.delay_s,
         max_queued_examples=config.max_queued_examples,
         max_queued_bytes=config.max_queued_bytes,

@@ -31,6 +31,7 @@ INTEGER_RANGES: Final[dict[int, Range]] = {
 
 _OF_FIRST: Final = frozenset(
     """
+    NegativeLogLikelihoodLoss SoftmaxCrossEntropyLoss
     Abs Acos Acosh Add Asin Asinh Atan Atanh Attention AveragePool BatchNormalization BitShift BitwiseAnd BitwiseNot
     BitwiseOr BitwiseXor Ceil Celu Clip Compress Concat Conv ConvTranspose Cos Cosh CumProd CumSum DFT DepthToSpace
     Det Div Dropout Einsum Elu Erf Exp Expand Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm

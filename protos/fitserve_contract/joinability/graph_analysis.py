@@ -26,6 +26,8 @@ from fitserve_contract.onnx_tensors import MAX_RANK, read_tensor
 from fitserve_contract.onnx_wire import Budget, WorkLimitError
 
 _MOST_DEPTH = 24
+_RUNTIME_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms.", "org.pytorch.aten")
+"""Domains of ONNX Runtime: of a name that both have, it may take its own operator."""
 _NODE_STEPS = 16
 _GRAPH_STEPS = 8
 _ILL_FORMED = (ValueError, ArithmeticError, LookupError, TypeError)
@@ -196,7 +198,7 @@ class GraphAnalysis:
         rule = RULES.get(node.domain, {}).get(node.operator)
         function = self._functions.get((node.domain, node.operator, node.overload))
         if function is not None:
-            if rule is not None or not node.domain:
+            if rule is not None or node.domain.startswith(_RUNTIME_DOMAINS) or not node.domain:
                 raise call.refusal("is an operator and a function of the file")
             return self._run_function(call, function, scope)
         if not node.domain:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fitserve_contract.joinability.calls import Call, broadcast
-from fitserve_contract.joinability.element_types import INTEGER_RANGES
+from fitserve_contract.joinability.element_types import INTEGER_RANGES, result_type
 from fitserve_contract.joinability.rules_elementwise import BROADCASTING
 from fitserve_contract.joinability.sizes import ROW_COUNT, Product, Size, Symbols, has_rows, times
 from fitserve_contract.joinability.values import Kind, RowAxis, Value, typed
@@ -42,7 +42,7 @@ def of_positions(call: Call) -> Value | None:
     if operator in BROADCASTING:
         # Places that are computed with are as long as they were, whatever else becomes of them.
         shaped = broadcast(call, given)
-        plain = Value(Kind.COUNT, shaped.shape, shaped.row, type=given[0].type)
+        plain = Value(Kind.COUNT, shaped.shape, shaped.row, type=result_type(call, 0))
         moved = _moved(call, given, plain)
         return moved or (None if any(v.kind is Kind.ROWS for v in given) else plain)
     if operator == "Concat":

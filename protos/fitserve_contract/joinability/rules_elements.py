@@ -147,8 +147,14 @@ def _concat(call: Call, arrays: list[Elements]) -> Elements | None:
     return np.concatenate(arrays, axis=call.integer("axis", 0 if call.version >= 4 else 1))
 
 
-def slice_places(size: int, start: int, end: int, step: int) -> range:
-    """Returns the places that Slice takes of an axis, both ends clamped as the operator says."""
+_OPEN_ENDS: Final = (2**31 - 1, 2**63 - 1)
+"""What ONNX Runtime takes for another end where it walks backwards."""
+
+
+def slice_places(size: int, start: int, end: int, step: int) -> range | None:
+    """Returns the places that Slice takes of an axis, both ends clamped as the operator says; None if it is unknown."""
+    if step == 0 or (step < 0 and (size == 0 or end in _OPEN_ENDS)):
+        return None
     start, end = (place + size if place < 0 else place for place in (start, end))
     if step > 0:
         return range(min(max(start, 0), size), min(max(end, 0), size), step)
@@ -169,9 +175,10 @@ def _slice(call: Call, arrays: list[Elements]) -> Elements | None:
     if len(set(axes)) != len(axes):
         return None
     for axis, start, end, step in zip(axes, starts, ends, steps or [1] * len(starts), strict=True):
-        if step == 0 or (step < 0 and data.shape[axis] == 0):
+        places = slice_places(data.shape[axis], start, end, step)
+        if places is None:
             return None
-        data = data.take(list(slice_places(data.shape[axis], start, end, step)), axis=axis)
+        data = data.take(np.array(places, np.int64), axis=axis)
     return data
 
 

@@ -105,6 +105,13 @@ def circular(call: Call) -> Sequence[Value]:
     return unary(call)
 
 
+def normalized_strings(call: Call) -> Sequence[Value]:
+    """Rule of StringNormalizer: string by string where no stopwords drop any."""
+    if len(call.shape(0)) != 1 or "stopwords" in call.attributes:
+        raise call.refusal("drops strings, or takes two axes for one row of them")
+    return unary(call)
+
+
 def first_decides(call: Call) -> Sequence[Value]:
     """Rule of operators whose other inputs are scalars or types."""
     value = call.tensor(0)
@@ -303,6 +310,7 @@ RULES: Rules = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),
     "BatchNormalization": batch_normalization,
     "CastLike": first_decides,
+    "StringNormalizer": normalized_strings,
     "Clip": first_decides,
     "Dropout": dropout,
     "LRN": across_channels,

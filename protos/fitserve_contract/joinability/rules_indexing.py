@@ -158,9 +158,9 @@ def _cut_size(call: Call, size: Size, start: Size | None, end: Size | None, step
     """Elements that a slice keeps; a symbol where that is not known."""
     symbols = call.symbols
     most = symbols.range_of(size)[1]
-    if isinstance(start, int) and isinstance(end, int) and isinstance(step, int) and step != 0:
-        if isinstance(size, int) and (step > 0 or size > 0):
-            return len(slice_places(size, start, end, step))
+    if isinstance(start, int) and isinstance(end, int) and isinstance(step, int):
+        if isinstance(size, int) and (places := slice_places(size, start, end, step)) is not None:
+            return len(places)
         if start == 0 and step == 1 and end >= most:
             return size
     if start == 0 and step == 1 and end == size:

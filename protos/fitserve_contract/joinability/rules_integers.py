@@ -12,7 +12,7 @@ from typing import Any
 
 from fitserve_contract.joinability.calls import Call
 from fitserve_contract.joinability.element_types import INTEGER_RANGES
-from fitserve_contract.joinability.sizes import Product, Range, Size, Symbols, divide, has_rows, times
+from fitserve_contract.joinability.sizes import OversizeError, Product, Range, Size, Symbols, divide, has_rows, times
 
 Element = int | float | Product | None
 
@@ -90,7 +90,12 @@ def subtract(arithmetic: Arithmetic, first: Any, second: Any) -> Element:
 
 def multiply(arithmetic: Arithmetic, first: Any, second: Any) -> Element:
     """Multiplies."""
-    return None if first is None or second is None else arithmetic.kept(times(first, second))
+    if first is None or second is None:
+        return None
+    try:
+        return arithmetic.kept(times(first, second))
+    except OversizeError:
+        return None
 
 
 def quotient(arithmetic: Arithmetic, first: Any, second: Any) -> Element:

@@ -92,6 +92,18 @@ def one_hot(call: Call) -> Sequence[Value]:
     return [like(value, sizes, row)]
 
 
+def loss(call: Call) -> Sequence[Value]:
+    """Rule of losses of scores (N, C, ...) against labels (N, ...): one for each label where none are added up."""
+    scores, labels, shape = call.tensor(0), call.tensor(1), call.shape(0)
+    call.require_constants(2)
+    if call.text("reduction", "mean") != "none":
+        raise call.refusal("adds up over axis 0")
+    row = scores.row
+    if row != labels.row or (row is not None and row.axis != 0) or len(shape) != len(call.shape(1)) + 1:
+        raise call.refusal("of other rows")
+    return [like(scores, [shape[0], *shape[2:]], row), value_like(scores, shape)]
+
+
 def couples(what: str) -> Rule:
     """Returns the rule of operators that mix rows wherever they are."""
 
@@ -126,6 +138,7 @@ RULES: Rules = {
     ),
     **dict.fromkeys(("ArgMax", "ArgMin"), arg_extreme),
     **dict.fromkeys(("CumSum", "CumProd"), cumulative),
+    **dict.fromkeys(("NegativeLogLikelihoodLoss", "SoftmaxCrossEntropyLoss"), loss),
     "NonMaxSuppression": couples("picks boxes of all rows"),
     "NonZero": couples("lists the places of all rows"),
     "OneHot": one_hot,

@@ -184,6 +184,7 @@ def resize(call: Call) -> Sequence[Value]:
     if any(other is not None and other.kind is Kind.ROWS for other in call.inputs[1:]):
         raise call.refusal("by what rows say")
     axes = [axis_of(call, axis, len(shape)) for axis in call.integers("axes") or range(len(shape))]
+    _check_interpolation(call, value)
     if value.row is not None and value.row.axis in axes:
         _check_row_scale(call, axes.index(value.row.axis), shape[value.row.axis])
     result = [call.symbols.fresh() if axis in axes else size for axis, size in enumerate(shape)]
@@ -206,18 +207,19 @@ def _scales_and_sizes(call: Call) -> tuple[list[object] | None, list[object] | N
     )
 
 
+def _check_interpolation(call: Call, value: Value) -> None:
+    """Over all axes of a tensor of up to three, kernels interpolate: the next row with weight 0, which spreads NaN."""
+    if value.row is None or call.text("mode", "nearest") == "nearest":
+        return
+    if value.row.axis != 0 or len(value.shape or ()) < 4:
+        raise call.refusal("interpolates over the rows")
+
+
 _MOST_SCALED = 1 << 24
 
 
 def _check_row_scale(call: Call, place: int, size: Size) -> None:
-    """The rows are as many behind as before, and none is computed from others.
-
-    Over all axes of a tensor of up to three, kernels interpolate: the next row with weight 0, which makes NaN of NaN.
-    """
-    value = call.tensor(0)
-    is_apart = value.row is not None and value.row.axis == 0 and len(value.shape or ()) > 3
-    if call.text("mode", "nearest") != "nearest" and not is_apart:
-        raise call.refusal("interpolates over the rows")
+    """The rows are as many behind as before, whatever the other axes are."""
     if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise call.refusal("that keeps the aspect ratio of the rows")
     scales, sizes = _scales_and_sizes(call)

@@ -217,3 +217,51 @@ def test_a_graph_is_read_as_protobuf_merges_it() -> None:
 
     assert [node.operator for node in read_model(field(7, one) + field(7, other)).graph.nodes] == ["Relu", "Neg"]
     assert [node.operator for node in read_graph(memoryview(one + other), budget()).nodes] == ["Relu", "Neg"]
+
+
+def declared_x() -> bytes:
+    return field(11, helper.make_tensor_value_info("x", 1, ["N", 4]).SerializeToString())
+
+
+HOSTILE = {
+    "fields of no meaning": field(7, b"\x10\x00\x18\x00" * LARGE),
+    "runs of no meaning": field(7, b"\x10\x00\x10\x00\x18\x00" * LARGE),
+    "inputs of a node": field(7, field(1, field(1, b"ab") * LARGE)),
+    "attributes of a node": field(7, field(1, field(5, b"") * LARGE)),
+    "empty strings": with_attribute(field(1, b"s") + field(9, b"") * (40 * LARGE)),
+    "initializers": field(7, b"".join(field(5, field(8, b"%d" % number)) for number in range(LARGE // 4))),
+    "inputs of the graph": field(7, field(11, b"") * LARGE),
+    "functions": b"".join(field(25, field(1, b"%d" % number)) for number in range(LARGE // 4)),
+}
+
+
+@pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
+def test_small_things_without_end_are_paid_from_one_budget(content: bytes) -> None:
+    assert "more than 2,000,000 steps" in prove_rows(content).problem
+
+
+@pytest.mark.parametrize(
+    ("attribute", "text"),
+    [
+        (field(1, b"axis") + b"\x18\x01\xa0\x01\x01", "several types"),
+        (field(1, b"axis") + b"\x18\x01\x40\x01", "several types"),
+        (field(1, b"axis") + field(21, b"along") + b"\x18\x01", "several types"),
+        (field(1, b"alpha") + b"\x15\x00\x00\x80\x3f" * 2, "given twice"),
+        (field(1, b"\xff"), "no UTF-8"),
+        (field(1, b"a" * 5000), "a name has 5,000 bytes"),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_not_read(attribute: bytes, text: str) -> None:
+    assert text in prove_rows(with_attribute(attribute)).problem
+
+
+def test_the_last_of_a_number_that_is_given_again_holds() -> None:
+    message = field(1, b"axis") + b"\x18\x01\x18\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"
+
+    assert read_attribute(memoryview(message), budget()).integer == -1
+
+
+def test_an_operator_set_of_two_versions_is_not_read() -> None:
+    graph = field(7, declared_x())
+
+    assert "at two versions" in prove_rows(graph + field(8, b"\x10\x0b") + field(8, b"\x10\x0d")).problem
