@@ -188,7 +188,7 @@ STALL_MESSAGES: Final = (
     ),
     StallMessage("unknown fields", INFER, lambda: _named() + b"\xf8\x06\1" * (20 * _MI), "RESOURCE_EXHAUSTED"),
     StallMessage("a number without end", INFER, lambda: b"\x08" + b"\xff" * _LARGE, "RESOURCE_EXHAUSTED"),
-    StallMessage("groups", INFER, lambda: b"\x0b" * _LARGE, "RESOURCE_EXHAUSTED"),
+    StallMessage("groups", INFER, lambda: b"\x0b" * _LARGE, "INVALID_ARGUMENT"),
     StallMessage("numbers, raw", INFER, lambda: _infer(VICTIM, "FP32", [7 * _MI, 2], bytes(56 * _MI)), "OK"),
     StallMessage("an answer of 60 MB", INFER, lambda: _wide(60), "OK"),
     StallMessage("an answer of 300 MB", INFER, lambda: _wide(300), "RESOURCE_EXHAUSTED", 400),

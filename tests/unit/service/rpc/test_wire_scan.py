@@ -14,7 +14,7 @@ from fitserve_benchmarks.stall_messages import INFER, STALL_MESSAGES, StallMessa
 from fitserve_oip.inference_pb2 import InferTensorContents, ModelInferRequest
 from fitserve_service.errors import ServiceError
 from fitserve_service.messages import LAYOUTS, MAX_FIELDS, MAX_LIGHT_FIELDS, is_light, parse
-from fitserve_service.rpc.wire_scan import COST_BYTES, DEFAULT_MAX_ELEMENTS, ELEMENT_COST, scan, typed_cost
+from fitserve_service.rpc.wire_scan import COST_BYTES, DEFAULT_MAX_ELEMENTS, ELEMENT_COST, GroupError, scan, typed_cost
 
 LAYOUT = LAYOUTS["inference.ModelInferRequest"]
 NO_LIMIT = 1 << 40
@@ -105,6 +105,10 @@ def test_no_field_and_no_contents_are_missed(message: bytes) -> None:
     try:
         request = ModelInferRequest.FromString(message)
     except DecodeError:
+        return
+    try:
+        scan(message, LAYOUT, NO_LIMIT)
+    except GroupError:
         return
     fields = len(request.inputs) + len(request.outputs) + len(request.raw_input_contents) + len(request.parameters)
     assert fields == 0 or scan(message, LAYOUT, fields - 1) is None
