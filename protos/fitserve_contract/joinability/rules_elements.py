@@ -25,6 +25,7 @@ from fitserve_contract.onnx_tensors import read_tensor
 _MOST = 512
 _MOST_RANK = 8
 _ELEMENT_STEPS = 4
+_MOST_EXACT = 1 << 53
 
 Fold = Callable[[Call, list[Elements]], Elements | None]
 
@@ -215,10 +216,12 @@ def _reduce_product(call: Call, arrays: list[Elements]) -> Elements | None:
         return array
     if array.ndim != 1 or axes not in (None, [0], [-1]) or arithmetic is None:
         return None
-    if any(element is None or isinstance(element, float) for element in array.flat):
+    if not array.size or any(element is None or isinstance(element, float) for element in array.flat):
         return None
-    product = arithmetic.kept(times_all(list(array.flat)))
-    return _array([product], (1,) if call.integer("keepdims", 1) else ())
+    product = times_all(list(array.flat))
+    # ONNX Runtime multiplies as 64-bit floats; what comes before the last factor is no larger where none is 0.
+    is_exact = min(map(call.symbols.least, array.flat)) > 0 and call.symbols.range_of(product)[1] <= _MOST_EXACT
+    return _array([arithmetic.kept(product)], (1,) if call.integer("keepdims", 1) else ()) if is_exact else None
 
 
 def _expand(call: Call, arrays: list[Elements]) -> Elements | None:

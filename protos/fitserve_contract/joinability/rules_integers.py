@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from fitserve_contract.joinability.calls import Call
-from fitserve_contract.joinability.element_types import INTEGER_RANGES
+from fitserve_contract.joinability.element_types import INT32, INTEGER_RANGES
 from fitserve_contract.joinability.sizes import OversizeError, Product, Range, Size, Symbols, divide, has_rows, times
 
 Element = int | float | Product | None
+
+_INT32: Range = INTEGER_RANGES[INT32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,23 +121,30 @@ def remainder(arithmetic: Arithmetic, first: Any, second: Any) -> Element:
     if first is None or second is None or second == 0:
         return None
     one, other = arithmetic.ranges(first, second)
-    is_plain = one[0] >= 0 and other[0] >= 0
+    # One of the two laws goes by way of 64-bit floats.
+    is_plain = one[0] >= 0 and other[0] >= 0 and max(one[1], other[1]) <= 1 << 53
     if isinstance(first, int) and isinstance(second, int) and is_plain:
         return first % second
     return arithmetic.derived((0, other[1]) if is_plain else arithmetic.span, first, second)
 
 
 def extreme(pick: Callable[..., int]) -> Callable[..., Element]:
-    """Returns the rule of Max or Min."""
+    """Returns the rule of Max or Min.
+
+    Kernels of ONNX Runtime 1.31 compare the lower halves alone of some 64-bit integers, depending on their place.
+    """
 
     def apply(arithmetic: Arithmetic, *operands: Any) -> Element:
-        if all(isinstance(operand, int) for operand in operands):
-            return int(pick(operands)) if operands else None
         if None in operands:
             return None
         if len(set(operands)) == 1:
             return operands[0]  # type: ignore[no-any-return]
         ranges = arithmetic.ranges(*operands)
+        if any(low < _INT32[0] or high > _INT32[1] for low, high in ranges):
+            is_shared = not any(map(has_rows, operands))
+            return arithmetic.symbols.element(arithmetic.span) if is_shared else None
+        if all(isinstance(operand, int) for operand in operands):
+            return int(pick(operands))
         return arithmetic.derived((pick(low for low, _ in ranges), pick(high for _, high in ranges)), *operands)
 
     return apply

@@ -193,6 +193,12 @@ SPREAD: dict[str, Any] = {"auto_pad": "SAME_UPPER", "dilations": [2], "kernel_sh
 WIDE: dict[str, Any] = {"kernel_shape": [4], "strides": [2]}
 
 
+def chosen_by(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> bytes:
+    """Takes the axis that the first of `e` less the number `near` is."""
+    more = [node("Gather", "e second", "one_of"), node("Sub", "one_of near", "axis")]
+    return peak([*nodes, *more], {"second": ints(1), **constants})
+
+
 def short_axis(nodes: list[onnx.NodeProto], constants: dict[str, Any]) -> bytes:
     """Takes axis 0 where the vector `q` has one element, and axis 1 where it has none."""
     return peak([*nodes, node("Shape", "q", "s"), node("Sub", "one s", "axis")], {"one": ints(1), **constants})
@@ -222,6 +228,14 @@ COUPLED = {
             node("Sub", "one a", "axis"),
         ],
         {"c": ints(2, 3), "one": ints(1)},
+    ),
+    "a product as floats": chosen_by(
+        [node("ReduceProd", "c", "p", keepdims=0), node("Mod", "p two", "r"), node("Concat", "r r", "e", axis=0)],
+        {"c": ints(2**31 - 1, 2**31 - 1), "two": ints(2), "near": ints(0)},
+    ),
+    "a remainder as floats": chosen_by(
+        [node("Mod", "c d", "r", fmod=1), node("Min", "r one", "e")],
+        {"c": ints(2**63 - 1, 2**63 - 1), "d": ints(2**40), "one": ints(1), "near": ints(0)},
     ),
     "linear of two axes": resized("linear", 4),
     "linear of three axes": resized("linear", 4, 4),
@@ -351,3 +365,13 @@ def test_strings_are_normalized_one_by_one_unless_some_are_dropped(stopwords: li
     content = model([normalizer], {"x": ("N",)}, types={"x": TensorProto.STRING})
 
     assert prove_rows(content).is_proved is is_proved
+
+
+def test_the_largest_of_64_bit_integers_is_not_taken_for_it() -> None:
+    # Some processors compare their lower halves.
+    content = chosen_by(
+        [node("Max", "c least", "larger"), node("Min", "larger most", "e")],
+        {"c": ints(1, 2**31, 2**60), "least": np.int64(1), "most": np.int64(2), "near": ints(1)},
+    )
+
+    assert not prove_rows(content).is_proved
