@@ -208,9 +208,9 @@ def _name(content: memoryview, budget: Budget) -> str:
         raise AmbiguousFileError(f"a name is no UTF-8: {error}") from None
 
 
-def domain_name(domain: str) -> str:
-    """Returns "" for both names of the default domain."""
-    return "" if domain == "ai.onnx" else domain
+def _domain(content: memoryview, budget: Budget) -> str:
+    name = _name(content, budget)
+    return "" if name == "ai.onnx" else name
 
 
 def _read_graph_into(graph: Graph, content: memoryview, budget: Budget) -> None:
@@ -256,7 +256,7 @@ def _read_node(content: memoryview, budget: Budget) -> Node:
         elif number == 3:
             node.name = _name(value, budget)
         elif number == 7:
-            node.domain = domain_name(_name(value, budget))
+            node.domain = _domain(value, budget)
         elif number == 8:
             node.overload = _name(value, budget)
     return node
@@ -341,7 +341,7 @@ def _read_function(content: memoryview, budget: Budget) -> Function:
         elif number == 1:
             function.name = _name(value, budget)
         elif number == 10:
-            function.domain = domain_name(_name(value, budget))
+            function.domain = _domain(value, budget)
         elif number == 13:
             function.overload = _name(value, budget)
     return function
@@ -352,7 +352,7 @@ def _read_opset(content: memoryview, opsets: dict[str, int], budget: Budget) -> 
     domain, version = "", 0
     for number, value in fields(content, budget=budget):
         if number == 1 and isinstance(value, memoryview):
-            domain = domain_name(_name(value, budget))
+            domain = _domain(value, budget)
         elif number == 2:
             version = last(value) or 0
     if opsets.setdefault(domain, version) != version:
@@ -385,11 +385,9 @@ def _read_tensor_type(tensor: memoryview, budget: Budget) -> tuple[tuple[Axis, .
         return None, element_type
     axes = list[Axis]()
     for part, dim in fields(shapes[0], budget=budget):
-        if part == 1 and isinstance(dim, memoryview):
+        if part == 1 and isinstance(dim, memoryview) and len(axes) <= MAX_RANK:
             axes.append(_read_axis(dim, budget))
-        if len(axes) > MAX_RANK:
-            return None, element_type
-    return tuple(axes), element_type
+    return (None if len(axes) > MAX_RANK else tuple(axes)), element_type
 
 
 def _read_axis(dim: memoryview, budget: Budget) -> Axis:

@@ -26,6 +26,8 @@ from fitserve_contract.onnx_tensors import MAX_RANK, read_tensor
 from fitserve_contract.onnx_wire import Budget, WorkLimitError
 
 _MOST_DEPTH = 24
+_OF_NOTHING = frozenset(("Cast", "ConstantOfShape", "Identity", "Shape", "Size"))
+"""Operators whose results without elements have the shape that one would think."""
 _RUNTIME_DOMAINS = ("ai.onnx", "com.microsoft", "com.ms.", "org.pytorch.aten")
 """Domains of ONNX Runtime: of a name that both have, it may take its own operator."""
 _NODE_STEPS = 16
@@ -216,6 +218,7 @@ class GraphAnalysis:
         if special is not None:
             return [special]
         _check_kinds(call)
+        _check_elements(call)
         made = with_types(call, rule(call))
         return [kept_bound(call, made[0])] if node.operator in MOVING and not node.domain else made
 
@@ -259,6 +262,15 @@ def _check_kinds(call: Call) -> None:
             raise call.refusal("reads a sequence")
         if value.kind is Kind.COUNT and not (value.is_position and index in positions):
             raise call.refusal("reads the number of rows" if value.row is None else "reads the places of the rows")
+
+
+def _check_elements(call: Call) -> None:
+    """Refuses a tensor without elements: what shape kernels give the result is theirs to say."""
+    value = call.given(0)
+    if call.node.operator in _OF_NOTHING or value is None or value.shape is None:
+        return
+    if 0 in value.shape:
+        raise call.refusal("of a tensor without elements")
 
 
 def _refused(call: Call, reason: str) -> Sequence[Value]:

@@ -222,13 +222,15 @@ def concat(call: Call) -> Sequence[Value]:
     if any(value.shape is None for value in values):
         raise call.refusal("of unknown shapes")
     shapes = [value.shape or () for value in values]
+    if len({len(shape) for shape in shapes}) > 1 or any(0 in shape for shape in shapes):
+        raise call.refusal("of tensors of different ranks, or without elements")
     axis = axis_of(call, call.integer("axis", 1), len(shapes[0]))
     found = [value.row for value in values if value.kind is Kind.ROWS and value.row is not None]
     result = list(shapes[0])
     result[axis] = _sum(call, [shape[axis] for shape in shapes])
     if not found:
         return [constant(result)]
-    if len(found) != len(values) or len({len(shape) for shape in shapes}) > 1:
+    if len(found) != len(values):
         raise call.refusal(f"over axis {axis} of rows and constants")
     if all(row.axis == axis for row in found):
         if len({row.after for row in found}) > 1:

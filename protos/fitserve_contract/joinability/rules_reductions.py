@@ -22,6 +22,9 @@ def reduce(call: Call) -> Sequence[Value]:
         return [like(value, shape, value.row)]
     for axis in axes:
         refuse_rows(call, value, axis)
+    if any(map(call.symbols.may_be_empty, shape)):
+        # ONNX Runtime does not reduce what has no elements, and leaves the axes as they are.
+        raise call.refusal("of a tensor that may have no elements")
     return [_without(call, value, axes)]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from fitserve_contract.joinability.calls import Call, Rule, Rules, axis_of, refuse_rows
 from fitserve_contract.joinability.rules_elementwise import value_like
-from fitserve_contract.joinability.sizes import Size, divide, has_rows, times
+from fitserve_contract.joinability.sizes import Product, Size, divide, has_rows, times
 from fitserve_contract.joinability.values import Kind, Value, like, mixed, rows
 
 
@@ -191,7 +191,7 @@ def resize(call: Call) -> Sequence[Value]:
     if call.text("keep_aspect_ratio_policy", "stretch") != "stretch":
         return [value_like(value, result)]
     for place, axis in enumerate(axes):
-        result[axis] = _resized(call, place, shape[axis]) or result[axis]
+        result[axis] = _resized(call, place, shape[axis])
     return [value_like(value, result)]
 
 
@@ -232,23 +232,23 @@ def _check_row_scale(call: Call, place: int, size: Size) -> None:
     raise call.refusal("of the rows by what is not known to be 1")
 
 
-def _resized(call: Call, place: int, size: Size) -> Size | None:
-    scales, sizes = _scales_and_sizes(call)
+def _resized(call: Call, place: int, size: Size) -> Size:
+    (scales, sizes), symbols = _scales_and_sizes(call), call.symbols
     if sizes is not None and place < len(sizes):
         wanted = sizes[place]
-        is_size = isinstance(wanted, int) or (wanted is not None and not isinstance(wanted, float))
-        return wanted if is_size and not has_rows(wanted) else None  # type: ignore[return-value,arg-type]
-    if sizes is None and scales is not None and place < len(scales):
-        scale = scales[place]
-        if not isinstance(scale, float) or not 2**-10 <= scale <= 2**10:
-            return None
-        if call.symbols.range_of(size)[1] * max(scale, 1.0) > _MOST_SCALED:
-            return None
+        is_size = isinstance(wanted, int | Product) and not has_rows(wanted) and symbols.least(wanted) > 0
+        return wanted if is_size else symbols.fresh()  # type: ignore[return-value]
+    scale = scales[place] if sizes is None and scales is not None and place < len(scales) else None
+    if not isinstance(scale, float) or not 2**-10 <= scale <= 2**10:
+        return symbols.fresh()
+    low, high = symbols.range_of(size)
+    # Kernels multiply as 32-bit floats.
+    if high * max(scale, 1.0) <= _MOST_SCALED:
         if scale == int(scale):
             return times(size, int(scale))
-        if 1 / scale == int(1 / scale):
-            return divide(size, int(1 / scale))
-    return None
+        if 1 / scale == int(1 / scale) and (exact := divide(size, int(1 / scale))) is not None:
+            return exact
+    return symbols.fresh(1 if low > 0 and scale >= 1 else 0)
 
 
 def rows_in(*places: int) -> Rule:
@@ -278,7 +278,7 @@ def short_time_transform(call: Call) -> Sequence[Value]:
     value = call.tensor(0)
     shape = rows_first(call, value)
     call.require_constants(1)
-    return [like(value, [shape[0], call.symbols.fresh(), call.symbols.fresh(), 2], value.row)]
+    return [like(value, [shape[0], call.symbols.fresh(1), call.symbols.fresh(1), 2], value.row)]
 
 
 def determinant(call: Call) -> Sequence[Value]:
@@ -299,8 +299,8 @@ def fourier_transform(call: Call) -> Sequence[Value]:
     axis = axis_of(call, axes[0], len(shape))
     refuse_rows(call, value, axis)
     refuse_rows(call, value, len(shape) - 1)
-    result = [*shape[:-1], call.symbols.fresh()]
-    result[axis] = call.symbols.fresh()
+    result = [*shape[:-1], call.symbols.fresh(1)]
+    result[axis] = call.symbols.fresh(1)
     return [value_like(value, result)]
 
 

@@ -237,6 +237,14 @@ COUPLED = {
         [node("Mod", "c d", "r", fmod=1), node("Min", "r one", "e")],
         {"c": ints(2**63 - 1, 2**63 - 1), "d": ints(2**40), "one": ints(1), "near": ints(0)},
     ),
+    "a sum over nothing": model(
+        [
+            node("MatMul", "x w", "a"),
+            node("Slice", "a one one two", "nothing"),
+            node("ReduceSum", "nothing before", keepdims=0),
+        ],
+        constants={"w": weights(3, 4, 2), "one": ints(1), "two": ints(2), "before": ints(-3)},
+    ),
     "linear of two axes": resized("linear", 4),
     "linear of three axes": resized("linear", 4, 4),
     "linear of the last of two axes": resized("linear", 4, opset=19, axes=[1]),
