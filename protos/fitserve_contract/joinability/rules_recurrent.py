@@ -45,13 +45,16 @@ def recurrent(call: Call) -> Sequence[Value]:
     ]
 
 
-def attending(batched: dict[int, int], outputs: Sequence[tuple[int, int]], least_ranks: dict[int, int]) -> Rule:
+def attending(
+    batched: dict[int, int], outputs: Sequence[tuple[int, int]], least_ranks: dict[int, int], values_rank: int = 0
+) -> Rule:
     """Returns the rule of an operator whose inputs have a batch axis each.
 
     Args:
         batched: Input to its batch axis; all other inputs must be constant.
         outputs: Rank and batch axis of each output; rank 0 is that of the first input.
         least_ranks: Input to its least rank, where a lower one means something else.
+        values_rank: Rank of the values, input 2, where the last axis of the first output is theirs.
     """
 
     def rule(call: Call) -> Sequence[Value]:
@@ -75,6 +78,9 @@ def attending(batched: dict[int, int], outputs: Sequence[tuple[int, int]], least
             # The first output is what the first input asks for; the others are keys and values.
             if place == 0 and rank in (0, len(shape)):
                 sizes[: len(shape) - 1] = shape[:-1]
+                values = call.given(2)
+                if len(shape) == values_rank and values is not None and len(values.shape or ()) == values_rank:
+                    sizes[-1] = call.shape(2)[-1]
             found.append(rows(sizes, RowAxis(axis)))
         return found
 
@@ -152,7 +158,7 @@ def normalized_heads(call: Call) -> Sequence[Value]:
 
 
 _STANDARD = with_shared(
-    attending({0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 6: 0}, [(0, 0), (4, 0), (4, 0), (4, 0)], {3: 4}), [3]
+    attending({0: 0, 1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 6: 0}, [(0, 0), (4, 0), (4, 0), (4, 0)], {3: 4}, 4), [3]
 )
 
 RULES: Rules = {
@@ -166,7 +172,7 @@ MICROSOFT_RULES: Rules = {
     "Attention": with_shared(attending({0: 0, 3: 0, 4: 1, 5: 0}, [(3, 0), (5, 1)], {3: 2, 5: 4}), [5]),
     "EmbedLayerNormalization": embedding,
     "MultiHeadAttention": with_shared(
-        attending({0: 0, 1: 0, 2: 0, 4: 0, 5: 0, 6: 0, 7: 0}, [(3, 0), (4, 0), (4, 0)], {4: 2, 5: 4}), [5]
+        attending({0: 0, 1: 0, 2: 0, 4: 0, 5: 0, 6: 0, 7: 0}, [(3, 0), (4, 0), (4, 0)], {4: 2, 5: 4}, 3), [5]
     ),
     "QAttention": attending({0: 0, 5: 0, 8: 1}, [(3, 0), (5, 1)], {5: 2}),
     "RotaryEmbedding": rotary(1),
