@@ -1,0 +1,116 @@
+"""Sees every file of a version at one moment: the one place that walks a version's folder to tell whether it changed.
+
+Nothing is read here but names and marks, so that thousands of versions can be looked at every second. Where a name is a
+link, the marks are the link's own and what it leads to is not visited.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple, TypeAlias
+
+MAX_ENTRIES: Final = 4_096
+"""A folder with more names in it is no version: each look at it would take as long as a look at a thousand others."""
+
+Stamp: TypeAlias = tuple[int, ...]
+"""What changes when any file of a version does; equal stamps of two processes are of the same files."""
+
+
+class Marks(NamedTuple):
+    """What a file's status tells of its content: whoever replaces or writes it may keep some of these, but not all.
+
+    Times are nanoseconds since the epoch, by the clock of the file system. All are 0 of a file that is not there.
+    """
+
+    device: int = 0
+    inode: int = 0
+    size: int = 0
+    modified_ns: int = 0
+    changed_ns: int = 0
+
+
+NO_MARKS: Final = Marks()
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFile:
+    """One name in a version's folder, a file or a folder.
+
+    Args:
+        name: Path below the version's folder, with `/`.
+        marks: What was there.
+    """
+
+    name: str
+    marks: Marks
+
+
+@dataclass(frozen=True, slots=True)
+class SeenFiles:
+    """What a version's folder held at one look.
+
+    Args:
+        folder: The folder itself; its times move when a name in it comes or goes.
+        entries: All below it, by name; a version that is not there has none.
+        problem: Why not all could be seen; empty where all were.
+    """
+
+    folder: Marks
+    entries: tuple[SeenFile, ...] = ()
+    problem: str = ""
+
+    @property
+    def stamp(self) -> Stamp:
+        """Gives what changes when any of the files does. Names are not in it: a rename moves its folder's times."""
+        return tuple(mark for marks in (self.folder, *(entry.marks for entry in self.entries)) for mark in marks)
+
+    def size(self, name: str) -> int | None:
+        """Returns a file's size in bytes; None where it was not seen."""
+        return next((entry.marks.size for entry in self.entries if entry.name == name), None)
+
+
+def see_files(folder: Path | str) -> SeenFiles:
+    """Looks at all files of a version.
+
+    Args:
+        folder: The version's folder; a link to it is followed.
+    """
+    own = marks_of(str(folder))
+    if own == NO_MARKS:
+        return SeenFiles(own)
+    found: list[SeenFile] = []
+    waiting = [""]
+    try:
+        while waiting:
+            below = waiting.pop()
+            with os.scandir(f"{folder}/{below}") as entries:
+                for entry in entries:
+                    seen = SeenFile(f"{below}{entry.name}", _marks(entry.stat(follow_symlinks=False)))
+                    found.append(seen)
+                    if len(found) > MAX_ENTRIES:
+                        return SeenFiles(own, problem=f"expected at most {MAX_ENTRIES} files in a version, found more")
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{seen.name}/")
+    except OSError as error:
+        # A name that went between the listing and the look, or a folder that may not be read: seen in part.
+        problem = f"'{Path(error.filename or '').name}' cannot be looked at: {error.strerror}"
+        return SeenFiles(own, tuple(sorted(found, key=_name)), problem)
+    return SeenFiles(own, tuple(sorted(found, key=_name)))
+
+
+def marks_of(path: str) -> Marks:
+    """Returns the marks of what a path leads to; all 0 where there is nothing."""
+    try:
+        return _marks(os.stat(path))
+    except OSError:
+        return NO_MARKS
+
+
+def _marks(found: os.stat_result) -> Marks:
+    return Marks(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _name(entry: SeenFile) -> str:
+    return entry.name
