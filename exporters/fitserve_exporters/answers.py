@@ -14,7 +14,7 @@ import numpy as np
 
 from fitserve_contract.sums import MULTI_LABEL_THRESHOLD, ClassificationSums, MultiLabelSums, Sums
 from fitserve_contract.tasks import Task, TaskKind
-from fitserve_exporters.candidate import Array
+from fitserve_exporters.candidate.candidate import Array
 
 MAX_LISTED: Final = 100
 """So many examples are listed by index; the counts are of all."""

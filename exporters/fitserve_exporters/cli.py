@@ -100,7 +100,7 @@ def _export(options: argparse.Namespace) -> int:
     if early:
         return _fail(early, 2)
     from fitserve_exporters.errors import ExportError, NotVerifiedError
-    from fitserve_exporters.publish import publish_candidate
+    from fitserve_exporters.publishing.publish import publish_candidate
     from fitserve_exporters.report import published_text
     from fitserve_exporters.run_export import run_candidate
     from fitserve_exporters.variants import read_choice

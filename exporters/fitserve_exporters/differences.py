@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from fitserve_exporters.candidate import Array, Tolerance
+from fitserve_exporters.candidate.candidate import Array, Tolerance
 
 _LARGEST: Final = np.finfo(np.float64).max
 _INTEGER_OF_SIZE: Final = {2: np.int16, 4: np.int32, 8: np.int64}

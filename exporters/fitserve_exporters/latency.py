@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from fitserve_exporters.candidate import Candidate
+from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.sampling import batch_sizes, sampled_indices
 from fitserve_exporters.sessions import OrtSession
 

@@ -17,10 +17,10 @@ from torch import nn
 
 from fitserve_contract.repository import check_model_name
 from fitserve_contract.tasks import Task
-from fitserve_exporters.candidate import Array, Arrays, Candidate, HeldOut, InputSpec, Tolerance
+from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, HeldOut, InputSpec, Tolerance
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.onnx_export import on_cpu, sentence
-from fitserve_exporters.publish import PublishedVersion, publish_candidate
+from fitserve_exporters.graph.onnx_export import on_cpu, sentence
+from fitserve_exporters.publishing.publish import PublishedVersion, publish_candidate
 
 __all__ = ["PublishedVersion", "export"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fitserve_exporters.candidate import Arrays
+from fitserve_exporters.candidate.candidate import Arrays
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.onnx_export import on_cpu
+from fitserve_exporters.graph.onnx_export import on_cpu
 
 
 class TorchReference:

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from fitserve_contract.certificate import Probe
-from fitserve_exporters.candidate import Array, Candidate, Tolerance
+from fitserve_exporters.candidate.candidate import Array, Candidate, Tolerance
 from fitserve_exporters.differences import differences
 from fitserve_exporters.errors import NotVerifiedError
 from fitserve_exporters.reference import TorchReference

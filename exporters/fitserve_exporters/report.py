@@ -10,7 +10,7 @@ from fitserve_exporters.variants import Variant, speed_text
 from fitserve_exporters.verify import ProviderFigures, Verification
 
 if TYPE_CHECKING:
-    from fitserve_exporters.publish import PublishedVersion
+    from fitserve_exporters.publishing.publish import PublishedVersion
 
 _COLUMNS: Final = (
     *("output", "batch", "examples", "max|ort-torch|", "mean", "ULPs", "rel"),

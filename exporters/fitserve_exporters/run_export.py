@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec, Tolerance
+from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec, Tolerance
 from fitserve_exporters.card_curves import read_curves
 from fitserve_exporters.errors import ExportError
 from fitserve_training.runs import TrainedRun, open_run

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from fitserve_exporters.candidate import Array, Candidate
+from fitserve_exporters.candidate.candidate import Array, Candidate
 
 LARGEST_BATCH: Final = 256
 BATCHES_PER_SIZE: Final = 16

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import onnxruntime
 
-from fitserve_exporters.candidate import Array, Arrays
+from fitserve_exporters.candidate.candidate import Array, Arrays
 from fitserve_exporters.errors import NotVerifiedError
 
 CPU: Final = "CPUExecutionProvider"

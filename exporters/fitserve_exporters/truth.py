@@ -10,7 +10,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fitserve_exporters.candidate import Array, Arrays, Candidate, Tolerance
+from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, Tolerance
 from fitserve_exporters.differences import differences
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.reference import TorchReference

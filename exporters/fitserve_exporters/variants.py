@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from fitserve_contract.variant_speed import LEAST_SPEEDS
-from fitserve_exporters.candidate import Candidate
+from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.errors import ExportError, NotVerifiedError, VariantError
-from fitserve_exporters.onnx_export import describe
+from fitserve_exporters.graph.onnx_export import describe
 from fitserve_exporters.sessions import CPU, CUDA, OrtSession, ProviderError, can_use_cuda
 from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants_fusion import attention_count, fuse_layers

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from fitserve_exporters.candidate import Array
+from fitserve_exporters.candidate.candidate import Array
 
 
 def array_of(value: Any) -> Array | None:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fitserve_exporters.candidate import Arrays
+from fitserve_exporters.candidate.candidate import Arrays
 from fitserve_exporters.sessions import CPU, OrtSession
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from fitserve_contract.datatypes import datatype_of
 from fitserve_contract.joinability.proof import prove_rows
 from fitserve_contract.joinability.trial import SIZES, Rows, hostile_rows, trial_problem
-from fitserve_exporters.candidate import Arrays, Candidate, numpy_dtype
+from fitserve_exporters.candidate.candidate import Arrays, Candidate, numpy_dtype
 from fitserve_exporters.errors import VariantError
 from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import OrtSession

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from fitserve_contract.tasks import TaskKind
-from fitserve_exporters.candidate import Candidate, Tolerance
+from fitserve_exporters.candidate.candidate import Candidate, Tolerance
 from fitserve_exporters.errors import VariantError
 from fitserve_exporters.judge import objections
 from fitserve_exporters.sessions import OrtSession

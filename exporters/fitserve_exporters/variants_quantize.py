@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import onnx
 
-from fitserve_exporters.candidate import Arrays, InputSpec, numpy_dtype
+from fitserve_exporters.candidate.candidate import Arrays, InputSpec, numpy_dtype
 from fitserve_exporters.errors import VariantError
 from fitserve_exporters.variants_nan import keep_nan
 

@@ -19,7 +19,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fitserve_exporters.candidate import Array
+from fitserve_exporters.candidate.candidate import Array
 from fitserve_exporters.errors import VariantError
 
 LEAST_OPSET: Final = 18

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 import onnxruntime
 
-from fitserve_exporters.candidate import Arrays, Candidate
+from fitserve_exporters.candidate.candidate import Arrays, Candidate
 from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import CPU
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from fitserve_benchmarks.joining.labelled import LabelledModel
-from fitserve_exporters.candidate import Array, Candidate, HeldOut, InputSpec
-from fitserve_exporters.onnx_export import export_onnx
+from fitserve_exporters.candidate.candidate import Array, Candidate, HeldOut, InputSpec
+from fitserve_exporters.graph.onnx_export import export_onnx
 from fitserve_exporters.variants_fusion import fuse_layers
 from fitserve_training.catalogue import PUBLISHED, load_recipe
 from fitserve_training.data.places import Places

@@ -10,7 +10,7 @@ from onnx import helper
 from fitserve_contract.datatypes import datatype_of
 from fitserve_contract.joinability.proof import prove_rows
 from fitserve_contract.joinability.trial import Rows, hostile_rows, trial_problem
-from fitserve_exporters.candidate import Arrays
+from fitserve_exporters.candidate.candidate import Arrays
 from fitserve_exporters.lint.findings import Finding, Level
 from fitserve_exporters.lint.graphs import OnnxFile, axis_size, graph_inputs
 from fitserve_exporters.lint.trial import Trial, is_required, made_up_inputs, reason

@@ -13,7 +13,7 @@ import onnxruntime
 from onnx import helper
 
 from fitserve_contract.onnx_types import datatype_of_type
-from fitserve_exporters.candidate import Array, Arrays
+from fitserve_exporters.candidate.candidate import Array, Arrays
 from fitserve_exporters.lint.graphs import axis_size
 
 _LIMIT_S: Final = 20.0

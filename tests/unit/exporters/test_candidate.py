@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fitserve_contract.tasks import Scores, Task, TaskKind
-from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec, numpy_dtype
+from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec, numpy_dtype
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.run_export import tolerance_of
 

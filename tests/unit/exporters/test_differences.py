@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fitserve_exporters.candidate import Tolerance
+from fitserve_exporters.candidate.candidate import Tolerance
 from fitserve_exporters.differences import differences
 
 F32 = np.float32

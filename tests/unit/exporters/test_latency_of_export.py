@@ -4,9 +4,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec
+from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec
+from fitserve_exporters.graph.onnx_export import export_onnx
 from fitserve_exporters.latency import MAX_RUNS, measure_latency
-from fitserve_exporters.onnx_export import export_onnx
 from fitserve_exporters.sessions import CPU, OrtSession
 
 

@@ -15,10 +15,10 @@ from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, read_held_o
 from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import CHECKSUMS_FILE, MANIFEST_FILE, MODEL_FILE, verify_checksums
 from fitserve_contract.tasks import Scores, Task, TaskKind
-from fitserve_exporters import publish
-from fitserve_exporters.candidate import Tolerance
+from fitserve_exporters.candidate.candidate import Tolerance
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.module_export import drawn_inputs
+from fitserve_exporters.publishing import publish
 from fitserve_exporters.report import published_text
 
 TASK = Task(TaskKind.CLASSIFICATION, "output", Scores.LOGITS, ("a", "b", "c"))

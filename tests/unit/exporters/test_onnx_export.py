@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec
+from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.onnx_export import IR_VERSION, OPSET, describe, export_onnx, on_cpu
+from fitserve_exporters.graph.onnx_export import IR_VERSION, OPSET, describe, export_onnx, on_cpu
 
 
 def candidate(module: nn.Module, arrays: dict[str, np.ndarray], outputs: tuple[str, ...] = ("y",)) -> Candidate:

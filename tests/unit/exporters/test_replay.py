@@ -11,10 +11,10 @@ from torch import nn
 
 from fitserve_contract.certificate import read_probe
 from fitserve_contract.manifest import read_manifest
-from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec
+from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec
 from fitserve_exporters.errors import NotVerifiedError
-from fitserve_exporters.onnx_export import export_onnx
-from fitserve_exporters.publish import publish_candidate
+from fitserve_exporters.graph.onnx_export import export_onnx
+from fitserve_exporters.publishing.publish import publish_candidate
 from fitserve_exporters.replay import check_replay, make_probe
 from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import sessions_here

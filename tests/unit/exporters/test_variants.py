@@ -17,10 +17,10 @@ from torch import nn
 from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import verify_checksums
 from fitserve_contract.tasks import Scores, Task, TaskKind
-from fitserve_exporters.candidate import Array, Candidate, HeldOut, InputSpec, Tolerance
+from fitserve_exporters.candidate.candidate import Array, Candidate, HeldOut, InputSpec, Tolerance
 from fitserve_exporters.errors import ExportError, VariantError
-from fitserve_exporters.onnx_export import describe, export_onnx
-from fitserve_exporters.publish import publish_candidate
+from fitserve_exporters.graph.onnx_export import describe, export_onnx
+from fitserve_exporters.publishing.publish import publish_candidate
 from fitserve_exporters.variants import make_variants, read_choice
 from fitserve_exporters.variants_fusion import attention_count, fuse_layers
 from fitserve_exporters.variants_precision import halve
@@ -279,7 +279,7 @@ def test_fp16_answers_as_fp32_to_its_precision_and_refuses_weights_beyond_its_ra
 def test_a_version_holds_its_variants_with_their_records_under_its_checksums(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fitserve_exporters.publish.export_onnx", lambda _: attention())
+    monkeypatch.setattr("fitserve_exporters.publishing.publish.export_onnx", lambda _: attention())
     candidate = replace(attending(), tolerance=Tolerance(variant_loss=1.0))
     published = publish_candidate(candidate, tmp_path, "m", ["fused", "fp16"])
 

@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fitserve_exporters.candidate import Array
+from fitserve_exporters.candidate.candidate import Array
 from fitserve_exporters.errors import VariantError
 from fitserve_exporters.variants_fusion import fuse_layers
 

@@ -7,7 +7,7 @@ import onnxruntime
 import pytest
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from fitserve_exporters.candidate import Array, Arrays
+from fitserve_exporters.candidate.candidate import Array, Arrays
 from fitserve_exporters.variants_nan import keep_nan
 
 ROW: Arrays = {"x": np.ones((1, 2, 3), np.float32), "z": np.ones((1,), np.float32), "n": np.ones((1, 2), np.int64)}

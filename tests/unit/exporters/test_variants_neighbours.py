@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from fitserve_exporters.candidate import Array, Candidate, HeldOut, InputSpec
+from fitserve_exporters.candidate.candidate import Array, Candidate, HeldOut, InputSpec
 from fitserve_exporters.errors import VariantError
 from fitserve_exporters.sessions import CPU, OrtSession
 from fitserve_exporters.variants_neighbours import OpenFile, prove_neighbours

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from fitserve_exporters.candidate import Array
+from fitserve_exporters.candidate.candidate import Array
 from fitserve_exporters.errors import VariantError
 from fitserve_exporters.variants_row_quantization import quantize_rows
 

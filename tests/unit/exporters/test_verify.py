@@ -11,10 +11,10 @@ from onnx import numpy_helper
 from torch import nn
 
 from fitserve_contract.tasks import Scores, Task, TaskKind
-from fitserve_exporters.candidate import Candidate, HeldOut, InputSpec
+from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec
 from fitserve_exporters.errors import ExportError, NotVerifiedError
+from fitserve_exporters.graph.onnx_export import export_onnx
 from fitserve_exporters.judge import objections
-from fitserve_exporters.onnx_export import export_onnx
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.report import verification_text
 from fitserve_exporters.sampling import batch_sizes, sampled_indices

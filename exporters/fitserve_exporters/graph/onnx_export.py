@@ -18,9 +18,9 @@ from torch import nn
 from torch.export import Dim
 
 from fitserve_contract.joinability.proof import joining_text, prove_rows
-from fitserve_exporters.candidate import Arrays, Candidate
+from fitserve_exporters.candidate.candidate import Arrays, Candidate
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.passes import apply_passes
+from fitserve_exporters.graph.passes import apply_passes
 
 OPSET: Final = 18
 """The opset in which torch writes its operators: a higher one would only run a version converter over them."""

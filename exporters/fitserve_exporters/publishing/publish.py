@@ -12,18 +12,18 @@ from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExam
 from fitserve_contract.files import write_durably
 from fitserve_contract.manifest import FOR_CALLERS, Manifest
 from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE, VersionPath, publish, publishing
-from fitserve_exporters.candidate import Candidate
+from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import ExportError, NotVerifiedError
+from fitserve_exporters.graph.onnx_export import describe, export_onnx, parameter_count
+from fitserve_exporters.graph.signature import output_specs
 from fitserve_exporters.judge import objections
 from fitserve_exporters.latency import measure_latency
-from fitserve_exporters.onnx_export import describe, export_onnx, parameter_count
 from fitserve_exporters.provenance import environment, utc_now
 from fitserve_exporters.replay import MAX_PROBE_EXAMPLES, check_replay, make_probe
 from fitserve_exporters.report import verification_text
 from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import OrtSession, sessions_here
-from fitserve_exporters.signature import output_specs
 from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants import Variant, make_variants, variant_files
 from fitserve_exporters.verify import Verification, verify
