@@ -9,7 +9,7 @@ import getpass
 import json
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
@@ -64,6 +64,7 @@ class ShadowReport:
     max_abs_diff: float
     live_run_ns: int
     shadow_run_ns: int
+    dropped_by_reason: Mapping[str, int] = field(default_factory=dict)
 
 
 def label_history(model: str) -> Operation[LabelHistory]:
@@ -205,4 +206,5 @@ def _figures_of(text: str) -> Mapping[str, Any]:
 
 
 def _report_of(message: pb.ShadowReport) -> ShadowReport:
-    return ShadowReport(**{name: getattr(message, name) for name in ShadowReport.__dataclass_fields__})
+    plain = {name: getattr(message, name) for name in ShadowReport.__dataclass_fields__}
+    return ShadowReport(**{**plain, "dropped_by_reason": dict(message.dropped_by_reason)})

@@ -26,6 +26,14 @@ from fitserve_contract.labels import CANARY, STABLE, LabelMove
 
 _SHOWN_MOVES: Final = 20
 
+_DROPPED: Final[Mapping[str, str]] = {
+    "busy": "the server had live requests to run all the time; lower --shadow-share",
+    "full": "too many requests waited for an idle moment; lower --shadow-share",
+    "gone": "the label moved, or its version was unloaded, before their turn",
+    "late": "their runs did not end in time",
+    "draining": "the server was ending",
+}
+
 
 def add_control_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds the commands' arguments; `add(name, what, example, details)` gives a parser."""
@@ -220,7 +228,15 @@ def _shadow_report(model: str, reports: Sequence[ShadowReport]) -> Report:
     document = {"model": model, "reports": [json_value(asdict(report)) for report in reports]}
     if not reports:
         return Report(document, above=[f"{model}: the shadow has run nothing"])
-    return Report(document, header, [_shadow_row(report) for report in reports])
+    below = [line for report in reports for line in _dropped_lines(report)]
+    return Report(document, header, [_shadow_row(report) for report in reports], below=below)
+
+
+def _dropped_lines(report: ShadowReport) -> Sequence[str]:
+    """Says why requests were not run; of a server that does not tell, nothing."""
+    pair = f"version {report.shadow_version} beside {report.live_version}"
+    counts = sorted(report.dropped_by_reason.items())
+    return [f"{pair}: {count:,} dropped: {_DROPPED.get(reason, reason)}" for reason, count in counts]
 
 
 def _shadow_row(report: ShadowReport) -> Sequence[str]:

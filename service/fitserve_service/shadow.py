@@ -1,8 +1,9 @@
 """Runs the version labelled `shadow` on a sample of what others answered, unheard, and counts how the two compare.
 
-A request is shadowed once it has been answered, and only while the engine has nothing else to do: what would delay
-live requests waits a moment and is then dropped. Nothing that happens here reaches the request. All of it lives on the
-loop thread, but for the counts, which a scrape may read.
+A request is shadowed once it has been answered, and only while the engine has nothing else to do: it waits for such a
+moment, and is dropped only where none comes or too much waits, counted with the reason. Nothing that happens here
+reaches the request. All of it lives on the loop thread, but for the comparison of large answers, and for the counts,
+which a scrape may read.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from typing import Final, NamedTuple, TypeAlias
 from weakref import ref
 
 from fitserve_contract.datatypes import BYTES
 from fitserve_contract.labels import SHADOW
+from fitserve_contract.tasks import Task
 from fitserve_service.agreement import Agreement, compare
 from fitserve_service.batcher import Priority
 from fitserve_service.calls import Loop, Metadata
@@ -29,19 +33,52 @@ from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.signature import Tensor
 from fitserve_service.traffic import Draw, routing_key
 
-MAX_REQUEST_BYTES: Final = 1 << 20
-"""Larger ones are left out: comparing them would hold the loop."""
+MAX_LOOP_BYTES: Final = 256 << 10
+"""Inputs and outputs up to which two answers are compared on the loop thread; larger ones are compared beside it."""
 
-MAX_WAITING: Final = 32
-MAX_WAIT_S: Final = 1.0
-"""How long an answered request waits for the engine to be idle."""
+MAX_WAITING_BYTES: Final = 64 << 20
+"""Of the requests that wait, `_REQUEST_BYTES` each included; one alone may be larger."""
+
+_REQUEST_BYTES: Final = 4096
+"""What a request without any values takes: objects of Python and numpy, rounded up."""
+
+MAX_BUSY_S: Final = 30.0
+"""How long the engine may be without an idle moment before what has waited as long is dropped."""
+
+MAX_RUN_S: Final = 60.0
+"""How long a run of the shadow may take."""
 
 RETRY_S: Final = 0.002
 
 MAX_PAIRS: Final = 1024
 """Pairs of versions that are remembered: a server that lives for years meets more."""
 
-_DROPPED: Final = frozenset({Reason.DEADLINE_PASSED, Reason.QUEUE_FULL, Reason.DRAINING, Reason.CALLER_CANCELLED})
+
+class Dropped(StrEnum):
+    """Why a request that was sampled was not run by the shadow."""
+
+    BUSY = "busy"
+    """The engine had live requests to run, without a pause, for MAX_BUSY_S."""
+
+    FULL = "full"
+    """The requests that wait hold MAX_WAITING_BYTES."""
+
+    GONE = "gone"
+    """The label moved, or the version was unloaded or replaced, before its turn."""
+
+    LATE = "late"
+    """The run did not end within MAX_RUN_S."""
+
+    DRAINING = "draining"
+    """The server ends."""
+
+
+_DROPPED: Final = {
+    Reason.DEADLINE_PASSED: Dropped.LATE,
+    Reason.QUEUE_FULL: Dropped.FULL,
+    Reason.DRAINING: Dropped.DRAINING,
+    Reason.CALLER_CANCELLED: Dropped.DRAINING,
+}
 
 _log = logging.getLogger(__name__)
 
@@ -65,13 +102,18 @@ class ShadowCounts:
     sampled_count: int = 0
     compared_count: int = 0
     failed_count: int = 0
-    dropped_count: int = 0
+    dropped: dict[Dropped, int] = field(default_factory=lambda: dict.fromkeys(Dropped, 0))
     example_count: int = 0
     agreed_count: int = 0
     has_agreement: bool = False
     max_abs_diff: float = 0.0
     live_run_ns: int = 0
     shadow_run_ns: int = 0
+
+    @property
+    def dropped_count(self) -> int:
+        """Requests that were not run, for any reason."""
+        return sum(self.dropped.values())
 
     @property
     def pending_count(self) -> int:
@@ -113,9 +155,18 @@ class Answered:
 
 @dataclass(slots=True)
 class _Waiting:
-    answered: Answered
-    lease: Lease
+    """A request to be shadowed. It keeps no version loaded: neither the one that answered nor the shadow."""
+
+    model: str
+    task: Task | None
+    shadow: ref[ServedVersion]
+    inputs: dict[str, Tensor]
+    output_names: tuple[str, ...]
+    example_count: int
+    outputs: dict[str, Tensor]
+    run_s: float
     counts: ShadowCounts
+    size_bytes: int
     since_s: float
 
 
@@ -144,8 +195,10 @@ class Shadow:
         self._draw = draw
         self._clock = clock
         self._waiting: deque[_Waiting] = deque()
-        self._is_busy = False
-        self._is_scheduled = False
+        self._waiting_bytes = 0
+        self._idle_s = clock()
+        self._is_busy = self._is_scheduled = self._is_timed = False
+        self._comparing: ThreadPoolExecutor | None = None
         self._counts: dict[_Pair, tuple[ShadowKey, ShadowCounts]] = {}
         registry.subscribe(self._forget_replaced)
 
@@ -172,20 +225,37 @@ class Shadow:
             lease = self._registry.lease(answered.served.model, label=SHADOW)
         except ServiceError:
             return
-        if lease.served is answered.served:
-            lease.release()
+        shadow = lease.served
+        lease.release()
+        if shadow is answered.served:
             return
-        counts = self._counts_of(answered.served, lease.served)
+        counts = self._counts_of(answered.served, shadow)
         counts.sampled_count += 1
-        if len(self._waiting) >= MAX_WAITING or _size_bytes(answered) > MAX_REQUEST_BYTES:
-            counts.dropped_count += 1
-            lease.release()
-        elif not _suits(lease.served, answered):
+        size_bytes = _size_bytes(answered)
+        if not _suits(shadow, answered):
             counts.failed_count += 1
-            lease.release()
+        elif self._waiting and self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
+            counts.dropped[Dropped.FULL] += 1
         else:
-            self._waiting.append(_Waiting(answered, lease, counts, self._clock()))
-            self._schedule()
+            self._wait(answered, shadow, counts, size_bytes)
+
+    def _wait(self, answered: Answered, shadow: ServedVersion, counts: ShadowCounts, size_bytes: int) -> None:
+        waiting = _Waiting(
+            model=answered.served.model,
+            task=answered.served.task,
+            shadow=ref(shadow),
+            inputs=answered.inputs,
+            output_names=answered.output_names,
+            example_count=answered.example_count,
+            outputs=answered.completed.outputs,
+            run_s=answered.completed.timing.run_s,
+            counts=counts,
+            size_bytes=size_bytes,
+            since_s=self._clock(),
+        )
+        self._waiting.append(waiting)
+        self._waiting_bytes += size_bytes
+        self._schedule()
 
     def _counts_of(self, live: ServedVersion, shadow: ServedVersion) -> ShadowCounts:
         pair = (ref(live), ref(shadow))
@@ -214,45 +284,97 @@ class Shadow:
 
     def _look(self) -> None:
         self._is_scheduled = False
-        oldest_s = self._clock() - MAX_WAIT_S
-        while self._waiting and self._waiting[0].since_s < oldest_s:
-            late = self._waiting.popleft()
-            late.counts.dropped_count += 1
-            late.lease.release()
         if self._is_busy or not self._waiting:
             return
+        now_s = self._clock()
         if self._engine.is_idle():
-            self._run(self._waiting.popleft())
-        else:
-            self._is_scheduled = True
-            self._loop.call_later(RETRY_S, self._look)
+            self._idle_s = now_s
+            self._run(self._take())
+            return
+        # Where the engine has not been idle since, it was busy all the time that they have waited.
+        while self._waiting and now_s - max(self._waiting[0].since_s, self._idle_s) > MAX_BUSY_S:
+            self._take().counts.dropped[Dropped.BUSY] += 1
+        if self._waiting and not self._is_timed:
+            self._is_timed = True
+            self._loop.call_later(RETRY_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._is_timed = False
+        self._look()
+
+    def _take(self) -> _Waiting:
+        waiting = self._waiting.popleft()
+        self._waiting_bytes -= waiting.size_bytes
+        return waiting
 
     def _run(self, waiting: _Waiting) -> None:
+        lease = self._lease(waiting)
+        if lease is None:
+            waiting.counts.dropped[Dropped.GONE] += 1
+            self._schedule()
+            return
+        try:
+            prepared = Prepared.check(lease.served.signature, waiting.inputs, waiting.output_names)
+        except ServiceError:
+            lease.release()
+            waiting.counts.failed_count += 1
+            self._schedule()
+            return
         self._is_busy = True
-        answered, deadline_s = waiting.answered, self._clock() + MAX_WAIT_S
-        prepared = Prepared.check(waiting.lease.served.signature, answered.inputs, answered.output_names)
-        job = Job(waiting.lease, prepared, deadline_s, Priority.EVALUATE, partial(self._ran, waiting))
-        self._engine.submit(job)
+        deadline_s = self._clock() + MAX_RUN_S
+        self._engine.submit(Job(lease, prepared, deadline_s, Priority.EVALUATE, partial(self._ran, waiting)))
+
+    def _lease(self, waiting: _Waiting) -> Lease | None:
+        """Leases the version that the request was sampled for; None where it is the shadow no more."""
+        try:
+            lease = self._registry.lease(waiting.model, label=SHADOW)
+        except ServiceError:
+            return None
+        if lease.served is waiting.shadow():
+            return lease
+        lease.release()
+        return None
 
     def _ran(self, waiting: _Waiting, _: Job, outcome: Outcome) -> None:
-        self._is_busy = False
-        counts = waiting.counts
-        if isinstance(outcome, Completed):
-            live = waiting.answered
-            counts.add(_agreement(live, outcome), live.completed.timing.run_s, outcome.timing.run_s)
-        elif outcome.reason in _DROPPED:
-            counts.dropped_count += 1
+        if not isinstance(outcome, Completed):
+            self._count_refusal(waiting.counts, outcome)
+        elif waiting.size_bytes <= MAX_LOOP_BYTES:
+            waiting.counts.add(_agreement(waiting, outcome), waiting.run_s, outcome.timing.run_s)
         else:
+            if self._comparing is None:
+                self._comparing = ThreadPoolExecutor(1, "shadow")
+            self._comparing.submit(self._compare_aside, waiting, outcome)
+            return
+        self._go_on()
+
+    def _compare_aside(self, waiting: _Waiting, outcome: Completed) -> None:
+        agreement = _agreement(waiting, outcome)
+
+        def count() -> None:
+            waiting.counts.add(agreement, waiting.run_s, outcome.timing.run_s)
+            self._go_on()
+
+        self._loop.post(count)
+
+    @staticmethod
+    def _count_refusal(counts: ShadowCounts, error: ServiceError) -> None:
+        reason = _DROPPED.get(error.reason)
+        if reason is None:
             counts.failed_count += 1
+        else:
+            counts.dropped[reason] += 1
+
+    def _go_on(self) -> None:
+        self._is_busy = False
         self._schedule()
 
 
-def _agreement(live: Answered, other: Completed) -> Agreement | None:
+def _agreement(live: _Waiting, other: Completed) -> Agreement | None:
     try:
-        return compare(live.served.task, live.completed.outputs, other.outputs, live.example_count)
+        return compare(live.task, live.outputs, other.outputs, live.example_count)
     except Exception:
         # Counted like answers of different forms: a request that is sampled comes to one count, whatever happens.
-        _log.exception("answers of model '%s' could not be compared", live.served.model)
+        _log.exception("answers of model '%s' could not be compared", live.model)
         return None
 
 
@@ -267,13 +389,10 @@ def _suits(shadow: ServedVersion, answered: Answered) -> bool:
 
 def _size_bytes(answered: Answered) -> int:
     tensors = [*answered.inputs.values(), *answered.completed.outputs.values()]
-    return sum(map(_tensor_bytes, tensors))
+    return _REQUEST_BYTES + sum(map(_tensor_bytes, tensors))
 
 
 def _tensor_bytes(tensor: Tensor) -> int:
     if tensor.datatype != BYTES:
         return tensor.array.nbytes
-    # Counted as far as the limit goes: a million short strings are too many to look at.
-    if tensor.array.size * 8 > MAX_REQUEST_BYTES:
-        return tensor.array.size * 8
-    return sum(8 + len(element) for element in tensor.array.flat)
+    return 8 * tensor.array.size + sum(map(len, tensor.array.flat))

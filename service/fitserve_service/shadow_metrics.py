@@ -39,17 +39,24 @@ class ShadowCollector(Collector):
             "Time in the runtime of the requests compared, by which of the two versions ran.",
             labels=(*_LABELS, "role"),
         )
+        dropped = CounterMetricFamily(
+            "fitserve_shadow_dropped_requests",
+            "Requests that the shadow version did not run, by reason: busy, full, gone, late, draining.",
+            labels=(*_LABELS, "reason"),
+        )
         for key, counts in sorted(self._counts().items()):
             names = [key.model, str(key.live_version), str(key.shadow_version)]
             for outcome, count in _outcomes(counts).items():
                 requests.add_metric([*names, outcome], count)
+            for reason, count in counts.dropped.items():
+                dropped.add_metric([*names, reason.value], count)
             examples.add_metric(names, counts.example_count)
             if counts.has_agreement:
                 agreed.add_metric(names, counts.agreed_count)
             difference.add_metric(names, counts.max_abs_diff)
             seconds.add_metric([*names, "live"], counts.live_run_ns / 1e9)
             seconds.add_metric([*names, "shadow"], counts.shadow_run_ns / 1e9)
-        yield from (requests, examples, agreed, difference, seconds)
+        yield from (requests, dropped, examples, agreed, difference, seconds)
 
 
 def _outcomes(counts: ShadowCounts) -> dict[str, int]:

@@ -260,4 +260,5 @@ def _report_message(key: ShadowKey, counts: ShadowCounts) -> pb.ShadowReport:
         max_abs_diff=counts.max_abs_diff,
         live_run_ns=counts.live_run_ns,
         shadow_run_ns=counts.shadow_run_ns,
+        dropped_by_reason={reason.value: count for reason, count in counts.dropped.items() if count},
     )

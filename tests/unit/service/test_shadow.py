@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from tests import builders
 from virtual_loop import VirtualLoop
 
+from fitserve_service import agreement
 from fitserve_service import shadow as shadow_module
 from fitserve_service.batcher import Priority
 from fitserve_service.engine import BatchRecord, Completed, Engine, Job, Outcome
@@ -23,7 +26,7 @@ from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry
 from fitserve_service.runs import Prepared
 from fitserve_service.served_version import ServedVersion
-from fitserve_service.shadow import MAX_WAIT_S, MAX_WAITING, Answered, Shadow, ShadowCounts, ShadowKey
+from fitserve_service.shadow import MAX_BUSY_S, MAX_LOOP_BYTES, Answered, Dropped, Shadow, ShadowCounts, ShadowKey
 from fitserve_service.signature import Tensor
 from fitserve_service.traffic import Draw, Traffic
 from fitserve_service.version_policy import State
@@ -76,6 +79,13 @@ class World(VirtualLoop):
         return self.shadow.counts()[ShadowKey("m", 1, 2)]
 
 
+class Threaded(World):
+    """The same with a door for other threads: `run_until` takes what they post."""
+
+    def post(self, callback: Callable[[], None]) -> None:
+        VirtualLoop.post(self, callback)
+
+
 def test_every_answered_request_is_run_again_and_compared(tmp_path: Path) -> None:
     world = World(tmp_path)
     for rows in (1, 2, 3):
@@ -110,25 +120,110 @@ def test_under_load_that_does_not_end_the_shadow_is_dropped(tmp_path: Path, monk
         world.turn()
     monkeypatch.setattr(world.engine, "is_idle", lambda: False)
     world.turn()
-    world.advance(MAX_WAIT_S * 1.1)
-    assert (world.counts.sampled_count, world.counts.dropped_count, world.shadowed) == (3, 3, [])
-    world.registry.retire("m", 2, lambda: None)
-    assert world.registry.states("m")[2] is State.UNLOADED
+    world.advance(MAX_BUSY_S * 0.9)
+    assert world.counts.pending_count == 3
+    world.advance(MAX_BUSY_S * 0.2)
+    assert (world.counts.sampled_count, world.counts.dropped[Dropped.BUSY], world.shadowed) == (3, 3, [])
 
 
-def test_only_so_many_wait_and_none_that_is_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_caller_who_asks_without_a_pause_has_every_request_shadowed(tmp_path: Path) -> None:
     world = World(tmp_path)
-    monkeypatch.setattr(world.engine, "is_idle", lambda: False)
-    for _ in range(MAX_WAITING + 4):
+    world.ask()
+    world.turn()
+    # The next one arrives before the shadow looks, from then on right after it: only then is a moment without one.
+    world.ask()
+    for _ in range(112):
+        world.turn()
+        world.turn()
+        world.ask()
+    assert len(world.shadowed) > 100
+    world.settle()
+    assert (world.counts.sampled_count, world.counts.compared_count) == (114, 114)
+
+
+def test_a_burst_is_shadowed_once_it_is_answered(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for _ in range(500):
+        world.ask()
+    world.settle()
+    assert (world.counts.sampled_count, world.counts.compared_count) == (500, 500)
+
+
+def test_requests_wait_however_long_ago_the_server_was_idle(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.advance(MAX_BUSY_S * 10)
+    for _ in range(5):
         world.ask()
         world.turn()
-    assert (world.counts.pending_count, world.counts.dropped_count) == (MAX_WAITING, 4)
+    world.settle()
+    assert (world.counts.sampled_count, world.counts.compared_count) == (5, 5)
+
+
+def test_only_so_many_bytes_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow_module, "MAX_WAITING_BYTES", 4 * 5000)
+    world = World(tmp_path)
+    monkeypatch.setattr(world.engine, "is_idle", lambda: False)
+    for _ in range(6):
+        world.ask()
+        world.turn()
+    assert (world.counts.pending_count, world.counts.dropped[Dropped.FULL]) == (4, 2)
     monkeypatch.undo()
     world.settle()
-    monkeypatch.setattr(shadow_module, "MAX_REQUEST_BYTES", 31)
-    world.ask(2)
+    world.ask()
     world.settle()
-    assert (world.counts.compared_count, world.counts.dropped_count) == (MAX_WAITING, 5)
+    assert (world.counts.compared_count, world.counts.dropped_count) == (5, 2)
+
+
+def test_one_larger_than_all_that_may_wait_is_run_where_nothing_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadow_module, "MAX_WAITING_BYTES", 100)
+    world = World(tmp_path)
+    world.ask()
+    world.settle()
+    assert (world.counts.compared_count, world.counts.dropped_count) == (1, 0)
+
+
+def test_large_answers_are_compared_beside_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    compare = agreement.compare
+
+    def observed(*arguments: Any) -> Any:
+        threads.append(threading.get_ident() == threading.main_thread().ident)
+        return compare(*arguments)
+
+    monkeypatch.setattr(shadow_module, "compare", observed)
+    world = Threaded(tmp_path)
+    for rows in (MAX_LOOP_BYTES, 1):
+        world.ask(rows)
+    world.run_until(lambda: len(world.shadow.counts()) == 1 and world.counts.pending_count == 0)
+    assert (world.counts.compared_count, world.counts.example_count) == (2, MAX_LOOP_BYTES + 1)
+    assert threads == [False, True]
+
+
+@pytest.mark.parametrize("change", ["moved", "deleted", "unloaded"])
+def test_a_request_whose_shadow_is_gone_before_its_turn_is_dropped(tmp_path: Path, change: str) -> None:
+    world = World(tmp_path)
+    world.ask()
+    world.turn()
+    if change == "unloaded":
+        world.registry.retire("m", 2, lambda: None)
+        assert world.registry.states("m")[2] is State.UNLOADED
+    else:
+        labels = {"stable": 1, "shadow": 1} if change == "moved" else {"stable": 1}
+        world.registry.set_present("m", [1, 2], labels, Traffic(shadow_share=1.0))
+    world.settle()
+    assert (world.counts.dropped[Dropped.GONE], world.shadowed) == (1, [])
+
+
+def test_of_a_server_that_ends_what_waits_is_dropped(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for _ in range(3):
+        world.ask()
+    world.turn()
+    world.engine.begin_drain()
+    world.settle()
+    assert (world.counts.dropped[Dropped.DRAINING], world.counts.pending_count) == (3, 0)
 
 
 def test_a_shadow_that_refuses_the_values_is_counted_as_failed(tmp_path: Path) -> None:
@@ -225,7 +320,7 @@ def test_every_request_sampled_ends_in_exactly_one_count(
         elif step == "turn":
             world.turn()
         else:
-            world.advance(0.003 if step == "wait" else MAX_WAIT_S * 1.5)
+            world.advance(0.003 if step == "wait" else MAX_BUSY_S * 1.5)
         for counts in world.shadow.counts().values():
             assert counts.pending_count >= 0
     world.settle()

@@ -308,7 +308,14 @@ class GetShadowReportResponse(_message.Message):
     def __init__(self, reports: _Optional[_Iterable[_Union[ShadowReport, _Mapping]]] = ...) -> None: ...
 
 class ShadowReport(_message.Message):
-    __slots__ = ("live_version", "shadow_version", "sampled_count", "compared_count", "failed_count", "dropped_count", "pending_count", "example_count", "agreed_count", "has_agreement", "max_abs_diff", "live_run_ns", "shadow_run_ns")
+    __slots__ = ("live_version", "shadow_version", "sampled_count", "compared_count", "failed_count", "dropped_count", "pending_count", "example_count", "agreed_count", "has_agreement", "max_abs_diff", "live_run_ns", "shadow_run_ns", "dropped_by_reason")
+    class DroppedByReasonEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     LIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
     SHADOW_VERSION_FIELD_NUMBER: _ClassVar[int]
     SAMPLED_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -322,6 +329,7 @@ class ShadowReport(_message.Message):
     MAX_ABS_DIFF_FIELD_NUMBER: _ClassVar[int]
     LIVE_RUN_NS_FIELD_NUMBER: _ClassVar[int]
     SHADOW_RUN_NS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_BY_REASON_FIELD_NUMBER: _ClassVar[int]
     live_version: int
     shadow_version: int
     sampled_count: int
@@ -335,4 +343,5 @@ class ShadowReport(_message.Message):
     max_abs_diff: float
     live_run_ns: int
     shadow_run_ns: int
-    def __init__(self, live_version: _Optional[int] = ..., shadow_version: _Optional[int] = ..., sampled_count: _Optional[int] = ..., compared_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., dropped_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., example_count: _Optional[int] = ..., agreed_count: _Optional[int] = ..., has_agreement: bool = ..., max_abs_diff: _Optional[float] = ..., live_run_ns: _Optional[int] = ..., shadow_run_ns: _Optional[int] = ...) -> None: ...
+    dropped_by_reason: _containers.ScalarMap[str, int]
+    def __init__(self, live_version: _Optional[int] = ..., shadow_version: _Optional[int] = ..., sampled_count: _Optional[int] = ..., compared_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., dropped_count: _Optional[int] = ..., pending_count: _Optional[int] = ..., example_count: _Optional[int] = ..., agreed_count: _Optional[int] = ..., has_agreement: bool = ..., max_abs_diff: _Optional[float] = ..., live_run_ns: _Optional[int] = ..., shadow_run_ns: _Optional[int] = ..., dropped_by_reason: _Optional[_Mapping[str, int]] = ...) -> None: ...
