@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fitserve_contract.repository import VersionPath
-from fitserve_service.loader import Loader, LoadError
+from fitserve_service.loader import Loader
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.served_version import ServedVersion
 

@@ -22,7 +22,8 @@ import numpy as np
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.repository import VersionPath
 from fitserve_service.costs import CostTable
-from fitserve_service.loader import Loader, LoadError
+from fitserve_service.loader import Loader
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch, Session

@@ -54,7 +54,8 @@ def main() -> NoReturn:
 def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
     # Only now: numpy and the runtime may start threads, and a process with threads cannot give up the network.
     from fitserve_contract.repository import version_path
-    from fitserve_service.loader import Loader, LoadError
+    from fitserve_service.loader import Loader
+    from fitserve_service.loading.load_errors import LoadError
     from fitserve_service.model_config import Overrides
     from fitserve_service.run_errors import has_no_memory
 

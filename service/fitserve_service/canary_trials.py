@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_contract.repository import VersionPath
-from fitserve_service.loader import MAX_MODEL_BYTES, LoadError
+from fitserve_service.loader import MAX_MODEL_BYTES
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.process_memory import free_bytes
 from fitserve_service.runtime.run_limit import LARGEST_LIMIT_S

@@ -6,7 +6,7 @@ import logging
 
 from fitserve_contract.repository import VersionPath
 from fitserve_service import run_record
-from fitserve_service.loader import LoadError
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.served_version import ServedVersion, VersionLoader
 from fitserve_service.shared_trials import Trials

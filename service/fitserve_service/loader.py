@@ -6,38 +6,37 @@ Loading is dear (disk, hashing, graph optimization) and belongs on a loader thre
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from fitserve_contract.certificate import MAX_CERTIFICATE_BYTES, CertificateError
-from fitserve_contract.files import UnsafeFileError, read_beneath
+from fitserve_contract.files import UnsafeFileError
 from fitserve_contract.joinability.proof import joining_text
 from fitserve_contract.manifest import Manifest, ManifestError
 from fitserve_contract.onnx_file import OnnxFileError, read_facts
-from fitserve_contract.repository import (
-    CHECKSUMS_FILE,
-    MANIFEST_FILE,
-    MAX_TEXT_BYTES,
-    MODEL_FILE,
-    ChecksumError,
-    VersionPath,
-    read_checksums,
-    verify_checksums,
-)
+from fitserve_contract.repository import MANIFEST_FILE, MAX_TEXT_BYTES, MODEL_FILE, ChecksumError, VersionPath
 from fitserve_service.allocator import return_freed_memory
 from fitserve_service.costs import CostTable
 from fitserve_service.loading.coupled_contents import CoupledContents, content_digest
 from fitserve_service.loading.joining_trial import JoiningError, settle_joining
+from fitserve_service.loading.load_errors import (
+    MEMORY,
+    IncompleteError,
+    LoadError,
+    ShortageError,
+    shortage_kind,
+    shortage_kind_of_text,
+)
+from fitserve_service.loading.version_reader import VersionReader
 from fitserve_service.model_config import DEFAULT_SPOT_CHECK_SHARE, ModelConfig, Overrides, settle_queue
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
-from fitserve_service.run_errors import DeviceMemoryError, GraphError
+from fitserve_service.run_errors import DeviceMemoryError, GraphError, has_no_memory
 from fitserve_service.runtime.run_limit import DEFAULT_RUN_LIMIT_S
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import (
@@ -74,15 +73,16 @@ _REFUSALS: Final = (
 _log = logging.getLogger(__name__)
 
 
-class LoadError(Exception):
-    """A version that cannot be served; the text says why and is fit for a caller."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Content:
     model: bytes
     manifest_json: bytes
-    sums: Mapping[str, str] | None
+    reader: VersionReader
+
+    @property
+    def is_summed(self) -> bool:
+        """It has checksums, and they hold."""
+        return self.reader.expected is not None
 
 
 class Loader:
@@ -142,22 +142,16 @@ class Loader:
         """Loads one version and warms it up.
 
         Raises:
-            LoadError: a file is missing, unsafe, not what was published, or not what the runtime takes; or the
-                version does not answer here as its certificate says.
+            IncompleteError: a file is missing, or not what its checksums say.
+            ShortageError: there was too little memory, or too few descriptors or threads; the files may be good.
+            LoadError: a file is unsafe or not what the runtime takes; or the version does not answer here as its
+                certificate says.
         """
         begin_s = time.monotonic()
-        try:
+        with _told():
             content = _read(path.folder)
             manifest = Manifest.from_bytes(content.manifest_json) if content.manifest_json else None
             served = self._make_best(path, overrides, content, manifest)
-        except FileNotFoundError as error:
-            raise LoadError(
-                f"file '{Path(error.filename or '').name}': expected it in the version, found none"
-            ) from None
-        except OSError as error:
-            raise LoadError(f"file '{Path(error.filename or '').name}': cannot be read: {error.strerror}") from None
-        except _REFUSALS as error:
-            raise LoadError(str(error)) from error
         del content
         # Up to the size of a model, which the allocator would keep.
         return_freed_memory()
@@ -170,12 +164,15 @@ class Loader:
         """Makes it of the best variant that holds here; one that does not is named, and fp32 goes on serving."""
         wanted = str(overrides.values.get("variant") or self._variant)
         device = device_kind(str(overrides.values.get("device", self._device)))
-        *variants, fp32 = choices(manifest if content.sums is not None else None, wanted, device)
+        *variants, fp32 = choices(manifest if content.is_summed else None, wanted, device)
         for choice in variants:
             try:
-                model = _read_checked(path.folder, choice.file, content.sums, MAX_MODEL_BYTES)
-                return self._make(path, overrides, replace(content, model=model), manifest, choice)
-            except (*_REFUSALS, LoadError, OSError) as error:
+                with _told():
+                    model = content.reader.read(choice.file, MAX_MODEL_BYTES)
+                    return self._make(path, overrides, replace(content, model=model), manifest, choice)
+            except ShortageError:
+                raise
+            except LoadError as error:
                 note = f"variant {choice.name} does not serve here: {error}"
                 _log.warning("%s version %d: %s; fp32 serves in its place", path.model, path.version, note)
                 fp32 = replace(fp32, reason=note)
@@ -202,10 +199,7 @@ class Loader:
         self, path: VersionPath, overrides: Overrides, content: _Content, manifest: Manifest | None, choice: Choice
     ) -> ServedVersion:
         facts = read_facts(content.model)
-        external = {
-            name: _read_checked(path.folder, name, content.sums, MAX_MODEL_BYTES)
-            for name in sorted(facts.external_files)
-        }
+        external = {name: content.reader.read(name, MAX_MODEL_BYTES) for name in sorted(facts.external_files)}
         device = str(overrides.values.get("device", self._device))
         config = replace(overrides.apply(self._defaults), device=device, variant=choice.name)
 
@@ -232,7 +226,7 @@ class Loader:
         if session.placement.node_counts:
             comments["device"] = placement_text(session.placement)
         comments |= overrides.notes
-        replayed, held_out = self._prove(path.folder, content, _proved_by(manifest, choice), session, signature)
+        replayed, held_out = self._prove(content, _proved_by(manifest, choice), session, signature)
         return ServedVersion(
             model=path.model,
             version=path.version,
@@ -242,26 +236,27 @@ class Loader:
             comments=comments,
             manifest=manifest,
             manifest_json=content.manifest_json,
-            is_verified=replayed is not None and content.sums is not None,
-            files=_files_for_callers(path.folder, manifest, content),
+            is_verified=replayed is not None and content.is_summed,
+            files=_files_for_callers(manifest, content),
             costs=costs,
             replay=replayed,
             held_out=held_out,
             joining=joining_text(joining.problem),
             content_digest=digest,
+            file_sums=content.reader.sums,
         )
 
     def _prove(
-        self, folder: Path, content: _Content, manifest: Manifest | None, session: Session, signature: Signature
+        self, content: _Content, manifest: Manifest | None, session: Session, signature: Signature
     ) -> tuple[Replay | None, HeldOut | None]:
         """Replays the version's probe on the session that is to serve, and reads its held-out examples."""
 
         def read(name: str) -> bytes:
-            return _read_checked(folder, name, content.sums, MAX_CERTIFICATE_BYTES)
+            return content.reader.read(name, MAX_CERTIFICATE_BYTES)
 
         certificate = read_certificate(read, manifest) if manifest is not None else None
-        if self._is_proof_required and (certificate is None or content.sums is None):
-            parts = (("manifest", manifest), ("checksums", content.sums), ("probe", certificate))
+        if self._is_proof_required and (certificate is None or not content.is_summed):
+            parts = (("manifest", manifest), ("checksums", content.reader.expected), ("probe", certificate))
             missing = " and no ".join(name for name, part in parts if part is None)
             text = f"expected manifest, checksums and probe (--require-proof), found no {missing}"
             raise LoadError(f"certificate: {text}")
@@ -288,38 +283,47 @@ def _proved_by(manifest: Manifest | None, choice: Choice) -> Manifest | None:
     return replace(manifest, verification=choice.verification)
 
 
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Puts into words, fit for a caller, what a version is refused for; tells its content from circumstances."""
+    try:
+        yield
+    except (FileNotFoundError, ChecksumError) as error:
+        name = f"'{Path(error.filename or '').name}'" if isinstance(error, FileNotFoundError) else ""
+        text = f"file {name}: expected it in the version, found none" if name else str(error)
+        raise IncompleteError(text) from None
+    except OSError as error:
+        text = f"file '{Path(error.filename or '').name}': cannot be read: {error.strerror}"
+        if kind := shortage_kind(error):
+            raise ShortageError(text, kind) from None
+        raise LoadError(text) from None
+    except MemoryError:
+        raise ShortageError("out of memory while loading the version's files", MEMORY) from None
+    except _REFUSALS as error:
+        kind = MEMORY if has_no_memory(str(error)) else shortage_kind_of_text(str(error))
+        raise (ShortageError(str(error), kind) if kind else LoadError(str(error))) from error
+    except RuntimeError as error:
+        if not (kind := shortage_kind_of_text(str(error))):
+            raise
+        raise ShortageError(f"no thread could be started: {error}", kind) from error
+
+
 def _read(folder: Path) -> _Content:
     """Reads what is served, and holds it against the checksums where there are any."""
-    sums: dict[str, str] | None = None
-    with contextlib.suppress(FileNotFoundError):
-        sums = read_checksums(folder)
-    if sums is not None:
-        verify_checksums(folder)
-    model = _read_checked(folder, MODEL_FILE, sums, MAX_MODEL_BYTES)
+    reader = VersionReader(folder)
+    model = reader.read(MODEL_FILE, MAX_MODEL_BYTES)
     try:
-        manifest_json = _read_checked(folder, MANIFEST_FILE, sums, MAX_TEXT_BYTES)
+        manifest_json = reader.read(MANIFEST_FILE, MAX_TEXT_BYTES)
     except FileNotFoundError:
         manifest_json = b""
-    return _Content(model, manifest_json, sums)
+    return _Content(model, manifest_json, reader)
 
 
-def _read_checked(folder: Path, name: str, sums: Mapping[str, str] | None, max_bytes: int) -> bytes:
-    """Reads a file; with checksums, the very bytes read must have theirs: the file may have been swapped since."""
-    content = read_beneath(folder, name, max_bytes=max_bytes)
-    if sums is not None and hashlib.sha256(content).hexdigest() != sums.get(name):
-        expected = sums.get(name, f"none: it is not in {CHECKSUMS_FILE}")
-        found = hashlib.sha256(content).hexdigest()
-        raise ChecksumError(f"file '{name}': expected sha256 {expected}, got {found}")
-    return content
-
-
-def _files_for_callers(folder: Path, manifest: Manifest | None, content: _Content) -> dict[str, bytes]:
+def _files_for_callers(manifest: Manifest | None, content: _Content) -> dict[str, bytes]:
     """Reads what callers may ask for; without checksums a manifest could name any file of the folder, so none."""
-    if manifest is None or content.sums is None:
+    if manifest is None or not content.is_summed:
         return {}
-    return {
-        name: _read_checked(folder, name, content.sums, MAX_CALLERS_FILE_BYTES) for name in manifest.files_for_callers
-    }
+    return {name: content.reader.read(name, MAX_CALLERS_FILE_BYTES) for name in manifest.files_for_callers}
 
 
 def _settle_threads(

@@ -18,7 +18,7 @@ from fitserve_service.aspirations import Aspirations, Grounds
 from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.known_model import unknown_model
-from fitserve_service.loader import LoadError
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.loading.replaced_files import ReplacedFiles
 from fitserve_service.model_edits import ModelEdit, ModelEdits, OnDone
 from fitserve_service.registry import Registry

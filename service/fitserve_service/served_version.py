@@ -38,6 +38,7 @@ class ServedVersion:
         held_out: Labelled examples that it carries; None where it has none.
         joining: Whether requests are joined, and why, for people.
         content_digest: Of the files that its session was made from; see `loading.coupled_contents`.
+        file_sums: What was read of its folder to load it; see `loading.version_reader`.
         spot_check_count: Joined requests that were run again and compared.
         spot_mismatch_count: Of these, those whose answers differed.
     """
@@ -59,6 +60,7 @@ class ServedVersion:
     held_out: HeldOut | None = None
     joining: str = ""
     content_digest: str = ""
+    file_sums: Mapping[str, str] = field(default_factory=dict)
     spot_check_count: int = 0
     spot_mismatch_count: int = 0
 

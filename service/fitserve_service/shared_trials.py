@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fitserve_contract.repository import VersionPath
-from fitserve_service.loader import LoadError
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 
 _MAX_VERDICT_BYTES: Final = 1 << 16

@@ -25,7 +25,7 @@ from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import VersionPath
 from fitserve_service import canary_trials
 from fitserve_service.canary_trials import Canaries, Terms
-from fitserve_service.loader import LoadError
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.version_policy import State
 

@@ -18,7 +18,8 @@ from fitserve_contract.onnx_file import read_facts
 from fitserve_service import session as session_module
 from fitserve_service.cuda_libraries import Driver
 from fitserve_service.device_runs import DeviceRuns
-from fitserve_service.loader import Loader, LoadError
+from fitserve_service.loader import Loader
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.placement import Placement
 from fitserve_service.run_errors import DeviceMemoryError, GraphError

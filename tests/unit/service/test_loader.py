@@ -16,7 +16,8 @@ from onnx import helper
 
 from fitserve_contract.onnx_file import OnnxFacts
 from fitserve_contract.repository import checksum_text, checksums
-from fitserve_service.loader import Loader, LoadError
+from fitserve_service.loader import Loader
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.run_errors import DeviceMemoryError, GraphError
 from fitserve_service.session import Session, SessionOptions

@@ -14,7 +14,7 @@ import pytest
 from loader_world import load, refusal
 
 from fitserve_contract.repository import VersionPath, verify_checksums, version_path
-from fitserve_service import loader as loader_module
+from fitserve_service.loading import version_reader
 
 SECRET = b"secret" * 100
 
@@ -89,7 +89,7 @@ def test_a_file_swapped_between_the_check_and_the_reading_is_refused(
         check(folder)
         swapped(path)
 
-    monkeypatch.setattr(loader_module, "verify_checksums", check_then_swap)
+    monkeypatch.setattr(version_reader, "verify_checksums", check_then_swap)
 
     assert re.fullmatch(f"file 'model.onnx': expected sha256 {HEX}, got {HEX}", refusal(path))
 

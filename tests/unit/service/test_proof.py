@@ -17,7 +17,8 @@ from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExam
 from fitserve_contract.repository import MANIFEST_FILE, MODEL_FILE, VersionPath
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
-from fitserve_service.loader import Loader, LoadError
+from fitserve_service.loader import Loader
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.served_version import ServedVersion
 

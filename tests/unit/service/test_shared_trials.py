@@ -10,7 +10,7 @@ import builders
 import pytest
 
 from fitserve_contract.repository import VersionPath
-from fitserve_service.loader import LoadError
+from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.shared_trials import SharedTrials
 

@@ -1,0 +1,95 @@
+"""Reads the files that a version is made of, and remembers what each was: what was hashed is what is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from fitserve_contract.files import read_beneath, sha256_beneath
+from fitserve_contract.repository import CHECKSUMS_FILE, ChecksumError, checksums, read_checksums, verify_checksums
+
+ABSENT: Final = ""
+"""In the place of a checksum: there was no such file."""
+
+
+class VersionReader:
+    """One reading of a version. Not thread-safe.
+
+    Attributes:
+        folder: The version's folder.
+        expected: What its `SHA256SUMS` says, file to hexadecimal SHA-256; None: it has none.
+        sums: What was read, file to hexadecimal SHA-256, `ABSENT` for those that were looked for in vain.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Begins, and holds every file against the checksums where there are any.
+
+        Raises:
+            ChecksumError: a file is not what was published.
+            UnsafeFileError: the checksum file is a link, or no file.
+            OSError: a file cannot be read.
+        """
+        self.folder = folder
+        self.sums: dict[str, str] = {}
+        try:
+            self.expected: Mapping[str, str] | None = read_checksums(folder)
+        except FileNotFoundError:
+            self.expected, self.sums[CHECKSUMS_FILE] = None, ABSENT
+        else:
+            verify_checksums(folder)
+            self.sums |= self.expected
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Reads a file; with checksums, the very bytes read must have theirs: it may have been swapped since.
+
+        Args:
+            name: Path below the version's folder.
+            max_bytes: Largest size.
+
+        Raises:
+            ChecksumError: it is not what was published, or not what it was when it was read before.
+            UnsafeFileError: it is a link, no file, or too large.
+            OSError: it cannot be read.
+        """
+        try:
+            content = read_beneath(self.folder, name, max_bytes=max_bytes)
+        except FileNotFoundError:
+            self._note(name, ABSENT)
+            raise
+        self._note(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def _note(self, name: str, digest: str) -> None:
+        if self.expected is not None and digest != self.expected.get(name, ABSENT):
+            expected = self.expected.get(name, f"none: it is not in {CHECKSUMS_FILE}")
+            raise ChecksumError(f"file '{name}': expected sha256 {expected}, got {digest or 'none: it is missing'}")
+        if self.sums.setdefault(name, digest) != digest:
+            raise ChecksumError(f"file '{name}': expected the same content at each reading, and it changed")
+
+
+def holds(folder: Path, sums: Mapping[str, str]) -> bool:
+    """Tells whether a version's folder still holds what was read from it.
+
+    Args:
+        folder: The version's folder.
+        sums: What was read; see `VersionReader.sums`.
+
+    Raises:
+        UnsafeFileError: a file is a link, or no file.
+        OSError: a file cannot be read.
+    """
+    if CHECKSUMS_FILE not in sums:
+        try:
+            return read_checksums(folder) == dict(sums) == checksums(folder)
+        except (FileNotFoundError, ChecksumError):
+            return False
+    return all(_sum(folder, name) == digest for name, digest in sums.items())
+
+
+def _sum(folder: Path, name: str) -> str:
+    try:
+        return sha256_beneath(folder, name)
+    except FileNotFoundError:
+        return ABSENT
