@@ -102,6 +102,11 @@ def _mixed_texts() -> bytes:
     return (_field(8, b"x") * 255 + _field(8, b"x" * 128)) * 20_000
 
 
+def _wrapped() -> bytes:
+    """A text whose length is 1 in the parser's 64 bits and beyond the message without them; texts follow it."""
+    return b"\x42\x81" + b"\x80" * 8 + b"\x02a" + _field(8, b"") * (15 * _MI)
+
+
 STALL_MESSAGES: Final = (
     StallMessage(
         "empty texts, raw", INFER, lambda: _infer(VICTIM, "BYTES", [15 * _MI], bytes(_LARGE)), "RESOURCE_EXHAUSTED"
@@ -184,10 +189,28 @@ STALL_MESSAGES: Final = (
         "a shape",
         INFER,
         lambda: _field(1, b"m") + _field(5, _field(1, b"x") + _field(3, b"\1" * _LARGE)),
+        "INVALID_ARGUMENT",
+    ),
+    StallMessage(
+        "a shape within the bound",
+        INFER,
+        lambda: _field(1, VICTIM.encode()) + _field(5, _field(1, b"x") + _field(3, b"\1" * (_MI - 100))),
+        "INVALID_ARGUMENT",
+    ),
+    StallMessage(
+        "texts in a wanted output",
+        INFER,
+        lambda: _named() + _field(6, _field(5, _field(8, bytes(30 * _MI)))),
+        "RESOURCE_EXHAUSTED",
+    ),
+    StallMessage(
+        "texts behind a length that wraps",
+        INFER,
+        lambda: _typed(WORDS, "BYTES", [1, 2], _wrapped()),
         "RESOURCE_EXHAUSTED",
     ),
     StallMessage("unknown fields", INFER, lambda: _named() + b"\xf8\x06\1" * (20 * _MI), "RESOURCE_EXHAUSTED"),
-    StallMessage("a number without end", INFER, lambda: b"\x08" + b"\xff" * _LARGE, "RESOURCE_EXHAUSTED"),
+    StallMessage("a number without end", INFER, lambda: b"\x08" + b"\xff" * _LARGE, "INVALID_ARGUMENT"),
     StallMessage("groups", INFER, lambda: b"\x0b" * _LARGE, "INVALID_ARGUMENT"),
     StallMessage("numbers, raw", INFER, lambda: _infer(VICTIM, "FP32", [7 * _MI, 2], bytes(56 * _MI)), "OK"),
     StallMessage("an answer of 60 MB", INFER, lambda: _wide(60), "OK"),

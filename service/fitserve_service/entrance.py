@@ -79,7 +79,7 @@ class Entrance:
         except (PrivateFileError, AuditError) as error:
             raise EntranceError(str(error)) from None
         self._watcher = watcher
-        self._guard = Guard(watcher, self._trail, loop, answering, shared=shared, max_elements=settings.max_elements)
+        self._guard = Guard(watcher, self._trail, loop, answering, shared=shared)
         self.wrap = self._guard.wrap
         self.keep = self._guard.keep
         self.refusals = self._guard.refusals

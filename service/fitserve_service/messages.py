@@ -5,18 +5,24 @@ Nothing is parsed before it is counted: a message that is small on the wire may 
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from fitserve_contract.tensor_bytes import MAX_RANK
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.rpc.wire_fields import select
 from fitserve_service.rpc.wire_scan import (
     COST_BYTES,
     DEFAULT_MAX_ELEMENTS,
     ELEMENT_COST,
+    AxesError,
     GroupError,
     Layout,
+    MalformedError,
     Scan,
+    TooManyFieldsError,
     scan,
     typed_cost,
 )
@@ -26,6 +32,9 @@ MAX_FRAME_BYTES: Final = 1 << 20
 
 MAX_FIELDS: Final = 1 << 14
 """Fields of one message with its tensors: some 3,000 inputs."""
+
+MAX_NAMING_BYTES: Final = 1 << 16
+"""The fields of one message that name its models, where nothing else of it is read yet."""
 
 MAX_LIGHT_FIELDS: Final = 1 << 9
 MAX_LIGHT_BYTES: Final = 1 << 14
@@ -71,8 +80,35 @@ def parse_counted(kind: type[MessageT], message: bytes) -> MessageT:
     try:
         return kind.FromString(message)
     except DecodeError:
-        text = f"message: expected {kind.DESCRIPTOR.full_name}, got {len(message)} bytes that are none"
-        raise ServiceError(Reason.MALFORMED_MESSAGE, text) from None
+        raise _malformed(kind, message) from None
+
+
+def parse_fields(kind: type[MessageT], message: bytes, numbers: Set[int]) -> MessageT:
+    """Reads some of a message's top-level fields as `parse` would, without a look into the others.
+
+    Takes time by the number of top-level fields, within some milliseconds, whatever their sizes are.
+
+    Args:
+        kind: Class of the message.
+        message: Its bytes.
+        numbers: Of the fields; none shares a oneof with a field that is left out.
+
+    Raises:
+        ServiceError: TOO_LARGE; more fields, or more bytes in these fields, than are taken. MALFORMED_MESSAGE; no
+            parser takes it, or it holds a group.
+    """
+    try:
+        selected = select(message, numbers, MAX_FIELDS)
+    except GroupError:
+        raise _grouped() from None
+    except TooManyFieldsError:
+        raise _too_many_fields() from None
+    except MalformedError:
+        raise _malformed(kind, message) from None
+    if len(selected) > MAX_NAMING_BYTES:
+        text = f"message: expected at most {MAX_NAMING_BYTES} bytes that name models, got {len(selected)}"
+        raise ServiceError(Reason.TOO_LARGE, f"{text}; shorten the names")
+    return parse_counted(kind, selected)
 
 
 def is_light(layout: Layout, message: bytes) -> bool:
@@ -105,8 +141,7 @@ def too_many_elements(what: str, max_elements: int, found: int) -> ServiceError:
 def _check(message: bytes, layout: Layout, max_elements: int) -> None:
     found = _scan(message, layout, MAX_FIELDS)
     if found is None:
-        text = f"message: expected at most {MAX_FIELDS} fields beside the elements of its tensors, got more"
-        raise ServiceError(Reason.TOO_LARGE, f"{text}; name fewer inputs, outputs and parameters")
+        raise _too_many_fields()
     _check_frame(found.frame_bytes)
     # Elements of text cost more than their bytes do; their number is counted when they are read.
     cost, most = found.text_bytes // COST_BYTES, max_elements * ELEMENT_COST
@@ -122,8 +157,28 @@ def _scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
     try:
         return scan(message, layout, most_fields)
     except GroupError:
-        text = "message: expected the fields of this protocol alone, got a group (wire type 3 or 4)"
+        raise _grouped() from None
+    except MalformedError:
+        text = f"message: expected whole fields, got {len(message)} bytes that no parser takes"
         raise ServiceError(Reason.MALFORMED_MESSAGE, text) from None
+    except AxesError:
+        text = f"tensor: expected at most {MAX_RANK} axes, got more; reshape it, and the model's input"
+        raise ServiceError(Reason.INVALID_INPUT, text) from None
+
+
+def _grouped() -> ServiceError:
+    text = "message: expected the fields of this protocol alone, got a group (wire type 3 or 4)"
+    return ServiceError(Reason.MALFORMED_MESSAGE, text)
+
+
+def _too_many_fields() -> ServiceError:
+    text = f"message: expected at most {MAX_FIELDS} fields beside the elements of its tensors, got more"
+    return ServiceError(Reason.TOO_LARGE, f"{text}; name fewer inputs, outputs and parameters")
+
+
+def _malformed(kind: type[MessageT], message: bytes) -> ServiceError:
+    text = f"message: expected {kind.DESCRIPTOR.full_name}, got {len(message)} bytes that are none"
+    return ServiceError(Reason.MALFORMED_MESSAGE, text)
 
 
 def _check_frame(size: int) -> None:

@@ -33,7 +33,6 @@ from fitserve_service.calls import (
 )
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.requests.message_reader import Resume
-from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 
 _SCHEME: Final = "bearer "
 _LIMITED: Final = (Scope.INFER, Scope.EVALUATE)
@@ -53,7 +52,6 @@ class Guard:
         clock: Monotonic seconds.
         wall_clock: Unix time, which expiry is told in.
         shared: Where there are several workers, what callers use in all of them.
-        max_elements: As of `--max-elements`.
     """
 
     def __init__(
@@ -65,9 +63,7 @@ class Guard:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         shared: SharedQuotas | None = None,
-        max_elements: int = DEFAULT_MAX_ELEMENTS,
     ) -> None:
-        self.max_elements = max_elements
         self._watcher = watcher
         self._trail = trail
         self._loop = loop
@@ -188,10 +184,10 @@ class Guard:
         Raises:
             ServiceError: NOT_AUTHENTICATED or NOT_PERMITTED, the same whatever models there are.
         """
-        if rule.scope is Scope.OPEN and not any(rule.models(message, self.max_elements)):
+        if rule.scope is Scope.OPEN and not any(rule.models(message)):
             return None
         grant = self._entitled(call, rule)
-        _check_models(grant, rule, message, self.max_elements)
+        _check_models(grant, rule, message)
         return grant
 
     def _held(self, call: Call, rule: Rule, message: bytes) -> tuple[Grant | None, Hold | None]:
@@ -206,7 +202,7 @@ class Guard:
         hold = self._new_hold(grant, len(message))
         hold.begin()
         try:
-            _check_models(grant, rule, message, self.max_elements)
+            _check_models(grant, rule, message)
         except ServiceError:
             hold.release()
             raise
@@ -308,7 +304,7 @@ class _GuardedHandler:
         hold = guard._new_hold(grant, len(message))
         refusal = _refusal_of(hold)
         self._guarded.add(hold)
-        _check_models(grant, self._rule, message, guard.max_elements)
+        _check_models(grant, self._rule, message)
         guard._run_held(hold, lambda: self._inner.on_message(message))
         if refusal is not None and not guard._has_admitted:
             raise refusal
@@ -347,12 +343,12 @@ def _grant_of_token(headers: list[str | bytes], tokens: Mapping[bytes, Grant]) -
     return grant if grant is not None and hmac.compare_digest(grant.digest, digest) else None
 
 
-def _check_models(grant: Grant, rule: Rule, message: bytes, max_elements: int) -> None:
+def _check_models(grant: Grant, rule: Rule, message: bytes) -> None:
     if grant.models is None or rule.is_about_no_model:
         return
     if not rule.model_fields and not rule.listed_field:
         raise _not_permitted(grant, "expected a credential that is good for all models")
-    for name in rule.models(message, max_elements):
+    for name in rule.models(message):
         # No model has an empty name: where it means something, it means the server, or a list that is left to `only`.
         if name and name not in grant.models:
             raise _not_permitted(grant, "expected a model that it is good for")

@@ -18,8 +18,7 @@ from fitserve.access.v1 import access_pb2
 from fitserve.control.v1 import control_pb2
 from fitserve.inference.v1 import inference_pb2
 from fitserve_oip.pool import private_pool
-from fitserve_service.messages import parse, parse_counted
-from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
+from fitserve_service.messages import parse_counted, parse_fields
 
 
 class Scope(StrEnum):
@@ -58,17 +57,19 @@ class Rule:
     listed_field: str = ""
     is_about_no_model: bool = False
 
-    def models(self, message: bytes, max_elements: int = DEFAULT_MAX_ELEMENTS) -> list[str]:
-        """Gives the names of models in a request, in the words of the very parser that the method uses.
+    def models(self, message: bytes) -> list[str]:
+        """Returns the names of models in a request, in the words of the very parser that the method uses.
 
-        Args:
-            message: The request.
-            max_elements: As of `--max-elements`.
+        Only the fields with the names are parsed: this happens on the loop, before anything else is counted.
 
         Raises:
             ServiceError: MALFORMED_MESSAGE or TOO_LARGE.
         """
-        request = parse(self.request, message, max_elements)
+        if not self.model_fields:
+            return []
+        fields = self.request.DESCRIPTOR.fields_by_name
+        numbers = {fields[path.partition(".")[0]].number for path in self.model_fields}
+        request = parse_fields(self.request, message, numbers)
         return [_at(request, path) for path in self.model_fields]
 
     def only(self, message: bytes, models: frozenset[str]) -> bytes:

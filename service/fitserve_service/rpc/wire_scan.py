@@ -12,6 +12,8 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+from fitserve_contract.tensor_bytes import MAX_RANK
+
 DEFAULT_MAX_ELEMENTS: Final = 1 << 18
 """BYTES elements of one message: from the wire to the model and back, each takes up to 400 bytes of memory beside its
 own, which with the largest message stays below 256 MiB."""
@@ -24,8 +26,15 @@ COST_BYTES: Final = 8
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _GROUPS = (3, 4)
+_MESSAGE, _TENSOR, _NAME = 0, 1, 2
+"""What the next field lies in."""
+
+_SHAPE: Final = 3
+"""Number of the field with the shape, in every tensor."""
+
 _PACKED_WIDTHS: Final = {6: 4, 7: 8}
 _MOST_NUMBER_BYTES: Final = 10
+_MOST_NUMBER: Final = (1 << 64) - 1
 _RUN: Final = 1 << 14
 """Fields that one match takes: about a millisecond, so that other threads have their turn."""
 
@@ -42,11 +51,23 @@ class GroupError(ValueError):
     """A message holds a group, which none of our messages has and no client sends."""
 
 
+class MalformedError(ValueError):
+    """A message that no parser takes."""
+
+
+class TooManyFieldsError(ValueError):
+    """A message has more fields than are walked."""
+
+
+class AxesError(ValueError):
+    """A tensor's shape has more axes than `MAX_RANK`."""
+
+
 class Layout(NamedTuple):
     """Where a message holds the contents of tensors.
 
     Args:
-        tensors: Numbers of the fields that are tensors; in each, field 2 is the datatype.
+        tensors: Numbers of the fields that are tensors; in each, field 2 is the datatype and field 3 the shape.
         contents: Number of the field of a tensor that holds its contents.
         raw: Number of the message's field that holds raw contents; 0: none.
         is_typed: A tensor's contents are a message of typed elements (InferTensorContents), no bytes.
@@ -80,7 +101,7 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
     """Walks a message's frame.
 
     Args:
-        message: As it came; where it is malformed, the walk ends, as the parser's does.
+        message: As it came.
         layout: Of its kind.
         most_fields: Fields of the message and of its tensors after which the walk is given up.
 
@@ -88,21 +109,25 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
         None where there are more fields.
 
     Raises:
+        MalformedError: a field goes past the end of what it lies in, or is none: no parser takes the message.
         GroupError: the message holds a group.
+        AxesError: a tensor has too many axes. Read, each of a million would cost its object.
     """
     tensors, contents, raw, is_typed, names = layout
     typed: list[tuple[int, int]] = []
     # The first of each stands for no tensor: wherever a field of one may come, there is a last entry.
     are_texts, raw_bytes = [False], [0]
-    typed_bytes = count = start = tensor_end = 0
-    end = len(message)
+    typed_bytes = count = start = axes = 0
+    part = _MESSAGE
+    # Where the part ends that the next field lies in.
+    limit = end = len(message)
     # The loop of this module: one step for each field, on the path of every message that fits no template.
     try:
         while start < end:
             tag = message[start]
             start += 1
             if tag >= 0x80:
-                tag, start = _varint(message, start - 1)
+                tag, start = read_varint(message, start - 1)
             count += 1
             if count > most_fields:
                 return None
@@ -111,9 +136,9 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
                 size = message[start]
                 start += 1
                 if size >= 0x80:
-                    size, start = _varint(message, start - 1)
+                    size, start = read_varint(message, start - 1)
                 number = tag >> 3
-                if start <= tensor_end:
+                if part == _TENSOR:
                     if number == contents:
                         if is_typed:
                             typed.append((start, start + size))
@@ -122,15 +147,19 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
                             raw_bytes[-1] += size
                     elif number == 2 and message.startswith(b"BYTES", start):
                         are_texts[-1] = True
+                    elif number == _SHAPE:
+                        axes += _axis_count(message, start, size)
+                elif part == _NAME:
+                    # Whatever it holds is frame: a parser keeps it as it is.
+                    pass
                 elif number in tensors:
-                    tensor_end = start + size
+                    part, limit, axes = _TENSOR, start + size, 0
                     are_texts.append(False)
                     if not raw:
                         raw_bytes.append(0)
-                    continue
+                    size = 0
                 elif number in names:
-                    tensor_end = start + size
-                    continue
+                    part, limit, size = _NAME, start + size, 0
                 elif number == raw:
                     raw_bytes.append(size)
                 start += size
@@ -139,8 +168,10 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
                 while message[start] >= 0x80 and start < last:
                     start += 1
                 if start == last:
-                    break
+                    raise MalformedError
                 start += 1
+                if part == _TENSOR and tag >> 3 == _SHAPE:
+                    axes += 1
             elif kind == _FIXED32:
                 start += 4
             elif kind == _FIXED64:
@@ -149,13 +180,27 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
                 # A parser skips what it holds as a whole; here it would be taken for fields of the message.
                 raise GroupError
             else:
-                break
+                raise MalformedError
+            if axes > MAX_RANK:
+                raise AxesError
+            if start >= limit:
+                if start > limit:
+                    raise MalformedError
+                part, limit = _MESSAGE, end
     except IndexError:
-        # Cut off: the parser says so, and has met no more fields by then than were counted here.
-        pass
+        raise MalformedError from None
+    if limit != end:
+        raise MalformedError
     # Where their numbers differ, the request is refused before its contents are read.
     text_bytes = sum(size for is_text, size in zip(are_texts, raw_bytes, strict=False) if is_text)
     return Scan(end - sum(raw_bytes) - typed_bytes, text_bytes, typed_bytes, typed)
+
+
+def _axis_count(message: bytes, start: int, size: int) -> int:
+    """Counts the axes of a packed shape; of one with more bytes than `MAX_RANK` axes take, no further than that."""
+    if size > MAX_RANK * _MOST_NUMBER_BYTES:
+        return MAX_RANK + 1
+    return len(message[start : start + size].translate(None, _HIGH))
 
 
 def typed_cost(message: bytes, start: int, end: int, most: int) -> int:
@@ -204,7 +249,7 @@ def _texts_cost(message: bytes, start: int, end: int) -> tuple[int, int]:
         size = message[start + 1]
         start += 2
         if size >= 0x80:
-            size, start = _varint(message, start - 1)
+            size, start = read_varint(message, start - 1)
         start += size
         cost += ELEMENT_COST + size // COST_BYTES
     return cost, start
@@ -212,13 +257,13 @@ def _texts_cost(message: bytes, start: int, end: int) -> tuple[int, int]:
 
 def _field_cost(message: bytes, start: int, end: int, most: int) -> tuple[int, int]:
     """Counts one list of numbers, or what no encoder writes; gives its cost and where it ends."""
-    tag, start = _varint(message, start)
+    tag, start = read_varint(message, start)
     kind, number = tag & 7, tag >> 3
     if kind == _VARINT:
-        return _LIST_COST, _varint(message, start)[1]
+        return _LIST_COST, read_varint(message, start)[1]
     if kind != _LENGTH:
         return _LIST_COST, start + {_FIXED32: 4, _FIXED64: 8}.get(kind, 0)
-    size, start = _varint(message, start)
+    size, start = read_varint(message, start)
     if number >= _FIRST_TEXT:
         return _LIST_COST + size // COST_BYTES, start + size
     return _LIST_COST + _packed_count(message, start, min(start + size, end), number, most), start + size
@@ -234,11 +279,13 @@ def _packed_count(message: bytes, start: int, end: int, number: int, most: int) 
     return sum(len(message[begin : min(begin + _CHUNK_BYTES, end)].translate(None, _HIGH)) for begin in chunks)
 
 
-def _varint(message: bytes, start: int) -> tuple[int, int]:
-    """Reads a number and gives the place behind it.
+def read_varint(message: bytes, start: int) -> tuple[int, int]:
+    """Reads a number and returns it with the place behind it.
+
+    Bits past 64 are dropped, as protobuf drops them: a length that wraps around is short for the parser.
 
     Raises:
-        IndexError: it has no end.
+        IndexError: it has no end within ten bytes.
     """
     value = 0
     for shift in range(0, 70, 7):
@@ -246,7 +293,7 @@ def _varint(message: bytes, start: int) -> tuple[int, int]:
         start += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, start
+            return value & _MOST_NUMBER, start
     raise IndexError(start)
 
 

@@ -11,10 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitserve_benchmarks.stall_messages import INFER, STALL_MESSAGES, StallMessage
+from fitserve_contract.tensor_bytes import MAX_RANK
 from fitserve_oip.inference_pb2 import InferTensorContents, ModelInferRequest
-from fitserve_service.errors import ServiceError
+from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import LAYOUTS, MAX_FIELDS, MAX_LIGHT_FIELDS, is_light, parse
-from fitserve_service.rpc.wire_scan import COST_BYTES, DEFAULT_MAX_ELEMENTS, ELEMENT_COST, GroupError, scan, typed_cost
+from fitserve_service.rpc.wire_scan import (
+    COST_BYTES,
+    DEFAULT_MAX_ELEMENTS,
+    ELEMENT_COST,
+    AxesError,
+    GroupError,
+    MalformedError,
+    scan,
+    typed_cost,
+)
 
 LAYOUT = LAYOUTS["inference.ModelInferRequest"]
 NO_LIMIT = 1 << 40
@@ -86,13 +96,21 @@ OUTPUT_LIKE_TEXT = b"\x32\x5d\x12\x5bBYTES" + b"x" * 86
 """A wanted output with a parameter that begins like the datatype of an input."""
 
 
+OUTPUT_WITH_CONTENTS = b"\x32\x06\x2a\x04\x42\x02ab"
+"""A wanted output with a field that has the number of an input's contents."""
+
+WRAP = b"\x80" * 8 + b"\x02"
+"""Ends a length of ten bytes whose bits past 64 a parser drops."""
+
+
 @st.composite
 def requests(draw: st.DrawFn) -> bytes:
     """Requests of fields in any order, some of them changed in a byte."""
     fields = [
         b"\x0a\x01m", b"\x2a\x05\x0a\x01x\x12\x00", b"\x2a\x07\x12\x05BYTES", b"\x32\x03\x0a\x01y", b"\x3a\x04\0\0\0\0",
         b"\x22\x03\x0a\x01p", b"\x2a\x06\x2a\x04\x42\x02ab", OUTPUT_LIKE_TEXT, b"\x2a\x04\x1a\x02\x01\x02",
-        b"\xf8\x06\x01", b"\x0b\x0c",
+        b"\xf8\x06\x01", b"\x0b\x0c", b"\x2a\x02\x18\x01", OUTPUT_WITH_CONTENTS,
+        b"\x0a\x81" + WRAP + b"m", b"\x2a\x86" + WRAP + b"\x2a\x04\x42\x02ab", b"\x3a\x84" + WRAP + bytes(4),
     ]  # fmt: skip
     message = bytearray(b"".join(draw(st.lists(st.sampled_from(fields), max_size=20))))
     if message and draw(st.booleans()):
@@ -110,16 +128,74 @@ def test_no_field_and_no_contents_are_missed(message: bytes) -> None:
         scan(message, LAYOUT, NO_LIMIT)
     except GroupError:
         return
+    except AxesError:
+        assert max(len(tensor.shape) for tensor in request.inputs) > MAX_RANK
+        return
     fields = len(request.inputs) + len(request.outputs) + len(request.raw_input_contents) + len(request.parameters)
     assert fields == 0 or scan(message, LAYOUT, fields - 1) is None
     found = scan(message, LAYOUT, NO_LIMIT)
     assert found is not None
+    assert found.frame_bytes >= sum(output.ByteSize() for output in request.outputs)
+    assert all(len(tensor.shape) <= MAX_RANK for tensor in request.inputs)
     cost = sum(typed_cost(message, start, end, NO_LIMIT) for start, end in found.typed)
     assert cost >= sum(cost_of(tensor.contents) for tensor in request.inputs)
     if len(request.inputs) == len(request.raw_input_contents):
         texts = [tensor.datatype == "BYTES" for tensor in request.inputs]
         raw = zip(texts, request.raw_input_contents, strict=True)
         assert found.text_bytes >= sum(len(content) for is_text, content in raw if is_text)
+
+
+@given(st.lists(st.sampled_from([b"\x42\x82" + WRAP + b"ab", b"\x42\x00", b"\x1a\x81" + WRAP + b"\x01"]), max_size=5))
+def test_no_element_hides_behind_a_length_that_wraps(pieces: list[bytes]) -> None:
+    message = b"".join(pieces)
+    assert typed_cost(message, 0, len(message), NO_LIMIT) >= cost_of(InferTensorContents.FromString(message))
+
+
+def shaped(*shapes: bytes) -> bytes:
+    """A request with one input whose shape comes in several fields."""
+    return b"".join((b"\x2a", bytes([sum(map(len, shapes))]), *shapes))
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        (b"\x1a\x20" + b"\1" * 32,),
+        (b"\x1a\x40" + b"\x81\1" * 32,),
+        (b"\x18\1",) * 32,
+        (b"\x1a\x10" + b"\1" * 16, b"\x18\1") * 1 + (b"\x1a\x0f" + b"\1" * 15,),
+    ],
+    ids=["packed", "packed in two bytes", "one by one", "mixed"],
+)
+def test_a_shape_has_as_many_axes_as_are_served(shapes: tuple[bytes, ...]) -> None:
+    message = shaped(*shapes)
+    assert len(parse(ModelInferRequest, message).inputs[0].shape) == MAX_RANK
+    # Of each tensor by itself.
+    assert len(parse(ModelInferRequest, message * 3).inputs) == 3
+    for one_more in (b"\x18\1", b"\x1a\1\1"):
+        with pytest.raises(ServiceError, match="expected at most 32 axes, got more") as refused:
+            is_light(LAYOUT, shaped(*shapes, one_more))
+        assert refused.value.reason is Reason.INVALID_INPUT
+
+
+def test_the_contents_of_a_wanted_output_are_frame() -> None:
+    output = b"\x2a\x80\x80\x80\x01" + bytes(2 << 20)
+    message = b"\x32" + bytes([0x85, 0x80, 0x80, 0x01]) + output
+    with pytest.raises(ServiceError, match=r"at most 1048576 bytes beside the contents of tensors, got 2097162"):
+        is_light(LAYOUT, message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"\x0a\x7fm", b"\x2a\x05\x0a\x7fx", b"\x2a\x04\x0a\x04abcd", b"\x10" + b"\x80" * 10 + b"\0", b"\x0e", b"\x0a",
+        b"\x2a\x02", b"\x0d\0\0", b"\x32\x03\x0a\x05abcde", b"\x2a\x04\x3a\xff\xff\x7f" + bytes(100),
+    ],
+)  # fmt: skip
+def test_what_no_parser_takes_is_refused_before_it_is_parsed(message: bytes) -> None:
+    with pytest.raises(DecodeError):
+        ModelInferRequest.FromString(message)
+    with pytest.raises(MalformedError):
+        scan(message, LAYOUT, NO_LIMIT)
 
 
 @pytest.mark.parametrize("size", [0, 3_136, 10 << 20])
