@@ -12,17 +12,21 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from fitserve_contract.files import (
-    UnsafeFileError,
-    open_beneath,
-    read_beneath,
-    sha256_beneath,
-    sync_folder,
-    write_durably,
+from fitserve_contract.files import UnsafeFileError, open_beneath, sync_folder, write_durably
+from fitserve_contract.repository_view import (
+    FolderView,
+    LinkError,
+    RepositoryChangedError,
+    RepositoryRoot,
+    RepositoryView,
+    Root,
+    read_settled,
+    root_of,
+    viewed,
 )
 
 MODEL_FILE: Final = "model.onnx"
@@ -47,11 +51,25 @@ class ChecksumError(ValueError):
 
 @dataclass(frozen=True, slots=True, order=True)
 class VersionPath:
-    """Where one version lies."""
+    """Where one version lies.
+
+    Args:
+        model: Model name.
+        version: Its number.
+        folder: `<root>/<model>/<version>`, links unfollowed.
+        root: The repository that its links may not leave.
+    """
 
     model: str
     version: int
     folder: Path
+    root: RepositoryRoot = field(compare=False)
+
+    @contextmanager
+    def view(self) -> Iterator[FolderView]:
+        """Opens one look at its files; OSError: the repository is not there."""
+        with self.root.view() as view:
+            yield view.folder(f"{self.model}/{self.version}")
 
 
 def is_model_name(name: str) -> bool:
@@ -70,28 +88,46 @@ def check_model_name(name: str) -> str:
     return name
 
 
-def models(root: Path) -> list[str]:
-    """Lists the model names in a repository, sorted; other folders are ignored. OSError: the root is not there."""
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if is_model_name(entry.name) and entry.is_dir())
+def models(root: Root) -> list[str]:
+    """Lists the model names in a repository, sorted; other folders are ignored.
+
+    A link that should be a model's folder and cannot be followed is listed: `versions` says what is wrong with it.
+
+    Raises:
+        OSError: the root is not there.
+    """
+    root = root_of(root)
+    with os.scandir(root.path) as entries:
+        named = [entry for entry in entries if is_model_name(entry.name)]
+    found = {entry.name for entry in named if entry.is_dir(follow_symlinks=False)}
+    if links := [entry.name for entry in named if entry.is_symlink()]:
+        found |= read_settled(root, lambda view: {name for name in links if _may_be_folder(view, name)})
+    return sorted(found)
 
 
-def versions(root: Path, model: str) -> list[int]:
+def versions(root: Root, model: str) -> list[int]:
     """Lists a model's versions, ascending: folders named by a positive integer without a leading zero.
 
-    A version that is a symbolic link is no version. A model that is not there has none.
+    A link so named is a version wherever it leads: whoever loads it is told what is wrong with it. A model that is not
+    there has none.
+
+    Raises:
+        LinkError: the model's folder is a link that cannot be followed.
+        OSError: it cannot be read.
     """
+    name = check_model_name(model)
     try:
-        with os.scandir(root / check_model_name(model)) as entries:
-            names = [e.name for e in entries if _VERSION_NAME.fullmatch(e.name) and e.is_dir(follow_symlinks=False)]
+        entries = read_settled(root, lambda view: view.entries(name))
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return sorted(map(int, names))
+    numbered = [entry for entry in entries if _VERSION_NAME.fullmatch(entry.name)]
+    return sorted(int(entry.name) for entry in numbered if entry.is_symlink() or entry.is_dir(follow_symlinks=False))
 
 
-def version_path(root: Path, model: str, version: int) -> VersionPath:
+def version_path(root: Root, model: str, version: int) -> VersionPath:
     """Names a version's folder, whether it is there or not."""
-    return VersionPath(check_model_name(model), version, root / model / str(version))
+    root = root_of(root)
+    return VersionPath(check_model_name(model), version, root.path / model / str(version), root)
 
 
 @contextmanager
@@ -100,8 +136,15 @@ def publishing(root: Path, model: str) -> Iterator[Path]:
 
     It lies in the model's own folder, under a name that no reader takes for a version, so that the rename stays
     within one file system.
+
+    Raises:
+        LinkError: the model's folder is a link: nothing is written through links.
+        OSError: no permission, disk full.
     """
     model_folder = root / check_model_name(model)
+    if model_folder.is_symlink():
+        where = f"link '{model}' leads to '{os.readlink(model_folder)}'"
+        raise LinkError(f"{where}, and nothing is written through links; publish into the repository that it leads to")
     is_new = not model_folder.exists()
     model_folder.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=_STAGING_PREFIX, dir=model_folder))
@@ -126,11 +169,12 @@ def publish(root: Path, model: str, aside: Path) -> VersionPath:
         aside: Folder from `publishing` that holds model.onnx and all that goes with it.
 
     Raises:
-        ValueError: there is no model.onnx in it.
+        ValueError: there is no model.onnx in it, or a symbolic link.
         OSError: disk full, no permission; nothing appears in the repository.
     """
     if not (aside / MODEL_FILE).is_file():
         raise ValueError(f"publish: expected {MODEL_FILE} in the folder to publish, found none")
+    _check_no_links(aside)
     write_durably(aside / CHECKSUMS_FILE, checksum_text(checksums(aside)).encode())
     for folder, _, names in os.walk(aside):
         for name in names:
@@ -142,7 +186,7 @@ def publish(root: Path, model: str, aside: Path) -> VersionPath:
         try:
             aside.rename(target.folder)
         except OSError:
-            if not target.folder.exists():
+            if not os.path.lexists(target.folder):
                 raise
             number += 1
         else:
@@ -165,6 +209,9 @@ def remove_leftovers(root: Path, *, older_than_s: float, now_s: float) -> list[P
     """
     removed = []
     for model in models(root):
+        if (root / model).is_symlink():
+            # What lies behind it is others' to remove.
+            continue
         for entry in list((root / model).glob(f"{_STAGING_PREFIX}*")):
             if _is_abandoned(entry, now_s - older_than_s):
                 shutil.rmtree(entry, ignore_errors=True)
@@ -172,11 +219,15 @@ def remove_leftovers(root: Path, *, older_than_s: float, now_s: float) -> list[P
     return removed
 
 
-def checksums(folder: Path) -> dict[str, str]:
-    """Computes the SHA-256 of every file of a version but the checksum file itself; relative path to hexadecimal."""
-    paths = (Path(base, name) for base, _, names in os.walk(folder) for name in names)
-    relative = sorted(path.relative_to(folder).as_posix() for path in paths)
-    return {name: sha256_beneath(folder, name) for name in relative if name != CHECKSUMS_FILE}
+def checksums(folder: Path | FolderView) -> dict[str, str]:
+    """Computes the SHA-256 of every file of a version but the checksum file itself; relative path to hexadecimal.
+
+    Raises:
+        UnsafeFileError: a file is none of the version's own; see `FolderView.file_names`.
+        OSError: one cannot be read.
+    """
+    with viewed(folder) as view:
+        return {name: view.sha256(name) for name in view.file_names() if name != CHECKSUMS_FILE}
 
 
 def checksum_text(sums: Mapping[str, str]) -> str:
@@ -184,7 +235,7 @@ def checksum_text(sums: Mapping[str, str]) -> str:
     return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
 
 
-def read_checksums(folder: Path) -> dict[str, str]:
+def read_checksums(folder: Path | FolderView) -> dict[str, str]:
     """Reads a version's checksum file; relative path to hexadecimal.
 
     Raises:
@@ -192,7 +243,8 @@ def read_checksums(folder: Path) -> dict[str, str]:
         ChecksumError: a line is not one of `sha256sum`.
     """
     sums = {}
-    text = read_beneath(folder, CHECKSUMS_FILE, max_bytes=MAX_TEXT_BYTES).decode(errors="replace")
+    with viewed(folder) as view:
+        text = view.read(CHECKSUMS_FILE, max_bytes=MAX_TEXT_BYTES).decode(errors="replace")
     for number, line in enumerate(text.splitlines(), 1):
         match = _CHECKSUM_LINE.fullmatch(line)
         if match is None:
@@ -201,24 +253,48 @@ def read_checksums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def verify_checksums(folder: Path) -> None:
+def verify_checksums(folder: Path | FolderView) -> None:
     """Holds every file of a version against its checksums; files that the checksums do not name are refused too.
 
     Raises:
         ChecksumError: names the first file that differs, expected and found.
+        RepositoryChangedError: links were replaced meanwhile.
         FileNotFoundError: the version has no checksum file.
     """
-    expected = read_checksums(folder)
-    try:
-        found = checksums(folder)
-    except UnsafeFileError as error:
-        raise ChecksumError(str(error)) from None
+    with viewed(folder) as view:
+        expected = read_checksums(view)
+        try:
+            found = checksums(view)
+        except RepositoryChangedError:
+            raise
+        except UnsafeFileError as error:
+            raise ChecksumError(str(error)) from None
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ChecksumError(
                 f"file '{name}': expected sha256 {expected.get(name, 'none: it is not in ' + CHECKSUMS_FILE)}, "
                 f"got {found.get(name, 'none: it is missing')}"
             )
+
+
+def _check_no_links(folder: Path) -> None:
+    for base, folders, names in os.walk(folder):
+        for path in (Path(base, name) for name in (*folders, *names)):
+            if path.is_symlink():
+                name = path.relative_to(folder)
+                raise UnsafeFileError(
+                    f"file '{name}': expected no symbolic link in the folder to publish; copy the file"
+                )
+
+
+def _may_be_folder(view: RepositoryView, name: str) -> bool:
+    """Tells whether a link leads to a folder, or cannot be followed so that nobody knows."""
+    try:
+        return view.is_folder(name)
+    except RepositoryChangedError:
+        raise
+    except (LinkError, OSError):
+        return True
 
 
 @contextmanager

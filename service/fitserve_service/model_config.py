@@ -5,11 +5,10 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any, Final
 
-from fitserve_contract.files import read_beneath
-from fitserve_contract.repository import MAX_TEXT_BYTES, OVERRIDES_FILE
+from fitserve_contract.repository import MAX_TEXT_BYTES, OVERRIDES_FILE, check_model_name
+from fitserve_contract.repository_view import Root, read_settled
 from fitserve_service.variants import is_variant_name
 
 DEFAULT_MAX_BATCH_SIZE: Final = 256
@@ -135,17 +134,17 @@ class Overrides:
         return Overrides({**self.values, key: value}, {**self.notes, key: reason})
 
 
-def read_overrides(model_folder: Path) -> Overrides:
+def read_overrides(root: Root, model: str) -> Overrides:
     """Reads a model's `model.toml`; none where there is no file.
 
     Raises:
         ModelConfigError: no TOML, an unknown key, or a value out of its range; the message names it.
     """
     try:
-        content = read_beneath(model_folder, OVERRIDES_FILE, max_bytes=MAX_TEXT_BYTES)
+        where = f"{check_model_name(model)}/{OVERRIDES_FILE}"
+        content = read_settled(root, lambda view: view.read(where, max_bytes=MAX_TEXT_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return Overrides({})
-    where = f"{model_folder.name}/{OVERRIDES_FILE}"
     try:
         document = tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:

@@ -12,11 +12,11 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, Final
 
-from fitserve_contract.files import read_beneath, replace_durably
+from fitserve_contract.files import replace_durably
 from fitserve_contract.repository import MAX_TEXT_BYTES, check_model_name
+from fitserve_contract.repository_view import Root, read_settled, root_of
 
 TRAFFIC_FILE: Final = "traffic.json"
 
@@ -53,14 +53,15 @@ class Traffic:
 NO_TRAFFIC: Final = Traffic()
 
 
-def read_traffic(root: Path, model: str) -> Traffic:
+def read_traffic(root: Root, model: str) -> Traffic:
     """Reads a model's traffic; none where it has no traffic file.
 
     Raises:
         TrafficError: no JSON, an unknown key, or a share outside 0..1.
     """
     try:
-        content = read_beneath(root / check_model_name(model), TRAFFIC_FILE, max_bytes=MAX_TEXT_BYTES)
+        name = f"{check_model_name(model)}/{TRAFFIC_FILE}"
+        content = read_settled(root, lambda view: view.read(name, max_bytes=MAX_TEXT_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return NO_TRAFFIC
     try:
@@ -71,10 +72,15 @@ def read_traffic(root: Path, model: str) -> Traffic:
         raise TrafficError(f"{model}/{TRAFFIC_FILE}: expected JSON, got {str(error)[:200]}") from None
 
 
-def write_traffic(root: Path, model: str, traffic: Traffic) -> None:
-    """Replaces a model's traffic, atomically and durably. OSError: the folder cannot be written."""
+def write_traffic(root: Root, model: str, traffic: Traffic) -> None:
+    """Replaces a model's traffic, atomically and durably.
+
+    Raises:
+        UnsafeFileError: the model's folder or the file is a link: nothing is written through one.
+        OSError: the folder cannot be written.
+    """
     content = json.dumps(asdict(traffic), indent=2) + "\n"
-    replace_durably(root / check_model_name(model) / TRAFFIC_FILE, content.encode())
+    replace_durably(root_of(root).path / check_model_name(model) / TRAFFIC_FILE, content.encode())
 
 
 def routing_key(metadata: Sequence[tuple[str, str | bytes]]) -> str | None:

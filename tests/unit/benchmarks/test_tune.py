@@ -82,7 +82,7 @@ def test_what_is_written_the_server_takes_and_other_keys_stay(tmp_path: Path) ->
         "intra_op_num_threads": 1,
         "max_batch_size": 8,
     }
-    assert read_overrides(tmp_path / "m").values["variant"] == "int8"
+    assert read_overrides(tmp_path, "m").values["variant"] == "int8"
     assert "p99 4.00 ms of at most 5 ms" in text
     assert "measured with fitserve-serve --workers 1" in text
 

@@ -63,7 +63,6 @@ def test_versions_are_positive_integers_without_leading_zeros(tmp_path: Path) ->
     for name in ("1", "2", "10", "0", "01", "-1", "1.0", "a", "1e3", "٣", "9" * 19):
         (tmp_path / "m" / name).mkdir(parents=True)
     (tmp_path / "m" / "3").write_text("no folder")
-    (tmp_path / "m" / "4").symlink_to(tmp_path / "m" / "1")
     assert versions(tmp_path, "m") == [1, 2, 10]
     assert versions(tmp_path, "absent") == []
 
@@ -121,7 +120,7 @@ def test_link_among_the_files_is_not_published(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     with publishing(root, "m") as aside:
         (aside / MODEL_FILE).symlink_to(tmp_path / "secret")
-        with pytest.raises(ValueError, match="symbolic link"):
+        with pytest.raises(ValueError, match="'model.onnx': expected no symbolic link"):
             publish(root, "m", aside)
     assert list(root.iterdir()) == []
 
@@ -243,7 +242,7 @@ def test_changed_version_is_refused_and_the_file_named(tmp_path: Path, change: s
         name = "sub/surplus"
         (folder / "sub").mkdir()
         (folder / name).write_bytes(b"")
-    with pytest.raises(ChecksumError, match=f"file '{name}'"):
+    with pytest.raises(ChecksumError, match=f"(file|link) '{name}'"):
         verify_checksums(folder)
 
 
