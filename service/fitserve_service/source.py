@@ -117,7 +117,7 @@ class RepositorySource:
         try:
             last = replace(last, versions=tuple(repository.versions(self.root, model)))
             labels = read_labels(self.root, model)
-            overrides, traffic = read_overrides(self.root / model), read_traffic(self.root, model)
+            overrides, traffic = read_overrides(self.root, model), read_traffic(self.root, model)
             return ModelSource(last.versions, labels, overrides, traffic)
         except (ValueError, RecursionError) as error:
             return replace(last, problem=str(error))
