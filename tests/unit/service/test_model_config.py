@@ -102,3 +102,52 @@ def test_a_link_is_read_within_the_repository_and_nowhere_else(tmp_path: Path) -
     (root / "lenet" / "..2026" / "model.toml").symlink_to(tmp_path / "model.toml")
     with pytest.raises(ValueError, match="outside of the repository"):
         read_overrides(root, "lenet")
+
+
+sizes = st.lists(st.integers(1, 1000), max_size=4).map(lambda found: tuple(sorted(set(found))))
+
+
+@settings(deadline=None)
+@given(
+    st.builds(
+        ModelConfig,
+        st.integers(0, 1000),
+        st.floats(0, 60_000),
+        st.integers(1, 10**6),
+        sizes,
+        st.integers(0, 64),
+        st.sampled_from(["auto", "cpu", "cuda", "cuda:3"]),
+        st.integers(1, 9),
+        sizes,
+    ),
+    st.text(),
+)
+def test_what_is_shown_is_toml_that_says_the_same(config: ModelConfig, comment: str) -> None:
+    document = tomllib.loads(config.to_toml({"max_batch_size": comment}))
+    document = {key: tuple(value) if isinstance(value, list) else value for key, value in document.items()}
+
+    assert document == asdict(config)
+
+
+def test_a_comment_says_where_a_value_comes_from() -> None:
+    assert "max_batch_size = 4  # model.toml\n" in ModelConfig(4).to_toml({"max_batch_size": "model.toml"})
+
+
+@pytest.mark.parametrize(
+    ("target_ms", "run_ms", "queue_ms", "requests"),
+    [
+        (0.0, 0.0, 0.0, 1),
+        (0.0, 0.9, 0.0, 1),
+        (0.0, 2.0, 10_000.0, 64),
+        (0.0, 5_000.0, 10_000.0, 64),
+        (30.0, 0.1, 15.0, 1),
+        (30.0, 100.0, 15.0, 1),
+    ],
+)
+def test_how_much_work_may_wait_follows_from_the_target_or_from_a_run(
+    target_ms: float, run_ms: float, queue_ms: float, requests: int
+) -> None:
+    found, comment = settle_queue(ModelConfig(p99_target_ms=target_ms), run_ms)
+
+    assert (found.max_queue_ms, found.least_queued_requests) == (queue_ms, requests)
+    assert bool(comment) is (queue_ms > 0)
