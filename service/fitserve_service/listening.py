@@ -12,7 +12,7 @@ import ipaddress
 import random
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Final, TypeAlias
 
 _Resolved: TypeAlias = tuple[
@@ -21,6 +21,9 @@ _Resolved: TypeAlias = tuple[
 
 UNIX: Final = "unix:"
 """What the path of a socket begins with, in place of a host."""
+
+EVERY_ADDRESS: Final = ("0.0.0.0", "::")
+"""What stands for all addresses of this machine."""
 
 _FREE_TRIES: Final = 20
 """Free ports that are tried where any is wanted: others take free ports too."""
@@ -71,9 +74,31 @@ def check_listenable(host: str, port: int, *, is_shared: bool = False) -> None:
         return
     reuse = socket.SO_REUSEPORT if is_shared else socket.SO_REUSEADDR
     try:
-        _bound(_resolve(host, port)[0], reuse).close()
+        _bound(_listened_on(host, port)[0], reuse).close()
     except OSError as error:
         raise ListenError(_why(host, port, error)) from None
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Listens on a port that no other socket shares.
+
+    Args:
+        host: Name or address.
+        port: TCP port; 0 takes a free one.
+
+    Raises:
+        ListenError: as `check_listenable`.
+    """
+    try:
+        bound = _bound(_resolve(host, port)[0], socket.SO_REUSEADDR)
+        try:
+            bound.listen()
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        raise ListenError(_why(host, port, error)) from None
+    return bound
 
 
 class PortClaim:
@@ -112,7 +137,7 @@ class PortClaim:
         self._sockets.close()
 
     def _claim_all(self, host: str, port: int) -> None:
-        found = _resolve(host, port)
+        found = _listened_on(host, port)
         for number, each in enumerate(found):
             try:
                 self._sockets.enter_context(self._claimed(each))
@@ -148,13 +173,31 @@ class PortClaim:
         listening.shutdown(socket.SHUT_RDWR)
 
 
+def _listened_on(host: str, port: int) -> list[_Resolved]:
+    """Resolves a host to the addresses that grpcio listens on for it.
+
+    For 0.0.0.0 or [::] that is every address of both kinds, by one socket. Source: gRPC, tcp_server_posix.cc.
+    """
+    found = _resolve(host, port)
+    if any(_is_every(ipaddress.ip_address(each[4][0])) for each in found):
+        every: _Resolved = (socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("::", port, 0, 0))
+        with suppress(OSError), _bound((*every[:4], ("::", 0, 0, 0)), socket.SO_REUSEADDR):
+            return [every]
+    return found
+
+
+def _is_every(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_unspecified
+
+
 def _free_ports(host: str) -> list[int]:
     """Gives ports that were free a moment ago."""
     ports = []
     with ExitStack() as stack:
         for _ in range(_FREE_TRIES):
             try:
-                bound = stack.enter_context(_bound(_resolve(host, 0)[0], socket.SO_REUSEADDR))
+                bound = stack.enter_context(_bound(_listened_on(host, 0)[0], socket.SO_REUSEADDR))
             except OSError as error:
                 raise ListenError(_why(host, 0, error)) from None
             ports.append(int(bound.getsockname()[1]))
@@ -166,6 +209,9 @@ def _bound(resolved: _Resolved, reuse: int) -> socket.socket:
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, reuse, 1)
+        if family == socket.AF_INET6:
+            # grpcio's sockets take both kinds of addresses, whatever the machine's default is.
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.bind(address)
     except OSError:
         bound.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
 
-from fitserve_service.listening import check_listenable
+from fitserve_service.listening import listening_socket
 from fitserve_service.pages_http import (
     HEAD_END,
     MAX_HEAD_BYTES,
@@ -74,9 +73,7 @@ class MetricsPort:
         Raises:
             ListenError: the address cannot be listened on.
         """
-        check_listenable(host, port)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.create_server((host, port), family=family)
+        self._socket = listening_socket(host, port)
         self.port: int = self._socket.getsockname()[1]
         self._answer, self._tick, self._limits = answer, tick, limits or PortLimits()
         self._writers = ThreadPoolExecutor(_WRITER_COUNT, thread_name_prefix="pages")

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from fitserve_service import logs
 from fitserve_service import setting_values as to
-from fitserve_service.listening import is_loopback, is_unix
+from fitserve_service.listening import EVERY_ADDRESS, is_loopback, is_unix
 from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 
 ENVIRONMENT_PREFIX: Final = "FITSERVE_SERVE_"
@@ -119,6 +119,11 @@ class ServerSettings:
     def metrics_host(self) -> str:
         """Where the metrics port listens: on this machine alone, whatever `host` is, because it asks for no token."""
         return self.host if is_loopback(self.host) and not is_unix(self.host) else "127.0.0.1"
+
+    @property
+    def is_overlapping(self) -> bool:
+        """Whether the gRPC port and the metrics port cannot have the same number: they listen on a common address."""
+        return self.host in (self.metrics_host, *EVERY_ADDRESS)
 
     @property
     def drain_wait_s(self) -> float:
@@ -317,8 +322,8 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str], config_fil
         config_file: A TOML file of settings; None: none.
 
     Raises:
-        SettingsError: an unknown setting, a value that cannot be taken, an unreadable file, no repository, or several
-            workers at one path.
+        SettingsError: an unknown setting, a value that cannot be taken, an unreadable file, no repository, or settings
+            that exclude each other.
     """
     found = {} if config_file is None else _read_file(config_file)
     found |= _read_environment(environment)
@@ -326,10 +331,18 @@ def resolve(flags: Mapping[str, str], environment: Mapping[str, str], config_fil
     if "repository" not in found:
         raise SettingsError("--repository: expected a directory with models, got nothing")
     settings = ServerSettings(**found)
-    if is_unix(settings.host) and settings.workers > 1:
-        text = f"expected 0 or 1 with --host {settings.host}, got {settings.workers}"
-        raise SettingsError(f"--workers: {text}: only one process can listen at a path; give several a port")
+    _check_place(settings)
     return settings
+
+
+def _check_place(settings: ServerSettings) -> None:
+    if is_unix(settings.host):
+        if settings.workers > 1:
+            text = f"expected 0 or 1 with --host {settings.host}, got {settings.workers}"
+            raise SettingsError(f"--workers: {text}: only one process can listen at a path; give several a port")
+    elif settings.port and settings.port == settings.metrics_port and settings.is_overlapping:
+        text = f"expected another port than --port, got {settings.port} for both"
+        raise SettingsError(f"--metrics-port: {text}; choose another, 0 (any free one) or off")
 
 
 def _read_environment(environment: Mapping[str, str]) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class SocketClaim:
             ListenError: a live server has it, it is too long, no socket, or in a folder that cannot be written to.
         """
         self._path = path_of(host)
+        if self._path.startswith("//"):
+            text = "expected unix:PATH or unix:///PATH, got two slashes, after which gRPC expects a host"
+            raise ListenError(f"{host[:200]}: {text}; write unix:{self._path.lstrip('/')[:200]} or unix:///…")
         length = len(os.fsencode(self._path))
         if not 1 <= length <= MAX_PATH_BYTES:
             text = f"expected a path of 1 to {MAX_PATH_BYTES} bytes, got {length}; choose a shorter folder"
@@ -86,8 +89,14 @@ class SocketClaim:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                found = os.fstat(descriptor)
+                if found.st_size or not stat.S_ISREG(found.st_mode):
+                    raise self._not_ours(path)
+                if os.path.samestat(found, os.stat(path)):
                     return descriptor
+            except ListenError:
+                os.close(descriptor)
+                raise
             except BlockingIOError:
                 os.close(descriptor)
                 raise self._in_use() from None
@@ -120,6 +129,10 @@ class SocketClaim:
             except OSError as error:
                 return error.errno == errno.ECONNREFUSED
         return False
+
+    def _not_ours(self, path: str) -> ListenError:
+        text = f"expected no file {path}, or the empty one of a server that has ended, found another"
+        return ListenError(f"{UNIX}{self._path}: {text}; choose another path or remove it")
 
     def _in_use(self) -> ListenError:
         return ListenError(f"{UNIX}{self._path} is in use: stop the server that has it, or choose another path")

@@ -46,24 +46,41 @@ def worker_socket(host: str, port: int, *, shares: bool) -> socket.socket:
     return made
 
 
-def test_of_two_that_claim_a_port_at_the_same_moment_one_gets_it() -> None:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    both = [subprocess.Popen([sys.executable, "-c", CLAIMS], text=True, **pipes) for _ in range(2)]
+def raced(code: str) -> list[list[str]]:
+    """Has two processes that run the code take port after port at the same moment; gives what became of each pair."""
+    both = [Racer(code), Racer(code)]
     found = []
     for _ in range(PAIRS):
         port = free_port()
-        for process in both:
-            assert process.stdin is not None
-            process.stdin.write(f"{port}\n")
-        for process in both:
-            process.stdin.flush()  # type: ignore[union-attr]
-        found.append(sorted(process.stdout.readline().strip() for process in both))  # type: ignore[union-attr]
-        for process in both:
-            process.stdin.write("next\n")  # type: ignore[union-attr]
-            process.stdin.flush()  # type: ignore[union-attr]
-    for process in both:
-        process.communicate(timeout=30)
-    assert found == [["got", "in use"]] * PAIRS
+        for each in both:
+            each.tell(str(port))
+        found.append(sorted(each.said() for each in both))
+        for each in both:
+            each.tell("next")
+    for each in both:
+        each.process.communicate(timeout=30)
+    return found
+
+
+class Racer:
+    """A process that runs code, and is told and says lines."""
+
+    def __init__(self, code: str) -> None:
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def tell(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+
+    def said(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+
+def test_of_two_that_claim_a_port_at_the_same_moment_one_gets_it() -> None:
+    assert raced(CLAIMS) == [["got", "in use"]] * PAIRS
 
 
 @pytest.mark.parametrize(
@@ -76,6 +93,9 @@ def test_of_two_that_claim_a_port_at_the_same_moment_one_gets_it() -> None:
         ("127.0.0.1", "::"),
         ("::", "0.0.0.0"),
         ("::1", "::"),
+        # grpcio listens on [::] for 0.0.0.0 as well.
+        ("::1", "0.0.0.0"),
+        ("0.0.0.0", "::1"),
         ("localhost", "127.0.0.1"),
         ("127.0.0.1", "localhost"),
     ],
@@ -137,3 +157,22 @@ def test_other_addresses_of_the_same_port_are_others() -> None:
     other = PortClaim("127.0.0.2", claim.port, is_shared=True)
     claim.close()
     other.close()
+
+
+LISTENS = """
+import sys
+from fitserve_service.listening import ListenError, listening_socket
+for port in sys.stdin:
+    held = None
+    try:
+        held = listening_socket("127.0.0.1", int(port))
+        print("got", flush=True)
+    except ListenError as error:
+        print("in use" if "is in use" in str(error) else error, flush=True)
+    sys.stdin.readline()
+    held and held.close()
+"""
+
+
+def test_of_two_that_listen_at_the_same_moment_one_is_told_so_in_words() -> None:
+    assert raced(LISTENS) == [["got", "in use"]] * PAIRS

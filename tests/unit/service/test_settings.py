@@ -110,3 +110,26 @@ def test_how_much_work_may_wait_is_a_number_or_left_to_the_models() -> None:
     assert (told("auto"), told("0"), told("12.5")) == (None, 0.0, 12.5)
     with pytest.raises(SettingsError, match=r"--max-queue-ms: expected auto or 0..60000, got '-1'"):
         told("-1")
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "metrics_port", "fits"),
+    [
+        ("127.0.0.1", "9000", "9000", False),
+        ("::1", "9000", "9000", False),
+        ("0.0.0.0", "9000", "9000", False),
+        ("127.0.0.1", "8002", None, False),
+        ("127.0.0.1", "0", "0", True),
+        ("127.0.0.1", "9000", "off", True),
+        ("192.0.2.1", "9000", "9000", True),
+        ("unix:s", "9000", "9000", True),
+    ],
+)
+def test_both_ports_have_numbers_of_their_own(host: str, port: str, metrics_port: str | None, fits: bool) -> None:
+    flags = {"repository": "r", "host": host, "port": port}
+    flags |= {"metrics_port": metrics_port} if metrics_port else {}
+    if fits:
+        assert resolve(flags, {}, None).host == host
+    else:
+        with pytest.raises(SettingsError, match=f"--metrics-port: expected another port than --port, got {port} for"):
+            resolve(flags, {}, None)

@@ -72,9 +72,24 @@ def test_other_files_are_left_alone(tmp_path: Path, kind: str) -> None:
     assert path.is_symlink() or path.exists()
 
 
+@pytest.mark.parametrize("content", ["mine", ""])
+def test_only_an_empty_lock_is_one_that_a_dead_server_left(tmp_path: Path, content: str) -> None:
+    lock = tmp_path / "s.lock"
+    lock.write_text(content)
+    if content:
+        with pytest.raises(ListenError, match=r"expected no file .*/s\.lock, or the empty one of a server"):
+            SocketClaim(f"unix:{tmp_path / 's'}")
+        assert lock.read_text() == content
+    else:
+        SocketClaim(f"unix:{tmp_path / 's'}").close()
+        assert not lock.exists()
+
+
 def test_a_path_that_cannot_be_is_said_in_words(tmp_path: Path) -> None:
     with pytest.raises(ListenError, match=f"of 1 to {MAX_PATH_BYTES} bytes, got 108; choose a shorter folder"):
         SocketClaim("unix:/" + "a" * 107)
+    with pytest.raises(ListenError, match=r"got two slashes, after which gRPC expects a host; write unix:run/s or"):
+        SocketClaim("unix://run/s")
     with pytest.raises(ListenError, match="of 1 to 107 bytes, got 0"):
         SocketClaim("unix:")
     with pytest.raises(ListenError, match="No such file or directory; choose a path in a folder that exists"):
