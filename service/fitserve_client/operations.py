@@ -29,6 +29,7 @@ from fitserve_client.models import FAILED, READY, Model, ModelVersion, Selector,
 from fitserve_client.prediction import Prediction
 from fitserve_client.sums_messages import comparison_of, evaluation_of, sums_of
 from fitserve_client.tensors import ArrayLike, Subject, as_array
+from fitserve_contract.cures import state_cure, with_cure
 from fitserve_contract.sums import Sums
 from fitserve_contract.tensor_bytes import Array
 
@@ -40,6 +41,8 @@ _MAX_KNOWN: Final = 1024
 """Signatures that are kept; a client that lives long meets ever new versions."""
 
 _MAX_RESTARTS: Final = 2
+
+_ON_THE_WAY: Final = frozenset({"PENDING", "LOADING"})
 
 _SWAPPED: Final = frozenset({NOT_READY})
 
@@ -267,15 +270,17 @@ def _obstacle(model: Model, version: int | None) -> FitserveError | None:
     if wanted and all(each.state == FAILED for each in wanted):
         raise _not_ready(model.name, wanted[-1])
     if wanted:
-        return _not_ready(model.name, wanted[-1])
+        return _not_ready(model.name, wanted[-1], is_waiting=True)
     return NotFoundError(f"model '{model.name}': expected version {version or 'of any number'}, found none")
 
 
-def _not_ready(model: str, version: ModelVersion) -> FitserveError:
+def _not_ready(model: str, version: ModelVersion, *, is_waiting: bool = False) -> FitserveError:
+    """Makes the error of a version that does not answer, with the cure; who waits already is not told to wait."""
     text = f"model '{model}' version {version.version}: expected state READY, got {version.state}"
+    cure = "" if is_waiting and version.state in _ON_THE_WAY else state_cure(model, version.version, version.state)
     if version.state == FAILED:
-        return FailedPreconditionError(f"{text}: {version.reason}", reason="MODEL_FAILED")
-    return UnavailableError(text, reason=NOT_READY)
+        return FailedPreconditionError(with_cure(f"{text}: {version.reason}", cure), reason="MODEL_FAILED")
+    return UnavailableError(with_cure(text, cure), reason=NOT_READY)
 
 
 def _check_lengths(arrays: Mapping[str, Array], labels: Array) -> None:

@@ -97,7 +97,16 @@ def test_a_fresh_signature_is_not_asked_for_twice():
 @pytest.mark.parametrize(
     ("state", "expected", "text"),
     [
-        (control_pb2.STATE_LOADING, UnavailableError, "version 1: expected state READY, got LOADING"),
+        (
+            control_pb2.STATE_LOADING,
+            UnavailableError,
+            "got LOADING; wait for it with: fitserve-client wait m --model-version 1",
+        ),
+        (
+            control_pb2.STATE_UNLOADED,
+            UnavailableError,
+            "state READY, got UNLOADED; keep it loaded with a label: fitserve-client label m LABEL 1",
+        ),
         (control_pb2.STATE_FAILED, FailedPreconditionError, "version 1: expected state READY, got FAILED: no such op"),
     ],
 )
