@@ -20,8 +20,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from fitserve_contract.files import open_beneath, read_beneath, replace_durably, sync_folder
+from fitserve_contract.files import open_to_write, replace_durably
 from fitserve_contract.repository import LABELS_FILE, MAX_TEXT_BYTES, check_model_name, versions
+from fitserve_contract.repository_view import Root, read_settled, root_of
 
 STABLE: Final = "stable"
 """The label that a request without version and label takes, where the model has it."""
@@ -37,6 +38,9 @@ MAX_NOTE_CHARS: Final = 1024
 """Longer names of writers and reasons are cut."""
 
 MAX_FIGURES_BYTES: Final = 16 << 10
+MAX_LINE_BYTES: Final = 64 << 10
+"""Of the log; what is longer is no line that was written here."""
+
 LOCK_TIMEOUT_S: Final = 5.0
 _LOCK_PAUSE_S: Final = 0.005
 
@@ -57,6 +61,10 @@ class VersionMissingError(LabelError):
 
 class LabelMissingError(LabelError):
     """The label that should be deleted is not there."""
+
+
+class LinkedLabelsError(LabelError):
+    """The labels are behind a symbolic link; they are read through it and written through none."""
 
 
 class Action(StrEnum):
@@ -140,14 +148,15 @@ def check_label_name(name: str) -> str:
     return name
 
 
-def read_labels(root: Path, model: str) -> dict[str, int]:
+def read_labels(root: Root, model: str) -> dict[str, int]:
     """Reads a model's labels; none where it has no label file.
 
     Raises:
         ValueError: the file is not an object of label to positive integer.
     """
     try:
-        content = read_beneath(root / check_model_name(model), LABELS_FILE, max_bytes=MAX_TEXT_BYTES)
+        name = f"{check_model_name(model)}/{LABELS_FILE}"
+        content = read_settled(root, lambda view: view.read(name, max_bytes=MAX_TEXT_BYTES))
         labels = json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -159,21 +168,29 @@ def read_labels(root: Path, model: str) -> dict[str, int]:
     return dict(labels)
 
 
-def read_log(root: Path, model: str) -> list[LabelMove]:
-    """Reads a model's moves, the oldest first; none where it has no log.
+def read_log(root: Root, model: str) -> list[LabelMove]:
+    """Reads all moves of a model; see `logged_moves`."""
+    return list(logged_moves(root, model))
+
+
+def logged_moves(root: Root, model: str) -> Iterator[LabelMove]:
+    """Reads a model's moves one by one, the oldest first; none where it has no log.
 
     Raises:
-        UnsafeFileError: the log is behind a link.
+        UnsafeFileError: the log is behind a link that leaves the repository.
         OSError: it cannot be read.
     """
     try:
-        with open_beneath(root / check_model_name(model), LOG_FILE) as descriptor:
+        with root_of(root).view() as view, view.open(f"{check_model_name(model)}/{LOG_FILE}") as descriptor:
             # As long as it is now: whoever appends meanwhile does not change what stands before.
-            content = os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+            rest_bytes = os.fstat(descriptor).st_size
+            with os.fdopen(os.dup(descriptor), "rb") as file:
+                while rest_bytes > 0 and (line := file.readline(min(rest_bytes, MAX_LINE_BYTES))):
+                    rest_bytes -= len(line)
+                    if (move := LabelMove.from_line(line)) is not None:
+                        yield move
     except (FileNotFoundError, NotADirectoryError):
-        return []
-    moves = (LabelMove.from_line(line) for line in content.split(b"\n"))
-    return [move for move in moves if move is not None]
+        return
 
 
 def replay(moves: Iterable[LabelMove]) -> dict[str, int]:
@@ -184,35 +201,42 @@ def replay(moves: Iterable[LabelMove]) -> dict[str, int]:
     return {label: version for label, version in labels.items() if version}
 
 
-def previous_version(moves: Iterable[LabelMove], label: str) -> int:
-    """Tells where a rollback of a label leads: to the version before the last move that was not rolled back.
+def previous_versions(moves: Iterable[LabelMove]) -> dict[str, int]:
+    """Tells where a rollback of each label leads: to the last version before, another than now, not rolled back from.
+
+    Moves that change nothing, and deletions, are no steps to go back by.
 
     Args:
         moves: The log, the oldest first.
-        label: The label.
 
     Returns:
-        The version; 0 where there is none to go back to.
+        Label to version; labels without a version to go back to are left out.
     """
-    history: list[int] = []
+    histories: dict[str, list[int]] = {}
     for move in moves:
-        if move.label != label:
-            continue
-        if move.action is Action.ROLLBACK and history and history[-1] == move.after:
-            history.pop()
-        else:
-            history.append(move.before)
-    return history[-1] if history else 0
+        history = histories.setdefault(move.label, [])
+        for version in (move.before, move.after):
+            if version and move.action is Action.ROLLBACK and version in history:
+                while history[-1] != version:
+                    history.pop()
+            elif version and (not history or history[-1] != version):
+                history.append(version)
+    return {label: history[-2] for label, history in histories.items() if len(history) > 1}
+
+
+def previous_version(moves: Iterable[LabelMove], label: str) -> int:
+    """Tells where a rollback of one label leads; 0 where there is no version to go back to."""
+    return previous_versions(moves).get(label, 0)
 
 
 def move_label(
-    root: Path,
+    root: Root,
     model: str,
     move: LabelMove,
     *,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> LabelMove:
-    """Moves, makes or deletes a label by compare-and-swap.
+    """Moves, makes or deletes a label by compare-and-swap. A move to where the label is changes and logs nothing.
 
     Args:
         root: The repository.
@@ -222,10 +246,11 @@ def move_label(
         now: The time, for tests.
 
     Returns:
-        The move as it stands in the log.
+        The move as it stands in the log; without a time where nothing changed.
 
     Raises:
         LabelConflictError: the label is elsewhere.
+        LinkedLabelsError: the model's folder or its label file is a symbolic link.
         VersionMissingError: the version that it should point at is not there.
         LabelMissingError: the label that should be deleted is not there.
         LabelError: a name or figures that cannot be taken.
@@ -236,24 +261,34 @@ def move_label(
     stamped = _stamped(move, now())
     line = stamped.to_line()
     check_move(root, model, move)
-    with _locked_log(root / model) as log:
+    path = root_of(root).path
+    with _locked_log(path / model) as log:
         labels = read_labels(root, model)
         _check(root, model, labels, move)
-        corrections = _corrections(replay(read_log(root, model)), labels)
+        if move.after == move.before:
+            return move
+        content = _label_file(model, labels, move)
+        corrections = _corrections(replay(logged_moves(root, model)), labels)
         _append(log, b"".join(_stamped(each, now()).to_line() for each in corrections) + line)
-        _write_labels(root, model, labels, move)
+        _write_labels(path, model, content)
     return stamped
 
 
-def check_move(root: Path, model: str, move: LabelMove) -> None:
+def check_move(root: Root, model: str, move: LabelMove) -> None:
     """Tells whether a move could be made now; raises as `move_label` where it could not."""
     check_label_name(move.label)
-    if not (root / check_model_name(model)).is_dir():
+    folder = root_of(root).path / check_model_name(model)
+    if not folder.is_dir():
         raise VersionMissingError(f"model '{model}': not in the repository")
+    for path in (folder, folder / LABELS_FILE, folder / LOG_FILE):
+        if path.is_symlink():
+            name = path.relative_to(folder.parent)
+            text = f"model '{model}': expected '{name}' to be no symbolic link, got one to '{os.readlink(path)[:128]}'"
+            raise LinkedLabelsError(f"{text}; labels are written through none: edit {LABELS_FILE} where it lies")
     _check(root, model, read_labels(root, model), move)
 
 
-def _check(root: Path, model: str, labels: Mapping[str, int], move: LabelMove) -> None:
+def _check(root: Root, model: str, labels: Mapping[str, int], move: LabelMove) -> None:
     found = labels.get(move.label, 0)
     if move.after == 0 and found == 0:
         names = ", ".join(sorted(labels)) or "none"
@@ -280,29 +315,37 @@ def _corrections(logged: Mapping[str, int], labels: Mapping[str, int]) -> list[L
     ]
 
 
-def _write_labels(root: Path, model: str, labels: Mapping[str, int], move: LabelMove) -> None:
+def _label_file(model: str, labels: Mapping[str, int], move: LabelMove) -> bytes:
+    """Gives the label file after a move; LabelError: nobody would read it any more, it is too long."""
     moved = {label: version for label, version in {**labels, move.label: move.after}.items() if version}
-    content = json.dumps(moved, indent=2, sort_keys=True) + "\n"
+    content = json.dumps(moved, indent=2, sort_keys=True).encode() + b"\n"
+    if len(content) > MAX_TEXT_BYTES:
+        text = f"model '{model}': expected at most {MAX_TEXT_BYTES} bytes of labels, got {len(content)}"
+        raise LabelError(f"{text}; delete some of its {len(labels)} labels")
+    return content
+
+
+def _write_labels(root: Path, model: str, content: bytes) -> None:
     # Under the lock nobody else writes: what lies aside is of a writer that was killed.
     for leftover in (root / model).glob(f".{LABELS_FILE}.*.tmp"):
         leftover.unlink(missing_ok=True)
-    replace_durably(root / model / LABELS_FILE, content.encode())
+    replace_durably(root / model / LABELS_FILE, content)
 
 
 @contextlib.contextmanager
 def _locked_log(folder: Path) -> Iterator[int]:
     """Opens the log to append, locked against others: it is never replaced, so that it can serve as the lock."""
-    path = folder / LOG_FILE
-    is_new = not path.exists()
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(path, flags, 0o644)
-    try:
-        _lock(descriptor, path)
-        if is_new:
-            sync_folder(folder)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+    with open_to_write(folder) as within:
+        is_new = LOG_FILE not in os.listdir(within)
+        descriptor = os.open(LOG_FILE, flags, 0o644, dir_fd=within)
+        try:
+            _lock(descriptor, folder / LOG_FILE)
+            if is_new:
+                os.fsync(within)
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -18,7 +18,7 @@ from fitserve.control.v1 import control_pb2 as pb
 from fitserve_client.errors import FailedPreconditionError, NotFoundError
 from fitserve_client.messages import Call
 from fitserve_client.operations import Operation
-from fitserve_contract.labels import STABLE, Action, LabelMove, previous_version
+from fitserve_contract.labels import STABLE, Action, LabelMove, previous_versions
 
 Response = TypeVar("Response", bound=Message)
 
@@ -33,10 +33,12 @@ class LabelHistory:
     Args:
         labels: Label to version, as the repository has it.
         moves: The log, the oldest first; of a long one the newest 1,000.
+        rollback_versions: Label to the version that `rollback` leads to; labels without one are left out.
     """
 
     labels: Mapping[str, int]
     moves: tuple[LabelMove, ...]
+    rollback_versions: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,9 @@ class ShadowReport:
 def label_history(model: str) -> Operation[LabelHistory]:
     """Gives a model's labels and their moves. NotFoundError: there is no such model."""
     answer = yield _call("ListLabelMoves", pb.ListLabelMovesRequest(model=model), pb.ListLabelMovesResponse)
-    return LabelHistory(dict(answer.labels), tuple(map(_move_of, answer.moves)))
+    moves = tuple(map(_move_of, answer.moves))
+    # A server of before does not tell them; the moves that it tells do.
+    return LabelHistory(dict(answer.labels), moves, {**previous_versions(moves), **answer.rollback_versions})
 
 
 def set_label(
@@ -117,18 +121,21 @@ def delete_label(
 
 
 def rollback(model: str, label: str = STABLE, *, who: str | None = None) -> Operation[LabelMove]:
-    """Takes a label back to where it was before its last move; again, one move further back.
+    """Takes a label back to the last version before, another than now; again, one version further back.
 
     Raises:
         NotFoundError: there is no such label, or its version is gone from the repository.
         FailedPreconditionError: the log knows no version to go back to, or that one FAILED to load.
     """
     history = yield from label_history(model)
+    cure = f"set it with: fitserve-client label {model} {label} VERSION"
     if label not in history.labels:
-        raise NotFoundError(f"model '{model}': expected one of its labels, got '{label}'", reason="LABEL_NOT_FOUND")
-    before, after = history.labels[label], previous_version(history.moves, label)
-    if not after:
-        text = f"label '{label}' of model '{model}': expected an earlier version in its log, found none"
+        listed = ", ".join(sorted(history.labels)) or "none"
+        text = f"model '{model}': expected one of its labels ({listed}), got '{label}'; {cure}"
+        raise NotFoundError(text, reason="LABEL_NOT_FOUND")
+    before, after = history.labels[label], history.rollback_versions.get(label, 0)
+    if after in (0, before):
+        text = f"label '{label}' of model '{model}': expected an earlier version in its log, found none; {cure}"
         raise FailedPreconditionError(text, reason=_NO_WAY_BACK)
     why = f"rollback from version {before}"
     request = _set_request(model, LabelMove(label, before, after, "", who or _self(), why, Action.ROLLBACK), None)

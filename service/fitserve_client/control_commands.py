@@ -38,7 +38,7 @@ _DROPPED: Final[Mapping[str, str]] = {
 def add_control_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds the commands' arguments; `add(name, what, example, details)` gives a parser."""
     _add_promote(add)
-    parser = add("rollback", "takes a label back to where it was before its last move", "rollback lenet")
+    parser = add("rollback", "takes a label back to the version that it pointed at before", "rollback lenet")
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--label", metavar="L", default=STABLE, help="default %(default)s")
     details = "Without LABEL: shows the labels and their moves. Without VERSION: deletes the label with --delete."
@@ -187,6 +187,8 @@ def _move_report(model: str, move: LabelMove) -> Report:
         text = f"{model}: {move.label} is deleted; it was at version {move.before}"
     elif move.before == 0:
         text = f"{model}: {move.label} is at version {move.after}"
+    elif move.before == move.after:
+        text = f"{model}: {move.label} is at version {move.after} already; nothing changed"
     else:
         text = f"{model}: {move.label} moved from version {move.before} to {move.after}"
     return Report(json_value(asdict(move)), above=[text])

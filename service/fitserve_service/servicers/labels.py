@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +49,8 @@ class _Moved:
     is_cancelled: bool = False
     move: LabelMove | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
-    moves: list[LabelMove] = field(default_factory=list)
+    moves: Sequence[LabelMove] = ()
+    rollbacks: Mapping[str, int] = field(default_factory=dict)
 
 
 class LabelServicer:
@@ -109,11 +111,16 @@ class LabelServicer:
         def read() -> None:
             with _refusals(model):
                 found.labels = labels.read_labels(self._repository, model)
-                found.moves = labels.read_log(self._repository, model)[-MOVES_ANSWERED:]
+                newest: deque[LabelMove] = deque(maxlen=MOVES_ANSWERED)
+                logged = _passing(labels.logged_moves(self._repository, model), newest.append)
+                found.rollbacks = labels.previous_versions(logged)
+                found.moves = list(newest)
 
         def answer() -> bytes:
             moves = [_move_message(move) for move in found.moves]
-            return pb.ListLabelMovesResponse(labels=found.labels, moves=moves).SerializeToString()
+            return pb.ListLabelMovesResponse(
+                labels=found.labels, moves=moves, rollback_versions=found.rollbacks
+            ).SerializeToString()
 
         self._editor.edit(model, read, answer_later(call, self._loop, answer))
 
@@ -205,7 +212,14 @@ _REASONS: dict[type[ValueError], Reason] = {
     labels.LabelConflictError: Reason.LABEL_CONFLICT,
     labels.VersionMissingError: Reason.VERSION_NOT_FOUND,
     labels.LabelMissingError: Reason.LABEL_NOT_FOUND,
+    labels.LinkedLabelsError: Reason.REPOSITORY_READ_ONLY,
 }
+
+
+def _passing(moves: Iterable[LabelMove], take: Callable[[LabelMove], None]) -> Iterator[LabelMove]:
+    for move in moves:
+        take(move)
+        yield move
 
 
 def _expected(version: int) -> int:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,13 @@ from hypothesis import strategies as st
 from fitserve_contract import labels as labels_module
 from fitserve_contract.labels import (
     LOG_FILE,
+    MAX_NOTE_CHARS,
     Action,
     LabelConflictError,
     LabelError,
     LabelMissingError,
     LabelMove,
+    LinkedLabelsError,
     VersionMissingError,
     check_label_name,
     move_label,
@@ -136,7 +139,8 @@ def test_any_order_of_writers_loses_no_update_and_the_log_replays_to_the_labels(
             else:
                 assert is_current
                 expected[label] = wanted
-                accepted.append((label, seen, wanted))
+                if seen != wanted:
+                    accepted.append((label, seen, wanted))
             expected = {name: version for name, version in expected.items() if version}
             assert read_labels(root, "m") == expected == replay(read_log(root, "m"))
         assert [(move.label, move.before, move.after) for move in read_log(root, "m")] == accepted
@@ -150,10 +154,11 @@ def test_of_threads_that_move_one_label_at_once_exactly_one_wins_each_time(tmp_p
         for _ in range(5):
             seen = read_labels(root, "m").get("stable", 0)
             try:
-                move_label(root, "m", LabelMove("stable", seen, version))
+                move = move_label(root, "m", LabelMove("stable", seen, version))
             except LabelConflictError:
                 continue
-            won.append(version)
+            if move.time:
+                won.append(version)
 
     threads = [threading.Thread(target=write, args=(version,)) for version in range(1, 9)]
     for thread in threads:
@@ -268,12 +273,58 @@ def test_a_log_behind_a_link_is_not_written(tmp_path: Path) -> None:
     root = model_of(tmp_path / "r", 1)
     (tmp_path / "secret").write_bytes(b"")
     os.symlink(tmp_path / "secret", root / "m" / LOG_FILE)
-    with pytest.raises(OSError, match="symbolic link"):
+    with pytest.raises(LinkedLabelsError, match="symbolic link"):
         move_label(root, "m", LabelMove("stable", 0, 1))
     assert (tmp_path / "secret").read_bytes() == b""
 
 
-def test_rollbacks_go_back_one_move_each() -> None:
+@pytest.mark.parametrize("linked", ["m", "m/labels.json"])
+def test_labels_are_written_through_no_link(tmp_path: Path, linked: str) -> None:
+    root = model_of(tmp_path / "repository", 1, 2)
+    move_label(root, "m", LabelMove("stable", 0, 1))
+    elsewhere = tmp_path / "elsewhere"
+    (root / linked).rename(elsewhere)
+    (root / linked).symlink_to(elsewhere)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(LinkedLabelsError, match=f"expected '{linked}' to be no symbolic link, got one to '{elsewhere}"):
+        move_label(root, "m", LabelMove("stable", 1, 2))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_move_that_changes_nothing_is_not_logged(tmp_path: Path) -> None:
+    root = model_of(tmp_path, 1, 2)
+    move_label(root, "m", LabelMove("stable", 0, 2))
+    before = {path.name: (path.read_bytes(), path.stat().st_ino) for path in (root / "m").glob("labels.*")}
+    same = move_label(root, "m", LabelMove("stable", 2, 2, who="ann"))
+    assert (same.before, same.after, same.time) == (2, 2, "")
+    assert {path.name: (path.read_bytes(), path.stat().st_ino) for path in (root / "m").glob("labels.*")} == before
+    with pytest.raises(LabelConflictError):
+        move_label(root, "m", LabelMove("stable", 1, 1))
+
+
+def test_labels_that_nobody_would_read_any_more_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = model_of(tmp_path, 1)
+    monkeypatch.setattr(labels_module, "MAX_TEXT_BYTES", 60)
+    move_label(root, "m", LabelMove("stable", 0, 1))
+    with pytest.raises(LabelError, match="expected at most 60 bytes of labels, got 91; delete some of its 1 labels"):
+        move_label(root, "m", LabelMove("a" * 64, 0, 1))
+    assert read_labels(root, "m") == replay(read_log(root, "m")) == {"stable": 1}
+
+
+def test_a_line_of_any_length_spoils_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "\U0001f600" * 9000
+    root = model_of(tmp_path, 1, 2)
+    moves = [move_label(root, "m", LabelMove("stable", 0, 1))]
+    with (root / "m" / LOG_FILE).open("ab") as log:
+        log.write(b"x" * 100_000 + b"\n" + b"[" * 100_000 + b"\n" + b"\xff\x00\n\n")
+    moves.append(move_label(root, "m", LabelMove("stable", 1, 2, figures={"text": "y" * 16_000}, why=long)))
+    monkeypatch.setattr(labels_module, "MAX_LINE_BYTES", 50_000)
+    assert read_log(root, "m") == [moves[0], replace(moves[1], why=long[:MAX_NOTE_CHARS])]
+
+
+def test_rollbacks_go_back_one_version_each() -> None:
     log = [LabelMove("stable", 0, 1), LabelMove("stable", 1, 2), LabelMove("canary", 0, 4), LabelMove("stable", 2, 3)]
     assert previous_version(log, "stable") == 2
     log.append(LabelMove("stable", 3, 2, action=Action.ROLLBACK))
@@ -283,3 +334,42 @@ def test_rollbacks_go_back_one_move_each() -> None:
     log.append(LabelMove("stable", 1, 3))
     assert previous_version(log, "stable") == 1
     assert previous_version(log, "shadow") == 0
+
+
+def test_a_rollback_goes_to_another_version_after_moves_that_changed_nothing() -> None:
+    log = [LabelMove("stable", 0, 1), LabelMove("stable", 1, 2), LabelMove("stable", 2, 2), LabelMove("stable", 2, 2)]
+    assert previous_version(log, "stable") == 1
+    log.append(LabelMove("stable", 2, 1, action=Action.ROLLBACK))
+    log.append(LabelMove("stable", 1, 1))
+    assert previous_version(log, "stable") == 0
+
+
+def test_a_rollback_goes_past_a_deletion() -> None:
+    log = [LabelMove("stable", 0, 1), LabelMove("stable", 1, 2), LabelMove("stable", 2, 0), LabelMove("stable", 0, 2)]
+    assert previous_version(log, "stable") == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(["move", "rollback", "delete", "again"]), st.integers(1, 4)), max_size=40))
+def test_a_rollback_leads_to_a_version_that_was_another_and_takes_back_what_moved_last(
+    steps: list[tuple[str, int]],
+) -> None:
+    log: list[LabelMove] = []
+    held: list[int] = []
+    now = 0
+    for step, version in steps:
+        if step == "rollback" and now:
+            after = previous_version(log, "stable")
+            assert after == (held[-2] if len(held) > 1 else 0)
+            if after:
+                log.append(LabelMove("stable", now, after, action=Action.ROLLBACK))
+                now = after
+                held.pop()
+        elif step == "delete" and now:
+            log.append(LabelMove("stable", now, 0))
+            now = 0
+        elif step in ("move", "again"):
+            after = now if step == "again" and now else version
+            log.append(LabelMove("stable", now, after))
+            now = after
+            if not held or held[-1] != now:
+                held.append(now)

@@ -247,8 +247,15 @@ class ListLabelMovesRequest(_message.Message):
     def __init__(self, model: _Optional[str] = ...) -> None: ...
 
 class ListLabelMovesResponse(_message.Message):
-    __slots__ = ("labels", "moves")
+    __slots__ = ("labels", "moves", "rollback_versions")
     class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class RollbackVersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -257,9 +264,11 @@ class ListLabelMovesResponse(_message.Message):
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     LABELS_FIELD_NUMBER: _ClassVar[int]
     MOVES_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     labels: _containers.ScalarMap[str, int]
     moves: _containers.RepeatedCompositeFieldContainer[LabelMove]
-    def __init__(self, labels: _Optional[_Mapping[str, int]] = ..., moves: _Optional[_Iterable[_Union[LabelMove, _Mapping]]] = ...) -> None: ...
+    rollback_versions: _containers.ScalarMap[str, int]
+    def __init__(self, labels: _Optional[_Mapping[str, int]] = ..., moves: _Optional[_Iterable[_Union[LabelMove, _Mapping]]] = ..., rollback_versions: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class Traffic(_message.Message):
     __slots__ = ("canary_share", "shadow_share")
