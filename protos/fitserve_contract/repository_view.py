@@ -36,7 +36,7 @@ MAX_FILES: Final = 4_096
 
 _TRIES: Final = 4
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_OWN_PREFIX: Final = ".."
+OWN_PREFIX: Final = ".."
 """Names that start so are Kubernetes' own folders and links; what they hold is read through the links beside them."""
 
 _Result = TypeVar("_Result")
@@ -79,6 +79,12 @@ class RepositoryRoot:
                 with contextlib.suppress(FileNotFoundError):
                     places.append(_open_place(self.follow_links, stack))
             yield RepositoryView(self, places)
+
+    def holds(self, path: Path) -> bool:
+        """Tells whether a path leads, links followed, to what may be read; opening it checks again."""
+        places = [self.path] if self.follow_links is None else [self.path, self.follow_links]
+        real = os.path.realpath(path)
+        return any(_Place(os.path.realpath(place), -1).below(real) is not None for place in places)
 
 
 Root: TypeAlias = Path | RepositoryRoot
@@ -308,6 +314,10 @@ class FolderView:
         self._view = view
         self._path = path
 
+    def open(self, name: str) -> contextlib.AbstractContextManager[int]:
+        """Opens a regular file for reading; see `RepositoryView.open`."""
+        return self._view.open(self._below(name), name=name)
+
     def read(self, name: str, *, max_bytes: int) -> bytes:
         """Reads a whole file; see `RepositoryView.read`. `..` and absolute names are refused."""
         return self._view.read(self._below(name), max_bytes=max_bytes, name=name)
@@ -336,7 +346,7 @@ class FolderView:
             return
         for entry in self._view.entries(path):
             name = f"{below}/{entry.name}".lstrip("/")
-            if entry.name.startswith(_OWN_PREFIX):
+            if entry.name.startswith(OWN_PREFIX):
                 continue
             if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and self._view.is_folder(self._below(name))):
                 self._collect(name, above | {real}, names)

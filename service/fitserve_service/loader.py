@@ -20,6 +20,7 @@ from fitserve_contract.joinability.proof import joining_text
 from fitserve_contract.manifest import Manifest, ManifestError
 from fitserve_contract.onnx_file import OnnxFileError, read_facts
 from fitserve_contract.repository import MANIFEST_FILE, MAX_TEXT_BYTES, MODEL_FILE, ChecksumError, VersionPath
+from fitserve_contract.repository_view import FolderView, RepositoryChangedError
 from fitserve_service.allocator import return_freed_memory
 from fitserve_service.costs import CostTable
 from fitserve_service.loading.coupled_contents import CoupledContents, content_digest
@@ -148,8 +149,8 @@ class Loader:
                 certificate says.
         """
         begin_s = time.monotonic()
-        with _told():
-            content = _read(path.folder)
+        with _told(), path.view() as folder:
+            content = _read(folder)
             manifest = Manifest.from_bytes(content.manifest_json) if content.manifest_json else None
             served = self._make_best(path, overrides, content, manifest)
         del content
@@ -288,7 +289,7 @@ def _told() -> Iterator[None]:
     """Puts into words, fit for a caller, what a version is refused for; tells its content from circumstances."""
     try:
         yield
-    except (FileNotFoundError, ChecksumError) as error:
+    except (FileNotFoundError, ChecksumError, RepositoryChangedError) as error:
         name = f"'{Path(error.filename or '').name}'" if isinstance(error, FileNotFoundError) else ""
         text = f"file {name}: expected it in the version, found none" if name else str(error)
         raise IncompleteError(text) from None
@@ -308,7 +309,7 @@ def _told() -> Iterator[None]:
         raise ShortageError(f"no thread could be started: {error}", kind) from error
 
 
-def _read(folder: Path) -> _Content:
+def _read(folder: FolderView) -> _Content:
     """Reads what is served, and holds it against the checksums where there are any."""
     reader = VersionReader(folder)
     model = reader.read(MODEL_FILE, MAX_MODEL_BYTES)

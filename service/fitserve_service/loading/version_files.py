@@ -1,7 +1,7 @@
 """Sees every file of a version at one moment: the one place that walks a version's folder to tell whether it changed.
 
 Nothing is read here but names and marks, so that thousands of versions can be looked at every second. Where a name is a
-link, the marks are the link's own and what it leads to is not visited.
+link, the marks are of what it leads to, and a folder behind it is visited where it may be read.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
+
+from fitserve_contract.repository import VersionPath
+from fitserve_contract.repository_view import OWN_PREFIX
 
 MAX_ENTRIES: Final = 4_096
 """A folder with more names in it is no version: each look at it would take as long as a look at a thousand others."""
@@ -71,33 +74,54 @@ class SeenFiles:
         return next((entry.marks.size for entry in self.entries if entry.name == name), None)
 
 
-def see_files(folder: Path | str) -> SeenFiles:
-    """Looks at all files of a version.
-
-    Args:
-        folder: The version's folder; a link to it is followed.
-    """
-    own = marks_of(str(folder))
-    if own == NO_MARKS:
+def see_files(path: VersionPath) -> SeenFiles:
+    """Looks at all files of a version, links followed; what a link outside of the repository holds is not looked at."""
+    own = marks_of(str(path.folder))
+    if own == NO_MARKS or (path.folder.is_symlink() and not path.root.holds(path.folder)):
         return SeenFiles(own)
     found: list[SeenFile] = []
-    waiting = [""]
+    waiting = [_Folder("", frozenset({own[:2]}))]
     try:
         while waiting:
-            below = waiting.pop()
-            with os.scandir(f"{folder}/{below}") as entries:
-                for entry in entries:
-                    seen = SeenFile(f"{below}{entry.name}", _marks(entry.stat(follow_symlinks=False)))
-                    found.append(seen)
-                    if len(found) > MAX_ENTRIES:
-                        return SeenFiles(own, problem=f"expected at most {MAX_ENTRIES} files in a version, found more")
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(f"{seen.name}/")
+            _see_folder(path, waiting.pop(), found, waiting)
+            if len(found) > MAX_ENTRIES:
+                return SeenFiles(own, problem=f"expected at most {MAX_ENTRIES} files in a version, found more")
     except OSError as error:
         # A name that went between the listing and the look, or a folder that may not be read: seen in part.
         problem = f"'{Path(error.filename or '').name}' cannot be looked at: {error.strerror}"
         return SeenFiles(own, tuple(sorted(found, key=_name)), problem)
     return SeenFiles(own, tuple(sorted(found, key=_name)))
+
+
+class _Folder(NamedTuple):
+    """A folder to be listed: its path below the version's, and the device and inode of those above it and its own."""
+
+    below: str
+    above: frozenset[tuple[int, ...]]
+
+
+def _see_folder(path: VersionPath, folder: _Folder, found: list[SeenFile], waiting: list[_Folder]) -> None:
+    with os.scandir(f"{path.folder}/{folder.below}") as entries:
+        for entry in entries:
+            if entry.name.startswith(OWN_PREFIX):
+                continue
+            seen = SeenFile(f"{folder.below}{entry.name}", _entry_marks(entry))
+            found.append(seen)
+            is_new = seen.marks[:2] not in folder.above
+            if is_new and entry.is_dir() and (not entry.is_symlink() or path.root.holds(Path(entry.path))):
+                waiting.append(_Folder(f"{seen.name}/", folder.above | {seen.marks[:2]}))
+            if len(found) > MAX_ENTRIES:
+                return
+
+
+def _entry_marks(entry: os.DirEntry[str]) -> Marks:
+    if not entry.is_symlink():
+        return _marks(entry.stat(follow_symlinks=False))
+    try:
+        return _marks(entry.stat())
+    except OSError:
+        # A link to nothing: its own marks tell when it is put right, as those of what it leads to would.
+        return _marks(entry.stat(follow_symlinks=False))
 
 
 def marks_of(path: str) -> Marks:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from fitserve_contract.files import read_beneath, sha256_beneath
 from fitserve_contract.repository import CHECKSUMS_FILE, ChecksumError, checksums, read_checksums, verify_checksums
+from fitserve_contract.repository_view import FolderView, viewed
 
 ABSENT: Final = ""
 """In the place of a checksum: there was no such file."""
@@ -18,17 +18,17 @@ class VersionReader:
     """One reading of a version. Not thread-safe.
 
     Attributes:
-        folder: The version's folder.
+        folder: One view of the version's folder.
         expected: What its `SHA256SUMS` says, file to hexadecimal SHA-256; None: it has none.
         sums: What was read, file to hexadecimal SHA-256, `ABSENT` for those that were looked for in vain.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: FolderView) -> None:
         """Begins, and holds every file against the checksums where there are any.
 
         Raises:
             ChecksumError: a file is not what was published.
-            UnsafeFileError: the checksum file is a link, or no file.
+            UnsafeFileError: the checksum file is none of the repository's own, or no file.
             OSError: a file cannot be read.
         """
         self.folder = folder
@@ -50,11 +50,11 @@ class VersionReader:
 
         Raises:
             ChecksumError: it is not what was published, or not what it was when it was read before.
-            UnsafeFileError: it is a link, no file, or too large.
+            UnsafeFileError: it leads out of the repository, is no file, or too large.
             OSError: it cannot be read.
         """
         try:
-            content = read_beneath(self.folder, name, max_bytes=max_bytes)
+            content = self.folder.read(name, max_bytes=max_bytes)
         except FileNotFoundError:
             self._note(name, ABSENT)
             raise
@@ -69,7 +69,7 @@ class VersionReader:
             raise ChecksumError(f"file '{name}': expected the same content at each reading, and it changed")
 
 
-def holds(folder: Path, sums: Mapping[str, str]) -> bool:
+def holds(folder: Path | FolderView, sums: Mapping[str, str]) -> bool:
     """Tells whether a version's folder still holds what was read from it.
 
     Args:
@@ -77,19 +77,20 @@ def holds(folder: Path, sums: Mapping[str, str]) -> bool:
         sums: What was read; see `VersionReader.sums`.
 
     Raises:
-        UnsafeFileError: a file is a link, or no file.
+        UnsafeFileError: a file leads out of the repository, or is no file.
         OSError: a file cannot be read.
     """
-    if CHECKSUMS_FILE not in sums:
-        try:
-            return read_checksums(folder) == dict(sums) == checksums(folder)
-        except (FileNotFoundError, ChecksumError):
-            return False
-    return all(_sum(folder, name) == digest for name, digest in sums.items())
+    with viewed(folder) as view:
+        if CHECKSUMS_FILE not in sums:
+            try:
+                return read_checksums(view) == dict(sums) == checksums(view)
+            except (FileNotFoundError, ChecksumError):
+                return False
+        return all(_sum(view, name) == digest for name, digest in sums.items())
 
 
-def _sum(folder: Path, name: str) -> str:
+def _sum(folder: FolderView, name: str) -> str:
     try:
-        return sha256_beneath(folder, name)
+        return folder.sha256(name)
     except FileNotFoundError:
         return ABSENT
