@@ -143,7 +143,7 @@ class Assembly:
             self.registry, self.readiness, self._loader, self.transport, package_version("fitserve")
         )
         control = ControlServicer(self.registry, self._loader, self.transport)
-        repository = self._settings.repository
+        repository = self._settings.repository_root
         labels = LabelServicer(repository, self.registry, self.reconciler, self.transport, shadow.counts)
         unary: dict[str, UnaryMethod] = {}
         for servicer in (InferenceServicer(intake, max_elements), control, labels, infer, models, health):
@@ -177,7 +177,7 @@ class Assembly:
     def _new_reconciler(self) -> Reconciler:
         settings, peers = self._settings, self._peers
         return Reconciler(
-            RepositorySource(settings.repository),
+            RepositorySource(settings.repository_root),
             self._new_loader(),
             self.registry,
             poll_interval_s=settings.poll_interval_s,
@@ -211,7 +211,7 @@ class Assembly:
         return TriedLoader(recorded, SharedTrials(self._canaries, folder) if folder else self._canaries)
 
     def _new_pages(self) -> Pages:
-        repository = self._settings.repository
+        repository = self._settings.repository_root
         status = StatusReport(
             repository,
             self.registry,
@@ -254,6 +254,9 @@ def _check_can_start(settings: ServerSettings) -> None:
     if not settings.repository.is_dir():
         hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
         raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
+    if settings.follow_links is not None and not settings.follow_links.is_dir():
+        hint = "name the folder that the repository's links lead to, or leave the option out"
+        raise StartError(f"--follow-links '{settings.follow_links}': expected a directory, found none; {hint}")
     try:
         check_entrance(settings)
         session.check_runtime()
@@ -284,7 +287,7 @@ def _new_canaries(settings: ServerSettings) -> Canaries | None:
     is_final = settings.device == "cpu" or session.cuda_problem() is not None
     terms = Terms(settings.variant, settings.require_proof)
     return Canaries(
-        settings.repository,
+        settings.repository_root,
         limit_s=settings.canary_limit_s,
         is_final=is_final,
         memory_bytes=settings.canary_memory_bytes,

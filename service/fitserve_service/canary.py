@@ -5,11 +5,12 @@ would, on the CPU, with bounded memory and time, without network, with nothing t
 
 | from   | kind      | means                                                                                         |
 |--------|-----------|-----------------------------------------------------------------------------------------------|
-| server | `begin`   | what all trials have in common: `repository`, `variant`, `is_proof_required`                  |
+| server | `begin`   | for all trials: `repository`, `follow_links` or null, `variant`, `is_proof_required`          |
 | canary | `ready`   | send versions: `in_force`, the limits that the kernel took                                    |
 | server | `try_out` | load and run this one: `model`, `version`, `overrides`, `memory_bytes`, `cpu_s`               |
 | canary | `step`    | it goes on: a run begins that may take `expected_s`, or one has ended                         |
-| canary | `verdict` | it ran (`refusal` is empty), or what the loader said; `is_out_of_memory`: it needs more        |
+| canary | `verdict` | it ran (`refusal` is empty), or what the loader said; `is_out_of_memory`: it needs more;       |
+|        |           | `is_stale`: another folder took the repository's place, which this process may not read       |
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def main() -> NoReturn:
         sys.exit(1)
     try_out = _loading(begin, link)
     canary_limits.bound_resources()
-    if canary_limits.read_only([begin["repository"], sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path)]):
+    places = [place for place in (begin["repository"], begin["follow_links"]) if place]
+    if canary_limits.read_only([*places, sys.prefix, sys.base_prefix, *filter(os.path.isabs, sys.path)]):
         in_force.append(canary_limits.FILES)
     link.send("ready", in_force=in_force)
     while (message := link.receive()) is not None:
@@ -54,12 +56,14 @@ def main() -> NoReturn:
 def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
     # Only now: numpy and the runtime may start threads, and a process with threads cannot give up the network.
     from fitserve_contract.repository import version_path
+    from fitserve_contract.repository_view import RepositoryRoot
     from fitserve_service.loader import Loader
     from fitserve_service.loading.load_errors import LoadError
     from fitserve_service.model_config import Overrides
     from fitserve_service.run_errors import has_no_memory
 
-    repository = Path(begin["repository"])
+    outside = Path(begin["follow_links"]) if begin["follow_links"] else None
+    repository = RepositoryRoot(Path(begin["repository"]), outside)
     # The server ends the process, and with it a run that no limit in here could end.
     loader = Loader(
         "cpu",
@@ -70,6 +74,10 @@ def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
     )
 
     def try_out(message: Message) -> Message:
+        verdict = load(message)
+        return verdict | {"is_stale": bool(verdict["refusal"]) and not _can_read(begin)}
+
+    def load(message: Message) -> Message:
         path = version_path(repository, message["model"], message["version"])
         canary_limits.bound_run(message["memory_bytes"], message["cpu_s"])
         try:
@@ -83,6 +91,18 @@ def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
         return {"refusal": "", "is_out_of_memory": False}
 
     return try_out
+
+
+def _can_read(begin: Message) -> bool:
+    """Tells whether this process may read what lies at the repository's path: it gave up all folders but those then."""
+    try:
+        for place in filter(None, (begin["repository"], begin["follow_links"])):
+            os.listdir(place)
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 class _Steps:

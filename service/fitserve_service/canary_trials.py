@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Final
 
 from fitserve_contract.repository import VersionPath
+from fitserve_contract.repository_view import RepositoryRoot, Root, root_of
 from fitserve_service.loader import MAX_MODEL_BYTES
 from fitserve_service.loading.load_errors import LoadError
+from fitserve_service.loading.version_files import see_files
 from fitserve_service.model_config import Overrides
 from fitserve_service.process_memory import free_bytes
 from fitserve_service.runtime.run_limit import LARGEST_LIMIT_S
@@ -89,14 +90,14 @@ class Canaries:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Root,
         *,
         limit_s: float | None,
         is_final: bool,
         memory_bytes: int = 0,
         terms: Terms | None = None,
     ) -> None:
-        self._repository = repository
+        self._repository = root_of(repository)
         self._terms = terms or Terms()
         self._limit_s = limit_s
         self._memory_bytes = memory_bytes
@@ -113,7 +114,7 @@ class Canaries:
         Raises:
             LoadError: it killed the process, did not end, wanted too much memory, or cannot be loaded.
         """
-        usual_bytes = _MEMORY_BYTES + _MEMORY_FACTOR * _size_bytes(path.folder)
+        usual_bytes = _MEMORY_BYTES + _MEMORY_FACTOR * _size_bytes(path)
         bound_bytes, allowed = self._most_bytes(free_bytes())
         verdict = self._try_out(path, overrides, min(usual_bytes, bound_bytes))
         if verdict.is_out_of_memory and usual_bytes < bound_bytes:
@@ -141,7 +142,9 @@ class Canaries:
     def _try_out(self, path: VersionPath, overrides: Overrides, memory_bytes: int) -> _Verdict:
         canary = self._take()
         message = self._ask(canary, path, overrides, memory_bytes)
-        if message is None and canary.tried_count > 1 and not canary.is_late:
+        # What it may read was settled when it started: it sees nothing of a folder that took the repository's place.
+        is_stale = message is not None and message.get("is_stale") is True
+        if is_stale or (message is None and canary.tried_count > 1 and not canary.is_late):
             self._drop(canary)
             canary = self._start()
             message = self._ask(canary, path, overrides, memory_bytes)
@@ -158,7 +161,7 @@ class Canaries:
 
     def _ask(self, canary: _Canary, path: VersionPath, overrides: Overrides, memory_bytes: int) -> Message | None:
         limit_s = self._limit_s or _LIMIT_S * canary.slowness
-        step_s = limit_s + _size_bytes(path.folder) / _BYTES_PER_S
+        step_s = limit_s + _size_bytes(path) / _BYTES_PER_S
         values = {name: value for name, value in overrides.values.items() if name not in _SERVER_ONLY}
         order: Message = {
             "model": path.model,
@@ -222,7 +225,7 @@ class _Verdict:
 class _Canary:
     """One process. Used by one thread at a time, but for `end`."""
 
-    def __init__(self, repository: Path, terms: Terms) -> None:
+    def __init__(self, repository: RepositoryRoot, terms: Terms) -> None:
         own, other = socket.socketpair()
         with other:
             # -P: no module of the directory that the server was started in takes the place of its own.
@@ -238,7 +241,9 @@ class _Canary:
             )
         begin_s = time.monotonic()
         self._link = Link(own)
-        self._link.send("begin", repository=str(repository.resolve()), **asdict(terms))
+        outside = repository.follow_links
+        places = {"repository": str(repository.path.absolute()), "follow_links": outside and str(outside.absolute())}
+        self._link.send("begin", **places, **asdict(terms))
         self.tried_count = 0
         self.is_late = False
         self._limit_s = 0.0
@@ -314,11 +319,8 @@ def _gib(size_bytes: int) -> str:
     return f"{size_bytes / (1 << 30):.1f} GiB"
 
 
-def _size_bytes(folder: Path) -> int:
-    """Sums the sizes of a version's files; a file that cannot be seen counts nothing."""
-    try:
-        size_bytes = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder))
-    except OSError:
-        return 0
+def _size_bytes(path: VersionPath) -> int:
+    """Sums the sizes of a version's files, links followed; a file that cannot be seen counts nothing."""
+    size_bytes = sum(entry.marks.size for entry in see_files(path).entries)
     # A file may lie about its size: it need not take any room on the disk.
     return min(size_bytes, MAX_MODEL_BYTES)

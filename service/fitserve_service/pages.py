@@ -10,12 +10,11 @@ from base64 import b64encode
 from collections.abc import Callable
 from http import HTTPStatus
 from importlib.resources import files
-from pathlib import Path
 from typing import Final
 
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from fitserve_contract.files import UnsafeFileError, read_beneath
+from fitserve_contract.files import UnsafeFileError
 from fitserve_contract.repository import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -23,10 +22,13 @@ from fitserve_contract.repository import (
     ChecksumError,
     is_model_name,
     read_checksums,
+    version_path,
 )
+from fitserve_contract.repository_view import FolderView, Root
 from fitserve_service.pages_http import Request, RequestError, Response
 from fitserve_service.pages_status import StatusReport
 from fitserve_service.registry import Registry
+from fitserve_service.served_version import ServedVersion
 
 MAX_CARD_BYTES: Final = 4 << 20
 
@@ -57,7 +59,7 @@ class Pages:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Root,
         registry: Registry,
         exposition: Callable[[], bytes],
         status: StatusReport,
@@ -103,33 +105,37 @@ class Pages:
         model, version = match[1], int(match[2])
         if version not in self._registry.states(model):
             raise RequestError(HTTPStatus.NOT_FOUND, "the server knows no such model and version")
-        folder, served = self._repository / model / str(version), self._registry.served(model).get(version)
-        if served is not None and _manifest(folder) != served.manifest_json:
-            text = "this version's model card is not that of the files that are loaded: others are in its folder"
-            raise RequestError(HTTPStatus.NOT_FOUND, text)
-        return Response(_read_card(folder), _HTML, headers=CARD_HEADERS)
+        served = self._registry.served(model).get(version)
+        try:
+            with version_path(self._repository, model, version).view() as folder:
+                return _card_of(folder, served)
+        except OSError:
+            raise RequestError(HTTPStatus.NOT_FOUND, "this version has no model card") from None
 
 
-def _manifest(folder: Path) -> bytes:
+def _card_of(folder: FolderView, served: ServedVersion | None) -> Response:
+    if served is not None and _manifest(folder) != served.manifest_json:
+        text = "this version's model card is not that of the files that are loaded: others are in its folder"
+        raise RequestError(HTTPStatus.NOT_FOUND, text)
+    return Response(_read_card(folder), _HTML, headers=CARD_HEADERS)
+
+
+def _manifest(folder: FolderView) -> bytes:
     """Reads a version's manifest; empty where it has none that can be read."""
     try:
-        return read_beneath(folder.parent, f"{folder.name}/{MANIFEST_FILE}", max_bytes=MAX_TEXT_BYTES)
+        return folder.read(MANIFEST_FILE, max_bytes=MAX_TEXT_BYTES)
     except (OSError, UnsafeFileError):
         return b""
 
 
-def _read_card(folder: Path) -> bytes:
+def _read_card(folder: FolderView) -> bytes:
     """Reads the card of a version, and holds it against the version's checksums.
-
-    Args:
-        folder: The version's folder; may be a link nowhere below the model's folder.
 
     Raises:
         RequestError: it has no card, or one that was not published with it.
     """
-    relative = f"{folder.name}/{CARD_FILE}"
     try:
-        content = read_beneath(folder.parent, relative, max_bytes=MAX_CARD_BYTES)
+        content = folder.read(CARD_FILE, max_bytes=MAX_CARD_BYTES)
         expected = read_checksums(folder).get(CARD_FILE)
     except (FileNotFoundError, NotADirectoryError):
         raise RequestError(HTTPStatus.NOT_FOUND, "this version has no model card") from None

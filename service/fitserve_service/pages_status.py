@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 from weakref import ref
 
 from fitserve_contract.repository import CARD_FILE, version_path
+from fitserve_contract.repository_view import Root
 from fitserve_service.known_model import ModelSnapshot, VersionSnapshot
 from fitserve_service.pages_activity import Activity, Figures
 from fitserve_service.process_memory import read_memory
@@ -34,7 +34,7 @@ class StatusReport:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Root,
         registry: Registry,
         activity: Activity,
         queued_examples: Callable[[], Mapping[ServedVersion, int]],

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from fitserve_contract.repository_view import RepositoryRoot
 from fitserve_service import logs
 from fitserve_service import setting_values as to
 from fitserve_service.listening import EVERY_ADDRESS, is_loopback, is_unix
@@ -33,6 +34,7 @@ class ServerSettings:
 
     Args:
         repository: The model repository.
+        follow_links: The one folder outside of it that links in it may lead to; None: none may leave it.
         host: Where it listens: a name or address, or `unix:PATH`.
         port: gRPC port; 0 takes a free one. Of no meaning with `unix:PATH`.
         metrics_port: Prometheus port; 0 takes a free one; None: no metrics.
@@ -78,6 +80,7 @@ class ServerSettings:
     """
 
     repository: Path
+    follow_links: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8001
     metrics_port: int | None = 8002
@@ -114,6 +117,11 @@ class ServerSettings:
     tracing: str = "off"
     log_format: str = "auto"
     log_level: str = "info"
+
+    @property
+    def repository_root(self) -> RepositoryRoot:
+        """The repository, and where its links may lead."""
+        return RepositoryRoot(self.repository, self.follow_links)
 
     @property
     def metrics_host(self) -> str:
@@ -155,6 +163,9 @@ _LOG_FORMATS, _LOG_LEVELS = ", ".join(logs.FORMATS), ", ".join(logs.LEVELS)
 
 OPTIONS: Final[Mapping[str, Option]] = {
     "repository": Option("DIR", "model repository: DIR/<model>/<version>/model.onnx", "a directory", to.path),
+    "follow_links": Option(
+        "DIR", "the one folder outside of the repository that links in it may lead to (none)", "a directory", to.path
+    ),
     "host": Option(
         "HOST",
         "address to listen on, or unix:PATH; any but this machine's own needs TLS and tokens (127.0.0.1)",

@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from fitserve_contract.repository import VersionPath
 from fitserve_service.loading.load_errors import LoadError
+from fitserve_service.loading.version_files import see_files
 from fitserve_service.model_config import Overrides
 
 _MAX_VERDICT_BYTES: Final = 1 << 16
@@ -82,15 +83,7 @@ class SharedTrials:
 
 def _key(path: VersionPath, overrides: Overrides) -> str:
     """Names what is tried out: the version, what it is loaded by, and its files as far as a look at them goes."""
-    files = []
-    try:
-        for found in (path.folder, *path.folder.rglob("*")):
-            marks = found.lstat()
-            name = str(found.relative_to(path.folder))
-            files.append((name, marks.st_ino, marks.st_size, marks.st_mtime_ns, marks.st_ctime_ns))
-    except OSError as error:
-        files = [(str(error), 0, 0, 0, 0)]
-    said = repr((path.model, path.version, sorted(overrides.values.items()), sorted(files)))
+    said = repr((path.model, path.version, sorted(overrides.values.items()), see_files(path)))
     return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()
 
 

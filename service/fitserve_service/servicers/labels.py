@@ -6,14 +6,15 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from google.protobuf.message import Message
 
 from fitserve.control.v1 import control_pb2 as pb
 from fitserve_contract import labels
+from fitserve_contract.files import UnsafeFileError
 from fitserve_contract.labels import Action, LabelMove
+from fitserve_contract.repository_view import Root
 from fitserve_service.calls import Loop, UnaryCall, UnaryMethod
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import parse
@@ -58,7 +59,7 @@ class LabelServicer:
 
     def __init__(
         self,
-        repository: Path,
+        repository: Root,
         registry: Registry,
         editor: RepositoryEditor,
         loop: Loop,
@@ -213,6 +214,7 @@ _REASONS: dict[type[ValueError], Reason] = {
     labels.VersionMissingError: Reason.VERSION_NOT_FOUND,
     labels.LabelMissingError: Reason.LABEL_NOT_FOUND,
     labels.LinkedLabelsError: Reason.REPOSITORY_READ_ONLY,
+    UnsafeFileError: Reason.REPOSITORY_READ_ONLY,
 }
 
 

@@ -80,9 +80,9 @@ def test_a_value_out_of_its_range_is_named_with_what_was_expected(name: str, tex
 def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     config = tmp_path / "server.toml"
     config.write_text("prot = 1\n")
-    with pytest.raises(SettingsError, match=r"server\.toml: prot: expected one of repository, host"):
+    with pytest.raises(SettingsError, match=r"server\.toml: prot: expected one of repository, follow_links, host"):
         resolve({}, {}, config)
-    with pytest.raises(SettingsError, match="FITSERVE_SERVE_PROT: expected one of repository, host"):
+    with pytest.raises(SettingsError, match="FITSERVE_SERVE_PROT: expected one of repository, follow_links, host"):
         resolve({}, {"FITSERVE_SERVE_PROT": "1"}, None)
 
 
