@@ -42,7 +42,8 @@ class World:
         self.root = root
         self.registry = Registry()
         self.loader = GatedLoader()
-        self.reconciler = Reconciler(RepositorySource(root), self.loader, self.registry)
+        self.source = RepositorySource(root)
+        self.reconciler = Reconciler(self.source, self.loader, self.registry, rest_s=0.0)
         self.outcomes: list[tuple[str, ServiceError | None]] = []
         self._changed = threading.Condition()
         self.registry.subscribe(self._note)

@@ -24,6 +24,7 @@ from fitserve_contract.repository import VersionPath
 from fitserve_service.costs import CostTable
 from fitserve_service.loader import Loader
 from fitserve_service.loading.load_errors import LoadError
+from fitserve_service.loading.version_files import Marks, SeenFiles, Stamp
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.session import OperatorError, RunSwitch, Session
@@ -219,6 +220,7 @@ class SimulatedRepository:
     stamps: dict[tuple[str, int], int] = field(default_factory=dict)
     seen: Mapping[str, ModelSource] = field(default_factory=dict)
     """What the last scan gave."""
+    notes: tuple[str, ...] = ()
     is_gone: bool = False
     root: Path = Path("simulated")
 
@@ -229,13 +231,28 @@ class SimulatedRepository:
         self.seen = {name: source for name, source in self.models.items() if source.versions}
         return self.seen
 
-    def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
-        """Gives what changes when a version is put right."""
-        return (self.stamps.get((model, version), 0),)
+    def root_id(self) -> tuple[int, int]:
+        """Gives the same root for ever."""
+        return (0, 0)
 
-    def version_sums(self, model: str, version: int) -> str:
-        """Gives the checksums of a version's files: other ones where they were put right."""
-        return f"{model} {version} {self.version_stamp(model, version)}"
+    def folder(self, model: str, version: int) -> Path:
+        """Names a folder that is nowhere."""
+        return self.root / model / str(version)
+
+    def see(self, model: str, version: int) -> SeenFiles:
+        """Gives what changes when a version is put right."""
+        return SeenFiles(Marks(inode=1 + self.stamps.get((model, version), 0)))
+
+    def version_stamp(self, model: str, version: int) -> Stamp:
+        """Gives what changes when a version is put right."""
+        return self.see(model, version).stamp
+
+    def holds(self, model: str, version: int, sums: Mapping[str, str]) -> bool:
+        """Tells whether a version was put right since it was loaded."""
+        return sums == self._sums(model, version)
+
+    def _sums(self, model: str, version: int) -> dict[str, str]:
+        return {"model.onnx": str(self.version_stamp(model, version))}
 
     def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:  # noqa: ARG002
         """Loads a version. LoadError: it is broken."""
@@ -246,6 +263,7 @@ class SimulatedRepository:
         signature = Signature((INPUT,), OUTPUTS, config.max_batch_size > 0)
         real, costs = cast(Session, session), CoinCosts(self.random)
         served = ServedVersion(path.model, path.version, real, signature, config, {}, None, b"", False, costs=costs)
+        served.file_sums = self._sums(path.model, path.version)
         return served
 
     def as_source(self) -> RepositorySource:

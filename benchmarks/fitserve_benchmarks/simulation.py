@@ -111,7 +111,7 @@ class World:
             max_queued_bytes=self._room_bytes,
         )
         self.reconciler = Reconciler(
-            self.repository.as_source(), self.repository.as_loader(), self.registry, loaders=self.loaders
+            self.repository.as_source(), self.repository.as_loader(), self.registry, loaders=self.loaders, rest_s=0.0
         )
         self.asks: list[Ask] = []
         self._open: dict[int, Ask] = {}

@@ -10,6 +10,11 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import TypeAlias
 
 from fitserve_service.crashes import SetAside
+from fitserve_service.errors import ServiceError
+from fitserve_service.known_model import unknown_model
+from fitserve_service.loading.repository_presence import RootId, absence
+from fitserve_service.loading.version_files import Stamp
+from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry
 from fitserve_service.source import ModelSource, RepositorySource
 from fitserve_service.version_policy import State, aspired_versions
@@ -30,6 +35,10 @@ class Aspirations:
         registry: What the server holds.
         unloaded: Models that nothing is wanted of until `want`.
         set_aside: Versions that are not to be loaded until their files change, or `want`.
+
+    Attributes:
+        absence: Why the repository is taken to be away, for people; empty where it is there.
+        absence_count: How often it went away.
     """
 
     def __init__(
@@ -45,22 +54,32 @@ class Aspirations:
         self._unloaded = set(unloaded)
         self._aside = {(entry.model, entry.version): entry for entry in set_aside}
         self._found: Mapping[str, ModelSource] = {}
-        self._is_readable = True
+        self._root: RootId | None = None
+        self.absence = ""
+        self.absence_count = 0
 
     def look(self) -> None:
-        """Looks at the repository; where it cannot be read, what the last look found holds."""
+        """Looks at the repository; where it cannot be read or is suddenly empty, what the last look found holds."""
         try:
-            self._found = dict(self._source.scan())
+            root = self._source.root_id()
+            found = dict(self._source.scan())
+            why = absence(self._found, found, self._root, self._source.root_id())
+            why = f"is away, {why}" if why else ""
         except OSError as error:
-            if self._is_readable:
-                _log.error(
-                    "repository '%s' cannot be read (%s): what is loaded goes on", self._source.root, error.strerror
-                )
-            self._is_readable = False
+            why = f"cannot be read ({error.strerror})"
         else:
-            if not self._is_readable:
-                _log.info("repository '%s' can be read again", self._source.root)
-            self._is_readable = True
+            if not why:
+                self._found, self._root = found, root
+        self._note_absence(why)
+
+    def _note_absence(self, why: str) -> None:
+        where = f"repository '{self._source.root}'"
+        if why and not self.absence:
+            self.absence_count += 1
+            _log.error("%s %s: what is loaded goes on", where, why)
+        elif self.absence and not why:
+            _log.info("%s can be read again", where)
+        self.absence = f"the repository {why}: what was loaded goes on" if why else ""
 
     def found(self) -> Mapping[str, ModelSource]:
         """Gives the models that the last look found, and what the repository says of each."""
@@ -91,6 +110,13 @@ class Aspirations:
             failed=[version for version, state in states.items() if state is State.FAILED],
         )
 
+    def unknown(self, model: str) -> ServiceError:
+        """Says that the repository has no such model; why it may have it all the same, where that is known."""
+        error = unknown_model(model)
+        notes = [note for note in self._source.notes if f"'{model}/" in note or f"model '{model}'" in note]
+        told = "; ".join(filter(None, [self.absence, *notes]))
+        return ServiceError(error.reason, f"{error.message}; {told}", **error.metadata) if told else error
+
     def is_unloaded(self, model: str) -> bool:
         """Tells whether a call unloaded a model."""
         return model in self._unloaded
@@ -111,7 +137,7 @@ class Aspirations:
     def aside(self, model: str) -> Collection[SetAside]:
         """Gives the versions of a model that are set aside; one whose files changed since is like any other."""
         entries = [entry for entry in self._aside.values() if entry.model == model]
-        for entry in [entry for entry in entries if self._stamp(entry) != entry.stamp]:
+        for entry in [entry for entry in entries if self._has_changed(entry)]:
             entries.remove(entry)
             del self._aside[model, entry.version]
         return entries
@@ -121,10 +147,20 @@ class Aspirations:
         aside = self._aside.get((model, version))
         return aside.reason if aside else self.source(model).problem
 
-    def grounds(self, model: str, version: int) -> Grounds:
-        """Gives what a load of a version depends on: files, settings, and whether its folder can be read."""
-        source = self.source(model)
-        return (source.problem, source.overrides, self._source.version_stamp(model, version))
+    def overrides(self, model: str) -> Overrides:
+        """Gives what a model's `model.toml` says; where it cannot be read, what it said last."""
+        return self.source(model).overrides
 
-    def _stamp(self, entry: SetAside) -> tuple[int, ...]:
-        return self._source.version_stamp(entry.model, entry.version)
+    def grounds(self, model: str, stamp: Stamp) -> Grounds:
+        """Gives what a load of a version depends on: files, settings, and whether its folder can be read.
+
+        Args:
+            model: Model name.
+            stamp: Of the version's files.
+        """
+        source = self.source(model)
+        return (source.problem, source.overrides, stamp)
+
+    def _has_changed(self, entry: SetAside) -> bool:
+        seen = self._source.see(entry.model, entry.version)
+        return not seen.problem and seen.stamp != entry.stamp and not self.absence

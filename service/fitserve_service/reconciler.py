@@ -10,25 +10,43 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
-from fitserve_contract.repository import VersionPath, version_path
-from fitserve_service.aspirations import Aspirations, Grounds
+from fitserve_service.aspirations import Aspirations
 from fitserve_service.crashes import SetAside
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.known_model import unknown_model
-from fitserve_service.loading.load_errors import LoadError
-from fitserve_service.loading.replaced_files import ReplacedFiles
+from fitserve_service.loading.resting_files import REST_S
+from fitserve_service.loading.version_loads import VersionLoads
 from fitserve_service.model_edits import ModelEdit, ModelEdits, OnDone
 from fitserve_service.registry import Registry
-from fitserve_service.served_version import ServedVersion, VersionLoader
+from fitserve_service.served_version import VersionLoader
 from fitserve_service.source import RepositorySource
 from fitserve_service.version_policy import Action, State, Step, next_steps
 
 _log = logging.getLogger(__name__)
 
 _UNSETTLED = (State.PENDING, State.LOADING, State.UNLOADING)
+
+_PATIENCE_S: Final = 30.0
+"""How long a call of `load` waits for files that still change."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A call that waits for a model to settle.
+
+    Args:
+        model: Model name.
+        on_done: Called then.
+        until_s: When it waits no longer for files that still change, monotonic seconds.
+    """
+
+    model: str
+    on_done: OnDone
+    until_s: float
 
 
 class Reconciler:
@@ -43,6 +61,8 @@ class Reconciler:
         unloaded: Models not to be loaded until a call of `load`.
         set_aside: Versions not to be loaded until their files change or a call of `load`.
         loaders: What carries out loads instead of threads of its own.
+        rest_s: How long the files of a version without checksums rest before it is loaded; see `RestingFiles`.
+        clock: Monotonic seconds.
     """
 
     def __init__(
@@ -56,23 +76,24 @@ class Reconciler:
         unloaded: Iterable[str] = (),
         set_aside: Iterable[SetAside] = (),
         loaders: Executor | None = None,
+        rest_s: float = REST_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
-        self._loader = loader
         self._registry = registry
+        self._clock = clock
         self._poll_interval_s = poll_interval_s
         self._pool = loaders or ThreadPoolExecutor(loader_count, thread_name_prefix="loader")
         self._wake = threading.Event()
         self._is_stopping = False
         self._lock = threading.Lock()
         self._commands: list[Callable[[], None]] = []
-        self._waiting: list[tuple[str, OnDone]] = []
+        self._waiting: list[_Waiting] = []
         self._aspirations = Aspirations(source, registry, unloaded=unloaded, set_aside=set_aside)
         self._edits = ModelEdits(registry, self._aspirations, self._show_edited)
-        self._attempts: dict[str, dict[int, Grounds]] = {}
-        self._files = ReplacedFiles(source)
-        self._renewals: dict[tuple[str, int], str | None] = {}
-        """Versions that are loaded anew beside those that serve, and why that failed; None: under way."""
+        self._loads = VersionLoads(
+            source, loader, registry, self._pool, self._aspirations, self._has_moved, rest_s=rest_s, clock=clock
+        )
         self._moved: deque[str] = deque()
         self._unsettled: set[str] | None = None
         self._is_settled = threading.Event()
@@ -132,14 +153,16 @@ class Reconciler:
             self._unsettled = set(self._aspirations.found())
         self._moved.clear()
         for model in self._aspirations.found():
-            self._renew_replaced(model)
+            if self._is_renewable(model):
+                self._loads.renew(model)
         self._reconcile(sorted(self._models()))
+        self._loads.forget_gone()
 
     def _reconcile(self, models: Iterable[str]) -> None:
         for model in models:
             self._show(model)
             self._retire_aside(model)
-            self._retry_changed(model)
+            self._loads.retry(model)
             aspired = self._aspired(model)
             self._rest(model, aspired)
             for step in next_steps(self._registry.states(model), aspired):
@@ -150,7 +173,7 @@ class Reconciler:
 
     def _settle(self) -> None:
         unsettled = self._unsettled
-        while unsettled and not self._is_unsettled(model := next(iter(unsettled))):
+        while unsettled and not self._is_unsettled(model := next(iter(unsettled)), is_patient=False):
             unsettled.remove(model)
         if unsettled is not None and not unsettled:
             self._is_settled.set()
@@ -167,6 +190,8 @@ class Reconciler:
                     self._reconcile_moved()
             except Exception:
                 _log.exception("reconciling failed; trying again in %g s", self._poll_interval_s)
+            if (early_s := self._loads.next_look_s()) is not None:
+                look_s = min(look_s, early_s)
             self._wake.wait(max(look_s - time.monotonic(), 0.0))
             self._wake.clear()
 
@@ -195,17 +220,6 @@ class Reconciler:
                 _log.error("%s version %d: %s", model, entry.version, entry.reason)
                 self._registry.retire(model, entry.version, partial(self._has_moved, model))
 
-    def _retry_changed(self, model: str) -> None:
-        """Makes failed versions PENDING whose files or settings changed since: copied to the end, or put right."""
-        attempts = self._attempts.pop(model, {})
-        states = self._registry.states(model)
-        for version, grounds in attempts.items():
-            if states.get(version) is State.FAILED and grounds != self._aspirations.grounds(model, version):
-                self._registry.set_state(model, version, State.PENDING)
-        tried = (State.LOADING, State.FAILED)
-        if kept := {version: grounds for version, grounds in attempts.items() if states.get(version) in tried}:
-            self._attempts[model] = kept
-
     def _rest(self, model: str, aspired: list[int]) -> None:
         """Makes versions UNLOADED that nobody aspires to: PENDING says that a load is to come."""
         for version, state in self._registry.states(model).items():
@@ -217,65 +231,11 @@ class Reconciler:
             _log.info("unloading %s version %d", model, step.version)
             self._registry.retire(model, step.version, partial(self._has_moved, model))
             return
-        self._attempts.setdefault(model, {})[step.version] = self._aspirations.grounds(model, step.version)
-        if problem := self._aspirations.problem(model, step.version):
-            self._registry.set_state(model, step.version, State.FAILED, reason=problem)
-            return
-        self._registry.set_state(model, step.version, State.LOADING)
-        self._renewals.pop((model, step.version), None)
-        self._submit(model, step.version, self._loaded)
+        self._loads.take(model, step.version)
 
-    def _submit(
-        self, model: str, version: int, loaded: Callable[[VersionPath, tuple[int, ...], Future[ServedVersion]], None]
-    ) -> None:
-        """Has a version loaded; `loaded` runs on a loader thread, or at once where the pool is shut down."""
-        path, stamp = version_path(self._source.root, model, version), self._source.version_stamp(model, version)
-        future = self._pool.submit(self._loader.load, path, self._aspirations.source(model).overrides)
-        future.add_done_callback(partial(loaded, path, stamp))
-
-    def _loaded(self, path: VersionPath, stamp: tuple[int, ...], future: Future[ServedVersion]) -> None:
-        if future.cancelled():
-            return
-        if reason := _failure(path, future):
-            self._registry.set_state(path.model, path.version, State.FAILED, reason=reason)
-        else:
-            self._registry.set_ready(future.result())
-            self._note_ready(future.result(), stamp)
-        self._has_moved(path.model)
-
-    def _note_ready(self, served: ServedVersion, stamp: tuple[int, ...]) -> None:
-        text = "ready: %s version %d on %s in %.0f ms, %s"
-        _log.info(text, served.model, served.version, served.provider, served.load_ms, _proof_text(served))
-        self._files.remember(served, stamp)
-
-    def _renew_replaced(self, model: str, *, is_asked: bool = False) -> None:
-        """Loads versions anew in whose folders other files lie; what serves goes on until they are READY."""
-        if self._aspirations.source(model).problem or self._aspirations.is_unloaded(model):
-            return
-        states = self._registry.states(model)
-        for version, served in self._registry.served(model).items():
-            name = (model, version)
-            is_under_way = self._renewals.get(name, "") is None
-            if states.get(version) is not State.READY or is_under_way:
-                continue
-            if self._files.is_replaced(served, is_asked=is_asked):
-                _log.info("%s version %d: other files are in its folder; loading them", model, version)
-                self._renewals[name] = None
-                self._submit(model, version, partial(self._renewed, served))
-
-    def _renewed(
-        self, old: ServedVersion, path: VersionPath, stamp: tuple[int, ...], future: Future[ServedVersion]
-    ) -> None:
-        if future.cancelled():
-            return
-        name = (path.model, path.version)
-        if reason := _failure(path, future):
-            self._renewals[name] = reason
-        else:
-            self._renewals.pop(name, None)
-            if self._registry.renew(old, future.result()):
-                self._note_ready(future.result(), stamp)
-        self._has_moved(path.model)
+    def _is_renewable(self, model: str) -> bool:
+        """Tells whether what a model's folder says is what is wanted of it."""
+        return not self._aspirations.source(model).problem and not self._aspirations.is_unloaded(model)
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._lock:
@@ -291,19 +251,21 @@ class Reconciler:
     def _begin_load(self, model: str, on_done: OnDone) -> None:
         self._aspirations.look()
         self._aspirations.want(model)
-        self._renew_replaced(model, is_asked=True)
-        for version, state in self._registry.states(model).items():
-            if state is State.FAILED:
-                self._registry.set_state(model, version, State.PENDING)
         if model not in self._aspirations.found():
-            on_done(unknown_model(model))
-        else:
-            self._waiting.append((model, on_done))
+            on_done(self._aspirations.unknown(model))
+            return
+        self._loads.ask(model)
+        if self._is_renewable(model):
+            self._loads.renew(model)
+        self._wait_for(model, on_done)
+
+    def _wait_for(self, model: str, on_done: OnDone) -> None:
+        self._waiting.append(_Waiting(model, on_done, self._clock() + _PATIENCE_S))
 
     def _begin_unload(self, model: str, on_done: OnDone) -> None:
         if model in self._models():
             self._aspirations.unload(model)
-            self._waiting.append((model, on_done))
+            self._wait_for(model, on_done)
         else:
             on_done(None)
 
@@ -316,52 +278,54 @@ class Reconciler:
         self._show(model)
         self._has_moved(model)
 
-    def _is_unsettled(self, model: str) -> bool:
-        aspired = set(self._aspired(model))
+    def _is_unsettled(self, model: str, *, is_patient: bool = True) -> bool:
+        """Tells whether a model is on its way to what is wanted of it.
+
+        Args:
+            model: Model name.
+            is_patient: Files that still change count as on their way: they may be there in a moment.
+        """
         states = self._registry.states(model)
-        is_moving = any(
-            states.get(version, State.PENDING) in _UNSETTLED or self._renewals.get((model, version), "") is None
-            for version in aspired
-        )
-        return is_moving or (
-            self._aspirations.is_unloaded(model)
-            and any(state in (State.LOADING, State.READY, State.UNLOADING) for state in states.values())
+        for version in self._aspired(model):
+            name = (model, version)
+            is_moving = states.get(version, State.PENDING) in _UNSETTLED or self._loads.is_under_way(name)
+            if is_moving and (is_patient or not self._loads.awaited(name)):
+                return True
+        return self._aspirations.is_unloaded(model) and any(
+            state in (State.LOADING, State.READY, State.UNLOADING) for state in states.values()
         )
 
     def _answer_waiting(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for model, on_done in waiting:
-            if self._is_unsettled(model):
-                self._waiting.append((model, on_done))
+        for each in waiting:
+            if self._is_unsettled(each.model, is_patient=self._clock() < each.until_s):
+                self._waiting.append(each)
             else:
-                on_done(self._outcome(model))
+                each.on_done(self._outcome(each.model))
 
     def _outcome(self, model: str) -> ServiceError | None:
-        aspired = self._aspired(model, has_stand_ins=False)
-        states = self._registry.states(model)
-        # What serves goes on where the files that were put in the place of its own do not load: that is told too.
-        stale = {v: why for v in aspired if states.get(v) is State.READY and (why := self._renewals.get((model, v)))}
-        if not stale and (not aspired or any(states.get(version) is State.READY for version in aspired)):
+        """Tells whether what is wanted of a model serves, and what keeps answering where it does not."""
+        if self._aspirations.is_unloaded(model):
             return None
-        failed = {entry.version: entry.reason for entry in self._registry.model(model).versions}
-        told = stale or {version: failed.get(version, "") for version in aspired}
-        reasons = "; ".join(f"version {version}: {reason}" for version, reason in told.items())
-        return ServiceError(Reason.LOAD_FAILED, f"model '{model}' could not be loaded: {reasons}", model=model)
+        aspired, states = self._aspired(model, has_stand_ins=False), self._registry.states(model)
+        reasons = {version: self._refusal(model, version, states.get(version)) for version in aspired}
+        told = "; ".join(f"version {version}: {reason}" for version, reason in reasons.items() if reason)
+        told = told or self._aspirations.source(model).problem or self._aspirations.absence
+        if not told:
+            return None
+        text = f"model '{model}' could not be loaded: {told}{self._still_answering(model)}"
+        return ServiceError(Reason.LOAD_FAILED, text, model=model)
 
+    def _refusal(self, model: str, version: int, state: State | None) -> str:
+        name = (model, version)
+        if state is State.READY:
+            return self._loads.failure(name)
+        known = {entry.version: entry.reason for entry in self._registry.model(model).versions}
+        return self._loads.awaited(name) or known.get(version) or f"it is {state or State.PENDING}"
 
-def _failure(path: VersionPath, future: Future[ServedVersion]) -> str:
-    """Returns why a load failed, fit for a caller, and logs it; empty where it did not."""
-    error = future.exception()
-    if error is None:
-        return ""
-    reason = str(error) if isinstance(error, LoadError) else "internal error while loading; the log has it"
-    known = error if not isinstance(error, LoadError) else None
-    _log.error("failed: %s version %d: %s", path.model, path.version, reason, exc_info=known)
-    return reason
-
-
-def _proof_text(served: ServedVersion) -> str:
-    if served.replay is None:
-        return "unverified: no manifest with checksums and a probe beside it"
-    text = f"its probe gave torch's answers within the tolerance, replayed in {served.replay.replay_ms:.1f} ms"
-    return f"verified: checksums hold, {text}" if served.is_verified else f"unverified: no checksums, but {text}"
+    def _still_answering(self, model: str) -> str:
+        ready = [version for version, state in self._registry.states(model).items() if state is State.READY]
+        if not ready:
+            return ""
+        versions = ", ".join(map(str, sorted(ready)))
+        return f"; version {versions}, as loaded before, goes on answering"

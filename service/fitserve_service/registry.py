@@ -170,13 +170,21 @@ class Registry:
             self._notify(model)
 
     def set_state(self, model: str, version: int, state: State, *, reason: str = "") -> None:
-        """Moves a version that is not loaded to another state: PENDING, LOADING, UNLOADED or FAILED with a reason."""
+        """Moves a version that is not loaded to another state: LOADING, UNLOADED, PENDING or FAILED with a reason."""
         with self._lock:
             known = self._opened(model)
             entry = known.version(version)
             entry.state, entry.reason = state, reason
             known.settle()
         self._notify(model)
+
+    def set_note(self, model: str, version: int, note: str) -> None:
+        """Says of a version that answers what is the matter with its files; empty: nothing is."""
+        with self._lock:
+            known = self._models.get(model)
+            entry = known.versions.get(version) if known else None
+            if entry is not None and entry.state is State.READY:
+                entry.reason = note
 
     def set_ready(self, served: ServedVersion) -> None:
         """Makes a loaded version answer from now on."""

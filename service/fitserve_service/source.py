@@ -11,12 +11,14 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Final, TypeAlias
 
 from fitserve_contract import repository
-from fitserve_contract.files import read_beneath
 from fitserve_contract.labels import read_labels
+from fitserve_contract.repository_view import Root, root_of
+from fitserve_service.loading.misplaced_files import misplaced_in_model, misplaced_in_root
+from fitserve_service.loading.repository_presence import RootId
+from fitserve_service.loading.version_files import Marks, SeenFiles, Stamp, marks_of, see_files
+from fitserve_service.loading.version_reader import holds
 from fitserve_service.model_config import Overrides, read_overrides
 from fitserve_service.traffic import NO_TRAFFIC, TRAFFIC_FILE, Traffic, read_traffic
 
@@ -25,11 +27,6 @@ _SETTLED_NS = 2_000_000_000
 
 _ABANDONED_S = 10.0
 """A folder that nobody holds and that is older was left by a publisher that died."""
-
-Marks: TypeAlias = tuple[int, int, int, int, int]
-"""Device, inode, size, time of modification and of change of a file: whoever replaces it may keep some, but not all."""
-
-_MODIFIED_NS: Final = 3
 
 _log = logging.getLogger(__name__)
 
@@ -54,12 +51,38 @@ class ModelSource:
     problem: str = ""
 
 
-class RepositorySource:
-    """A repository on disk. Not thread-safe."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What was read of a model.
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._known: dict[str, tuple[tuple[Marks, ...], ModelSource]] = {}
+    Args:
+        marks: Of its folder and the files beside its versions, at that time.
+        source: What they say.
+        notes: What is the matter with them.
+    """
+
+    marks: tuple[Marks, ...]
+    source: ModelSource
+    notes: tuple[str, ...]
+
+
+class RepositorySource:
+    """A repository on disk. Not thread-safe.
+
+    Args:
+        root: Where it is.
+
+    Attributes:
+        repository: Where it is, and where its links may lead.
+        root: Its path.
+        notes: What the last look found in the wrong place or could not read, for people, with the cure.
+    """
+
+    def __init__(self, root: Root) -> None:
+        self.repository = root_of(root)
+        self.root = self.repository.path
+        self.notes: tuple[str, ...] = ()
+        self._known: dict[str, _Known] = {}
 
     def remove_leftovers(self) -> None:
         """Removes what publishers that died left in the repository; one that cannot be written to keeps it."""
@@ -70,73 +93,86 @@ class RepositorySource:
             _log.warning("leftovers of publishers could not be looked for: %s", error.strerror)
 
     def scan(self) -> Mapping[str, ModelSource]:
-        """Reads what changed since the last call and gives all models.
+        """Reads what changed since the last call and gives all models; names what it finds in the wrong place.
 
         Raises:
             OSError: the repository itself cannot be read.
         """
-        names = repository.models(self.root)
+        names = repository.models(self.repository)
         for gone in self._known.keys() - set(names):
             del self._known[gone]
         for name in names:
             marks = self._marks(name)
-            newest_ns = max(each[_MODIFIED_NS] for each in marks)
+            newest_ns = max(each.modified_ns for each in marks)
             known = self._known.get(name)
-            if known is None or known[0] != marks or time.time_ns() - newest_ns < _SETTLED_NS:
-                self._known[name] = (marks, self._read(name, known[1] if known else ModelSource()))
-        return {name: source for name, (_, source) in self._known.items() if source.versions}
+            is_new = known is None or known.marks != marks or time.time_ns() - newest_ns < _SETTLED_NS
+            if is_new or (known is not None and not known.source.versions):
+                self._known[name] = self._read(name, marks, known)
+        self._tell([*misplaced_in_root(self.root), *(note for known in self._known.values() for note in known.notes)])
+        return {name: known.source for name, known in self._known.items() if known.source.versions}
+
+    def _tell(self, notes: list[str]) -> None:
+        for note in notes:
+            if note not in self.notes:
+                _log.warning("%s", note)
+        self.notes = tuple(notes)
 
     def _marks(self, model: str) -> tuple[Marks, ...]:
         # Strings, not paths: this is done for every model at every look.
         folder = f"{self.root}/{model}"
         names = (repository.LABELS_FILE, repository.OVERRIDES_FILE, TRAFFIC_FILE)
-        return (_marks(folder), *(_marks(f"{folder}/{name}") for name in names))
+        return (marks_of(folder), *(marks_of(f"{folder}/{name}") for name in names))
 
-    def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
+    def root_id(self) -> RootId:
+        """Tells the root from another folder in its place. OSError: it is not there."""
+        found = os.stat(self.root)
+        return (found.st_dev, found.st_ino)
+
+    def path(self, model: str, version: int) -> repository.VersionPath:
+        """Names a version's folder, whether it is there or not."""
+        return repository.version_path(self.repository, model, version)
+
+    def see(self, model: str, version: int) -> SeenFiles:
+        """Looks at all files of a version."""
+        return see_files(self.path(model, version))
+
+    def version_stamp(self, model: str, version: int) -> Stamp:
         """Gives what changes when a version's files do; see `version_stamp`."""
-        return version_stamp(self.root, model, version)
+        return self.see(model, version).stamp
 
-    def version_sums(self, model: str, version: int) -> str:
-        """Returns the checksums of a version's files: those that it was published with, else of what lies there.
-
-        Raises:
-            OSError: a file cannot be read.
-            ValueError: the folder holds what is no plain file of its own.
-        """
-        folder = self.root / model / str(version)
+    def holds(self, model: str, version: int, sums: Mapping[str, str]) -> bool:
+        """Reads a version's files and tells whether they are what was read before; False where they cannot be read."""
         try:
-            return read_beneath(folder, repository.CHECKSUMS_FILE, max_bytes=repository.MAX_TEXT_BYTES).decode(
-                "latin-1"
-            )
-        except FileNotFoundError:
-            if not (folder / repository.MODEL_FILE).is_file():
-                raise
-            return repository.checksum_text(repository.checksums(folder))
+            with self.path(model, version).view() as folder:
+                return holds(folder, sums)
+        except (OSError, ValueError):
+            return False
 
-    def _read(self, model: str, last: ModelSource) -> ModelSource:
+    def _read(self, model: str, marks: tuple[Marks, ...], known: _Known | None) -> _Known:
+        last = known.source if known else ModelSource()
+        notes: list[str] = []
         try:
-            last = replace(last, versions=tuple(repository.versions(self.root, model)))
-            labels = read_labels(self.root, model)
-            overrides, traffic = read_overrides(self.root, model), read_traffic(self.root, model)
-            return ModelSource(last.versions, labels, overrides, traffic)
+            versions = tuple(repository.versions(self.repository, model))
+            notes += misplaced_in_model(self.root, model, versions)
+            if known is not None and last.versions and not versions and known.marks[0][:2] != marks[0][:2]:
+                text = f"model '{model}': another folder, without a version, is in its place: what is loaded goes on"
+                return replace(known, source=replace(last, problem=text), notes=(*notes, text))
+            last = replace(last, versions=versions)
+            labels = read_labels(self.repository, model)
+            overrides, traffic = read_overrides(self.repository, model), read_traffic(self.repository, model)
+            last = ModelSource(last.versions, labels, overrides, traffic)
         except (ValueError, RecursionError) as error:
-            return replace(last, problem=str(error))
+            last = replace(last, problem=str(error))
         except OSError as error:
-            return replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}")
+            last = replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}")
+        if last.problem:
+            notes.append(last.problem)
+        return _Known(marks, last, tuple(notes))
 
 
-def version_stamp(root: Path, model: str, version: int) -> tuple[int, ...]:
-    """Returns what changes when a version's files do: a version that failed is worth another try then.
+def version_stamp(root: Root, model: str, version: int) -> Stamp:
+    """Returns what changes when any file of a version does: a version that failed is worth another try then.
 
     Sizes and times of modification may be those of the files before; inode and time of change are not.
     """
-    folder = f"{root}/{model}/{version}"
-    return (*_marks(folder), *_marks(f"{folder}/{repository.MODEL_FILE}"))
-
-
-def _marks(path: str) -> Marks:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return (0, 0, 0, 0, 0)
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return see_files(repository.version_path(root, model, version)).stamp

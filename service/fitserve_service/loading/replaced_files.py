@@ -1,97 +1,57 @@
-"""Tells whether other files lie in the folder of a version than those that it was loaded from.
+"""Remembers what each loaded version was loaded from, and tells whether its folder should be read again.
 
-A version's folder may be deleted and made anew, or swapped with another, between two looks at the repository: its name
-and number are the same. What changes cheaply tells that a second look is due; only other content is another version, so
+A version's folder may be written to, deleted and made anew, or swapped with another, while it serves: its name and
+number are the same. What changes cheaply tells that a second look is due; only other content is another version, so
 that a new owner, mode or inode number alone reloads nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+from fitserve_service.loading.version_files import Stamp
+from fitserve_service.model_config import Overrides
 from fitserve_service.served_version import ServedVersion
 
-
-class VersionFiles(Protocol):
-    """The files of versions; see `source.RepositorySource`."""
-
-    def version_stamp(self, model: str, version: int) -> tuple[int, ...]:
-        """Returns what changes when a version's files do."""
-        ...
-
-    def version_sums(self, model: str, version: int) -> str:
-        """Returns the checksums of a version's files. Raises OSError or ValueError where they cannot be read."""
-        ...
+_OF_POLICY: Final = ("versions", "keep_versions")
+"""Overrides that say which versions are loaded, and nothing of how."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Known:
-    """What is known of the files of one loaded instance.
-
-    Args:
-        digest: Of the content that it was loaded from; empty: files changed while it was loaded.
-        stamp: Of the files whose content was compared last.
-        seen: Stamp at the last look.
-        is_replaced: The content compared last was another.
-    """
-
-    digest: str
-    stamp: tuple[int, ...]
-    seen: tuple[int, ...]
-    is_replaced: bool = False
+    stamp: Stamp
+    settings: Mapping[str, Any]
 
 
 class ReplacedFiles:
-    """Remembers what loaded versions were loaded from. It keeps none of them loaded.
+    """Knows the files and settings of loaded instances. It keeps none of them loaded. Thread-safe."""
 
-    Args:
-        files: The repository.
-    """
-
-    def __init__(self, files: VersionFiles) -> None:
-        self._files = files
+    def __init__(self) -> None:
         self._known: WeakKeyDictionary[ServedVersion, _Known] = WeakKeyDictionary()
 
-    def remember(self, served: ServedVersion, stamp: tuple[int, ...]) -> None:
-        """Notes what a version was loaded from; reads its files. On any thread.
+    def remember(self, served: ServedVersion, stamp: Stamp, overrides: Overrides) -> None:
+        """Notes what a version was loaded from, or that other files hold the same.
 
         Args:
             served: The version.
-            stamp: Of its files, taken before they were loaded.
+            stamp: Of its files, the same before and after they were read.
+            overrides: By which it was loaded.
         """
-        digest = self._digest(served)
-        is_unchanged = stamp == self._files.version_stamp(served.model, served.version)
-        self._known[served] = _Known(digest if is_unchanged else "", stamp, stamp)
+        self._known[served] = _Known(stamp, _settings(overrides))
 
-    def is_replaced(self, served: ServedVersion, *, is_asked: bool = False) -> bool:
-        """Looks whether other files are there now; on the reconciler's thread.
-
-        Args:
-            served: A version that serves.
-            is_asked: A caller wants the version loaded: files that moved since the last look are compared at once, and
-                those that did not load before are tried again. Else they may still be being copied.
-        """
+    def has_moved(self, served: ServedVersion, stamp: Stamp) -> bool:
+        """Tells whether files may be others than those that it was loaded from, or that were compared last."""
         known = self._known.get(served)
-        if known is None:
-            return False
-        stamp = self._files.version_stamp(served.model, served.version)
-        if stamp == known.stamp:
-            return is_asked and known.is_replaced
-        is_still, known.seen = stamp == known.seen, stamp
-        if not (is_still or is_asked):
-            return False
-        known.stamp = stamp
-        digest = self._digest(served)
-        known.is_replaced = bool(digest) and digest != known.digest
-        return known.is_replaced
+        return known is not None and known.stamp != stamp
 
-    def _digest(self, served: ServedVersion) -> str:
-        try:
-            sums = self._files.version_sums(served.model, served.version)
-        except (OSError, ValueError):
-            # Files that are gone, or cannot be read, are no other version.
-            return ""
-        return hashlib.sha256(sums.encode(errors="surrogateescape")).hexdigest()
+    def has_other_settings(self, served: ServedVersion, overrides: Overrides) -> bool:
+        """Tells whether `model.toml` says something else of it now."""
+        known = self._known.get(served)
+        return known is not None and known.settings != _settings(overrides)
+
+
+def _settings(overrides: Overrides) -> Mapping[str, Any]:
+    return {key: value for key, value in overrides.values.items() if key not in _OF_POLICY}

@@ -62,7 +62,7 @@ def test_a_reconciler_that_starts_knows_what_was_set_aside(tmp_path: Path) -> No
         fresh.reconcile_once()
         assert it.states() == {1: State.FAILED}
         changed = SetAside("m", 1, "it crashed", (1, 2))
-        other = Reconciler(RepositorySource(tmp_path), it.loader, Registry(), set_aside=[changed])
+        other = Reconciler(RepositorySource(tmp_path), it.loader, Registry(), set_aside=[changed], rest_s=0.0)
         it.loader.gate.clear()
         other.reconcile_once()
         assert other._registry.states("m") == {1: State.LOADING}

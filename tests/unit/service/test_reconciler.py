@@ -133,14 +133,15 @@ def test_what_a_failed_load_depended_on_is_forgotten_with_its_version(tmp_path: 
         for version in (1, 2):
             builders.bare_version(tmp_path, "m", version, b"garbage")
         it.until(v1=State.FAILED, v2=State.FAILED)
-        assert set(it.reconciler._attempts["m"]) == {1, 2}
+        it.look()
+        assert set(it.reconciler._loads._attempts._attempts) == {("m", 1), ("m", 2)}
         shutil.rmtree(tmp_path / "m" / "2")
         it.until(v1=State.FAILED)
-        assert set(it.reconciler._attempts["m"]) == {1}
+        assert set(it.reconciler._loads._attempts._attempts) == {("m", 1)}
         shutil.rmtree(tmp_path / "m")
         it.look()
 
-        assert it.reconciler._attempts == {}
+        assert it.reconciler._loads._attempts._attempts == {}
 
 
 def test_a_fault_while_loading_is_told_without_its_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -238,7 +239,7 @@ def test_loads_that_end_cost_no_further_look_at_the_repository(tmp_path: Path, m
     honest = source.scan
     monkeypatch.setattr(source, "scan", lambda: looks.append(1) or honest())
     registry = Registry()
-    reconciler = Reconciler(source, Loader("cpu"), registry, poll_interval_s=3600.0)
+    reconciler = Reconciler(source, Loader("cpu"), registry, poll_interval_s=3600.0, rest_s=0.0)
     reconciler.start()
     assert reconciler.wait_until_settled(WAIT_S)
     reconciler.stop()

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from reconciler_world import World, break_version, world
 
+from fitserve_contract.repository import VersionPath
 from fitserve_service.errors import Reason
 from fitserve_service.loader import Loader
 from fitserve_service.loading.replaced_files import ReplacedFiles
 from fitserve_service.model_config import Overrides
+from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
-from fitserve_service.source import RepositorySource
 from fitserve_service.version_policy import State
 
 
@@ -77,7 +78,7 @@ def test_a_folder_that_only_looks_like_another_is_not_loaded_anew(tmp_path: Path
         it.until(v1=State.READY)
         served = it.registry.served("m")[1]
         it.load("m")
-        it.look_until(lambda: served in it.reconciler._files._known)
+        it.look_until(lambda: served in it.reconciler._loads._replaced._known)
         folder.rename(tmp_path / "aside")
         shutil.copytree(tmp_path / "aside", folder)
         for _ in range(4):
@@ -91,7 +92,7 @@ def test_new_files_that_do_not_load_leave_the_old_ones_serving_and_a_load_tells(
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled(2.0))
     with world(tmp_path) as it:
         it.until(v1=State.READY)
-        it.look_until(lambda: it.registry.served("m")[1] in it.reconciler._files._known)
+        it.look_until(lambda: it.registry.served("m")[1] in it.reconciler._loads._replaced._known)
         break_version(path)
         it.load("m")
         it.look_until(lambda: len(it.outcomes) == 1)
@@ -127,45 +128,47 @@ def test_a_version_that_goes_while_its_new_files_load_stays_gone(tmp_path: Path)
         it.look_until(lambda: it.states() == {1: State.UNLOADED})
 
 
-def test_files_are_compared_once_they_have_come_to_rest_or_a_caller_asks(tmp_path: Path) -> None:
+def test_a_caller_who_asks_has_files_read_that_look_as_before(tmp_path: Path) -> None:
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled(2.0))
-    source = RepositorySource(tmp_path)
-    files, stamp = ReplacedFiles(source), source.version_stamp("m", 1)
-    served = Loader("cpu").load(path, Overrides({}))
-    assert not files.is_replaced(served, is_asked=True)
-    files.remember(served, stamp)
-    assert not files.is_replaced(served, is_asked=True)
-    (path.folder / "model.onnx").write_bytes(b"half")
-    assert not files.is_replaced(served)
-    (path.folder / "model.onnx").write_bytes(builders.scaled(3.0))
-    assert not files.is_replaced(served)
-    assert files.is_replaced(served)
-    # Told once; again only where a caller asks, or the files move.
-    assert not files.is_replaced(served)
-    assert files.is_replaced(served, is_asked=True)
-    (path.folder / "model.onnx").write_bytes(builders.scaled(2.0))
-    assert not files.is_replaced(served, is_asked=True)
-    shutil.rmtree(path.folder)
-    assert [files.is_replaced(served) for _ in range(3)] == [False] * 3
-    builders.bare_version(tmp_path, "m", 1, builders.scaled(4.0))
-    assert files.is_replaced(served, is_asked=True)
+    with world(tmp_path) as it:
+        it.until(v1=State.READY)
+        reads: list[str] = []
+        holds = it.source.holds
+        it.source.holds = lambda *which: reads.append(which[0]) or holds(*which)  # type: ignore[func-returns-value, method-assign, assignment]
+        it.look()
+        it.load("m")
+        it.look_until(lambda: it.outcomes == [("m", None)])
+        assert reads == ["m"]
+        (path.folder / "model.onnx").write_bytes(builders.scaled(3.0))
+        it.load("m")
+        it.look_until(lambda: len(it.outcomes) == 2)
+        assert factor_of(it) == 3.0
 
 
-def test_files_that_moved_while_they_were_loaded_are_loaded_again(tmp_path: Path) -> None:
+def test_files_that_moved_while_they_were_loaded_are_not_served(tmp_path: Path) -> None:
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled(2.0))
-    source = RepositorySource(tmp_path)
-    files, stamp = ReplacedFiles(source), source.version_stamp("m", 1)
-    served = Loader("cpu").load(path, Overrides({}))
-    (path.folder / "model.onnx").write_bytes(builders.scaled(3.0))
-    files.remember(served, stamp)
-    assert [files.is_replaced(served) for _ in range(2)] == [False, True]
+    with world(tmp_path) as it:
+        seen: list[float] = []
+        it.registry.subscribe(lambda _: seen.append(factor_of(it)) if it.registry.is_ready("m") else None)
+        load = it.loader.load
+
+        def load_then_swap(where: VersionPath, overrides: Overrides) -> ServedVersion:
+            served = load(where, overrides)
+            if not seen:
+                (path.folder / "model.onnx").write_bytes(builders.scaled(3.0))
+                it.loader.load = load  # type: ignore[method-assign]
+            return served
+
+        it.loader.load = load_then_swap  # type: ignore[method-assign]
+        it.look_until(lambda: bool(seen))
+        assert set(seen) == {3.0}
 
 
 def test_no_version_is_kept_by_what_is_known_of_its_files(tmp_path: Path) -> None:
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
-    files = ReplacedFiles(RepositorySource(tmp_path))
+    files = ReplacedFiles()
     served = Loader("cpu").load(path, Overrides({}))
-    files.remember(served, ())
+    files.remember(served, (), Overrides({}))
     reference = weakref.ref(served)
     gc.disable()
     try:

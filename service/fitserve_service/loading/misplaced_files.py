@@ -1,0 +1,66 @@
+"""Names model files that lie where no server looks for them, and the command that puts them right."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from fitserve_contract.repository import MODEL_FILE
+
+_VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
+_NUMBER_LIKE: Final = re.compile(r"[vV]?(?:er(?:sion)?)?[._-]?0*([1-9][0-9]{0,17})")
+
+_MOST: Final = 20
+"""Only so many are named: a repository that is no repository may hold thousands."""
+
+
+def misplaced_in_root(root: Path) -> list[str]:
+    """Names a model file in the root of a repository."""
+    if not (root / MODEL_FILE).is_file():
+        return []
+    return [_text(root, root / MODEL_FILE, root / "NAME" / "1" / MODEL_FILE)]
+
+
+def misplaced_in_model(root: Path, model: str, versions: tuple[int, ...]) -> list[str]:
+    """Names model files in a model's folder that belong to no version: in the folder itself, or in one like `v1`.
+
+    Args:
+        root: The repository.
+        model: Name of the model's folder.
+        versions: Versions that it has.
+
+    Raises:
+        OSError: the folder cannot be listed.
+    """
+    folder = root / model
+    free = max(versions, default=0) + 1
+    found = []
+    if (folder / MODEL_FILE).is_file():
+        found.append(_text(root, folder / MODEL_FILE, folder / str(free) / MODEL_FILE))
+    for name in _strange_folders(folder):
+        meant = _NUMBER_LIKE.fullmatch(name)
+        number = meant[1] if meant and int(meant[1]) not in versions else str(free)
+        found.append(_text(root, folder / name, folder / number))
+    return found[:_MOST]
+
+
+def _strange_folders(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    for name in names:
+        if not name.startswith(".") and not _VERSION.fullmatch(name) and (folder / name / MODEL_FILE).is_file():
+            yield name
+
+
+def _text(root: Path, found: Path, wanted: Path) -> str:
+    where = found if found.name == MODEL_FILE else found / MODEL_FILE
+    there = wanted if wanted.name == MODEL_FILE else wanted / MODEL_FILE
+    folder = there.parent if wanted.name == MODEL_FILE else there.parent.parent
+    make = f"mkdir -p {shlex.quote(str(folder))} && " if wanted.name == MODEL_FILE else ""
+    command = f"{make}mv {shlex.quote(str(found))} {shlex.quote(str(wanted))}"
+    expected = there.relative_to(root)
+    return f"'{where.relative_to(root)}' is not served: expected it at '{expected}': {command}"
