@@ -12,7 +12,9 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
-from fitserve_contract.tensor_bytes import MAX_RANK
+MAX_RANK: Final = 32
+"""As `fitserve_contract.tensor_bytes` has it, which brings numpy: the settings read this module, and numpy's threads
+would take signals that a server has to keep."""
 
 DEFAULT_MAX_ELEMENTS: Final = 1 << 18
 """BYTES elements of one message: from the wire to the model and back, each takes up to 400 bytes of memory beside its

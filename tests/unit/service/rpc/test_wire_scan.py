@@ -15,6 +15,7 @@ from fitserve_contract.tensor_bytes import MAX_RANK
 from fitserve_oip.inference_pb2 import InferTensorContents, ModelInferRequest
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import LAYOUTS, MAX_FIELDS, MAX_LIGHT_FIELDS, is_light, parse
+from fitserve_service.rpc import wire_scan
 from fitserve_service.rpc.wire_scan import (
     COST_BYTES,
     DEFAULT_MAX_ELEMENTS,
@@ -234,3 +235,8 @@ def test_what_is_too_large_says_what_is_taken_and_what_to_do() -> None:
         parse(ModelInferRequest, b"\x2a\x84\x80\x40\x2a\x80\x80\x40" + b"\x42\0" * (1 << 19))
     with pytest.raises(ServiceError, match=r"at most 1048576 bytes beside the contents of tensors, got 2097157"):
         parse(ModelInferRequest, b"\x0a\x80\x80\x80\x01" + b"m" * (1 << 21))
+
+
+def test_as_many_axes_are_counted_as_tensors_may_have() -> None:
+    # Written down twice: what holds the contract's figure brings numpy, whose threads the command cannot have.
+    assert wire_scan.MAX_RANK == MAX_RANK
