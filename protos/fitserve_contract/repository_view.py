@@ -331,29 +331,35 @@ class FolderView:
 
         Raises:
             LinkError: a link in it cannot be followed.
-            UnsafeFileError: there are more than MAX_FILES.
+            UnsafeFileError: there are more than MAX_FILES names.
             OSError: it cannot be read.
         """
         names: list[str] = []
-        self._collect("", frozenset(), names)
+        listed_count = 0
+        waiting: list[tuple[str, frozenset[str]]] = [("", frozenset())]
+        while waiting:
+            below, above = waiting.pop()
+            path = self._below(below) if below else self._path
+            real = self._view.real_path(path)
+            # A link back to a folder that holds it: its files have their names already.
+            entries = self._view.entries(path) if real not in above else []
+            listed_count += len(entries)
+            if listed_count > MAX_FILES:
+                raise UnsafeFileError(f"expected at most {MAX_FILES} files in a version, found more")
+            for entry in entries:
+                name = f"{below}/{entry.name}".lstrip("/")
+                if entry.name.startswith(OWN_PREFIX):
+                    continue
+                if self._is_folder(entry, name):
+                    waiting.append((name, above | {real}))
+                else:
+                    names.append(name)
         return sorted(names)
 
-    def _collect(self, below: str, above: frozenset[str], names: list[str]) -> None:
-        path = self._below(below) if below else self._path
-        real = self._view.real_path(path)
-        if real in above:
-            # A link back to a folder that holds it: its files have their names already.
-            return
-        for entry in self._view.entries(path):
-            name = f"{below}/{entry.name}".lstrip("/")
-            if entry.name.startswith(OWN_PREFIX):
-                continue
-            if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and self._view.is_folder(self._below(name))):
-                self._collect(name, above | {real}, names)
-            else:
-                names.append(name)
-            if len(names) > MAX_FILES:
-                raise UnsafeFileError(f"expected at most {MAX_FILES} files in a version, found more")
+    def _is_folder(self, entry: os.DirEntry[str], name: str) -> bool:
+        if entry.is_symlink():
+            return self._view.is_folder(self._below(name))
+        return entry.is_dir(follow_symlinks=False)
 
     def _below(self, name: str) -> str:
         relative_parts(name)
