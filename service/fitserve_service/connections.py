@@ -48,6 +48,20 @@ _DROP_DATA: Final = (
 Source: RFC 9293, 3.1 (TCP header); linux/Documentation/networking/filter.rst (instructions, seen from the TCP header).
 """
 
+_DROP_BEGINS: Final = (
+    (0x30, 0, 0, 13),  # A = the byte with the flags of the TCP header
+    (0x54, 0, 0, 0x12),
+    (0x15, 1, 0, 0x02),  # of SYN and ACK, is SYN alone set?
+    (0x06, 0, 0, 0xFFFFFFFF),  # keep it
+    (0x06, 0, 0, 0),  # drop it
+)
+"""A socket filter for a listener that drops what begins a connection; it does nothing to those that there are.
+
+Sources as of `_DROP_DATA`.
+"""
+
+_Filter: TypeAlias = tuple[tuple[int, int, int, int], ...]
+
 Peer: TypeAlias = tuple[str, int]
 """Address and port of the other end."""
 
@@ -58,10 +72,12 @@ class Connection(NamedTuple):
     Args:
         peer: The other end.
         unfinished_count: Calls that it began and that hold memory here, whether they are over for it or not.
+        number: Its own, higher than those of the connections before it.
     """
 
     peer: Peer
     unfinished_count: int
+    number: int = 0
 
 
 class PortConnections:
@@ -79,37 +95,50 @@ class PortConnections:
         """Counts the calls that were ever begun there, by the servers that are still open."""
         return sum(int(server["data"].get("callsStarted", 0)) for server in self._servers())
 
-    def open_ones(self) -> Iterator[Connection]:
-        """Yields the connections that are open."""
+    def open_ones(self, after: int = 0) -> Iterator[Connection]:
+        """Yields the connections that are open, in the order of their numbers, from the one after a number on."""
         for server in self._servers():
-            for number in _socket_numbers(_server_number(server)):
+            for number in _socket_numbers(_server_number(server), after + 1):
                 found = _socket(number)
                 if found is not None and "tcpipAddress" in found.get("remote", {}):
                     data = found["data"]
                     over = int(data.get("streamsSucceeded", 0)) + int(data.get("streamsFailed", 0))
-                    yield Connection(_address(found["remote"]), int(data.get("streamsStarted", 0)) - over)
+                    yield Connection(_address(found["remote"]), int(data.get("streamsStarted", 0)) - over, number)
 
     def hold(self, peers: Collection[Peer]) -> None:
         """Takes no more data from these peers until they are let go."""
         for opened in self._sockets(peers):
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
-            _drop_data(opened)
+            _attach(opened, _DROP_DATA)
 
     def let_go(self, peers: Collection[Peer]) -> None:
         """Takes data again from these peers; those that were not held do not notice."""
         for opened in self._sockets(peers):
-            with suppress(FileNotFoundError):  # It has no filter.
-                opened.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+            _detach(opened)
+
+    def hold_new(self) -> None:
+        """Takes no new connections until `let_new`: whoever opens one tries again, after a second at first."""
+        for opened in self._listeners():
+            _attach(opened, _DROP_BEGINS)
+
+    def let_new(self) -> None:
+        """Takes new connections again."""
+        for opened in self._listeners():
+            _detach(opened)
+
+    def _listeners(self) -> Iterator[socket.socket]:
+        for opened in _tcp_sockets(self._port):
+            if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                yield opened
 
     def _sockets(self, peers: Collection[Peer]) -> Iterator[socket.socket]:
         """Yields a second descriptor of each connection to these peers; it must be closed soon.
 
         For as long as it is open, grpcio's poller gets events of a connection that grpcio has closed.
         """
-        for descriptor in os.listdir(_DESCRIPTORS) if peers else ():
-            with _duplicate(int(descriptor)) as opened:
-                if opened is not None and _peer_of(opened, self._port) in peers:
-                    yield opened
+        for opened in _tcp_sockets(self._port) if peers else ():
+            if _peer_of(opened) in peers:
+                yield opened
 
     def _servers(self) -> Iterator[Any]:
         for server in _pages(cygrpc.channelz_get_servers, "server", _server_number):
@@ -123,27 +152,45 @@ class PortConnections:
                 yield server
 
 
+def next_descriptor() -> int:
+    """Returns the number that this process's next descriptor gets: at least so many are open; 0: it gets none.
+
+    Counting them would take a millisecond for each few thousand.
+    """
+    try:
+        number = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    os.close(number)
+    return number
+
+
 def can_be_held() -> bool:
     """Tells whether connections can be counted and held here."""
     if not _DESCRIPTORS.is_dir() or not all(hasattr(cygrpc, query) for query in _QUERIES):
         return False
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tried:
-            _drop_data(tried)
+            _attach(tried, _DROP_DATA)
+            _attach(tried, _DROP_BEGINS)
     except OSError:
         return False
     return True
 
 
-def _drop_data(opened: socket.socket) -> None:
-    program = ctypes.create_string_buffer(b"".join(struct.pack("@HBBI", *each) for each in _DROP_DATA))
-    described = struct.pack("@HP", len(_DROP_DATA), ctypes.addressof(program))
+def _attach(opened: socket.socket, instructions: _Filter) -> None:
+    program = ctypes.create_string_buffer(b"".join(struct.pack("@HBBI", *each) for each in instructions))
+    described = struct.pack("@HP", len(instructions), ctypes.addressof(program))
     opened.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, described)
 
 
-def _pages(query: Any, name: str, number_of: Any) -> Iterator[Any]:
+def _detach(opened: socket.socket) -> None:
+    with suppress(FileNotFoundError):  # It has no filter.
+        opened.setsockopt(socket.SOL_SOCKET, _DETACH_FILTER, 0)
+
+
+def _pages(query: Any, name: str, number_of: Any, start: int = 0) -> Iterator[Any]:
     """Asks until there is no further page."""
-    start = 0
     while True:
         answer = json.loads(query(start))
         found = answer.get(name, [])
@@ -153,7 +200,7 @@ def _pages(query: Any, name: str, number_of: Any) -> Iterator[Any]:
         start = number_of(found[-1]) + 1
 
 
-def _socket_numbers(server: int) -> Iterator[int]:
+def _socket_numbers(server: int, first: int = 0) -> Iterator[int]:
     def query(start: int) -> bytes:
         try:
             page: bytes = cygrpc.channelz_get_server_sockets(server, start, 0)
@@ -161,7 +208,7 @@ def _socket_numbers(server: int) -> Iterator[int]:
             return b"{}"
         return page
 
-    for found in _pages(query, "socketRef", lambda reference: int(reference["socketId"])):
+    for found in _pages(query, "socketRef", lambda reference: int(reference["socketId"]), first):
         yield int(found["socketId"])
 
 
@@ -205,13 +252,25 @@ def _duplicate(descriptor: int) -> Iterator[socket.socket | None]:
         yield opened
 
 
-def _peer_of(opened: socket.socket, port: int) -> Peer | None:
-    """Returns the other end of a TCP connection to a port; None for other sockets."""
-    if opened.family not in (socket.AF_INET, socket.AF_INET6):
-        return None
+def _tcp_sockets(port: int) -> Iterator[socket.socket]:
+    """Yields a second descriptor of each TCP socket of this process at a port, one after the other."""
+    for descriptor in os.listdir(_DESCRIPTORS):
+        with _duplicate(int(descriptor)) as opened:
+            if opened is not None and _is_at(opened, port):
+                yield opened
+
+
+def _is_at(opened: socket.socket, port: int) -> bool:
+    if opened.family not in (socket.AF_INET, socket.AF_INET6) or opened.type != socket.SOCK_STREAM:
+        return False
+    with suppress(OSError):
+        return bool(opened.getsockname()[1] == port)
+    return False
+
+
+def _peer_of(opened: socket.socket) -> Peer | None:
+    """Returns the other end of a TCP connection; None where there is none."""
     try:
-        if opened.getsockname()[1] != port:
-            return None
         host, peer_port, *_ = opened.getpeername()
     except OSError:
         return None

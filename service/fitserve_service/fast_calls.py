@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 
 from fitserve_service import completion_queue as core
-from fitserve_service.calls import Call, Metadata, OnRefused, Origin, StreamHandler, StreamMethod, UnaryMethod
+from fitserve_service.calls import Call, Loop, Metadata, OnRefused, Origin, StreamHandler, StreamMethod, UnaryMethod
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, fail_with, incident, wire_status
 from fitserve_service.stream_room import StreamRoom
@@ -65,7 +66,7 @@ class UnaryCall(_Call):
     their end, and kept in the list of those that wait: the transport calls `watch` then.
     """
 
-    __slots__ = ("_is_watched", "_limit", "_on_refused", "_run", "_unread", "_waiting")
+    __slots__ = ("_is_watched", "_limit", "_loop", "_on_refused", "_run", "_unread", "_waiting")
 
     def __init__(
         self,
@@ -75,6 +76,7 @@ class UnaryCall(_Call):
         event: core.Event,
         unread: UnreadAnswers,
         on_refused: OnRefused | None,
+        loop: Loop,
     ) -> None:
         # As the base has it, without a call in between: ten thousand requests a second come by here.
         self.method = method
@@ -87,6 +89,7 @@ class UnaryCall(_Call):
         self._limit = limit
         self._unread = unread
         self._on_refused = on_refused
+        self._loop = loop
         self._is_watched = False
         self._waiting: WaitingCalls | None = None
         core.receive_message(event.call, self._received)
@@ -127,14 +130,30 @@ class UnaryCall(_Call):
         run, self._run = self._run, _has_run
         if self._waiting is not None:
             self._waiting.remove(self)
-        if self._core is not None:
+        held = self._core
+        if held is not None:
+            message = core.message_of(event)
+            if message is None and not self._is_watched:
+                self._look_whether_over(held)
+                return
             try:
-                message = core.message_of(event)
                 if message is None or self.deadline_s is not None or len(message) > self._limit:
                     message = check_request(message, self._limit, self._remaining_s(), self, self._on_refused)
                 run(self, message)
             except Exception as error:
                 fail_with(self, error)
+
+    def _look_whether_over(self, held: core.CoreCall) -> None:
+        """Refuses a call without a message, but one that was reset: floods of them have to cost little."""
+        self._is_watched = True
+        core.receive_close(held, self._closed)
+        # In the next turn: this one may end before the event is due.
+        self._loop.call_soon(partial(self._loop.call_soon, self._refuse_empty))
+
+    def _refuse_empty(self) -> None:
+        if self._core is not None:
+            with answering(self):
+                check_request(None, self._limit, self._remaining_s(), self, self._on_refused)
 
 
 def _has_run(_: Call, __: bytes) -> None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
+
+import grpc._cython.cygrpc as cygrpc
 
 from fitserve_service.access.tls_files import TlsFiles, TlsWatcher
 from fitserve_service.calls import Call, Loop, MethodTable, OnRefused
@@ -15,6 +20,10 @@ from fitserve_service.unix_socket import target_of
 
 _MAX_PENDING: Final = 65_536
 """Calls that the loop has not seen, over all connections; beyond, grpcio cancels arrivals. Some 10 KB each."""
+
+_HEADROOM: Final = 256
+"""Calls of one connection that are over and still hold memory, because the loop has not seen it; beyond, grpcio refuses
+new ones. A caller has 30 % of 1,000 calls in flight cancelled at once without losing another."""
 
 _SIGN_SHARE: Final = 1 / 3
 """How long a sign of life may take, as a share of the time between two."""
@@ -101,8 +110,10 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         ("grpc.max_receive_message_length", hard_limit),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_concurrent_streams", options.max_concurrent_streams),
-        # It refuses calls of well-behaved clients at the limit; `ResetGuard` does its work where it can.
-        ("grpc.http.overload_protection", int(not can_be_held())),
+        # It refuses calls beyond the limit that hold memory, whether they are over for their caller or not. Without
+        # headroom those are calls of well-behaved clients at the limit; `ResetGuard` does its work then, where it can.
+        ("grpc.http.overload_protection", int(has_headroom() or not can_be_held())),
+        ("grpc.http2.max_deallocating_streams", _HEADROOM),
         # Past 1,000 calls that it has not handed over, grpcio cancels arrivals at random: 2,000 stalled bodies at once
         # cost innocents theirs. This bounds the memory alone.
         ("grpc.server.max_pending_requests", _MAX_PENDING),
@@ -116,6 +127,16 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         # Two servers on one port would share its connections in silence; workers of one server are to.
         ("grpc.so_reuseport", int(options.is_shared)),
     ]
+
+
+@functools.cache
+def has_headroom() -> bool:
+    """Tells whether this grpcio, as of 1.82, knows calls beyond the limit that are over and hold memory."""
+    with (
+        Path(cygrpc.__file__).open("rb") as library,
+        mmap.mmap(library.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(b"grpc.http2.max_deallocating_streams") >= 0
 
 
 def check_arrival(size_bytes: int, max_bytes: int, remaining_s: float | None) -> None:

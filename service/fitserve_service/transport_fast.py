@@ -181,7 +181,7 @@ class FastTransport:
         name: bytes = event.call_details.method
         unary = self._unary.get(name)
         if unary is not None:
-            self._begun.append(UnaryCall(*unary, self._limit, event, self._unread, self._on_refused))
+            self._begun.append(UnaryCall(*unary, self._limit, event, self._unread, self._on_refused, self))
         elif name in self._streaming:
             self._begin_stream(*self._streaming[name], event)
         else:

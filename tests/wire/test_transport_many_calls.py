@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
+import socket
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import grpc
@@ -17,10 +21,11 @@ from tests.wire.conforming import CONFORMING, TRANSPORTS, channel, echo, running
 from tests.wire.raw_callers import WAIT_S, RawCaller, innocents, raw_caller
 from tests.wire.test_transport_hostile import grpc_frame
 
+from fitserve_benchmarks.http2 import PREFACE, frame, header_block
 from fitserve_service import transport_fast, transport_stock
 from fitserve_service.calls import MethodTable, UnaryCall
 from fitserve_service.connections import PortConnections
-from fitserve_service.transport import TransportOptions, channel_options
+from fitserve_service.transport import TransportOptions, channel_options, has_headroom
 
 EACH = pytest.mark.parametrize("transport", CONFORMING)
 CLEARTEXT = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
@@ -101,11 +106,14 @@ def test_a_thousand_of_the_asynchronous_client(transport: str) -> None:
 
 
 @CLEARTEXT
-def test_the_core_s_own_protection_loses_calls(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_core_s_own_protection_loses_calls_without_headroom(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The control: where this passes no more, the protection may come back."""
 
     def protected(options: TransportOptions) -> list[tuple[str, int]]:
-        found = dict(channel_options(options)) | {"grpc.http.overload_protection": 1}
+        found = dict(channel_options(options))
+        found |= {"grpc.http.overload_protection": 1, "grpc.http2.max_deallocating_streams": 0}
         return list(found.items())
 
     monkeypatch.setattr(transport_fast, "channel_options", protected)
@@ -126,10 +134,12 @@ def test_a_hundred_calls_before_the_client_knows_the_limit(transport: str) -> No
         assert {caller.answer(stream).get("grpc-status") for stream in streams} == {"0"}
 
 
-@CLEARTEXT
-def test_a_flood_of_resets_is_held_back_while_the_loop_is_behind(
-    transport: str, caplog: pytest.LogCaptureFixture
-) -> None:
+@contextmanager
+def blocked(transport: str, caller_count: int) -> Iterator[tuple[int, list[RawCaller], Callable[[], bytes]]]:
+    """A server whose loop does nothing until the function is called, which returns what it did last.
+
+    Its port and callers come first; each had an answer: before, it may begin no more calls than may be open.
+    """
     is_busy, go = threading.Event(), threading.Event()
 
     def block(call: UnaryCall, message: bytes) -> None:
@@ -138,22 +148,82 @@ def test_a_flood_of_resets_is_held_back_while_the_loop_is_behind(
         call.reply(message)
 
     table = MethodTable({"/t.T/M": echo, "/t.T/Block": block}, {})
-    with running(transport, table) as world, channel(world.port) as opened, raw_caller(world.port) as caller:
-        assert answered(caller)  # Before that, the server takes no more calls than may be open.
-        blocked = opened.unary_unary("/t.T/Block").future(b"block", timeout=WAIT_S)
+    with running(transport, table) as world, channel(world.port) as opened, ExitStack() as stack:
+        callers = [stack.enter_context(raw_caller(world.port)) for _ in range(caller_count)]
+        assert all(answered(caller) for caller in callers)
+        call = opened.unary_unary("/t.T/Block").future(b"block", timeout=WAIT_S)
         assert is_busy.wait(WAIT_S)
+
+        def unblock() -> bytes:
+            go.set()
+            answer: bytes = call.result()
+            return answer
+
+        try:
+            yield world.port, callers, unblock
+        finally:
+            go.set()
+
+
+@CLEARTEXT
+def test_a_flood_of_resets_is_held_back_while_the_loop_is_behind(
+    transport: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with blocked(transport, 6) as (port, callers, unblock):
+        for _ in range(100):
+            for caller in callers:
+                for _ in range(100):
+                    caller.http.reset_stream(caller.begin())
+                caller.flush()
+            if "held back" in caplog.text:
+                break
+        wait_until(lambda: "held back" in caplog.text)
+        # Nobody else noticed, the flood is over, and its connections serve again.
+        assert unblock() == b"block"
+        for caller in callers:
+            wait_until(partial(answered, caller))
+        wait_until(lambda: max(each.unfinished_count for each in PortConnections(port).open_ones()) == 0)
+
+
+@CLEARTEXT
+def test_what_one_connection_has_reset_is_bounded_while_the_loop_is_behind(transport: str) -> None:
+    if not has_headroom():
+        pytest.skip("this grpcio does not know the bound")
+    with blocked(transport, 1) as (port, (caller,), unblock):
         for _ in range(100):
             for _ in range(100):
                 caller.http.reset_stream(caller.begin())
             caller.flush()
-            if "held back" in caplog.text:
-                break
-        wait_until(lambda: "held back" in caplog.text)
-        go.set()
-        # Nobody else noticed, the flood is over, and its connection serves again.
-        assert blocked.result() == b"block"
-        assert answered(caller)
-        wait_until(lambda: max(each.unfinished_count for each in PortConnections(world.port).open_ones()) == 0)
+        wait_until(lambda: max(each.unfinished_count for each in PortConnections(port).open_ones()) > 300)
+        assert max(each.unfinished_count for each in PortConnections(port).open_ones()) < 400
+        assert unblock() == b"block"
+        wait_until(partial(answered, caller))
+
+
+@CLEARTEXT
+def test_new_connections_wait_while_the_loop_is_behind(transport: str) -> None:
+    headers = header_block("localhost", "/t.T/M")
+    calls = (frame(1, 4, stream, headers) + frame(3, 0, stream, b"\0\0\0\x08") for stream in range(1, 200, 2))
+    begun = PREFACE + frame(4, 0, 0, b"") + b"".join(calls)
+    with blocked(transport, 0) as (port, _, unblock), ExitStack() as stack:
+        held: list[socket.socket] = []
+
+        def is_held() -> bool:
+            tried = stack.enter_context(socket.socket())
+            tried.setblocking(False)
+            tried.connect_ex(("127.0.0.1", port))
+            if not select.select([], [tried], [], 0)[1]:
+                held.append(tried)
+                return True
+            # No connection has more calls than it may have, and each is gone before anybody looks.
+            tried.sendall(begun)
+            tried.close()
+            return False
+
+        wait_until(is_held)
+        assert unblock() == b"block"
+        assert select.select([], held, [], WAIT_S)[1] == held
+        assert held[0].getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
 
 
 def answered(caller: RawCaller) -> bool:
