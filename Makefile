@@ -104,8 +104,8 @@ test: setup ## run the tests
 
 check: setup lint types layers protos-check test ## what CI runs first: all but check-slow
 
-check-slow: setup ## the checks that take minutes: what joins, and 32 callers (CI runs them after check)
-	$(BIN)/python -m pytest -n 2 -m slow --show-capture=stdout tests/slow
+check-slow: setup ## the tests that take long: what joins, 32 callers, the demo, ... (CI runs them after check)
+	$(BIN)/python -m pytest -n 2 -m slow --show-capture=stdout tests
 
 lint: setup ## ruff, formatting included
 	$(BIN)/ruff check .

@@ -51,6 +51,7 @@ def test_a_server_under_load_and_swaps_keeps_its_size(tmp_path: Path) -> None:
     assert result.is_right, (result.growths, result.tally)
 
 
+@pytest.mark.slow
 def test_a_server_that_leaks_fails(tmp_path: Path) -> None:
     result = soak(tmp_path, 0, 9, lambda _: None, leak=True)
 

@@ -22,6 +22,7 @@ def test_a_server_under_calls_and_nonsense_keeps_its_size(transport: str, tmp_pa
     assert done >= {"connections with malformed frames"}
 
 
+@pytest.mark.slow
 def test_a_server_that_leaks_fails(tmp_path: Path) -> None:
     plan = CallSoakPlan(60_000, rude_rate=50.0, period_s=0.1, has_leak=True)
     result = soak_calls(tmp_path / "work", plan, lambda _: None)

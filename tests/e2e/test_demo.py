@@ -9,6 +9,8 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+import pytest
+
 from fitserve_contract import repository
 
 DEMO = [str(Path(sysconfig.get_path("scripts"), "fitserve-bench")), "demo", "--device", "cpu"]
@@ -22,6 +24,7 @@ def places(folder: Path) -> list[str]:
     return ["--repository", str(folder / "models"), "--runs", str(folder / "runs"), "--output-dir", str(folder / "out")]
 
 
+@pytest.mark.slow
 def test_one_command_goes_from_training_to_requests_per_second(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     finished = subprocess.run(

@@ -22,6 +22,7 @@ def _compare(folder: Path, pairs: int, *options: str) -> int:
     return main(["serve", "--against", _THIS, *places, "--pairs", str(pairs), "--in-flight", "4", *options])
 
 
+@pytest.mark.slow
 def test_two_pairs_are_measured_and_give_no_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _compare(tmp_path, 2, "--seconds", "0.2") == 0
 
@@ -35,6 +36,7 @@ def test_two_pairs_are_measured_and_give_no_verdict(tmp_path: Path, capsys: pyte
     assert "no verdict: fewer than 6 pairs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_command_fails_below_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -237,6 +237,7 @@ def test_it_refuses_to_start_in_one_sentence(tmp_path: Path) -> None:
         assert f"--device cuda: {problem}" in refusal(*repository, "--device", "cuda")
 
 
+@pytest.mark.slow
 def test_a_thousand_models_load_and_answer_and_a_broken_one_harms_nobody(tmp_path: Path) -> None:
     content = builders.scaled()
     for index in range(1000):

@@ -38,6 +38,7 @@ def test_the_table_says_what_lies_outside() -> None:
     assert "b 1 m none 0 to 2 OUTSIDE" in lines
 
 
+@pytest.mark.slow
 def test_the_thermometer_reaches_its_figures_and_diverges_on_raw_readings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,6 +117,7 @@ def up_to(rate: float) -> Callable[..., bool]:
     return is_met_at
 
 
+@pytest.mark.slow
 def test_all_four_have_their_figures_in_their_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scenarios, "meets_bound", up_to(5e3))
     contestant = Instant()
@@ -150,6 +151,7 @@ def test_what_the_budget_does_not_afford_is_not_measured_and_says_what_it_needs(
     assert contestant.count == 0
 
 
+@pytest.mark.slow
 def test_contestants_take_turns_and_one_without_a_rate_leaves_the_other_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = Instant(), Instant()
     order: list[object] = []

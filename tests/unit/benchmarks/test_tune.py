@@ -87,6 +87,7 @@ def test_what_is_written_the_server_takes_and_other_keys_stay(tmp_path: Path) ->
     assert "measured with fitserve-serve --workers 1" in text
 
 
+@pytest.mark.slow
 def test_candidates_are_served_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fitserve_benchmarks.tune.BATCH_LIMITS", (8,))
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})

@@ -33,6 +33,7 @@ def result(*rows: WorkersRow) -> WorkersResult:
     return WorkersResult({"model": "m", "in_flight": 8}, {"usable_processors": [0, 1]}, rows, 1.25)
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_are_measured_with_the_answers_checked(tmp_path: Path) -> None:
     builders.bare_version(tmp_path / "repository", "m", 1, builders.linear())
     plan = WorkersPlan(tmp_path / "repository", "m", in_flight=4, turns=1, turn_s=0.5)

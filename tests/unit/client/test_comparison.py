@@ -37,6 +37,7 @@ def test_mcnemar_holds_for_counts_far_beyond_a_data_set() -> None:
     assert found.exact_p == pytest.approx(stats.binomtest(50_000, 101_000).pvalue, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_bootstrap_covers_the_true_difference_as_often_as_it_says() -> None:
     random = np.random.default_rng(0)
     covered = 0
@@ -48,6 +49,7 @@ def test_bootstrap_covers_the_true_difference_as_often_as_it_says() -> None:
     assert 50 <= covered <= 60
 
 
+@pytest.mark.slow
 @given(st.permutations(range(30)))
 def test_bootstrap_does_not_depend_on_the_order(order: list[int]) -> None:
     random = np.random.default_rng(1)

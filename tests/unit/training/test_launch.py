@@ -291,6 +291,7 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> Non
         train(Request("linreg", tmp_path / "run", is_resumed=True), quiet)
 
 
+@pytest.mark.slow
 def test_runs_killed_at_random_moments_end_at_the_same_bits(tmp_path: Path) -> None:
     changes = ["--set=epochs=40", "--set=momentum=0.9", "--set=lr_schedule=cosine", "--set=checkpoint_every_s=0"]
     straight = tmp_path / "straight"

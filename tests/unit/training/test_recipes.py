@@ -62,6 +62,7 @@ def test_line_arrives_after_3000_epochs(tmp_path: Path) -> None:
     assert summary["parameters"] == pytest.approx({"w": 2.0, "b": 0.0, "prediction_at_4": 8.0}, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{"momentum": 0.5, "nesterov": True}, {"optimizer": "lbfgs"}])
 def test_line_takes_other_optimizers(changes: dict[str, Scalar], tmp_path: Path) -> None:
     summary = trained("line", tmp_path / "line", epochs=60, **changes)
