@@ -66,10 +66,11 @@ class AsyncClient:
         version: int | None = None,
         label: str | None = None,
         outputs: Sequence[str] = (),
+        routing_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Prediction:
         """Runs a model on one batch of examples; see `Client.predict`."""
-        operation = self._operations.predict(Selector(model, version, label), inputs, tuple(outputs))
+        operation = self._operations.predict(Selector(model, version, label), inputs, tuple(outputs), routing_key)
         return await self._run(operation, timeout_s)
 
     async def evaluate(
@@ -240,7 +241,8 @@ class AsyncClient:
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response_type.FromString,
         )
-        begun = method(call.request, timeout=grpc_timeout_s(remaining_s), metadata=self._connection.call_metadata())
+        metadata = self._connection.call_metadata(call.metadata)
+        begun = method(call.request, timeout=grpc_timeout_s(remaining_s), metadata=metadata)
         response = await begun
         if self._on_timing is not None and (timing := timing_of(await begun.trailing_metadata())):
             self._on_timing(timing)

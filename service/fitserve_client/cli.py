@@ -20,7 +20,7 @@ from typing import Any, Final
 from fitserve_client.client import Client
 from fitserve_client.commands import COMMANDS
 from fitserve_client.connection import DEFAULT_TARGET, DEFAULT_TIMEOUT_S, ConnectionOptions
-from fitserve_client.control_commands import CONTROL_COMMANDS, add_control_commands
+from fitserve_client.control_commands import CONTROL_COMMANDS, add_control_commands, version_number
 from fitserve_client.credentials import Tls
 from fitserve_client.errors import FileError, FitserveError, UnavailableError
 from fitserve_client.reports import Report
@@ -51,6 +51,14 @@ _TLS_FILES: Final = ("tls_ca", "tls_cert", "tls_key")
 
 _SOURCES: Final = ("file", "held_out", "text")
 """Where examples come from: one of these."""
+
+_OPTIONAL: Final = {
+    "predict": ("file",),
+    "evaluate": ("file",),
+    "compare": ("file",),
+    "label": ("label", "target_version"),
+}
+"""Positional arguments that may be left out, by command, in the order that they are given in."""
 
 _FILES: Final = """\
 A .npy file holds one array for a model with one input. A .npz file holds one array per input name."""
@@ -129,21 +137,34 @@ def _sentence(error: Exception, server: str) -> str:
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line; a file may also stand behind the options.
+    """Parses the command line; arguments that may be left out may also stand behind the options.
 
     argparse gives an optional positional up at the first option, and up to Python 3.12 finds it no more.
     """
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "file", "") is None:
-        arguments.file = rest.pop()
+    for name in _OPTIONAL.get(arguments.command, ()):
+        if rest and not rest[0].startswith("-") and getattr(arguments, name) is None:
+            setattr(arguments, name, rest.pop(0))
     if rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if arguments.command == "label":
+        _check_label_arguments(parser, arguments)
     sources = [getattr(arguments, name) for name in _SOURCES if hasattr(arguments, name)]
     if sources and sum(map(bool, sources)) != 1:
         other = next(name for name in _SOURCES[1:] if hasattr(arguments, name)).replace("_", "-")
         parser.error(f"{arguments.command}: expected either a file or --{other}")
     return arguments
+
+
+def _check_label_arguments(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    if arguments.delete and (arguments.label is None or arguments.target_version is not None):
+        parser.error("label: expected --delete with a LABEL and without a VERSION")
+    if isinstance(arguments.target_version, str):
+        try:
+            arguments.target_version = version_number(arguments.target_version)
+        except argparse.ArgumentTypeError as error:
+            parser.error(f"label: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,6 +204,9 @@ def _add_predict(commands: Any) -> None:
     _add_model(parser)
     parser.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png", nargs="?")
     parser.add_argument("--text", metavar="TEXT", action="append", help="a text for a model of text; may be repeated")
+    parser.add_argument(
+        "--routing-key", metavar="KEY", help="requests with one key land on one side of a traffic share"
+    )
     parser.add_argument("--timing", action="store_true", help="say where the server's time went, call by call")
     parser.add_argument("--invert", action="store_true", help="exchange light and dark in a .png file")
     parser.add_argument(

@@ -77,6 +77,7 @@ class Client:
         version: int | None = None,
         label: str | None = None,
         outputs: Sequence[str] = (),
+        routing_key: str | None = None,
         timeout_s: float | None = None,
     ) -> Prediction:
         """Runs a model on one batch of examples.
@@ -88,6 +89,8 @@ class Client:
             version: Version to run; by default the server's choice.
             label: Label of the version to run, instead of a number.
             outputs: Names of the outputs wanted; by default all.
+            routing_key: Requests with one key, printable ASCII, land on one side of a traffic share; by default each
+                request is drawn by itself. It means nothing where version or label is given.
             timeout_s: Deadline, seconds; by default the client's.
 
         Raises:
@@ -95,7 +98,7 @@ class Client:
             NotFoundError: no such model, version or label.
             FitserveError: any other failure.
         """
-        operation = self._operations.predict(Selector(model, version, label), inputs, tuple(outputs))
+        operation = self._operations.predict(Selector(model, version, label), inputs, tuple(outputs), routing_key)
         return self._run(operation, timeout_s)
 
     def evaluate(
@@ -296,7 +299,7 @@ class Client:
             request_serializer=type(call.request).SerializeToString,
             response_deserializer=call.response_type.FromString,
         )
-        options = {"timeout": grpc_timeout_s(remaining_s), "metadata": self._connection.call_metadata()}
+        options = {"timeout": grpc_timeout_s(remaining_s), "metadata": self._connection.call_metadata(call.metadata)}
         if self._on_timing is None:
             return method(call.request, **options)
         response, answered = method.with_call(call.request, **options)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +16,7 @@ from fitserve_client.evaluation import batches
 from fitserve_client.example_files import labels_of, read_examples
 from fitserve_client.messages import named_inputs
 from fitserve_client.models import Selector, VersionDetails
+from fitserve_client.operations import check_ready
 from fitserve_client.prediction import Prediction
 from fitserve_client.reports import (
     Report,
@@ -25,6 +28,7 @@ from fitserve_client.reports import (
 from fitserve_client.reports_scores import comparison_report, evaluation_report
 from fitserve_client.tensors import Subject, as_array
 from fitserve_client.texts import TOKENIZER_FILE, encoded_texts, texts_report
+from fitserve_contract.tensor_bytes import Array
 
 
 def list_models(client: Client, arguments: argparse.Namespace) -> Report:
@@ -35,20 +39,21 @@ def list_models(client: Client, arguments: argparse.Namespace) -> Report:
 
 def show(client: Client, arguments: argparse.Namespace) -> Report:
     """Describes one version of a model."""
-    return details_report(_details(client, arguments))
+    details = client.details(arguments.model, version=arguments.model_version, label=arguments.label)
+    return details_report(details)
 
 
 def predict(client: Client, arguments: argparse.Namespace) -> Report:
     """Runs a model on the examples of a file, or on texts."""
+    asking = _Asking(client, arguments.model, arguments.model_version, arguments.label, arguments.routing_key)
     details = _details(client, arguments)
     if arguments.text:
-        version = details.version.version
-        tokenizer = client.version_file(details.model, TOKENIZER_FILE, version=version)
-        inputs = encoded_texts(arguments.text, tokenizer, details)
-        return texts_report(arguments.text, _predict_all(client, details, inputs), details)
+        return _predict_texts(asking, details, arguments.text)
     examples = read_examples(Path(arguments.file), details, is_inverted=arguments.invert)
-    prediction = _predict_all(client, details, named_inputs(details, examples.inputs))
-    return prediction_report(prediction, details, row_limit=arguments.rows, notes=examples.notes)
+    prediction = asking.predict(details, named_inputs(details, examples.inputs))
+    return prediction_report(
+        prediction, asking.details_of(prediction, details), row_limit=arguments.rows, notes=examples.notes
+    )
 
 
 def evaluate(client: Client, arguments: argparse.Namespace) -> Report:
@@ -75,7 +80,8 @@ def compare(client: Client, arguments: argparse.Namespace) -> Report:
     if arguments.held_out:
         return comparison_report(client.compare(arguments.model, arguments.versions))
     path, first = Path(arguments.file), Selector.of(arguments.model, arguments.versions[0])
-    examples = read_examples(path, client.details(first.model, version=first.version, label=first.label))
+    details = check_ready(client.details(first.model, version=first.version, label=first.label))
+    examples = read_examples(path, details)
     comparison = client.compare(
         arguments.model,
         arguments.versions,
@@ -117,19 +123,71 @@ COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], Report]]] = 
 
 
 def _details(client: Client, arguments: argparse.Namespace) -> VersionDetails:
-    return client.details(arguments.model, version=arguments.model_version, label=arguments.label)
+    details = client.details(arguments.model, version=arguments.model_version, label=arguments.label)
+    return check_ready(details)
 
 
-def _predict_all(client: Client, details: VersionDetails, inputs: Mapping[str, object]) -> Prediction:
-    """More examples than the server joins go in several calls, all to one version."""
-    arrays = {name: as_array(Subject.input(name), value) for name, value in inputs.items()}
-    largest, version = details.version.max_batch_size, details.version.version
-    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
-    if largest == 0 or len(counts) != 1 or max(counts) <= largest:
-        return client.predict(details.model, arrays, version=version)
-    parts = [
-        client.predict(details.model, {name: array[batch] for name, array in arrays.items()}, version=version)
-        for batch in batches(counts.pop(), largest)
-    ]
+def _predict_texts(asking: _Asking, details: VersionDetails, texts: Sequence[str]) -> Report:
+    """Encodes texts as the version that answers does: each carries its own tokenizer."""
+    tokenizer = asking.tokenizer(details)
+    prediction = asking.predict(details, encoded_texts(texts, tokenizer, details))
+    answering = asking.details_of(prediction, details)
+    if answering is not details and (its_own := asking.tokenizer(answering)) != tokenizer:
+        pinned = replace(asking, version=prediction.version, label=None)
+        prediction = pinned.predict(answering, encoded_texts(texts, its_own, answering))
+    return texts_report(texts, prediction, answering)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asking:
+    """How `predict` asks: as the user said, so that shares of the traffic and the shadow take part.
+
+    Args:
+        client: The server.
+        model: Model name.
+        version: Version that the user named.
+        label: Label that the user named.
+        routing_key: Routing key that the user named.
+    """
+
+    client: Client
+    model: str
+    version: int | None
+    label: str | None
+    routing_key: str | None
+
+    def predict(self, details: VersionDetails, inputs: Mapping[str, object]) -> Prediction:
+        """Predicts; more examples than a request may have go in several calls, all answered by one version."""
+        arrays = {name: as_array(Subject.input(name), value) for name, value in inputs.items()}
+        largest = details.version.max_batch_size
+        counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+        if largest == 0 or len(counts) != 1 or max(counts) <= largest:
+            return self._call(arrays)
+        parts = [{name: array[batch] for name, array in arrays.items()} for batch in batches(counts.pop(), largest)]
+        # One key puts all parts on one side of a share; where the version changed meanwhile, the last one answers all.
+        keyed = replace(self, routing_key=self.routing_key or secrets.token_hex(16))
+        predictions = [keyed._call(part) for part in parts]
+        if len({prediction.version for prediction in predictions}) > 1:
+            pinned = replace(self, version=predictions[-1].version, label=None)
+            predictions = [pinned._call(part) for part in parts]
+        return _joined(predictions)
+
+    def details_of(self, prediction: Prediction, details: VersionDetails) -> VersionDetails:
+        """Gives the version that answered: these details, or those of another version."""
+        if prediction.version == details.version.version:
+            return details
+        return self.client.details(self.model, version=prediction.version)
+
+    def tokenizer(self, details: VersionDetails) -> bytes:
+        """Gives a version's tokenizer."""
+        return self.client.version_file(self.model, TOKENIZER_FILE, version=details.version.version)
+
+    def _call(self, arrays: Mapping[str, Array]) -> Prediction:
+        return self.client.predict(
+            self.model, arrays, version=self.version, label=self.label, routing_key=self.routing_key
+        )
+
+
+def _joined(parts: Sequence[Prediction]) -> Prediction:
     outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
-    return Prediction(parts[0].model, version, outputs)
+    return Prediction(parts[0].model, parts[0].version, outputs)

@@ -102,9 +102,9 @@ class Connection:
             return self.tls.channel_credentials()
         return self.credentials
 
-    def call_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        """Gives what goes with a call that begins now."""
-        return (*self.metadata, *(self._token.metadata() if self._token is not None else ()))
+    def call_metadata(self, own: tuple[tuple[str, str], ...] = ()) -> tuple[tuple[str, str | bytes], ...]:
+        """Gives what goes with a call that begins now: the connection's, and the call's own."""
+        return (*self.metadata, *own, *(self._token.metadata() if self._token is not None else ()))
 
     def channel_options(self) -> list[tuple[str, Any]]:
         """Gives the options of the channel."""

@@ -13,6 +13,7 @@ from fitserve_client import control
 from fitserve_client.client import Client
 from fitserve_client.control import LabelHistory, ShadowReport, Traffic
 from fitserve_client.example_files import labels_of, read_examples
+from fitserve_client.operations import check_ready
 from fitserve_client.promotion import (
     DEFAULT_REQUEST_COUNT,
     MIN_REQUEST_COUNT,
@@ -22,7 +23,7 @@ from fitserve_client.promotion import (
     promote,
 )
 from fitserve_client.reports import Report, json_value
-from fitserve_contract.labels import CANARY, STABLE, LabelMove
+from fitserve_contract.labels import CANARY, SHADOW, STABLE, LabelMove
 
 _SHOWN_MOVES: Final = 20
 
@@ -46,7 +47,7 @@ def add_control_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("label", metavar="LABEL", nargs="?")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("target_version", metavar="VERSION", nargs="?", type=int)
+    what.add_argument("target_version", metavar="VERSION", nargs="?", type=version_number)
     what.add_argument("--delete", action="store_true", help="delete it")
     parser.add_argument("--why", metavar="TEXT", default="", help="for the log")
     parser = add("traffic", "shows or sets which share of the requests goes where", "traffic lenet --canary-share 0.1")
@@ -62,7 +63,7 @@ def promotion_report(client: Client, arguments: argparse.Namespace) -> Report:
     examples = None
     if arguments.examples is not None:
         path = Path(arguments.examples)
-        found = read_examples(path, client.details(arguments.model, label=arguments.target))
+        found = read_examples(path, check_ready(client.details(arguments.model, label=arguments.target)))
         examples = LabelledExamples(found.inputs, labels_of(found, path))
     criteria = Criteria(arguments.max_accuracy_drop, arguments.max_p99_ratio, arguments.requests)
     outcome = promote(
@@ -79,7 +80,7 @@ def rollback(client: Client, arguments: argparse.Namespace) -> Report:
 def label(client: Client, arguments: argparse.Namespace) -> Report:
     """Shows, sets or deletes labels."""
     model = arguments.model
-    if arguments.label is not None and arguments.delete:
+    if arguments.delete:
         return _move_report(model, client.run(control.delete_label(model, arguments.label, why=arguments.why)))
     if arguments.target_version is not None:
         move = control.set_label(model, arguments.label, arguments.target_version, why=arguments.why)
@@ -94,12 +95,16 @@ def traffic(client: Client, arguments: argparse.Namespace) -> Report:
     shares = client.run(control.traffic(arguments.model))
     if changes:
         shares = client.run(control.set_traffic(arguments.model, replace(shares, **changes)))
-    return _traffic_report(arguments.model, shares)
+    return _traffic_report(arguments.model, shares, client.run(control.label_history(arguments.model)).labels)
 
 
 def shadow(client: Client, arguments: argparse.Namespace) -> Report:
     """Shows what the shadow found."""
-    return _shadow_report(arguments.model, client.run(control.shadow_reports(arguments.model)))
+    model = arguments.model
+    if reports := client.run(control.shadow_reports(model)):
+        return _shadow_report(model, reports)
+    labels, shares = client.run(control.label_history(model)).labels, client.run(control.traffic(model))
+    return Report({"model": model, "reports": []}, above=[f"{model}: {_why_no_shadow(model, labels, shares)}"])
 
 
 CONTROL_COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], Report]]] = {
@@ -201,7 +206,15 @@ def _history_report(model: str, history: LabelHistory, only: str | None) -> Repo
     rows = [_move_row(move) for move in moves[-_SHOWN_MOVES:]]
     document = {"model": model, "labels": labels, "moves": [json_value(asdict(move)) for move in moves]}
     header = ("time", "label", "from", "to", "action", "who", "why")
-    return Report(document, header if rows else (), rows, above=above or [f"{model} has no such label"])
+    return Report(document, header if rows else (), rows, above=above or [_no_label(model, history, only)])
+
+
+def _no_label(model: str, history: LabelHistory, only: str | None) -> str:
+    if only is None:
+        return f"{model} has no labels; set one with: fitserve-client label {model} LABEL VERSION"
+    listed = ", ".join(sorted(history.labels)) or "none"
+    text = f"{model}: expected one of its labels ({listed}), got '{only}'"
+    return f"{text}; set it with: fitserve-client label {model} {only} VERSION"
 
 
 def _move_row(move: LabelMove) -> Sequence[str]:
@@ -209,9 +222,29 @@ def _move_row(move: LabelMove) -> Sequence[str]:
     return [move.time, move.label, before, after, move.action.value, move.who, move.why]
 
 
-def _traffic_report(model: str, shares: Traffic) -> Report:
+def _traffic_report(model: str, shares: Traffic, labels: Mapping[str, int]) -> Report:
     lines = [f"canary answers {shares.canary_share:.4g}", f"shadow runs {shares.shadow_share:.4g}"]
-    return Report({"model": model, **asdict(shares)}, above=[f"{model}: {', '.join(lines)} of the requests"])
+    asked = {CANARY: shares.canary_share, SHADOW: shares.shadow_share}
+    missing = [label for label, share in asked.items() if share and label not in labels]
+    notes = [f"no version of {model} has the label {label}: {_label_cure(model, label)}" for label in missing]
+    document = {"model": model, **asdict(shares)}
+    return Report(document, above=[f"{model}: {', '.join(lines)} of the requests"], notes=notes)
+
+
+def _label_cure(model: str, label: str) -> str:
+    return f"set it with: fitserve-client label {model} {label} VERSION"
+
+
+def _why_no_shadow(model: str, labels: Mapping[str, int], shares: Traffic) -> str:
+    """Says why there is no report; the label may as well be new, or nothing asked since."""
+    nothing = "the shadow has run nothing"
+    if SHADOW not in labels:
+        return f"{nothing}: no version has the label {SHADOW}; {_label_cure(model, SHADOW)}"
+    if not shares.shadow_share:
+        return f"{nothing}: its share is 0; set one with: fitserve-client traffic {model} --shadow-share 0.1"
+    if labels[SHADOW] == labels.get(STABLE):
+        return f"{nothing}: {SHADOW} and {STABLE} are both at version {labels[SHADOW]}; move one of them"
+    return nothing
 
 
 def _shadow_report(model: str, reports: Sequence[ShadowReport]) -> Report:
@@ -228,8 +261,6 @@ def _shadow_report(model: str, reports: Sequence[ShadowReport]) -> Report:
         "shadow ms",
     )
     document = {"model": model, "reports": [json_value(asdict(report)) for report in reports]}
-    if not reports:
-        return Report(document, above=[f"{model}: the shadow has run nothing"])
     below = [line for report in reports for line in _dropped_lines(report)]
     return Report(document, header, [_shadow_row(report) for report in reports], below=below)
 
@@ -248,6 +279,13 @@ def _shadow_row(report: ShadowReport) -> Sequence[str]:
     runs = max(report.compared_count, 1)
     times = (f"{total_ns / runs / 1e6:.3f}" for total_ns in (report.live_run_ns, report.shadow_run_ns))
     return [*map(str, (*counts, *outcomes)), agreed, f"{report.max_abs_diff:.3g}", *times]
+
+
+def version_number(text: str) -> int:
+    """Reads a version number from the command line."""
+    if not (text.isascii() and text.isdigit()) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a version number of at least 1, got '{text}'")
+    return int(text)
 
 
 def _at_least_zero(text: str) -> float:

@@ -38,6 +38,9 @@ _INFERENCE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].metho
 _CONTROL = control_pb2.DESCRIPTOR.services_by_name["ModelControlService"].methods_by_name
 
 
+ROUTING_KEY: Final = "fitserve-routing-key"
+"""Metadata whose value assigns a request to a share of the traffic."""
+
 TIMING_KEY: Final = "fitserve-timing"
 """Trailing metadata that tells where the server's time went."""
 
@@ -59,6 +62,7 @@ class Call(Generic[Response]):
         response_type: Class of the answer.
         is_retryable: Making it again after a lost answer does no harm.
         final_reasons: Reasons of errors that making it again would not cure.
+        metadata: What goes with it.
     """
 
     path: str
@@ -66,6 +70,7 @@ class Call(Generic[Response]):
     response_type: type[Response]
     is_retryable: bool = True
     final_reasons: frozenset[str] = frozenset()
+    metadata: tuple[tuple[str, str], ...] = ()
 
     def may_repeat(self, error: FitserveError) -> bool:
         """Tells whether the call may be made again after an error, as far as the call itself decides that."""
@@ -73,11 +78,14 @@ class Call(Generic[Response]):
 
 
 def predict_call(
-    selector: Selector, tensors: Sequence[tensor_pb2.Tensor], outputs: Sequence[str]
+    selector: Selector, tensors: Sequence[tensor_pb2.Tensor], outputs: Sequence[str], routing_key: str | None = None
 ) -> Call[inference_pb2.PredictResponse]:
-    """Makes a Predict call; no outputs means all of them."""
+    """Makes a Predict call; no outputs means all of them. InvalidArgumentError: the key cannot be sent."""
+    if routing_key is not None and not (routing_key.isascii() and routing_key.isprintable()):
+        raise InvalidArgumentError(f"routing_key: expected printable ASCII, got {routing_key[:64]!r}")
     request = inference_pb2.PredictRequest(model=selector.to_proto(), inputs=tensors, outputs=outputs)
-    return Call(_path(_INFERENCE["Predict"]), request, inference_pb2.PredictResponse)
+    metadata = () if routing_key is None else ((ROUTING_KEY, routing_key),)
+    return Call(_path(_INFERENCE["Predict"]), request, inference_pb2.PredictResponse, metadata=metadata)
 
 
 def evaluate_call(

@@ -154,18 +154,21 @@ class Operations:
         response: control_pb2.GetModelVersionFileResponse = yield messages.get_version_file_call(selector, file_name)
         return response.content
 
-    def predict(self, selector: Selector, inputs: messages.Inputs, outputs: Sequence[str]) -> Operation[Prediction]:
+    def predict(
+        self, selector: Selector, inputs: messages.Inputs, outputs: Sequence[str], routing_key: str | None = None
+    ) -> Operation[Prediction]:
         """Predicts with the signature that is known; asks for it anew where that no longer fits the server's."""
         known = self._known.get(selector)
         if known is None:
-            return (yield from self._predict_as((yield from self._ready(selector)), selector, inputs, outputs))
+            ready = yield from self._ready(selector)
+            return (yield from self._predict_as(ready, selector, inputs, outputs, routing_key))
         try:
-            return (yield from self._predict_as(known, selector, inputs, outputs))
+            return (yield from self._predict_as(known, selector, inputs, outputs, routing_key))
         except InvalidArgumentError:
             newer = yield from self._ready(selector)
             if (newer.inputs, newer.outputs) == (known.inputs, known.outputs):
                 raise
-        return (yield from self._predict_as(newer, selector, inputs, outputs))
+        return (yield from self._predict_as(newer, selector, inputs, outputs, routing_key))
 
     def plan_evaluation(
         self, selector: Selector, inputs: messages.Inputs, labels: ArrayLike, batch_size: int | None
@@ -229,10 +232,15 @@ class Operations:
             return error
 
     def _predict_as(
-        self, details: VersionDetails, selector: Selector, inputs: messages.Inputs, outputs: Sequence[str]
+        self,
+        details: VersionDetails,
+        selector: Selector,
+        inputs: messages.Inputs,
+        outputs: Sequence[str],
+        routing_key: str | None,
     ) -> Operation[Prediction]:
         tensors = messages.input_tensors(details, messages.named_inputs(details, inputs))
-        prediction = messages.prediction_of((yield messages.predict_call(selector, tensors, outputs)))
+        prediction = messages.prediction_of((yield messages.predict_call(selector, tensors, outputs, routing_key)))
         if prediction.version != details.version.version and (selector, prediction.version) not in self._met:
             # Once for each version: where a canary takes its share, answers of two versions alternate for long.
             self._met.add((selector, prediction.version))
@@ -240,16 +248,25 @@ class Operations:
         return prediction
 
     def _ready(self, selector: Selector) -> Operation[VersionDetails]:
-        details = yield from self.details(selector)
-        if details.version.state != READY:
-            raise _not_ready(details.model, details.version)
-        return details
+        return check_ready((yield from self.details(selector)))
 
     def _remember(self, selector: Selector, details: VersionDetails) -> None:
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
             self._met.clear()
         self._known[selector] = details
+
+
+def check_ready(details: VersionDetails) -> VersionDetails:
+    """Gives the details back: those of a version that answers.
+
+    Raises:
+        FailedPreconditionError: the version FAILED to load.
+        UnavailableError: it is in any other state but READY.
+    """
+    if details.version.state != READY:
+        raise _not_ready(details.model, details.version)
+    return details
 
 
 def check_no_examples(inputs: object, labels: object) -> None:

@@ -262,7 +262,7 @@ def test_labels_traffic_and_shadow_are_shown(
     said = capsys.readouterr()
     lines = said.out.splitlines()
     assert lines[:6] == [
-        "m has no such label",
+        "m has no labels; set one with: fitserve-client label m LABEL VERSION",
         "m: stable is at version 1",
         "m: shadow is at version 2",
         "m: canary answers 0, shadow runs 1 of the requests",

@@ -162,3 +162,14 @@ def test_a_manifest_or_state_from_the_future_is_no_obstacle():
     assert details.task is None
     future = control_pb2.ModelVersion.FromString(control_pb2.ModelVersion(version=1).SerializeToString() + b"\x10\x63")
     assert version_of(future).state == "99"
+
+
+@pytest.mark.parametrize("key", ["ü", "a\n", "\x00"])
+def test_a_routing_key_that_cannot_be_sent_is_refused(key):
+    with pytest.raises(InvalidArgumentError, match="routing_key: expected printable ASCII, got"):
+        messages.predict_call(Selector("m"), [], [], key)
+
+
+def test_a_routing_key_goes_with_the_call():
+    assert messages.predict_call(Selector("m"), [], [], "ann").metadata == (("fitserve-routing-key", "ann"),)
+    assert messages.predict_call(Selector("m"), [], []).metadata == ()
