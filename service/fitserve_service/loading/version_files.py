@@ -77,7 +77,9 @@ class SeenFiles:
 def see_files(path: VersionPath) -> SeenFiles:
     """Looks at all files of a version, links followed; what a link outside of the repository holds is not looked at."""
     own = marks_of(str(path.folder))
-    if own == NO_MARKS or (path.folder.is_symlink() and not path.root.holds(path.folder)):
+    is_link = path.folder.is_symlink()
+    if own == NO_MARKS or (is_link and not (path.root.holds(path.folder) and path.folder.is_dir())):
+        # What is wrong with a link is told by whoever loads it.
         return SeenFiles(own)
     found: list[SeenFile] = []
     waiting = [_Folder("", frozenset({own[:2]}))]
