@@ -127,10 +127,14 @@ class _Terminal:
         self._is_outlived = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 
     def has_closed(self, found: signal.struct_siginfo) -> bool:
-        """Tells whether a SIGHUP means that the terminal has closed: the kernel says so, or a descriptor is hung up."""
+        """Tells whether a SIGHUP means that the terminal has closed: the kernel says so, or the shell that is hung up.
+
+        Anybody else may ask for a reload, of a server that was left behind by its terminal, too.
+        """
         if self._is_outlived:
             return False
-        return found.si_code == _SI_KERNEL or any(map(_is_hung_up, self._descriptors))
+        is_of_shell = found.si_pid == os.getsid(0) and any(map(_is_hung_up, self._descriptors))
+        return found.si_code == _SI_KERNEL or is_of_shell
 
 
 def _is_hung_up(descriptor: int) -> bool:

@@ -168,14 +168,15 @@ def killed_after(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 
 class Terminal:
-    """A terminal with the command in its foreground."""
+    """A terminal with the command in its foreground; without a session, one that only its descriptors lead to."""
 
-    def __init__(self, root: Path, *flags: str, is_outlived: bool = False) -> None:
+    def __init__(self, root: Path, *flags: str, is_outlived: bool = False, has_session: bool = True) -> None:
         self.master, slave = pty.openpty()
 
         def settle() -> None:
             os.setsid()
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            if has_session:
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             if is_outlived:
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
@@ -201,6 +202,20 @@ def test_a_terminal_that_closes_drains_what_runs_in_it(tmp_path: Path) -> None:
         assert codes(running) == {"OK"}
         assert command.process.wait(WAIT_S) == 0
     assert command.log().count("the terminal has closed") == 1
+
+
+def test_one_that_its_terminal_left_behind_is_reloaded_by_whoever_asks(tmp_path: Path) -> None:
+    # As `disown` does, or setsid: no SIGHUP comes when the terminal closes, but its descriptors are hung up.
+    terminal = Terminal(slow_repository(tmp_path), has_session=False)
+    command = terminal.command
+    with killed_after(command.process), connected(command.address) as channel:
+        os.close(terminal.master)
+        command.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: "SIGHUP: " in command.log())
+        assert "SIGHUP: reading certificates" in command.log()
+        assert codes(in_flight(channel)) == {"OK"}
+        command.process.send_signal(signal.SIGTERM)
+        assert command.process.wait(WAIT_S) == 0
 
 
 def test_one_that_outlives_its_terminal_by_request_reloads_alone(tmp_path: Path) -> None:
