@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from fitserve_contract.cures import state_cure, with_cure
 from fitserve_contract.labels import STABLE
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.served_version import ServedVersion
@@ -147,6 +148,7 @@ class KnownModel:
         if number is None:
             labels = ", ".join(sorted(self.labels)) or "none"
             text = f"model '{self.name}': expected one of its labels ({labels}), got '{(label or '')[:128]}'"
+            text += f"; set one with: fitserve-client label {self.name} LABEL VERSION"
             raise ServiceError(Reason.LABEL_NOT_FOUND, text, model=self.name)
         return number
 
@@ -155,20 +157,32 @@ class KnownModel:
         if failed and len(failed) == len(self.versions):
             return not_ready(self.name, max(failed), self.versions[max(failed)])
         states = ", ".join(f"version {number} is {entry.state}" for number, entry in sorted(self.versions.items()))
-        return ServiceError(Reason.NOT_READY, f"model '{self.name}': no version is ready ({states})", model=self.name)
+        text = f"model '{self.name}': no version is ready ({states or 'it has none'})"
+        newest = max(self.versions, default=0)
+        if not newest:
+            cure = f"put one into the repository as {self.name}/1/model.onnx"
+        elif self.versions[newest].state in (State.UNLOADED, State.UNLOADING):
+            cure = f"load the model with: fitserve-client load {self.name}"
+        else:
+            cure = state_cure(self.name, newest, self.versions[newest].state)
+        return ServiceError(Reason.NOT_READY, with_cure(text, cure), model=self.name)
 
 
 def unknown_model(model: str) -> ServiceError:
     """Says that there is no such model; the name may be a stranger's, of any length."""
-    return ServiceError(Reason.MODEL_NOT_FOUND, f"model '{model[:128]}': not in the repository", model=model[:128])
+    text = f"model '{model[:128]}': not in the repository; list its models with: fitserve-client models"
+    return ServiceError(Reason.MODEL_NOT_FOUND, text, model=model[:128])
 
 
 def not_ready(model: str, number: int, entry: KnownVersion | VersionSnapshot | None) -> ServiceError:
-    """Says why a version does not answer; None: there is no such version."""
+    """Says why a version does not answer, and what to do about it; None: there is no such version."""
     if entry is None:
-        return ServiceError(Reason.VERSION_NOT_FOUND, f"model '{model}' has no version {number}", model=model)
+        text = f"model '{model}' has no version {number}; list its versions with: fitserve-client models"
+        return ServiceError(Reason.VERSION_NOT_FOUND, text, model=model)
+    cure = state_cure(model, number, entry.state)
     if entry.state is State.FAILED:
         text = f"model '{model}' version {number} failed to load: {entry.reason}"
-        return ServiceError(Reason.MODEL_FAILED, text, model=model)
-    text = f"model '{model}' version {number} is {entry.state}, not READY"
-    return ServiceError(Reason.NOT_READY, text, model=model)
+        return ServiceError(Reason.MODEL_FAILED, with_cure(text, cure), model=model)
+    why = f" ({entry.reason})" if entry.reason else ""
+    text = f"model '{model}' version {number} is {entry.state}, not READY{why}"
+    return ServiceError(Reason.NOT_READY, with_cure(text, cure), model=model)

@@ -75,29 +75,50 @@ def test_each_refusal_has_its_reason_and_names_what_it_is_about(tmp_path: Path) 
     registry.set_present("waiting", [1], {})
 
     cases = [
-        (refusal(registry, "n" * 500), Reason.MODEL_NOT_FOUND, f"model '{'n' * 128}': not in the repository"),
-        (refusal(registry, "m", version=9), Reason.VERSION_NOT_FOUND, "model 'm' has no version 9"),
-        (refusal(registry, "m", version=2), Reason.NOT_READY, "model 'm' version 2 is LOADING, not READY"),
+        (
+            refusal(registry, "n" * 500),
+            Reason.MODEL_NOT_FOUND,
+            f"model '{'n' * 128}': not in the repository; list its models with: fitserve-client models",
+        ),
+        (
+            refusal(registry, "m", version=9),
+            Reason.VERSION_NOT_FOUND,
+            "model 'm' has no version 9; list its versions with: fitserve-client models",
+        ),
+        (
+            refusal(registry, "m", version=2),
+            Reason.NOT_READY,
+            "model 'm' version 2 is LOADING, not READY; wait for it with: fitserve-client wait m --model-version 2",
+        ),
         (
             refusal(registry, "m", version=3),
             Reason.MODEL_FAILED,
-            "model 'm' version 3 failed to load: file 'model.onnx': cut off",
+            "model 'm' version 3 failed to load: file 'model.onnx': cut off; "
+            "correct its files, or try again with: fitserve-client load m",
         ),
         (
             refusal(registry, "m", label="blue"),
             Reason.LABEL_NOT_FOUND,
-            "model 'm': expected one of its labels (canary), got 'blue'",
+            "model 'm': expected one of its labels (canary), got 'blue'; "
+            "set one with: fitserve-client label m LABEL VERSION",
         ),
         (
             refusal(registry, "m", label=""),
             Reason.LABEL_NOT_FOUND,
-            "model 'm': expected one of its labels (canary), got ''",
+            "model 'm': expected one of its labels (canary), got ''; "
+            "set one with: fitserve-client label m LABEL VERSION",
         ),
-        (refusal(registry, "broken"), Reason.MODEL_FAILED, "model 'broken' version 5 failed to load: newer"),
+        (
+            refusal(registry, "broken"),
+            Reason.MODEL_FAILED,
+            "model 'broken' version 5 failed to load: newer; "
+            "correct its files, or try again with: fitserve-client load broken",
+        ),
         (
             refusal(registry, "waiting"),
             Reason.NOT_READY,
-            "model 'waiting': no version is ready (version 1 is PENDING)",
+            "model 'waiting': no version is ready (version 1 is PENDING); "
+            "wait for it with: fitserve-client wait waiting --model-version 1",
         ),
     ]
     for error, reason, text in cases:
