@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar, cast
 import numpy as np
 
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.repository import VersionPath
+from fitserve_contract.repository import VersionPath, version_path
 from fitserve_service.costs import CostTable
 from fitserve_service.loader import Loader
 from fitserve_service.loading.load_errors import LoadError
@@ -235,9 +235,9 @@ class SimulatedRepository:
         """Gives the same root for ever."""
         return (0, 0)
 
-    def folder(self, model: str, version: int) -> Path:
+    def path(self, model: str, version: int) -> VersionPath:
         """Names a folder that is nowhere."""
-        return self.root / model / str(version)
+        return version_path(self.root, model, version)
 
     def see(self, model: str, version: int) -> SeenFiles:
         """Gives what changes when a version is put right."""

@@ -58,9 +58,8 @@ def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
     from fitserve_contract.repository import version_path
     from fitserve_contract.repository_view import RepositoryRoot
     from fitserve_service.loader import Loader
-    from fitserve_service.loading.load_errors import LoadError
+    from fitserve_service.loading.load_errors import MEMORY, THREADS, LoadError
     from fitserve_service.model_config import Overrides
-    from fitserve_service.run_errors import has_no_memory
 
     outside = Path(begin["follow_links"]) if begin["follow_links"] else None
     repository = RepositoryRoot(Path(begin["repository"]), outside)
@@ -83,9 +82,9 @@ def _loading(begin: Message, link: Link) -> Callable[[Message], Message]:
         try:
             loader.load(path, Overrides(message["overrides"]))
         except LoadError as error:
-            return {"refusal": str(error), "is_out_of_memory": has_no_memory(str(error))}
-        except MemoryError:
-            return {"refusal": "the model's files do not fit into memory", "is_out_of_memory": True}
+            # Where the address space is bounded, a thread's stack is what does not fit into it.
+            is_out_of_memory = error.kind in (MEMORY, THREADS)
+            return {"refusal": str(error), "refusal_kind": error.kind, "is_out_of_memory": is_out_of_memory}
         except Exception:
             return {"refusal": "internal error while loading; the log has it", "trace": traceback.format_exc()}
         return {"refusal": "", "is_out_of_memory": False}

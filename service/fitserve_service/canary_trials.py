@@ -21,10 +21,10 @@ from typing import Final
 from fitserve_contract.repository import VersionPath
 from fitserve_contract.repository_view import RepositoryRoot, Root, root_of
 from fitserve_service.loader import MAX_MODEL_BYTES
-from fitserve_service.loading.load_errors import LoadError
+from fitserve_service.loading.load_errors import MEMORY, TIME, ShortageError, load_error, shortage_kind
 from fitserve_service.loading.version_files import see_files
 from fitserve_service.model_config import Overrides
-from fitserve_service.process_memory import free_bytes
+from fitserve_service.process_memory import free_bytes, spent_s
 from fitserve_service.runtime.run_limit import LARGEST_LIMIT_S
 from fitserve_service.worker_link import Link, Message
 
@@ -56,6 +56,9 @@ _SERVER_ONLY: Final = ("device", "batch_size_buckets", "versions", "keep_version
 """Overrides that a canary leaves out: it runs on the CPU, and not every size."""
 
 _ENVIRONMENT: Final = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+_STARVED_SHARE: Final = 0.75
+"""A step that ran out of time and had less of a processor than this share of it was kept waiting by the machine."""
 
 _END_S: Final = 2.0
 _MOST_TRACE_CHARS: Final = 8_000
@@ -112,7 +115,9 @@ class Canaries:
         """Loads and runs a version where nothing but it can be lost.
 
         Raises:
-            LoadError: it killed the process, did not end, wanted too much memory, or cannot be loaded.
+            IncompleteError: a file is missing, or not what its checksums say.
+            ShortageError: there was too little memory, or the machine was too busy, to tell.
+            LoadError: it killed the process, did not end, or cannot be loaded.
         """
         usual_bytes = _MEMORY_BYTES + _MEMORY_FACTOR * _size_bytes(path)
         bound_bytes, allowed = self._most_bytes(free_bytes())
@@ -124,12 +129,13 @@ class Canaries:
                 verdict = self._try_out(path, overrides, bound_bytes)
         if verdict.is_out_of_memory and not verdict.is_deadly:
             more_bytes = 2 * bound_bytes
-            raise LoadError(
+            text = (
                 f"canary: expected the model to load and run in {_gib(bound_bytes)} of memory, {allowed}, and it needs "
                 f"more: {verdict.refusal}; free memory, or allow it more: --canary-memory-bytes {more_bytes}"
             )
-        if verdict.refusal and (self._is_final or verdict.is_deadly):
-            raise LoadError(verdict.refusal)
+            raise load_error(text, "" if self._memory_bytes else MEMORY)
+        if verdict.refusal and (self._is_final or verdict.is_deadly or verdict.kind):
+            raise load_error(verdict.refusal, verdict.kind)
 
     def close(self) -> None:
         """Ends all processes, also those that are trying something out."""
@@ -152,12 +158,14 @@ class Canaries:
             canary.await_end()
             self._drop(canary)
             is_out_of_memory = not canary.is_late and canary.signal() is signal.SIGABRT
-            return _Verdict(canary.how_it_ended(), is_out_of_memory=is_out_of_memory, is_deadly=True)
+            kind = canary.shortage()
+            return _Verdict(canary.how_it_ended(), kind, is_out_of_memory=is_out_of_memory, is_deadly=True)
         self._give_back(canary)
         refusal, is_out_of_memory = str(message.get("refusal", ""))[:2_000], message.get("is_out_of_memory") is True
+        kind = str(message.get("refusal_kind", ""))[:20]
         if trace := message.get("trace"):
             _log.error("%s version %d: trial failed\n%s", path.model, path.version, str(trace)[:_MOST_TRACE_CHARS])
-        return _Verdict(refusal, is_out_of_memory=bool(refusal) and is_out_of_memory, is_deadly=False)
+        return _Verdict(refusal, kind, is_out_of_memory=bool(refusal) and is_out_of_memory, is_deadly=False)
 
     def _ask(self, canary: _Canary, path: VersionPath, overrides: Overrides, memory_bytes: int) -> Message | None:
         limit_s = self._limit_s or _LIMIT_S * canary.slowness
@@ -185,7 +193,11 @@ class Canaries:
         return self._start()
 
     def _start(self) -> _Canary:
-        canary = _Canary(self._repository, self._terms)
+        try:
+            canary = _Canary(self._repository, self._terms)
+        except OSError as error:
+            text = f"canary: expected to start a process that tries models out: {error.strerror}"
+            raise ShortageError(text, shortage_kind(error) or MEMORY) from None
         with self._lock:
             self._live.add(canary)
             is_closed = self._is_closed
@@ -213,11 +225,13 @@ class _Verdict:
 
     Args:
         refusal: Why the version is refused; empty: it ran.
+        kind: Of the refusal; see `LoadError.kind`.
         is_out_of_memory: With more memory it might have run.
         is_deadly: It ended the process, or had to be ended with it.
     """
 
     refusal: str
+    kind: str
     is_out_of_memory: bool
     is_deadly: bool
 
@@ -227,7 +241,8 @@ class _Canary:
 
     def __init__(self, repository: RepositoryRoot, terms: Terms) -> None:
         own, other = socket.socketpair()
-        with other:
+        with contextlib.ExitStack() as on_failure, other:
+            on_failure.callback(own.close)
             # -P: no module of the directory that the server was started in takes the place of its own.
             command = (sys.executable, "-P", "-m", "fitserve_service.canary", str(other.fileno()), str(os.getpid()))
             self._process = subprocess.Popen(
@@ -239,6 +254,7 @@ class _Canary:
                 process_group=0,
                 env=os.environ | _ENVIRONMENT,
             )
+            on_failure.pop_all()
         begin_s = time.monotonic()
         self._link = Link(own)
         outside = repository.follow_links
@@ -246,6 +262,7 @@ class _Canary:
         self._link.send("begin", **places, **asdict(terms))
         self.tried_count = 0
         self.is_late = False
+        self._is_starved = False
         self._limit_s = 0.0
         ready = self._receive(_START_S)
         self.slowness = min(max((time.monotonic() - begin_s) / _QUICK_START_S, 1.0), _MOST_SLOWNESS)
@@ -292,15 +309,26 @@ class _Canary:
         hint = ": did the machine run out of memory?" if found is signal.SIGKILL else ""
         return f"canary: the model killed the process that tried it out ({how}{hint})"
 
+    def shortage(self) -> str:
+        """Names what the machine had too little of, of a process that has ended; empty: the version is to blame."""
+        if self.is_late:
+            return TIME if self._is_starved or not self._is_ready else ""
+        return MEMORY if self.signal() is signal.SIGKILL else ""
+
     def signal(self) -> signal.Signals | None:
         """Returns the signal that ended the process; None where it ended otherwise."""
         code = self._process.wait()
         return signal.Signals(-code) if -code in list(signal.Signals) else None
 
     def _receive(self, limit_s: float) -> Message | None:
-        late = threading.Timer(limit_s, self._end_late)
+        late = threading.Timer(limit_s, self._end_late, (limit_s, spent_s(self._process.pid)))
         late.daemon = True
-        late.start()
+        try:
+            late.start()
+        except RuntimeError:
+            # No thread is left that would end it in time.
+            self._process.kill()
+            return None
         try:
             # What a model has taken over may send anything.
             message = self._link.receive()
@@ -310,7 +338,9 @@ class _Canary:
         finally:
             late.cancel()
 
-    def _end_late(self) -> None:
+    def _end_late(self, limit_s: float, before_s: float) -> None:
+        # A model that only takes long, or never ends, has had a processor all the time.
+        self._is_starved = spent_s(self._process.pid) - before_s < _STARVED_SHARE * limit_s
         self.is_late = True
         self._process.kill()
 

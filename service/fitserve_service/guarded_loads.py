@@ -6,7 +6,7 @@ import logging
 
 from fitserve_contract.repository import VersionPath
 from fitserve_service import run_record
-from fitserve_service.loading.load_errors import LoadError
+from fitserve_service.loading.load_errors import TIME, LoadError, RunLimitError, ShortageError
 from fitserve_service.model_config import Overrides
 from fitserve_service.served_version import ServedVersion, VersionLoader
 from fitserve_service.shared_trials import Trials
@@ -47,9 +47,16 @@ class TriedLoader:
         try:
             self._canaries.try_out(path, overrides)
         except LoadError as error:
+            # What ran out of time on a busy machine may have no end at all: fp32 serves sooner than it is tried again.
+            if error.kind not in ("", TIME):
+                raise
             if overrides.values.get("variant") == FP32 or not has_variants(path.folder):
                 raise
             overrides = overrides.put_right("variant", FP32, f"with a variant: {error}")
             self._canaries.try_out(path, overrides)
             _log.warning("%s version %d: %s; fp32 serves in its place", path.model, path.version, error)
-        return self._loader.load(path, overrides)
+        try:
+            return self._loader.load(path, overrides)
+        except RunLimitError as error:
+            # The trial ran it in half the time that the server allows: it is the machine that was busy.
+            raise ShortageError(f"{error}; its trial ran in time: the machine is busy", TIME) from error

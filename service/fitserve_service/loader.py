@@ -29,7 +29,9 @@ from fitserve_service.loading.load_errors import (
     MEMORY,
     IncompleteError,
     LoadError,
+    RunLimitError,
     ShortageError,
+    load_error,
     shortage_kind,
     shortage_kind_of_text,
 )
@@ -302,7 +304,9 @@ def _told() -> Iterator[None]:
         raise ShortageError("out of memory while loading the version's files", MEMORY) from None
     except _REFUSALS as error:
         kind = MEMORY if has_no_memory(str(error)) else shortage_kind_of_text(str(error))
-        raise (ShortageError(str(error), kind) if kind else LoadError(str(error))) from error
+        if isinstance(error, RunawayError) and not kind:
+            raise RunLimitError(str(error)) from error
+        raise load_error(str(error), kind) from error
     except RuntimeError as error:
         if not (kind := shortage_kind_of_text(str(error))):
             raise

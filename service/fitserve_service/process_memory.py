@@ -1,4 +1,4 @@
-"""How much memory a process takes, how much of it is its own, and how much it may still take."""
+"""How much memory and processor time a process takes, and how much memory it may still take."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def read_memory(process: int | str = "self") -> Memory | None:
         return None
     sizes = _sizes(text)
     return Memory(sizes["Rss"], sizes["Pss"], sizes["Private_Clean"] + sizes["Private_Dirty"])
+
+
+def spent_s(process: int) -> float:
+    """Reads how much processor time a process has spent, all threads, seconds; 0 where the kernel does not tell.
+
+    Source: proc(5), stat. The command's name, in parentheses, may hold anything.
+    """
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return 0.0
 
 
 def free_bytes(root: Path = Path("/")) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from fitserve_contract.repository import VersionPath
-from fitserve_service.loading.load_errors import LoadError
+from fitserve_service.loading.load_errors import LoadError, load_error
 from fitserve_service.loading.version_files import see_files
 from fitserve_service.model_config import Overrides
 
@@ -65,20 +65,21 @@ class SharedTrials:
             return self._trials.try_out(path, overrides)
         with os.fdopen(descriptor, "r+b", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            refusal = _refusal(file.read(_MAX_VERDICT_BYTES), asked_s)
-            if refusal is None:
-                refusal = self._try_out(path, overrides)
-                _write(file, {"refusal": refusal, "ended_s": self._clock()})
+            verdict = _verdict(file.read(_MAX_VERDICT_BYTES), asked_s)
+            if verdict is None:
+                verdict = self._try_out(path, overrides)
+                _write(file, {"refusal": verdict[0], "kind": verdict[1], "ended_s": self._clock()})
+        refusal, kind = verdict
         if refusal:
-            raise LoadError(refusal)
+            raise load_error(refusal, kind)
         return None
 
-    def _try_out(self, path: VersionPath, overrides: Overrides) -> str:
+    def _try_out(self, path: VersionPath, overrides: Overrides) -> tuple[str, str]:
         try:
             self._trials.try_out(path, overrides)
         except LoadError as error:
-            return str(error)
-        return ""
+            return str(error), error.kind
+        return "", ""
 
 
 def _key(path: VersionPath, overrides: Overrides) -> str:
@@ -87,14 +88,14 @@ def _key(path: VersionPath, overrides: Overrides) -> str:
     return hashlib.sha256(said.encode(errors="surrogateescape")).hexdigest()
 
 
-def _refusal(content: bytes, asked_s: float) -> str | None:
-    """Reads a verdict: empty for a pass, the reason of a refusal that came while this caller waited, else None."""
+def _verdict(content: bytes, asked_s: float) -> tuple[str, str] | None:
+    """Reads a verdict, refusal and kind: empty for a pass; None of a refusal that this caller did not wait for."""
     try:
         verdict: Any = json.loads(content)
-        refusal, ended_s = str(verdict["refusal"]), float(verdict["ended_s"])
+        refusal, kind, ended_s = str(verdict["refusal"]), str(verdict["kind"]), float(verdict["ended_s"])
     except (ValueError, KeyError, TypeError):
         return None
-    return refusal if not refusal or ended_s >= asked_s else None
+    return (refusal, kind) if not refusal or ended_s >= asked_s else None
 
 
 def _write(file: Any, verdict: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ _NO_THREADS: Final = re.compile(
 )
 _NO_DESCRIPTORS: Final = re.compile(r"too many open files", re.I)
 
+INCOMPLETE: Final = "incomplete"
 MEMORY: Final = "memory"
 DESCRIPTORS: Final = "descriptors"
 THREADS: Final = "threads"
@@ -38,11 +39,23 @@ _KINDS: Final = {
 
 
 class LoadError(Exception):
-    """A version that cannot be served; the text says why and is fit for a caller."""
+    """A version that cannot be served; the text says why and is fit for a caller.
+
+    Attributes:
+        kind: Empty: its content is to blame; else `INCOMPLETE`, or what there was too little of.
+    """
+
+    kind = ""
 
 
 class IncompleteError(LoadError):
     """A version of which files are missing or not what its checksums say: perhaps they are still being copied."""
+
+    kind = INCOMPLETE
+
+
+class RunLimitError(LoadError):
+    """A version one of whose runs took longer than the server allows before it is READY."""
 
 
 class ShortageError(LoadError):
@@ -55,6 +68,24 @@ class ShortageError(LoadError):
     def __init__(self, text: str, kind: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+def load_error(text: str, kind: str) -> LoadError:
+    """Makes the error of a kind; see `LoadError.kind`."""
+    if not kind:
+        return LoadError(text)
+    return IncompleteError(text) if kind == INCOMPLETE else ShortageError(text, kind)
+
+
+def as_shortage(error: BaseException) -> BaseException:
+    """Returns an error of anything that a load does as a ShortageError where it is one; else as it is."""
+    if isinstance(error, LoadError):
+        return error
+    if isinstance(error, MemoryError):
+        return ShortageError("out of memory while loading", MEMORY)
+    kind = _KINDS.get(error.errno or 0, "") if isinstance(error, OSError) else ""
+    kind = kind or (shortage_kind_of_text(str(error)) if isinstance(error, RuntimeError) else "")
+    return ShortageError(f"short of {kind} while loading: {error}", kind) if kind else error
 
 
 def shortage_kind(error: OSError) -> str:

@@ -15,7 +15,13 @@ from typing import Final, Protocol
 
 from fitserve_contract.repository import VersionPath
 from fitserve_service.loading.load_attempts import LoadAttempts
-from fitserve_service.loading.load_errors import THREADS, IncompleteError, ShortageError, shortage_kind_of_text
+from fitserve_service.loading.load_errors import (
+    THREADS,
+    IncompleteError,
+    ShortageError,
+    as_shortage,
+    shortage_kind_of_text,
+)
 from fitserve_service.loading.replaced_files import ReplacedFiles
 from fitserve_service.loading.resting_files import REST_S, Look, Name, RestingFiles
 from fitserve_service.loading.version_files import Stamp
@@ -235,7 +241,7 @@ class VersionLoads:
     def _loaded(self, begun: _Begun, future: Future[ServedVersion]) -> None:
         if future.cancelled():
             return
-        error = future.exception()
+        error = _error(future)
         if self._is_of_other_files(begun, error):
             self._attempts.forget(begun.name)
             self._registry.set_state(*begun.name, State.PENDING, reason="its files still change")
@@ -253,7 +259,7 @@ class VersionLoads:
     def _renewed(self, old: ServedVersion, begun: _Begun, future: Future[ServedVersion]) -> None:
         if future.cancelled():
             return
-        error = future.exception()
+        error = _error(future)
         if self._is_of_other_files(begun, error):
             # Whoever asked is answered by what is there when it has come to rest.
             self._attempts.forget(begun.name)
@@ -279,6 +285,11 @@ class VersionLoads:
             return False
         is_early = isinstance(error, IncompleteError) and not begun.look.is_at_rest
         return is_early or self._source.version_stamp(*begun.name) != begun.look.stamp
+
+
+def _error(future: Future[ServedVersion]) -> BaseException | None:
+    error = future.exception()
+    return as_shortage(error) if error is not None else None
 
 
 def _log_ready(served: ServedVersion) -> None:
