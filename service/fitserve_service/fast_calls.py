@@ -16,7 +16,7 @@ from fitserve_service.calls import Call, Loop, Metadata, OnRefused, Origin, Stre
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, fail_with, incident, wire_status
 from fitserve_service.stream_room import StreamRoom
-from fitserve_service.transport import check_request
+from fitserve_service.transport import check_request, metadata_error
 from fitserve_service.unread_answers import RESOURCE_EXHAUSTED, UnreadAnswers
 from fitserve_service.unread_bytes import UnreadBytes, unread_text
 from fitserve_service.waiting_calls import WaitingCalls
@@ -104,6 +104,10 @@ class UnaryCall(_Call):
             self._waiting = waiting
             waiting.add(self)
         core.receive_close(held, self._closed)
+        # The others keep theirs no longer than it takes to answer them.
+        if (error := metadata_error(self.metadata)) is not None:
+            self.metadata = ()
+            self.fail(error)
 
     def reply(self, message: bytes, trailing: Metadata = ()) -> None:
         """Answers. A call that is already over ignores it."""

@@ -15,7 +15,7 @@ from fitserve_service.calls import Metadata, OnRefused, Origin, StreamHandler, U
 from fitserve_service.errors import ServiceError
 from fitserve_service.status import DETAILS_KEY, answering, wire_status
 from fitserve_service.stream_room import StreamRoom
-from fitserve_service.transport import check_request
+from fitserve_service.transport import check_request, metadata_error
 from fitserve_service.transport_tls import identities_of
 from fitserve_service.unread_bytes import UnreadBytes, unread_error
 from fitserve_service.waiting_calls import WaitingCalls
@@ -113,6 +113,7 @@ async def run_unary(
     context: Context,
 ) -> bytes:
     call = StockUnary(name, context)
+    await refuse_metadata(context, call.metadata)
     message = await _first_message(call, context, waiting)
     with answering(call):
         if not call.outcome.done():
@@ -241,6 +242,13 @@ class StockStream(_Call):
         self._unsent.append(item)
         self._has_unsent.set()
         self._look_for_room()
+
+
+async def refuse_metadata(context: Context, metadata: Metadata) -> None:
+    """Ends a call that has too much metadata, as `abort`; nothing where it has not."""
+    error = metadata_error(metadata)
+    if error is not None:
+        await abort(context, error)
 
 
 async def abort(context: Context, error: ServiceError) -> None:

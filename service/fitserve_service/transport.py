@@ -12,7 +12,7 @@ from typing import Final, Protocol
 import grpc._cython.cygrpc as cygrpc
 
 from fitserve_service.access.tls_files import TlsFiles, TlsWatcher
-from fitserve_service.calls import Call, Loop, MethodTable, OnRefused
+from fitserve_service.calls import Call, Loop, Metadata, MethodTable, OnRefused
 from fitserve_service.connections import can_be_held
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.listening import address_text, is_unix
@@ -27,6 +27,15 @@ new ones. A caller has 30 % of 1,000 calls in flight cancelled at once without l
 
 _SIGN_SHARE: Final = 1 / 3
 """How long a sign of life may take, as a share of the time between two."""
+
+_MAX_METADATA_BYTES: Final = 1 << 14
+"""As grpcio bounds it by itself, but for callers that have not acknowledged its settings: those may send 16 MiB."""
+
+_ENTRY_BYTES: Final = 32
+"""What each entry counts beside its name and value. Source: RFC 9113, 6.5.2."""
+
+MAX_ENTRIES: Final = _MAX_METADATA_BYTES // _ENTRY_BYTES
+"""More entries are beyond the bound whatever is in them."""
 
 _LEAST_REMAINING_S: Final = 0.001
 """grpcio rounds a deadline up to whole milliseconds: one that has passed already arrives as 1 ms. Measured on 1.85."""
@@ -137,6 +146,18 @@ def has_headroom() -> bool:
         mmap.mmap(library.fileno(), 0, access=mmap.ACCESS_READ) as content,
     ):
         return content.find(b"grpc.http2.max_deallocating_streams") >= 0
+
+
+def metadata_error(metadata: Metadata) -> ServiceError | None:
+    """Makes the error of a call with too much metadata: it may name one large entry thousands of times, in a byte each.
+
+    Returns:
+        TOO_LARGE; None where the metadata is within the bound.
+    """
+    size = sum(_ENTRY_BYTES + len(name) + len(value) for name, value in metadata)
+    if size <= _MAX_METADATA_BYTES:
+        return None
+    return ServiceError(Reason.TOO_LARGE, f"metadata: expected at most {_MAX_METADATA_BYTES} bytes, got {size}")
 
 
 def check_arrival(size_bytes: int, max_bytes: int, remaining_s: float | None) -> None:

@@ -22,7 +22,7 @@ from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.fast_calls import StreamCall, UnaryCall, refuse
 from fitserve_service.listening import ListenError, check_listenable
 from fitserve_service.reset_guard import guarding
-from fitserve_service.transport import TransportOptions, channel_options
+from fitserve_service.transport import MAX_ENTRIES, TransportOptions, channel_options, metadata_error
 from fitserve_service.transport_tls import server_credentials
 from fitserve_service.unix_socket import created_privately
 from fitserve_service.unread_answers import UnreadAnswers
@@ -180,6 +180,12 @@ class FastTransport:
         self._seen_count += 1
         name: bytes = event.call_details.method
         unary = self._unary.get(name)
+        if len(event.invocation_metadata) > MAX_ENTRIES or unary is None:
+            # Of other unary calls, those that do not end soon are looked at by `UnaryCall.watch`.
+            error = metadata_error(event.invocation_metadata)
+            if error is not None:
+                refuse(event, error)
+                return
         if unary is not None:
             self._begun.append(UnaryCall(*unary, self._limit, event, self._unread, self._on_refused, self))
         elif name in self._streaming:

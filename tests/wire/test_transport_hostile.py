@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.wire.conforming import TRANSPORTS, Running, channel, running
-from tests.wire.raw_callers import WAIT_S, RawCaller, innocents, raw_caller
+from tests.wire.raw_callers import HEADERS, WAIT_S, RawCaller, innocents, raw_caller
 
 from fitserve_benchmarks.http2 import frame, frames, header_block
-from fitserve_service.calls import MethodTable, UnaryCall
+from fitserve_service.calls import MethodTable, StreamCall, UnaryCall
 
 pytestmark = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
 
@@ -25,6 +25,19 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 def echo(call: UnaryCall, message: bytes) -> None:
     call.reply(message)
+
+
+class Echoes:
+    """A stream that sends back what comes."""
+
+    def __init__(self, call: StreamCall) -> None:
+        self._call = call
+
+    def on_message(self, message: bytes) -> None:
+        self._call.send(message)
+
+    def on_half_close(self) -> None:
+        self._call.finish()
 
 
 TABLE = MethodTable({"/t.T/M": echo}, {})
@@ -229,6 +242,21 @@ def test_any_body_in_any_pieces_never_stops_the_server(transport: str, body: byt
         misbehave(caller)
         with channel(world.port) as opened:
             assert opened.unary_unary("/t.T/M")(b"after", timeout=WAIT_S) == b"after"
+
+
+@pytest.mark.parametrize("path", ["/t.T/M", "/t.T/S"])
+@pytest.mark.parametrize("count", [100, 1_000])
+def test_one_large_header_that_is_named_often_is_refused(transport: str, path: str, count: int) -> None:
+    """Callers that have not acknowledged the server's settings may send 16 MiB of metadata in a few kilobytes."""
+    with (
+        running(transport, MethodTable({"/t.T/M": echo}, {"/t.T/S": Echoes})) as world,
+        raw_caller(world.port) as caller,
+    ):
+        stream = caller.http.get_next_available_stream_id()
+        headers = HEADERS | {":path": path}
+        caller.http.send_headers(stream, [*headers.items(), *[("a", "b" * 4_000)] * count])
+        caller.flush()
+        assert caller.answer(stream)["grpc-status"] == "8"
 
 
 def test_a_path_that_is_no_text_ends_nothing(transport: str) -> None:
