@@ -23,7 +23,7 @@ from fitserve_service.memory_metrics import MemoryCollector
 from fitserve_service.pages import Pages
 from fitserve_service.pages_activity import Activity
 from fitserve_service.pages_status import StatusReport
-from fitserve_service.peers import Peers
+from fitserve_service.peers import Peers, VersionEditor
 from fitserve_service.process_memory import read_memory
 from fitserve_service.readiness import Readiness
 from fitserve_service.reconciler import Reconciler
@@ -31,7 +31,7 @@ from fitserve_service.registry import Registry
 from fitserve_service.requests.codec_thread import CodecThread
 from fitserve_service.runtime.run_limit import DEFAULT_RUN_LIMIT_S
 from fitserve_service.served_version import ServedVersion, VersionLoader
-from fitserve_service.servicers.control import ControlServicer, ModelLoader
+from fitserve_service.servicers.control import ControlServicer
 from fitserve_service.servicers.health import HealthServicer
 from fitserve_service.servicers.inference import InferenceServicer
 from fitserve_service.servicers.labels import LabelServicer
@@ -103,7 +103,7 @@ class Assembly:
         self.idle_return = IdleReturn(self.transport, lambda: self.engine.submitted_count)
         self._canaries = _new_canaries(settings)
         self.reconciler = self._new_reconciler()
-        self._loader: ModelLoader = peers.share(self.reconciler) if peers else self.reconciler
+        self._editor: VersionEditor = peers.share(self.reconciler) if peers else self.reconciler
         self._tracer = _tracer(settings)
         self._entrance = _entrance(settings, self.transport, peers)
         self._telemetry.add(MemoryCollector(peers.number if peers else 0, read_memory))
@@ -140,11 +140,11 @@ class Assembly:
         health = HealthServicer(self.registry, self.readiness, self.transport)
         infer = OipInferServicer(intake, max_elements)
         models = OipModelsServicer(
-            self.registry, self.readiness, self._loader, self.transport, package_version("fitserve")
+            self.registry, self.readiness, self._editor, self.transport, package_version("fitserve")
         )
-        control = ControlServicer(self.registry, self._loader, self.transport)
+        control = ControlServicer(self.registry, self._editor, self.transport)
         repository = self._settings.repository_root
-        labels = LabelServicer(repository, self.registry, self.reconciler, self.transport, shadow.counts)
+        labels = LabelServicer(repository, self.registry, self._editor, self.transport, shadow.counts)
         unary: dict[str, UnaryMethod] = {}
         for servicer in (InferenceServicer(intake, max_elements), control, labels, infer, models, health):
             unary |= servicer.unary()

@@ -38,9 +38,10 @@ _log = logging.getLogger(__name__)
 class _Bundle:
     """Requests of one kind that have come in this turn, and the version that they are leased."""
 
-    __slots__ = ("answered_count", "begins_s", "calls", "deadline_s", "kind", "lease", "messages")
+    __slots__ = ("answered_count", "begins_s", "calls", "deadline_s", "kind", "lease", "messages", "switch_number")
 
-    def __init__(self, lease: Lease, kind: Kind) -> None:
+    def __init__(self, lease: Lease, kind: Kind, switch_number: int) -> None:
+        self.switch_number = switch_number
         self.lease = lease
         self.kind = kind
         self.calls: list[UnaryCall] = []
@@ -90,6 +91,8 @@ class Bundles:
             bundle.deadline_s = deadline_s
 
     def _begin(self, template: RequestTemplate) -> _Bundle | None:
+        # Before the lease: a switch between them is one too many, never one that is missed.
+        switch_number = self._intake.switch_number()
         lease = self._intake.open_bundle(template.target)
         if lease is None:
             return None
@@ -99,7 +102,7 @@ class Bundles:
             return None
         if not self._open:
             self._engine.gather(self._run_all)
-        bundle = self._open[template] = _Bundle(lease, kind)
+        bundle = self._open[template] = _Bundle(lease, kind, switch_number)
         return bundle
 
     def _run_all(self) -> None:
@@ -122,6 +125,9 @@ class Bundles:
         kind, total = bundle.kind, len(bundle.calls)
         if template.kind_of(bundle.lease.served) is not kind:
             # Since it was opened the version has stopped joining requests.
+            return
+        if self._intake.switch_number() != bundle.switch_number:
+            # Those that came last may have come after another worker answered with the next version.
             return
         rows = total * kind.example_count
         count = self._engine.rows_at_once(bundle.lease.served, kind, rows) // kind.example_count

@@ -230,6 +230,10 @@ class Intake:
         if order.is_open and isinstance(outcome, Completed):
             self._offer(order, served, outcome)
 
+    def switch_number(self) -> int:
+        """Returns the number of the last switch of versions; see `Registry.switch_number`."""
+        return self._registry.switch_number()
+
     def open_bundle(self, target: Target) -> Lease | None:
         """Leases the version of requests that are to be run together.
 

@@ -12,6 +12,7 @@ from fitserve_contract.cures import state_cure, with_cure
 from fitserve_contract.labels import STABLE
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.served_version import ServedVersion
+from fitserve_service.switching.views import View
 from fitserve_service.traffic import NO_TRAFFIC, Traffic
 from fitserve_service.version_policy import State, answering_labels
 
@@ -43,7 +44,8 @@ class KnownVersion:
 
     Args:
         state: Where it is in its life.
-        reason: Why it FAILED; empty in any other state.
+        reason: Why it FAILED; what it waits for, of one that is PENDING; what is the matter with the files of one that is
+            READY. Mostly empty.
         served: What answers; there from READY until the last lease is back.
         lease_count: Leases that are out.
         on_free: Called when the last lease of a version that goes is back.
@@ -68,6 +70,8 @@ class KnownModel:
             not.
         traffic: How its requests are shared.
         default: Version that answers a request without version and label; None where there is none.
+        answers: Where several workers answer alike, what answers, by version: labels and default are by it, too. None:
+            whatever is READY here.
     """
 
     name: str
@@ -76,6 +80,7 @@ class KnownModel:
     labels: Mapping[str, int] = field(default_factory=dict)
     traffic: Traffic = NO_TRAFFIC
     default: int | None = None
+    answers: dict[int, KnownVersion] | None = None
 
     def version(self, number: int) -> KnownVersion:
         """Gives a version, which is PENDING where it was not known."""
@@ -87,10 +92,23 @@ class KnownModel:
 
     def settle(self) -> None:
         """Settles where the labels point and which version is the default; to be called after any change."""
+        if self.answers is not None:
+            return
         ready = self.ready()
         self.labels = answering_labels(self.wanted_labels, self.labels, ready)
         stable = self.labels.get(STABLE)
         self.default = stable if stable in self.versions else max(ready, default=None)
+
+    def answer_by(self, view: View, entries: dict[int, KnownVersion]) -> None:
+        """Answers with these entries from now on, and by the labels and the default of a view."""
+        self.answers, self.labels, self.default = entries, view.labels, view.default
+
+    def instance(self, version: int, digest: str) -> KnownVersion | None:
+        """Finds the entry of a version that has this content: what is READY, or what answers."""
+        for entry in (self.versions.get(version), (self.answers or {}).get(version)):
+            if entry is not None and entry.served is not None and entry.served.content_digest == digest:
+                return entry
+        return None
 
     def set_present(self, versions: list[int], labels: Mapping[str, int], traffic: Traffic) -> bool:
         """Takes what the repository has; forgets versions that are gone and serve nothing.
@@ -98,7 +116,7 @@ class KnownModel:
         Returns:
             Whether anything changed.
         """
-        before = (set(self.versions), self.labels, self.traffic)
+        before = (set(self.versions), self.labels, self.wanted_labels, self.traffic)
         for number in versions:
             self.version(number)
         idle = (State.PENDING, State.UNLOADED, State.FAILED)
@@ -106,7 +124,7 @@ class KnownModel:
             del self.versions[number]
         self.wanted_labels, self.traffic = dict(labels), traffic
         self.settle()
-        return before != (set(self.versions), self.labels, self.traffic)
+        return before != (set(self.versions), self.labels, self.wanted_labels, self.traffic)
 
     def answering(self, version: int | None, label: str | None) -> KnownVersion:
         """Finds the version that answers a request; what it serves is there.
@@ -121,13 +139,18 @@ class KnownModel:
         number = self.default if version is None and label is None else self._number(version, label)
         if number is None:
             raise self._none_ready()
+        if self.answers is not None:
+            entry = self.answers.get(number)
+            if entry is None:
+                raise not_ready(self.name, number, self._met(number))
+            return entry
         entry = self.versions.get(number)
         if entry is None or entry.state is not State.READY or entry.served is None:
             raise not_ready(self.name, number, entry)
         return entry
 
     def snapshot(self) -> ModelSnapshot:
-        """Gives the model as it is now."""
+        """Gives the model as it is now, to callers."""
         versions = tuple(
             VersionSnapshot(
                 version=number,
@@ -137,9 +160,22 @@ class KnownModel:
                 load_ms=entry.served.load_ms if entry.served else 0.0,
                 served=entry.served,
             )
-            for number, entry in sorted(self.versions.items())
+            for number in sorted(self.versions.keys() | (self.answers or {}).keys())
+            if (entry := self._met(number)) is not None
         )
         return ModelSnapshot(self.name, versions, self.labels)
+
+    def _met(self, number: int) -> KnownVersion | None:
+        """Returns a version as callers meet it: READY where it answers, in every worker where there are several."""
+        entry = self.versions.get(number)
+        if self.answers is None:
+            return entry
+        if answering := self.answers.get(number):
+            reason = entry.reason if entry is not None and entry.state is State.READY else ""
+            return KnownVersion(State.READY, reason, answering.served)
+        if entry is None or entry.state is not State.READY:
+            return entry
+        return KnownVersion(State.LOADING, "loaded in this worker, not yet in every one", entry.served)
 
     def _number(self, version: int | None, label: str | None) -> int:
         if version is not None:
@@ -156,7 +192,7 @@ class KnownModel:
         failed = [number for number, entry in self.versions.items() if entry.state is State.FAILED]
         if failed and len(failed) == len(self.versions):
             return not_ready(self.name, max(failed), self.versions[max(failed)])
-        states = ", ".join(f"version {number} is {entry.state}" for number, entry in sorted(self.versions.items()))
+        states = ", ".join(_state_text(number, entry) for number, entry in sorted(self.versions.items()))
         text = f"model '{self.name}': no version is ready ({states or 'it has none'})"
         newest = max(self.versions, default=0)
         if not newest:
@@ -166,6 +202,11 @@ class KnownModel:
         else:
             cure = state_cure(self.name, newest, self.versions[newest].state)
         return ServiceError(Reason.NOT_READY, with_cure(text, cure), model=self.name)
+
+
+def _state_text(number: int, entry: KnownVersion) -> str:
+    awaited = f": {entry.reason}" if entry.state is State.PENDING and entry.reason else ""
+    return f"version {number} is {entry.state}{awaited}"
 
 
 def unknown_model(model: str) -> ServiceError:

@@ -88,7 +88,9 @@ class ModelEdits:
             raise unknown_model(model)
         if version == 0 or self._aspirations.is_unloaded(model):
             return True
-        found = next((each for each in self._registry.model(model).versions if each.version == version), None)
-        if found is None or found.state is State.FAILED:
-            raise not_ready(model, version, found)
-        return found.state is State.READY
+        # As it is in this process: other workers load it because of the edit.
+        state = self._registry.states(model).get(version)
+        if state is None or state is State.FAILED:
+            versions = self._registry.model(model).versions
+            raise not_ready(model, version, next((each for each in versions if each.version == version), None))
+        return state is State.READY

@@ -1,4 +1,4 @@
-"""Whether the server as a whole takes requests: the first load is settled, and it does not drain."""
+"""Whether the server as a whole takes requests: the first load is settled, workers agree, and it does not drain."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ class Readiness:
 
     def __init__(self) -> None:
         self._is_settled = False
+        self._is_agreed = True
         self._is_draining = False
         self._is_ended = False
         self._callbacks: list[Callable[[], None]] = []
@@ -17,7 +18,12 @@ class Readiness:
     @property
     def is_ready(self) -> bool:
         """The server takes requests."""
-        return self._is_settled and not self._is_draining
+        return self._is_settled and self._is_agreed and not self._is_draining
+
+    @property
+    def has_been_ready(self) -> bool:
+        """The first load is settled: callers may have come."""
+        return self._is_settled
 
     @property
     def is_draining(self) -> bool:
@@ -37,6 +43,12 @@ class Readiness:
         """Says that every aspired version of the first look at the repository is READY or FAILED."""
         self._is_settled = True
         self._tell()
+
+    def agree(self, *, is_agreed: bool) -> None:
+        """Says whether the workers agree on what they answer: while they do not, none of them is ready."""
+        if is_agreed != self._is_agreed:
+            self._is_agreed = is_agreed
+            self._tell()
 
     def drain(self) -> None:
         """Says that the server stops; there is no way back."""

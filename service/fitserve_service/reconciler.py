@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -94,6 +94,7 @@ class Reconciler:
         self._loads = VersionLoads(
             source, loader, registry, self._pool, self._aspirations, self._has_moved, rest_s=rest_s, clock=clock
         )
+        self._also: Mapping[str, Collection[int]] = {}
         self._moved: deque[str] = deque()
         self._unsettled: set[str] | None = None
         self._is_settled = threading.Event()
@@ -141,6 +142,16 @@ class Reconciler:
         """
         self._command(lambda: self._edits.add(ModelEdit(model, apply, on_done, version)))
 
+    def show(self, model: str, on_done: OnDone) -> None:
+        """Looks at a model now; `on_done` is called with None once each aspired version is READY or FAILED."""
+        self._command(lambda: self._begin_show(model, on_done))
+
+    def serve_also(self, versions: Mapping[str, Collection[int]]) -> None:
+        """Loads these versions too, by model: other workers answer with them. Replaces what was said before."""
+        before, self._also = self._also, versions
+        for model in {*before, *versions}:
+            self._has_moved(model)
+
     def set_aside(self, entry: SetAside) -> None:
         """Unloads a version that crashes its process; it stays FAILED until its files change or a call of `load`."""
         self._command(lambda: self._aspirations.set_aside(entry))
@@ -164,6 +175,7 @@ class Reconciler:
             self._retire_aside(model)
             self._loads.retry(model)
             aspired = self._aspired(model)
+            self._reclaim(model, aspired)
             self._rest(model, aspired)
             for step in next_steps(self._registry.states(model), aspired):
                 self._take(model, step)
@@ -184,7 +196,8 @@ class Reconciler:
         while not self._is_stopping:
             try:
                 if self._commands or time.monotonic() >= look_s:
-                    look_s = time.monotonic() + self._poll_interval_s
+                    # At the same moments in all processes: workers that see the same versions load the same ones.
+                    look_s = (time.monotonic() // self._poll_interval_s + 1) * self._poll_interval_s
                     self.reconcile_once()
                 else:
                     self._reconcile_moved()
@@ -211,7 +224,8 @@ class Reconciler:
         return {*self._aspirations.found(), *self._registry.names()}
 
     def _aspired(self, model: str, *, has_stand_ins: bool = True) -> list[int]:
-        return self._aspirations.versions(model, pinned=self._edits.versions(model), has_stand_ins=has_stand_ins)
+        pinned = [*self._edits.versions(model), *self._also.get(model, ())]
+        return self._aspirations.versions(model, pinned=pinned, has_stand_ins=has_stand_ins)
 
     def _retire_aside(self, model: str) -> None:
         """Takes versions out of service that were set aside."""
@@ -219,6 +233,15 @@ class Reconciler:
             if self._registry.states(model).get(entry.version) is State.READY:
                 _log.error("%s version %d: %s", model, entry.version, entry.reason)
                 self._registry.retire(model, entry.version, partial(self._has_moved, model))
+
+    def _reclaim(self, model: str, aspired: list[int]) -> None:
+        """Keeps versions that are wanted again while they still answer, because the other workers answer with them."""
+        views = self._registry.views
+        if views is None:
+            return
+        for version in aspired:
+            if not self._aspirations.problem(model, version):
+                views.reclaim(model, version)
 
     def _rest(self, model: str, aspired: list[int]) -> None:
         """Makes versions UNLOADED that nobody aspires to: PENDING says that a load is to come."""
@@ -261,6 +284,10 @@ class Reconciler:
 
     def _wait_for(self, model: str, on_done: OnDone) -> None:
         self._waiting.append(_Waiting(model, on_done, self._clock() + _PATIENCE_S))
+
+    def _begin_show(self, model: str, on_done: OnDone) -> None:
+        self._aspirations.look()
+        self._wait_for(model, lambda _: on_done(None))
 
     def _begin_unload(self, model: str, on_done: OnDone) -> None:
         if model in self._models():

@@ -10,6 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping
 
+from fitserve_service.agreed_views import AgreedViews
 from fitserve_service.known_model import KnownModel, KnownVersion, ModelSnapshot, unknown_model
 from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.traffic import NO_TRAFFIC, Traffic
@@ -44,7 +45,7 @@ class Registry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: dict[str, KnownModel] = {}
-        self._agreed: frozenset[tuple[str, int]] | None = None
+        self._views: AgreedViews | None = None
         self._subscribers: list[Callable[[str], None]] = []
 
     def lease(self, model: str, *, version: int | None = None, label: str | None = None) -> Lease:
@@ -60,13 +61,36 @@ class Registry:
             ServiceError: MODEL_NOT_FOUND, VERSION_NOT_FOUND, LABEL_NOT_FOUND, NOT_READY (loading or unloading), or
                 MODEL_FAILED with why.
         """
+        views = self._views
+        if views is not None and views.counter[0] != views.number:
+            views.switch()
         with self._lock:
             entry = self._known(model).answering(version, label)
             entry.lease_count += 1
             return _Lease(self, entry)
 
+    def share(self, counter: memoryview) -> AgreedViews:
+        """Answers, from now on, by what all workers agree on alone; before anything is loaded.
+
+        Args:
+            counter: See `switching.counter`.
+        """
+        self._views = AgreedViews(self._models, self._lock, counter, self._free, self._notify)
+        return self._views
+
+    @property
+    def views(self) -> AgreedViews | None:
+        """What all workers agree on; None: there is no other worker."""
+        return self._views
+
+    def switch_number(self) -> int:
+        """Returns the number of the last switch: what was leased before it may not be what answers from then on."""
+        views = self._views
+        return 0 if views is None else int(views.counter[0])
+
     def snapshot(self) -> tuple[ModelSnapshot, ...]:
         """Gives everything that the repository or the server holds, by name."""
+        self._catch_up()
         with self._lock:
             return tuple(self._models[name].snapshot() for name in sorted(self._models))
 
@@ -81,6 +105,7 @@ class Registry:
         Raises:
             ServiceError: MODEL_NOT_FOUND.
         """
+        self._catch_up()
         with self._lock:
             return self._known(name).snapshot()
 
@@ -89,29 +114,14 @@ class Registry:
 
         An unknown model is not ready.
         """
+        self._catch_up()
         with self._lock:
-            if self._agreed is not None and (model, version or 0) not in self._agreed:
-                return False
             known = self._models.get(model)
             number = known.default if known and version is None else version
+            if known is not None and known.answers is not None:
+                return number in known.answers
             entry = known.versions.get(number) if known and number is not None else None
             return entry is not None and entry.state is State.READY
-
-    def agree(self, ready: frozenset[tuple[str, int]]) -> None:
-        """Tells what every worker can answer, pairs of model and version, version 0 for the default; see `is_ready`."""
-        with self._lock:
-            before, self._agreed = self._agreed or frozenset(), ready
-        for model in {name for name, _ in before ^ ready}:
-            self._notify(model)
-
-    def ready_names(self) -> frozenset[tuple[str, int]]:
-        """Gives what this process can answer, as `agree` takes it."""
-        with self._lock:
-            names = set()
-            for model, known in self._models.items():
-                ready = known.ready()
-                names |= {(model, number) for number in ready | ({0} if known.default in ready else set())}
-            return frozenset(names)
 
     def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
         """Calls back with a model's name after each change of its states, on the thread that changes them.
@@ -164,7 +174,7 @@ class Registry:
         with self._lock:
             known = self._opened(model)
             is_changed = known.set_present(versions, labels, traffic)
-            if not known.versions:
+            if not known.versions and not known.answers:
                 del self._models[model]
         if is_changed:
             self._notify(model)
@@ -193,6 +203,8 @@ class Registry:
             entry = known.version(served.version)
             entry.state, entry.reason, entry.served = State.READY, "", served
             known.settle()
+        if self._views is not None:
+            self._views.adopt(served.model, served.version)
         self._notify(served.model)
 
     def renew(self, old: ServedVersion, new: ServedVersion) -> bool:
@@ -210,6 +222,8 @@ class Registry:
             entry.state, entry.on_free = State.UNLOADING, _nothing
             known.settle()
             is_free = entry.lease_count == 0
+        if self._views is not None:
+            self._views.adopt(new.model, new.version)
         self._notify(new.model)
         if is_free:
             self._free(new.model, entry)
@@ -238,6 +252,10 @@ class Registry:
         self._notify(model)
         on_free()
 
+    def _catch_up(self) -> None:
+        if self._views is not None:
+            self._views.switch()
+
     def _known(self, model: str) -> KnownModel:
         known = self._models.get(model)
         if known is None:
@@ -245,7 +263,7 @@ class Registry:
         return known
 
     def _opened(self, model: str) -> KnownModel:
-        return self._models.setdefault(model, KnownModel(model))
+        return self._models.setdefault(model, KnownModel(model, answers=None if self._views is None else {}))
 
     def _notify(self, model: str) -> None:
         for callback in self._subscribers:

@@ -42,7 +42,7 @@ class Server:
         Args:
             settings: What it is told.
             peers: Where it is one of several workers, the others: it shares its port, has no metrics port of its own,
-                loads before it listens, and is ready once `agree` says so.
+                loads before it listens, answers by what they agree on, and is ready once `agree` says so.
 
         Raises:
             StartError: the settings cannot be served here.
@@ -52,11 +52,12 @@ class Server:
         self._peers = peers
         self._parts = Assembly(settings, peers)
         self.registry = self._parts.registry
-        if peers is not None and not peers.is_alone:
-            self.registry.agree(frozenset())
+        if peers is not None and peers.counter is not None:
+            self.registry.share(peers.counter)
         self._metrics: MetricsPort | None = None
         self._claim: SocketClaim | None = None
         self._is_stopping = False
+        self._is_begun = False
         self._on_ready: Callable[[], None] = lambda: None
 
     @property
@@ -99,12 +100,23 @@ class Server:
         """Reads certificates and the access file anew, from any thread."""
         self._parts.reload()
 
-    def agree(self, ready: frozenset[tuple[str, int]], *, is_settled: bool) -> None:
-        """Tells, from any thread, what all workers can answer, and whether all have listened."""
-        if self._peers is not None and not self._peers.is_alone:
-            self.registry.agree(ready)
-        if is_settled and not self._parts.readiness.is_ready:
-            self._parts.transport.post(self._parts.readiness.settle)
+    def agree(self, *, is_agreed: bool) -> None:
+        """Tells, from any thread, that all workers have listened, and whether they answer alike: else none is ready."""
+        readiness = self._parts.readiness
+
+        def settle() -> None:
+            readiness.agree(is_agreed=is_agreed)
+            if not readiness.has_been_ready:
+                readiness.settle()
+
+        self._parts.transport.post(settle)
+
+    def answer_alive(self, answer: Callable[[], None]) -> None:
+        """Has the loop answer that it is alive, from any thread; before it runs, the thread that asks does."""
+        if self._is_begun:
+            self._parts.transport.post(answer)
+        else:
+            answer()
 
     def on_settled(self, callback: Callable[[], object]) -> None:
         """Registers, before `run`, what to do on the loop thread once requests are taken; perhaps more than once."""
@@ -133,7 +145,7 @@ class Server:
         return self._parts.pages.answer(request)
 
     def _begin(self, port: int) -> None:
-        self.port = port
+        self.port, self._is_begun = port, True
         _log.info("listening on %s", address_text(self.settings.host, port))
         if self._peers is not None:
             self._sample()
@@ -169,7 +181,7 @@ class Server:
         if readiness.is_draining:
             return
         # Nobody sends calls to a server that has never been ready.
-        delay_s = self.settings.drain_wait_s if readiness.is_ready else 0.0
+        delay_s = self.settings.drain_wait_s if readiness.has_been_ready else 0.0
         readiness.drain()
         if not delay_s:
             return self._close()

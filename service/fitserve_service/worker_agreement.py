@@ -1,4 +1,4 @@
-"""What several workers come to together: what all can answer, their metrics and their status as one. Pure functions."""
+"""What several workers come to together: their metrics and their status as one. Pure functions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-ReadyName: TypeAlias = tuple[str, int]
-"""A model and a version of it; version 0: whichever answers a request that names none."""
+from fitserve_service.run_record import VersionName
 
 _SUMMED: Final = frozenset(
     {
@@ -40,8 +39,8 @@ Exposition: TypeAlias = dict[str, Family]
 """Metrics by name, in order."""
 
 
-def crash_exposition(
-    restart_count: int, crashes: Mapping[ReadyName, int], set_aside: Iterable[ReadyName]
+def parent_exposition(
+    restart_count: int, crashes: Mapping[VersionName, int], set_aside: Iterable[VersionName], disagreeing: Iterable[str]
 ) -> Exposition:
     """Gives what the parent of the workers measures of them itself.
 
@@ -49,6 +48,7 @@ def crash_exposition(
         restart_count: Workers that were started in the place of one that ended.
         crashes: Crashes by the version that ran.
         set_aside: Versions that are not loaded any more because of them.
+        disagreeing: Models that the workers lastingly disagree on.
     """
     return {
         **_family(
@@ -69,6 +69,12 @@ def crash_exposition(
             "1: not loaded any more, because it crashed its workers.",
             {_labels(name): 1 for name in set_aside},
         ),
+        **_family(
+            "fitserve_workers_disagree",
+            "gauge",
+            "1: the workers have not loaded the same of this model for longer than a switch takes.",
+            {f'{{model="{model}"}}': 1 for model in disagreeing},
+        ),
     }
 
 
@@ -77,14 +83,8 @@ def _family(name: str, kind: str, help_text: str, values: Mapping[str, int]) -> 
     return {name: Family(kind, comments, {f"{name}{labels}": float(value) for labels, value in values.items()})}
 
 
-def _labels(name: ReadyName) -> str:
+def _labels(name: VersionName) -> str:
     return f'{{model="{name[0]}",version="{name[1]}"}}'
-
-
-def common(ready: Iterable[frozenset[ReadyName]]) -> frozenset[ReadyName]:
-    """Gives what every worker can answer; nothing where there is none."""
-    sets = list(ready)
-    return frozenset.intersection(*sets) if sets else frozenset()
 
 
 def read_exposition(text: str) -> Exposition:

@@ -9,12 +9,13 @@ from concurrent.futures import CancelledError, Future
 from http import HTTPStatus
 from typing import Final, Protocol
 
+from fitserve_contract.printable import printable
 from fitserve_service.pages_http import Request, RequestError, Response
 from fitserve_service.worker_agreement import Exposition, merge_statuses, write_exposition
 from fitserve_service.worker_link import Message
 
 _ANSWER_S: Final = 3.0
-"""How long a page waits for the workers; those that take longer are left out."""
+"""How long a page waits for the workers; those that take longer, or do not answer their parent, are left out."""
 
 
 class PageSource(Protocol):
@@ -25,7 +26,11 @@ class PageSource(Protocol):
         ...
 
     def is_ready(self) -> bool:
-        """Tells whether calls are taken."""
+        """Tells whether calls are taken, and all workers answer alike."""
+        ...
+
+    def disagreement(self) -> str:
+        """Says what the workers lastingly differ in; empty where they do not."""
         ...
 
     def metrics(self) -> Exposition:
@@ -66,7 +71,9 @@ class WorkerPages:
     def _health(self) -> Response:
         if self._source.is_ready():
             return Response(b"ok\n")
-        return Response(b"not ready\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
+        why = self._source.disagreement()
+        content = f"not ready: {printable(why)}\n" if why else "not ready\n"
+        return Response(content.encode(errors="replace"), status=HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _gather(self, request: Request, *, is_for_all: bool) -> list[Response]:
         until_s = time.monotonic() + _ANSWER_S

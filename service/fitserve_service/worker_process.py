@@ -9,10 +9,11 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from fitserve_service.run_record import RunRecord
-from fitserve_service.worker_agreement import Exposition, ReadyName
-from fitserve_service.worker_link import Link, Message
+from fitserve_service.worker_agreement import Exposition
+from fitserve_service.worker_link import Link, Message, PostedLink
 
 
 @dataclass(slots=True, eq=False)
@@ -26,11 +27,10 @@ class WorkerProcess:
         record: What it runs at any moment, for when it crashes.
         began_s: Monotonic time of its start.
         is_waiting: It would take calls, once it can answer what the others can.
-        is_counted: What all can answer is what it can answer, too; it takes calls, or is about to.
         is_listening: It takes calls.
         is_settled: It says so to whoever asks.
-        has_spoken: It can write pages.
-        ready: What it can answer.
+        has_spoken: It can write pages, and answers `ping`.
+        unanswered_looks: Looks since it last answered; see `worker_watch`.
         refusal: Why it cannot start; empty where it has not said so.
         exposition: Its metrics, when they were last asked for.
         pages: Pages that it was asked for, by number.
@@ -42,14 +42,18 @@ class WorkerProcess:
     record: RunRecord
     began_s: float
     is_waiting: bool = False
-    is_counted: bool = False
     is_listening: bool = False
     is_settled: bool = False
     has_spoken: bool = False
-    ready: frozenset[ReadyName] = frozenset()
+    unanswered_looks: int = 0
     refusal: str = ""
     exposition: Exposition = field(default_factory=dict)
     pages: dict[int, Future[Message]] = field(default_factory=dict)
+
+    def tell(self, kind: str, **values: Any) -> None:
+        """Sends it a message, without waiting; one that takes none any more is ended."""
+        if not self.link.send(kind, **values):
+            self.process.kill()
 
 
 def start_worker(number: int, began_s: float, shared: Sequence[int] = ()) -> WorkerProcess:
@@ -81,7 +85,7 @@ def start_worker(number: int, began_s: float, shared: Sequence[int] = ()) -> Wor
             own.close()
             record.close()
             raise
-    return WorkerProcess(number, process, Link(own), record, began_s)
+    return WorkerProcess(number, process, PostedLink(own), record, began_s)
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
 """The parent of several workers: one port, one metrics port, one word on what is ready, and nobody stays dead.
 
 It holds neither grpc nor ONNX Runtime, so it may start processes at any time and takes little memory. All decisions are
-made on the thread that calls `run`; links, signals and the metrics port hand it callbacks.
+made on the thread that calls `run`; links, signals and the metrics port hand it callbacks. It never waits for a worker:
+one that hangs costs the others nothing.
 """
 
 from __future__ import annotations
@@ -14,35 +15,28 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from fitserve_service.access.shared_quotas import QuotaMemory
-from fitserve_service.crashes import Crashes, SetAside, crash_of
 from fitserve_service.listening import ListenError, PortClaim, is_unix
 from fitserve_service.metrics_port import MetricsPort
 from fitserve_service.pages_http import Request
-from fitserve_service.run_record import VersionName
 from fitserve_service.settings import ServerSettings
-from fitserve_service.source import version_stamp
 from fitserve_service.unix_socket import SocketClaim
-from fitserve_service.weight_files import OwnedFolder
-from fitserve_service.worker_agreement import (
-    Exposition,
-    common,
-    crash_exposition,
-    grown,
-    merge_expositions,
-    read_exposition,
-)
+from fitserve_service.worker_agreement import Exposition, grown, merge_expositions, parent_exposition, read_exposition
+from fitserve_service.worker_crashes import WorkerCrashes
+from fitserve_service.worker_errands import Errands
 from fitserve_service.worker_link import Message
 from fitserve_service.worker_pages import WorkerPages, read_content
 from fitserve_service.worker_process import BackOff, WorkerProcess, start_worker
+from fitserve_service.worker_settings import settings_fields
+from fitserve_service.worker_shared import NOTHING_SHARED, WorkerShared
+from fitserve_service.worker_switches import WorkerSwitches
+from fitserve_service.worker_watch import HUNG_LOOKS, LOOK_S, find_hung, how_it_hangs, is_late
 
 _CATCH_UP_S: Final = 10.0
-"""How long a worker that has loaded waits for versions that the others have and it has not."""
+"""How long the first workers wait for each other where they have not loaded the same versions."""
 
 _MOST_PAGES: Final = 64
 """Pages that a worker may have been asked for and not have sent."""
@@ -56,16 +50,6 @@ class WorkersError(Exception):
     """The workers cannot start; the message says why."""
 
 
-@dataclass(slots=True, eq=False)
-class _Errand:
-    """A load or unload that all workers carry out for a caller of one."""
-
-    origin: WorkerProcess
-    ask: int
-    waiting: set[WorkerProcess]
-    error: dict[str, Any] | None = None
-
-
 class Workers:
     """Starts workers, restarts them, and ends them. `run` once; `stop` and `pages` from any thread."""
 
@@ -76,15 +60,14 @@ class Workers:
         self._numbers = itertools.count()
         self._live: set[WorkerProcess] = set()
         self._back_offs = [BackOff() for _ in range(settings.workers)]
-        self._errands: dict[int, _Errand] = {}
+        self._switches = WorkerSwitches(self._live, settings.workers, settings.poll_interval_s, self._commit)
+        self._errands = Errands(self._switches.after)
         self._unloaded: set[str] = set()
-        self._crashes = Crashes(settings.crash_limit, settings.crash_window_s, self._stamp)
-        self._aside: dict[VersionName, SetAside] = {}
+        self._crashes = WorkerCrashes(settings, self._live)
         self._coupled: dict[str, str] = {}
         self._restart_count = 0
         self._lost: Exposition = {}
-        self._weights: OwnedFolder | None = None
-        self._quotas: QuotaMemory | None = None
+        self._shared: WorkerShared | None = None
         self._is_settled = False
         self._text = ""
         self._has_said = False
@@ -108,21 +91,19 @@ class Workers:
             port=claim.port if isinstance(claim, PortClaim) else self._settings.port,
             metrics_port=metrics.port if metrics else None,
         )
-        self._weights = _open_weights() if self._settings.workers > 1 else None
-        self._quotas = QuotaMemory(self._settings.workers) if self._settings.workers > 1 else None
         try:
+            self._shared = _open_shared(self._settings.workers) if self._settings.workers > 1 else None
             for number in range(self._settings.workers):
                 self._start(number)
+            self._look()
             while self._live or not self._is_stopping:
                 self._turn()
         finally:
             claim.close()
             if metrics is not None:
                 metrics.close()
-            if self._weights is not None:
-                self._weights.close()
-            if self._quotas is not None:
-                self._quotas.close()
+            if self._shared is not None:
+                self._shared.close()
         if self._refusal:
             raise WorkersError(self._refusal)
 
@@ -141,12 +122,18 @@ class Workers:
         return asked
 
     def is_ready(self) -> bool:
-        """Tells, from any thread, whether calls are taken."""
-        return self._is_settled and not self._is_stopping and any(worker.is_settled for worker in tuple(self._live))
+        """Tells, from any thread, whether calls are taken, and all workers answer alike."""
+        is_settled = self._is_settled and any(worker.is_settled for worker in tuple(self._live))
+        return is_settled and not self._is_stopping and not self.disagreement()
+
+    def disagreement(self) -> str:
+        """Says, from any thread, what the workers lastingly differ in; empty where they do not."""
+        return "; ".join(self._switches.lasting().values())
 
     def metrics(self) -> Exposition:
         """Gives, from any thread, the metrics of all workers as last asked for, those that ended included."""
-        own = crash_exposition(self._restart_count, dict(self._crashes.totals), tuple(self._aside))
+        disagreeing = tuple(self._switches.lasting())
+        own = parent_exposition(self._restart_count, self._crashes.totals(), tuple(self._crashes.aside), disagreeing)
         return merge_expositions([*(worker.exposition for worker in tuple(self._live)), self._lost, own])
 
     def _take_ports(self) -> tuple[PortClaim | SocketClaim, MetricsPort | None]:
@@ -179,12 +166,14 @@ class Workers:
     def _turn(self) -> None:
         now_s = time.monotonic()
         if self._timers and self._timers[0][0] <= now_s:
-            heapq.heappop(self._timers)[2]()
-            return
+            return self._call(heapq.heappop(self._timers)[2])
         try:
             event = self._events.get(timeout=self._timers[0][0] - now_s if self._timers else None)
         except queue.Empty:
-            return
+            return None
+        return self._call(event)
+
+    def _call(self, event: Callable[[], None]) -> None:
         try:
             event()
         except Exception:
@@ -195,28 +184,26 @@ class Workers:
         if self._is_stopping:
             return
         try:
-            worker = start_worker(number, time.monotonic(), self._shared_descriptors())
+            shared = self._shared.descriptors if self._shared is not None else ()
+            worker = start_worker(number, time.monotonic(), shared)
         except OSError as error:
+            if not self._has_said:
+                return self._refuse(f"worker {number} cannot be started: {error.strerror}")
             # Memory or processes have run out, which may pass; those that live go on.
             wait_s = self._back_offs[number].after(0.0)
             _log.error("worker %d could not be started (%s); trying again in %g s", number, error.strerror, wait_s)
-            self._after(wait_s, partial(self._start, number))
-            return
+            return self._after(wait_s, partial(self._start, number))
         self._live.add(worker)
-        worker.link.send(
+        worker.tell(
             "begin",
             number=number,
             settings=settings_fields(self._settings),
             unloaded=sorted(self._unloaded),
-            set_aside=[asdict(entry) for entry in self._aside.values()],
-            weights=str(self._weights.path) if self._weights is not None else None,
+            set_aside=self._crashes.fields(),
             coupled=self._coupled,
-            quotas=self._quotas.descriptor if self._quotas is not None else None,
+            **(self._shared.fields() if self._shared is not None else NOTHING_SHARED),
         )
         threading.Thread(target=self._listen, args=(worker,), name=f"worker-{number}", daemon=True).start()
-
-    def _shared_descriptors(self) -> tuple[int, ...]:
-        return () if self._quotas is None else (self._quotas.descriptor,)
 
     def _listen(self, worker: WorkerProcess) -> None:
         try:
@@ -232,104 +219,104 @@ class Workers:
     def _ended(self, worker: WorkerProcess) -> None:
         self._live.discard(worker)
         worker.link.close()
-        self._note_crash(worker)
+        running = self._crashes.note(worker)
+        self._switches.bar(self._crashes.aside)
         worker.record.close()
-        if self._quotas is not None:
-            self._quotas.give_back(worker.number)
+        if self._shared is not None:
+            self._shared.give_back(worker.number)
         for page in worker.pages.values():
             page.cancel()
         self._lost = merge_expositions([self._lost, grown(worker.exposition)])
-        for number in list(self._errands):
-            self._carried_out(number, worker, None)
-        if worker.refusal and not self._is_settled:
-            self._refusal = worker.refusal
-            self._stop()
+        self._switches.leave(worker)
+        self._errands.leave(worker)
         if self._is_stopping:
             return
-        self._agree()
+        why = worker.refusal or f"exit code {worker.process.returncode}"
+        # Before the first READY only a model's crash is worth another try: it is set aside in the end.
+        if not self._has_said and (worker.refusal or not running or not self._settings.crash_limit):
+            return self._refuse(worker.refusal or f"worker {worker.number} ended before it was ready ({why})")
         self._restart_count += 1
         wait_s = self._back_offs[worker.number].after(time.monotonic() - worker.began_s)
-        why = worker.refusal or f"exit code {worker.process.returncode}"
         _log.error("worker %d ended (%s); starting another in %g s", worker.number, why, wait_s)
         self._after(wait_s, partial(self._start, worker.number))
 
+    def _refuse(self, sentence: str) -> None:
+        """Ends the server, which nobody has called yet: `run` raises the sentence."""
+        self._refusal, self._is_stopping = self._refusal or sentence, True
+        for worker in self._live:
+            worker.process.kill()
+
     def _after(self, wait_s: float, callback: Callable[[], None]) -> None:
         heapq.heappush(self._timers, (time.monotonic() + wait_s, next(self._numbers), callback))
-
-    def _note_crash(self, worker: WorkerProcess) -> None:
-        """Counts a crash against what the worker was running, and sets aside what has crashed too often."""
-        if not (crash := crash_of(worker.process.returncode, worker.record.fault())):
-            return
-        running = worker.record.running()
-        names = ", ".join(f"{model} version {version}" for model, version in sorted(running)) or "no version"
-        _log.error("worker %d crashed (%s) while running %s\n%s", worker.number, crash, names, worker.record.trace())
-        for name in self._crashes.add(running, time.monotonic()):
-            reason = self._crashes.reason(crash, running - {name})
-            self._aside[name] = SetAside(*name, reason, self._stamp(name))
-            _log.error("%s version %d: %s", *name, self._aside[name].reason)
-            for other in self._live:
-                other.link.send("set_aside", version=asdict(self._aside[name]))
-
-    def _stamp(self, name: VersionName) -> tuple[int, ...]:
-        return version_stamp(self._settings.repository, *name)
 
     def _stop(self) -> None:
         if not self._is_stopping:
             self._is_stopping = True
             _log.info("stopping %d workers", len(self._live))
             for worker in self._live:
-                worker.link.send("drain")
+                worker.tell("drain")
 
     def _reload(self) -> None:
         for worker in self._live:
-            worker.link.send("reload")
+            worker.tell("reload")
 
-    def _agree(self) -> None:
-        names = sorted(self._agreed())
-        for worker in self._live:
-            if worker.is_listening:
-                worker.link.send("agreed", names=names, is_settled=self._is_settled)
+    def _look(self) -> None:
+        """Ends workers that hang, and names what workers lastingly differ in; now and then."""
+        self._after(LOOK_S, self._look)
+        if self._is_stopping:
+            return
+        for worker in find_hung(self._live):
+            limit_s = HUNG_LOOKS * LOOK_S
+            _log.error(
+                "worker %d has not answered for %g s: %s; ending it", worker.number, limit_s, how_it_hangs(worker)
+            )
+            worker.process.kill()
+        if self._switches.look():
+            self._tell_settled()
 
-    def _agreed(self) -> frozenset[VersionName]:
-        return common(worker.ready for worker in self._live if worker.is_counted)
+    def _tell_settled(self) -> None:
+        if self._is_settled:
+            is_agreed = not self._switches.lasting()
+            for worker in self._live:
+                if worker.is_listening:
+                    worker.tell("settle", is_agreed=is_agreed)
 
-    def _count_in(self, worker: WorkerProcess, *, is_due: bool = False) -> None:
-        """Lets a worker take calls that answers what the others have said they all do: no caller may go back a version.
-
-        One that cannot come to it may after a while: a version may not load there.
-        """
-        if worker.is_waiting and not worker.is_counted and (is_due or worker.ready >= self._agreed()):
-            worker.is_counted = True
-            worker.link.send("go_on")
-            self._agree()
+    def _commit(self, number: int) -> None:
+        if self._shared is not None:
+            self._shared.switch(number)
 
     def _ask_pages(self, request: Request, *, is_for_all: bool) -> list[Future[Message]]:
         # Before the first listens, one that still loads tells how far it is.
         listening = [w for w in self._live if w.is_listening] or [w for w in self._live if w.has_spoken]
         asked = []
         # One that has stopped answering is not asked for ever: what it was sent and is to send would pile up.
-        able = [worker for worker in listening if len(worker.pages) < _MOST_PAGES]
+        able = [worker for worker in listening if len(worker.pages) < _MOST_PAGES and not is_late(worker)]
         for worker in able if is_for_all else able[:1]:
             number, page = next(self._numbers), Future[Message]()
             if request.path == _METRICS.path:
                 page.add_done_callback(partial(_keep_exposition, worker))
             worker.pages[number] = page
-            worker.link.send("page", id=number, **asdict(request))
+            worker.tell("page", id=number, **asdict(request))
             asked.append(page)
         return asked
 
+    def _on_pong(self, worker: WorkerProcess, _: Message) -> None:
+        worker.unanswered_looks = 0
+
     def _on_waiting(self, worker: WorkerProcess, _: Message) -> None:
         worker.is_waiting = True
-        self._count_in(worker)
-        self._after(_CATCH_UP_S, partial(self._count_in, worker, is_due=True))
+        if self._shared is None:
+            return worker.tell("go_on")
+        self._switches.admit(is_due=self._has_said)
+        return self._after(_CATCH_UP_S, partial(self._switches.admit, is_due=True))
 
     def _on_listening(self, worker: WorkerProcess, message: Message) -> None:
-        worker.is_listening = worker.is_counted = True
+        worker.is_listening = True
         _log.info("worker %d takes calls", worker.number)
         self._text = message["text"]
         if sum(other.is_listening for other in self._live) == self._settings.workers:
             self._is_settled = True
-        self._agree()
+        self._tell_settled()
 
     def _on_settled(self, worker: WorkerProcess, _: Message) -> None:
         """Says that all is ready once every worker says so itself: whoever reads it may ask at once."""
@@ -341,58 +328,46 @@ class Workers:
     def _on_refused(self, worker: WorkerProcess, message: Message) -> None:
         worker.refusal = message["text"]
 
-    def _on_ready(self, worker: WorkerProcess, message: Message) -> None:
-        worker.has_spoken = True
-        worker.ready = frozenset((str(model), int(version)) for model, version in message["names"])
-        self._count_in(worker)
-        self._agree()
+    def _on_has(self, worker: WorkerProcess, message: Message) -> None:
+        if not worker.has_spoken:
+            worker.has_spoken, worker.unanswered_looks = True, 0
+        if message["model"] is not None:
+            self._switches.report(worker, message)
+
+    def _on_prepared(self, worker: WorkerProcess, message: Message) -> None:
+        self._switches.accept(worker, message)
 
     def _on_ask(self, worker: WorkerProcess, message: Message) -> None:
-        number, action, model = next(self._numbers), message["action"], message["model"]
+        action, model = message["action"], message["model"]
         if action == "load":
             self._unloaded.discard(model)
             self._crashes.forgive(model)
-            self._aside = {name: entry for name, entry in self._aside.items() if entry.model != model}
-        elif message["is_known"]:
+            self._switches.bar(self._crashes.aside)
+        elif action == "unload" and message["is_known"]:
             self._unloaded.add(model)
-        self._errands[number] = _Errand(worker, message["id"], set(self._live))
-        for other in self._live:
-            other.link.send("carry_out", id=number, action=action, model=model)
+        self._errands.begin(worker, message["id"], action, model, self._live)
 
     def _on_carried_out(self, worker: WorkerProcess, message: Message) -> None:
-        self._carried_out(message["id"], worker, message["error"])
-
-    def _carried_out(self, number: int, worker: WorkerProcess, error: dict[str, Any] | None) -> None:
-        errand = self._errands[number]
-        errand.waiting.discard(worker)
-        errand.error = errand.error or error
-        if not errand.waiting:
-            del self._errands[number]
-            errand.origin.link.send("answered", id=errand.ask, error=errand.error)
+        self._errands.carried_out(message["id"], worker, message["error"])
 
     def _on_coupled(self, worker: WorkerProcess, message: Message) -> None:
         digest, problem = message["digest"], message["problem"]
         self._coupled[digest] = problem
         for other in self._live - {worker}:
-            other.link.send("stop_joining", digest=digest, problem=problem)
+            other.tell("stop_joining", digest=digest, problem=problem)
 
     def _on_page(self, worker: WorkerProcess, message: Message) -> None:
-        worker.pages.pop(message["id"]).set_result(message)
+        page = worker.pages.pop(message["id"])
+        if not page.cancelled():
+            page.set_result(message)
 
 
-def settings_fields(settings: ServerSettings) -> dict[str, Any]:
-    """Writes settings for the link."""
-    return {
-        name: {"path": str(value)} if isinstance(value, Path) else value for name, value in asdict(settings).items()
-    }
-
-
-def _open_weights() -> OwnedFolder | None:
+def _open_shared(worker_count: int) -> WorkerShared:
     try:
-        return OwnedFolder()
+        return WorkerShared(worker_count)
     except OSError as error:
-        _log.warning("weights are not shared between workers: %s: %s", error.filename, error.strerror)
-        return None
+        text = f"expected a folder for temporary files that takes some, got {error.strerror}: '{error.filename}'"
+        raise WorkersError(f"TMPDIR: {text}; make room there, or set TMPDIR to another folder") from None
 
 
 def _keep_exposition(worker: WorkerProcess, page: Future[Message]) -> None:

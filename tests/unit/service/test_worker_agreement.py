@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from fitserve_service.worker_agreement import (
-    common,
     grown,
     merge_expositions,
     merge_statuses,
@@ -82,17 +81,6 @@ def test_only_what_was_counted_outlives_a_worker() -> None:
     kept = grown(read_exposition(text))
     assert set(kept) == {"fitserve_requests_total", "fitserve_run_seconds"}
     assert kept["fitserve_requests_total"].samples == {'fitserve_requests_total{model="lenet"}': 3.0}
-
-
-@given(st.lists(NAMES, min_size=1))
-def test_agreed_is_what_each_worker_has(ready: list[frozenset[tuple[str, int]]]) -> None:
-    agreed = common(ready)
-    assert all(agreed <= names for names in ready)
-    assert all(any(name not in names for names in ready) for name in frozenset.union(*ready) - agreed)
-
-
-def test_nobody_agrees_on_nothing() -> None:
-    assert common([]) == frozenset()
 
 
 def test_a_version_is_ready_where_it_is_ready_in_all() -> None:

@@ -8,7 +8,7 @@ import struct
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitserve_service.worker_link import MAX_MESSAGE_BYTES, Link
+from fitserve_service.worker_link import MAX_MESSAGE_BYTES, Link, PostedLink
 
 TEXTS = st.text(max_size=200)
 
@@ -39,3 +39,32 @@ def test_a_torn_message_is_none() -> None:
             near.sendall(head)
             near.shutdown(socket.SHUT_WR)
             assert Link(far).receive() is None
+
+
+def test_a_posted_message_never_waits_for_a_side_that_reads_nothing() -> None:
+    near, far = socket.socketpair()
+    with near, far:
+        link = PostedLink(near, most_unsent_bytes=4 << 20)
+        # Far more than the sockets hold between them.
+        count = 0
+        while link.send("page", text="x" * 1000):
+            count += 1
+        assert count > 4000
+        reader = Link(far)
+        assert [reader.receive() for _ in range(count)] == [{"kind": "page", "text": "x" * 1000}] * count
+        link.flush(60.0)
+        assert link.send("page", text="there is room again")
+        assert reader.receive() == {"kind": "page", "text": "there is room again"}
+        link.close()
+        assert not link.send("page")
+
+
+def test_a_posted_link_notes_that_the_other_side_is_gone() -> None:
+    near, far = socket.socketpair()
+    link = PostedLink(near)
+    far.close()
+    link.send("page")
+    link.flush(60.0)
+    while link.send("page"):
+        link.flush(60.0)
+    link.close()

@@ -20,12 +20,18 @@ class Played:
     """Workers that answer each page with what they were given; None never answers."""
 
     def __init__(
-        self, *contents: bytes | None, status: int = 200, statuses: tuple[int, ...] = (), is_ready: bool = True
+        self,
+        *contents: bytes | None,
+        status: int = 200,
+        statuses: tuple[int, ...] = (),
+        is_ready: bool = True,
+        disagreement: str = "",
     ) -> None:
         self.contents = contents
         self.statuses = statuses or (status,) * len(contents)
         self.asked: list[tuple[str, bool]] = []
         self._is_ready = is_ready
+        self._disagreement = disagreement
 
     def ask_pages(self, request: Request, *, is_for_all: bool) -> Future[list[Future[Message]]]:
         self.asked.append((request.path, is_for_all))
@@ -35,6 +41,9 @@ class Played:
 
     def is_ready(self) -> bool:
         return self._is_ready
+
+    def disagreement(self) -> str:
+        return self._disagreement
 
     def metrics(self) -> Exposition:
         return read_exposition("# TYPE all counter\nall 7.0\n")
@@ -96,3 +105,9 @@ def test_health_asks_no_worker(is_ready: bool, status: int) -> None:
     played = Played(is_ready=is_ready)
     assert WorkerPages(played).answer(Request("/healthz")).status == status
     assert played.asked == []
+
+
+def test_health_names_what_the_workers_disagree_on() -> None:
+    played = Played(is_ready=False, disagreement="model 'm' version 2: worker 1 has not\n")
+    content = WorkerPages(played).answer(Request("/healthz")).content
+    assert content == b"not ready: model 'm' version 2: worker 1 has not\\n\n"

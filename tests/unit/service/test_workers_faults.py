@@ -34,6 +34,7 @@ def test_a_machine_without_room_for_a_process_is_tried_again_and_costs_nobody_el
 
     monkeypatch.setattr(worker_process.subprocess, "Popen", refuse)
     parent = two()
+    parent._has_said = True
     open_before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         parent._start(1)
@@ -46,6 +47,7 @@ def test_a_machine_without_room_for_a_process_is_tried_again_and_costs_nobody_el
 @pytest.mark.parametrize("sent", [b"\0\0\0\5nonse", b'\0\0\0\x11{"kind": "no_one"}', b"\0\0\0\2{}"])
 def test_a_worker_that_says_what_nobody_understands_is_ended(sent: bytes, caplog: pytest.LogCaptureFixture) -> None:
     parent = two()
+    parent._has_said = True
     own, other = socket.socketpair()
     with own, other, subprocess.Popen(ASLEEP, stdin=subprocess.PIPE) as process:
         spoilt = WorkerProcess(0, process, Link(own), RunRecord(), 0.0)
