@@ -10,6 +10,7 @@ from fitserve_contract.datatypes import BYTES
 from fitserve_contract.tensor_bytes import LENGTH_BYTES, element_count
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import too_many_elements
+from fitserve_service.requests.contents import Contents
 from fitserve_service.rpc.wire_scan import COST_BYTES, DEFAULT_MAX_ELEMENTS, ELEMENT_COST
 from fitserve_service.signature import Tensor
 
@@ -47,12 +48,15 @@ class ElementRoom:
             raise too_many_elements(what, self._max_elements, found)
 
 
-def decode_inputs(tensors: Iterable[tensor_pb2.Tensor], room: ElementRoom | None = None) -> dict[str, Tensor]:
+def decode_inputs(
+    tensors: Iterable[tensor_pb2.Tensor], room: ElementRoom | None = None, contents: Contents | None = None
+) -> dict[str, Tensor]:
     """Reads a request's tensors in place.
 
     Args:
         tensors: The messages.
         room: What is left for BYTES elements; None: as much as is there by default.
+        contents: What was lifted out of the request; None: nothing.
 
     Returns:
         Input name to tensor, in the request's order; arrays are read-only views of the message's bytes.
@@ -64,7 +68,7 @@ def decode_inputs(tensors: Iterable[tensor_pb2.Tensor], room: ElementRoom | None
     room = room or ElementRoom()
     inputs: dict[str, Tensor] = {}
     for tensor in tensors:
-        decoded = decode_tensor(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor, room=room)
+        decoded = decode_tensor(f"input '{tensor.name[:MAX_NAME_CHARS]}'", tensor, room=room, contents=contents)
         add_input(inputs, tensor.name, decoded)
     return inputs
 
@@ -87,6 +91,7 @@ def decode_tensor(
     reason: Reason = Reason.INVALID_INPUT,
     *,
     room: ElementRoom | None = None,
+    contents: Contents | None = None,
 ) -> Tensor:
     """Reads one tensor in place.
 
@@ -95,19 +100,21 @@ def decode_tensor(
         tensor: The message.
         reason: The case where it cannot be read.
         room: What is left for BYTES elements; None: as much as is there by default.
+        contents: What was lifted out of its request; None: nothing.
 
     Raises:
         ServiceError: `reason`, or TOO_LARGE.
     """
     room = room or ElementRoom()
-    return decode_raw(what, tensor.datatype, tuple(tensor.shape), tensor.content, reason, room=room)
+    content = contents.of(tensor.content) if contents is not None else tensor.content
+    return decode_raw(what, tensor.datatype, tuple(tensor.shape), content, reason, room=room)
 
 
 def decode_raw(
     what: str,
     datatype: str,
     shape: tuple[int, ...],
-    content: bytes,
+    content: bytes | memoryview,
     reason: Reason = Reason.INVALID_INPUT,
     *,
     room: ElementRoom,

@@ -14,6 +14,7 @@ from fitserve_oip.inference_pb2 import InferTensorContents, ModelInferRequest, M
 from fitserve_service.codec import MAX_NAME_CHARS, ElementRoom, add_input, decode_raw, field_head
 from fitserve_service.engine import Completed
 from fitserve_service.errors import Reason, ServiceError
+from fitserve_service.requests.contents import Contents
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
 
@@ -43,12 +44,15 @@ UNSERVED_PARAMETERS: Final = ("shared_memory_region", "classification")
 """Parameters of a tensor that change what it is: ignoring them would answer something else than was asked for."""
 
 
-def decode_inputs(request: ModelInferRequest, room: ElementRoom | None = None) -> dict[str, Tensor]:
+def decode_inputs(
+    request: ModelInferRequest, room: ElementRoom | None = None, contents: Contents | None = None
+) -> dict[str, Tensor]:
     """Reads a request's inputs, raw ones in place.
 
     Args:
         request: The message; `messages.parse` has counted its typed contents.
-        room: What is left for raw BYTES elements; None: as much as is there by default.
+        room: What is left for BYTES elements; None: as much as is there by default.
+        contents: What was lifted out of the request; None: nothing.
 
     Returns:
         Input name to tensor, in the request's order.
@@ -64,7 +68,8 @@ def decode_inputs(request: ModelInferRequest, room: ElementRoom | None = None) -
     for index, tensor in enumerate(request.inputs):
         what = f"input '{tensor.name[:MAX_NAME_CHARS]}'"
         if has_raw:
-            raw = request.raw_input_contents[index]
+            content = request.raw_input_contents[index]
+            raw = contents.of(content) if contents is not None else content
             decoded = decode_raw(what, tensor.datatype, tuple(tensor.shape), raw, room=room)
         else:
             decoded = _decode_typed(what, tensor, room)

@@ -19,6 +19,7 @@ from fitserve_service.errors import Code, ServiceError
 from fitserve_service.registry import Registry
 from fitserve_service.requests.answer_size import check_answer
 from fitserve_service.requests.codec_thread import CodecThread
+from fitserve_service.requests.contents import LARGE_BYTES
 from fitserve_service.requests.message_reader import Keep, Resume, run_now
 from fitserve_service.runs import Prepared
 from fitserve_service.series import MAX_ROWS, ExampleSet, Series
@@ -201,6 +202,8 @@ class Intake:
             code = error.code if isinstance(error, ServiceError) else Code.INTERNAL
             self._count(order, lease.served if lease else None, code)
             raise
+        # It leads to the request, which is not needed any more.
+        order.prepare = _prepared
         order.on_done = self._finish
         order.bind(lease, prepared, order.priority)
         order.budget.decoded(self._clock())
@@ -210,6 +213,8 @@ class Intake:
     def _finish(self, order: Order, outcome: Outcome) -> None:
         """Answers an order that has come back, on the loop thread."""
         came_s = self._clock()
+        if order.size_bytes >= LARGE_BYTES and not self._is_shadowed(order):
+            order.inputs = {}
         if not isinstance(outcome, Completed):
             self._answer(order, outcome, came_s, outcome)
         elif self.codec is not None and _is_slow(order, outcome):
@@ -226,9 +231,13 @@ class Intake:
         answer = encoded if isinstance(encoded, bytes | ServiceError) else incident(order.method, encoded)
         # Before the answer: whoever has it finds it counted.
         self._count(order, served, answer.code if isinstance(answer, ServiceError) else Code.OK)
+        completed = outcome if isinstance(outcome, Completed) and self._is_shadowed(order) else None
+        if completed is None and isinstance(outcome, Completed) and isinstance(answer, bytes):
+            # The transport copies the answer: what it was written from is not to stay beside both.
+            outcome.outputs.clear()
         order.on_answer(answer)
-        if order.is_open and isinstance(outcome, Completed):
-            self._offer(order, served, outcome)
+        if completed is not None:
+            self._offer(order, served, completed)
 
     def switch_number(self) -> int:
         """Returns the number of the last switch of versions; see `Registry.switch_number`."""
@@ -296,10 +305,14 @@ class Intake:
         if self._tracer is not None:
             self._tracer.on_request(order.method, served, code, order.budget, order.metadata)
 
+    def _is_shadowed(self, order: Order) -> bool:
+        # A share may be set once the inputs are gone.
+        has_inputs = bool(order.inputs) or not order.size_bytes
+        return has_inputs and order.is_open and self._registry.traffic(order.target.model).shadow_share > 0
+
     def _offer(self, order: Order, served: ServedVersion, completed: Completed) -> None:
-        if self._registry.traffic(served.model).shadow_share:
-            answered = Answered(served, order.inputs, order.output_names, order.example_count, completed)
-            self._shadow.offer(answered, order.metadata)
+        answered = Answered(served, order.inputs, order.output_names, order.example_count, completed)
+        self._shadow.offer(answered, order.metadata)
 
     def _lease(self, order: Order) -> Lease:
         target = order.target
@@ -352,6 +365,10 @@ def order_of(
 
 def _first(leases: Sequence[Lease]) -> ServedVersion | None:
     return leases[0].served if leases else None
+
+
+def _prepared(_: ServedVersion) -> Prepared:
+    raise AssertionError("an order is prepared once")
 
 
 def _keep_nothing() -> Resume:

@@ -63,12 +63,17 @@ def parse(kind: type[MessageT], message: bytes, max_elements: int = DEFAULT_MAX_
         ServiceError: TOO_LARGE; more fields, elements or bytes outside of contents than are taken.
             MALFORMED_MESSAGE.
     """
+    check_counts(kind, message, max_elements)
+    return parse_counted(kind, message)
+
+
+def check_counts(kind: type[MessageT], message: bytes, max_elements: int = DEFAULT_MAX_ELEMENTS) -> None:
+    """Counts a message; arguments and errors as of `parse`."""
     layout = LAYOUTS.get(kind.DESCRIPTOR.full_name)
     if layout is None:
         _check_frame(len(message))
     else:
         _check(message, layout, max_elements)
-    return parse_counted(kind, message)
 
 
 def parse_counted(kind: type[MessageT], message: bytes) -> MessageT:

@@ -13,6 +13,7 @@ from typing import Final
 
 from fitserve_service.calls import Metadata, Origin, UnaryCall
 from fitserve_service.errors import ServiceError
+from fitserve_service.requests.contents import LARGE_BYTES
 
 _NAME: Final = 0x0A
 """Tag of field 1, a string: the model's name."""
@@ -37,6 +38,9 @@ def split_id(message: bytes) -> tuple[bytes, bytes] | None:
         The message without the id, and the id as a field of either message, tag and length before it; None where there
         is none in that place, or one that is long or no ASCII: protobuf is to say what that is.
     """
+    if len(message) >= LARGE_BYTES:
+        # No template has one, and it would be copied twice.
+        return None
     try:
         if message[0] != _NAME or message[1] >= _LONG:
             return None

@@ -19,6 +19,7 @@ from fitserve_contract.datatypes import BOOL, BYTES, NUMPY_DTYPES
 from fitserve_contract.tensor_bytes import RAW_BOOL, Array, element_count
 from fitserve_service.intake import Target
 from fitserve_service.requests.answer_size import check_expected
+from fitserve_service.requests.contents import LARGE_BYTES
 from fitserve_service.requests.message_spans import Path, Span, content_spans, skeleton
 from fitserve_service.runs import Completed, Kind, Prepared
 from fitserve_service.served_version import ServedVersion
@@ -206,6 +207,9 @@ class Templates:
             message: As it came.
             contents: Of its first tensor: what stands before them decides whether another message is of its kind.
         """
+        if len(message) >= LARGE_BYTES:
+            # Its contents were lifted out, which costs what a template does.
+            return
         begin = message.find(contents[:_SEEN_BYTES])
         kind = (len(message), message[: min(begin, _MAX_SKELETON_BYTES)])
         if kind not in self._seen:

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Generic, NoReturn, TypeAlias, TypeVar
+from typing import Final, Generic, NoReturn, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
+from fitserve_service.allocator import return_freed_memory
 from fitserve_service.calls import Origin
 from fitserve_service.errors import Reason, ServiceError
-from fitserve_service.messages import LAYOUTS, is_light, parse, parse_counted
+from fitserve_service.messages import LAYOUTS, check_counts, is_light, parse_counted
 from fitserve_service.requests.codec_thread import CodecThread
+from fitserve_service.requests.contents import Contents, lift
+
+RETURNED_FROM_BYTES: Final = 32 << 20
+"""Before a message of this size is read, memory that was freed goes back to the system: grpcio has copied the message
+twice by then, and what it has freed lies in heaps of its own threads, where nothing else can use it."""
 
 RequestT = TypeVar("RequestT", bound=Message)
 DecodedT = TypeVar("DecodedT")
@@ -27,7 +33,7 @@ class MessageReader(Generic[RequestT, DecodedT]):
 
     Args:
         kind: Class of the requests.
-        decode: Reads a request's tensors; raises ServiceError where they cannot be read.
+        decode: Reads a request's tensors, whose large contents were lifted out; raises ServiceError where it cannot.
         max_elements: As of `--max-elements`.
         codec: Reads what takes long; None: everything is read at once.
         keep: Asked while a method runs.
@@ -36,7 +42,7 @@ class MessageReader(Generic[RequestT, DecodedT]):
     def __init__(
         self,
         kind: type[RequestT],
-        decode: Callable[[RequestT], DecodedT],
+        decode: Callable[[RequestT, Contents], DecodedT],
         max_elements: int,
         codec: CodecThread | None,
         keep: Keep,
@@ -70,25 +76,37 @@ class MessageReader(Generic[RequestT, DecodedT]):
         Raises:
             ServiceError: the message cannot be read, or not now.
         """
+        if len(message) >= RETURNED_FROM_BYTES:
+            return_freed_memory()
         if self._codec is None:
-            request = parse(self._kind, message, self._max_elements)
-        elif is_light(self._layout, message):
-            request = parse_counted(self._kind, message)
-        else:
+            check_counts(self._kind, message, self._max_elements)
+        elif not is_light(self._layout, message):
             pending = _Pending(then, fail, self._keep())
             work = partial(self._read_all, message)
             self._codec.read(len(message), work, pending.go_on, caller=origin().peer, is_wanted=pending.is_wanted)
             return pending.cancel
-        then(request, partial(self._decode, request))
+        request, contents = parse_lifted(self._kind, message)
+        then(request, partial(self._decode, request, contents))
         return None
 
     def _read_all(self, message: bytes) -> tuple[RequestT, Callable[[], DecodedT]]:
-        request = parse(self._kind, message, self._max_elements)
+        check_counts(self._kind, message, self._max_elements)
+        request, contents = parse_lifted(self._kind, message)
         try:
-            return request, partial(_given, self._decode(request))
+            return request, partial(_given, self._decode(request, contents))
         except ServiceError as error:
             # What is wrong with tensors is told, and counted, once it is known which version was meant.
             return request, partial(_refuse, error.reason, error.message, error.metadata)
+
+
+def parse_lifted(kind: type[RequestT], message: bytes) -> tuple[RequestT, Contents]:
+    """Parses a message that was counted, without its large contents.
+
+    Raises:
+        ServiceError: MALFORMED_MESSAGE.
+    """
+    lean, contents = lift(message, LAYOUTS[kind.DESCRIPTOR.full_name])
+    return parse_counted(kind, lean), contents
 
 
 class _Pending(Generic[RequestT, DecodedT]):

@@ -25,6 +25,7 @@ from fitserve_service.intake import CallAnswer, Intake, SeriesOrder, Target, ord
 from fitserve_service.messages import parse
 from fitserve_service.proof import HeldOut
 from fitserve_service.requests.answer_size import check_expected
+from fitserve_service.requests.contents import Contents
 from fitserve_service.requests.message_reader import DecodedT, MessageReader, RequestT
 from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 from fitserve_service.runs import Prepared
@@ -186,14 +187,16 @@ def _read(
         call.on_cancel(cancel)
 
 
-def _decode(max_elements: int, request: pb.PredictRequest) -> _Inputs:
-    return codec.decode_inputs(request.inputs, ElementRoom(max_elements))
+def _decode(max_elements: int, request: pb.PredictRequest, contents: Contents) -> _Inputs:
+    return codec.decode_inputs(request.inputs, ElementRoom(max_elements), contents)
 
 
-def _decode_examples(max_elements: int, request: pb.EvaluateRequest | pb.CompareVersionsRequest) -> _Examples:
+def _decode_examples(
+    max_elements: int, request: pb.EvaluateRequest | pb.CompareVersionsRequest, contents: Contents
+) -> _Examples:
     room = ElementRoom(max_elements)
-    labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS, room=room)
-    return labels, codec.decode_inputs(request.inputs, room)
+    labels = codec.decode_tensor("labels", request.labels, Reason.INVALID_LABELS, room=room, contents=contents)
+    return labels, codec.decode_inputs(request.inputs, room, contents)
 
 
 def target_of(spec: tensor_pb2.ModelSpec) -> Target:

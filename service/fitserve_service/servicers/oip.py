@@ -21,6 +21,7 @@ from fitserve_service.intake import Answer, CallAnswer, Encode, Intake, Order, T
 from fitserve_service.messages import parse
 from fitserve_service.request_ids import NamedCall, split_id
 from fitserve_service.requests.answer_size import check_expected
+from fitserve_service.requests.contents import Contents
 from fitserve_service.requests.message_reader import MessageReader
 from fitserve_service.requests.message_spans import content_spans
 from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
@@ -220,9 +221,9 @@ def _order(
     return Order(method, target, prepare, encode, on_answer, deadline_s, priority, metadata, budget)
 
 
-def _decode(max_elements: int, request: pb.ModelInferRequest) -> _Decoded:
+def _decode(max_elements: int, request: pb.ModelInferRequest, contents: Contents) -> _Decoded:
     names = codec_oip.output_names(request)
-    return codec_oip.decode_inputs(request, ElementRoom(max_elements)), names
+    return codec_oip.decode_inputs(request, ElementRoom(max_elements), contents), names
 
 
 def _infer_template(message: bytes) -> RequestTemplate | None:

@@ -17,6 +17,7 @@ from fitserve_service import codec_oip
 from fitserve_service.calls import Origin
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.requests.codec_thread import CodecThread
+from fitserve_service.requests.contents import Contents
 from fitserve_service.requests.message_reader import MessageReader, Resume, run_now
 from fitserve_service.rpc.wire_scan import DEFAULT_MAX_ELEMENTS
 
@@ -43,9 +44,9 @@ class World:
             ModelInferRequest, self.decode, max_elements, self.codec, self.keep
         )
 
-    def decode(self, request: ModelInferRequest) -> Any:
+    def decode(self, request: ModelInferRequest, contents: Contents) -> Any:
         self.threads.append(threading.get_ident())
-        return codec_oip.decode_inputs(request)
+        return codec_oip.decode_inputs(request, contents=contents)
 
     def keep(self) -> Resume:
         self.kept += 1
