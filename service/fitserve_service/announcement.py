@@ -25,6 +25,7 @@ def ready_text(settings: ServerSettings, port: int, metrics_port: int | None, re
             f"{place}. The repository '{settings.repository}' holds no model yet: export one into it with "
             f"`fitserve-export RUN_DIR --repository {settings.repository}`, or copy a file to "
             f"{settings.repository}/NAME/1/model.onnx; it is served as soon as it is there."
+            + "".join(f" {note}." for note in registry.repository.texts)
         )
     shown = [_model_text(registry, model.name) for model in models[:_SHOWN_MODELS]]
     more = f" and {len(models) - _SHOWN_MODELS} more models" if len(models) > _SHOWN_MODELS else ""

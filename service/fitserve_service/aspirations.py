@@ -16,6 +16,7 @@ from fitserve_service.loading.repository_presence import RootId, absence
 from fitserve_service.loading.version_files import Stamp
 from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry
+from fitserve_service.repository_state import RepositoryState
 from fitserve_service.source import ModelSource, RepositorySource
 from fitserve_service.version_policy import State, aspired_versions
 
@@ -81,6 +82,10 @@ class Aspirations:
             _log.info("%s can be read again", where)
         self.absence = f"the repository {why}: what was loaded goes on" if why else ""
 
+    def state(self) -> RepositoryState:
+        """Gives what the last look has to say beside models."""
+        return RepositoryState(self.absence, self.absence_count, self._source.notes)
+
     def found(self) -> Mapping[str, ModelSource]:
         """Gives the models that the last look found, and what the repository says of each."""
         return self._found
@@ -114,6 +119,7 @@ class Aspirations:
         """Says that the repository has no such model; why it may have it all the same, where that is known."""
         error = unknown_model(model)
         notes = [note for note in self._source.notes if f"'{model}/" in note or f"model '{model}'" in note]
+        # A caller learns what is amiss with what he asked for, and nothing of other models.
         told = "; ".join(filter(None, [self.absence, *notes]))
         return ServiceError(error.reason, f"{error.message}; {told}", **error.metadata) if told else error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import Future
 from importlib.metadata import version as package_version
 from typing import Final
@@ -254,6 +255,11 @@ def _check_can_start(settings: ServerSettings) -> None:
     if not settings.repository.is_dir():
         hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
         raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
+    try:
+        os.scandir(settings.repository).close()
+    except OSError as error:
+        cure = f"let user {os.geteuid()} list it: chmod u+rx '{settings.repository}'"
+        raise StartError(f"--repository '{settings.repository}': cannot be read: {error.strerror}; {cure}") from None
     if settings.follow_links is not None and not settings.follow_links.is_dir():
         hint = "name the folder that the repository's links lead to, or leave the option out"
         raise StartError(f"--follow-links '{settings.follow_links}': expected a directory, found none; {hint}")

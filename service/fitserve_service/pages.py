@@ -95,7 +95,9 @@ class Pages:
 
     def _health(self) -> Response:
         if self._status.is_ready:
-            return Response(b"ok\n")
+            # Away, it keeps nobody from being answered: that is for people to read, and for no orchestrator to act on.
+            text = f"ok\n{self._status.absence}\n" if self._status.absence else "ok\n"
+            return Response(text.encode(errors="replace"))
         return Response(b"not ready\n", status=HTTPStatus.SERVICE_UNAVAILABLE)
 
     def _card(self, path: str) -> Response:

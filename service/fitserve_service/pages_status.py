@@ -55,12 +55,18 @@ class StatusReport:
         """The server takes requests."""
         return self._is_ready()
 
+    @property
+    def absence(self) -> str:
+        """Why the repository is taken to be away; empty where it is there."""
+        return self._registry.repository.absence
+
     def document(self) -> dict[str, Any]:
         """Gives the status of this moment; every number is finite."""
         window_s, figures = self._activity.figures()
         waiting = self._queued_examples()
         return {
             "is_ready": self.is_ready,
+            "notes": list(self._registry.repository.texts),
             "build": dict(self._build),
             "workers": [self._memory()],
             "window_s": round(window_s, 3),

@@ -160,6 +160,7 @@ class Reconciler:
         """Looks at the repository and starts all that is to be done now."""
         self._run_commands()
         self._aspirations.look()
+        self._registry.repository = self._aspirations.state()
         if self._unsettled is None:
             self._unsettled = set(self._aspirations.found())
         self._moved.clear()

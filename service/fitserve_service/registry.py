@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 from fitserve_service.agreed_views import AgreedViews
 from fitserve_service.known_model import KnownModel, KnownVersion, ModelSnapshot, unknown_model
+from fitserve_service.repository_state import RepositoryState
 from fitserve_service.served_version import Lease, ServedVersion
 from fitserve_service.traffic import NO_TRAFFIC, Traffic
 from fitserve_service.version_policy import State
@@ -40,13 +41,18 @@ class _Lease:
 
 
 class Registry:
-    """All models of the server."""
+    """All models of the server.
+
+    Attributes:
+        repository: What the last look at the repository has to say beside its models.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._models: dict[str, KnownModel] = {}
         self._views: AgreedViews | None = None
         self._subscribers: list[Callable[[str], None]] = []
+        self.repository = RepositoryState()
 
     def lease(self, model: str, *, version: int | None = None, label: str | None = None) -> Lease:
         """Takes a version for use.

@@ -17,6 +17,7 @@ from fitserve_service.engine import BatchRecord
 from fitserve_service.errors import Code
 from fitserve_service.histogram import MOST_UNCOUNTED, Histogram
 from fitserve_service.registry import Registry
+from fitserve_service.repository_state import RepositoryState
 from fitserve_service.served_version import ServedVersion
 
 EXPOSED_SECONDS: Final = (
@@ -45,6 +46,20 @@ _LABELS: Final = ("model", "version")
 
 _MOST_GONE: Final = 64
 """Versions that are not loaded any more whose counts are kept for a last scrape; there may never be one."""
+
+
+def _repository_metrics(state: RepositoryState) -> Iterator[Metric]:
+    available = GaugeMetricFamily(
+        "fitserve_repository_available", "0: the repository is away; what was loaded from it goes on answering."
+    )
+    available.add_metric((), 0.0 if state.absence else 1.0)
+    absences = CounterMetricFamily("fitserve_repository_absences", "How often the repository went away.")
+    absences.add_metric((), state.absence_count)
+    notes = GaugeMetricFamily(
+        "fitserve_repository_notes", "Files of the repository that lie in the wrong place or cannot be read."
+    )
+    notes.add_metric((), len(state.notes))
+    yield from (available, absences, notes)
 
 
 def _seconds() -> Histogram:
@@ -199,6 +214,7 @@ class Telemetry(Collector):
         yield from _run_metrics(meters)
         yield from self._version_metrics()
         yield self._build_metric()
+        yield from _repository_metrics(self._registry.repository)
         self._forget_gone()
 
     def _meters_of(self, served: ServedVersion | None) -> _Meters:

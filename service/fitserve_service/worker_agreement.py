@@ -17,7 +17,7 @@ _SUMMED: Final = frozenset(
 )
 """Gauges that add up; of any other the highest says it."""
 
-_LOWEST: Final = frozenset({"process_start_time_seconds", "fitserve_version_joinable"})
+_LOWEST: Final = frozenset({"process_start_time_seconds", "fitserve_version_joinable", "fitserve_repository_available"})
 
 _SUMS: Final = ("queued_examples", "spot_check_count", "spot_mismatch_count")
 """Counts of a version that add up in the status document."""
