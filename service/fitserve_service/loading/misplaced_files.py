@@ -41,7 +41,11 @@ def misplaced_in_model(root: Path, model: str, versions: tuple[int, ...]) -> lis
     found = []
     if (folder / MODEL_FILE).is_file():
         found.append(_text(root, folder / MODEL_FILE, folder / str(free) / MODEL_FILE))
+    linked = {os.path.realpath(folder / str(version)) for version in versions if (folder / str(version)).is_symlink()}
     for name in _strange_folders(folder):
+        if os.path.realpath(folder / name) in linked:
+            # Where releases lie that versions link to.
+            continue
         meant = _NUMBER_LIKE.fullmatch(name)
         number = meant[1] if meant and int(meant[1]) not in versions else str(free)
         found.append(_text(root, folder / name, folder / number))
