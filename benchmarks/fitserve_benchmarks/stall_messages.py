@@ -77,6 +77,12 @@ def _text(size: int) -> bytes:
     return size.to_bytes(4, "little") + bytes(size)
 
 
+def _wide_text(size: int) -> bytes:
+    """One BYTES element that takes four times its size as a Python string."""
+    face = "\U0001f600".encode()
+    return size.to_bytes(4, "little") + face + bytes(size - len(face))
+
+
 def _wide(megabytes: int) -> bytes:
     message = oip.ModelInferRequest(model_name=WIDE)
     message.inputs.add(name="x", datatype="FP32", shape=[1, 1])
@@ -124,6 +130,13 @@ STALL_MESSAGES: Final = (
     StallMessage(
         "a text of 60 MiB", INFER, lambda: _infer(WORDS, "BYTES", [1, 1], _text(_LARGE)), "RESOURCE_EXHAUSTED"
     ),
+    StallMessage(
+        "a wide text of 30 MiB",
+        INFER,
+        lambda: _infer(WORDS, "BYTES", [1, 2], _wide_text(15 * _MI) * 2),
+        "RESOURCE_EXHAUSTED",
+    ),
+    StallMessage("a wide text of 14 MiB", INFER, lambda: _infer(WORDS, "BYTES", [1, 2], _wide_text(7 * _MI) * 2), "OK"),
     StallMessage("texts of 128 bytes", INFER, lambda: _infer(WORDS, "BYTES", [60_000, 2], _text(120) * 120_000), "OK"),
     StallMessage(
         "a torn text",

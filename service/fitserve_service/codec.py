@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from fitserve.types.v1 import tensor_pb2
 from fitserve_contract import tensor_bytes
 from fitserve_contract.datatypes import BYTES
-from fitserve_contract.tensor_bytes import LENGTH_BYTES, element_count
+from fitserve_contract.tensor_bytes import LENGTH_BYTES, Array, element_count
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.messages import too_many_elements
 from fitserve_service.requests.contents import Contents
@@ -16,6 +16,10 @@ from fitserve_service.signature import Tensor
 
 MAX_NAME_CHARS = 128
 """Longer names are cut in messages."""
+
+
+_WIDE_BYTES = 64
+"""What a shorter text takes as a string is counted with it as an element."""
 
 
 class ElementRoom:
@@ -46,6 +50,19 @@ class ElementRoom:
         if self._left < 0:
             found = self._max_elements - self._left // ELEMENT_COST
             raise too_many_elements(what, self._max_elements, found)
+
+    def take_wide(self, what: str, elements: Array) -> None:
+        """Counts large text once more where it is not ASCII: each character may take four bytes as a Python string.
+
+        Args:
+            what: What it is, for messages.
+            elements: BYTES, read.
+
+        Raises:
+            ServiceError: TOO_LARGE.
+        """
+        sizes = [len(element) for element in elements.flat if len(element) >= _WIDE_BYTES and not element.isascii()]
+        self.take(what, 0, sum(sizes))
 
 
 def decode_inputs(
@@ -124,7 +141,10 @@ def decode_raw(
         # With fewer bytes than their lengths take, nothing is read either.
         if datatype == BYTES and len(content) >= LENGTH_BYTES * (count := element_count("", shape)):
             room.take(what, count, len(content) - LENGTH_BYTES * count)
-        return Tensor(datatype, tensor_bytes.decode("", datatype, shape, content))
+        array = tensor_bytes.decode("", datatype, shape, content)
+        if datatype == BYTES:
+            room.take_wide(what, array)
+        return Tensor(datatype, array)
     except ValueError as error:
         # The contract names a tensor of any API; here it is known to be an input, or labels.
         raise ServiceError(reason, f"{what}: {str(error).removeprefix(_UNNAMED)}", tensor=what) from None

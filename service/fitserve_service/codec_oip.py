@@ -149,7 +149,12 @@ def _decode_typed(what: str, tensor: ModelInferRequest.InferInputTensor, room: E
         values = _elements(tensor.contents, field)
         if len(values) != count:
             raise ValueError(f"expected {count} elements for {shape_text(shape)} in {field}, got {len(values)}")
-        return Tensor(tensor.datatype, _array(values, tensor.datatype).reshape(shape))
+        array = _array(values, tensor.datatype)
+        if tensor.datatype == BYTES:
+            # On the wire the message was counted without a look at its characters.
+            room.take(what, count, sum(map(len, array)))
+            room.take_wide(what, array)
+        return Tensor(tensor.datatype, array.reshape(shape))
     except ValueError as error:
         text = str(error).removeprefix("tensor '': ")
         raise ServiceError(Reason.INVALID_INPUT, f"{what}: {text}", tensor=what) from None

@@ -138,7 +138,7 @@ def too_many_elements(what: str, max_elements: int, found: int) -> ServiceError:
         found: How many there are at least.
     """
     text = f"{what}: expected at most {max_elements} elements (the server's --max-elements), got {found} or more"
-    rule = "128 bytes of text count as one more, 16 numbers of typed contents as one"
+    rule = "128 bytes of text count as one more, or 64 where it is not ASCII, 16 numbers of typed contents as one"
     cure = "send several requests, or numbers in raw contents, which are not counted"
     return ServiceError(Reason.TOO_LARGE, f"{text}; {rule}; {cure}")
 

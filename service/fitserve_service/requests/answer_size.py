@@ -1,4 +1,12 @@
-"""Bounds answers: before the run where their shape tells their size, else before they are written."""
+"""Bounds answers: before the run where their shape tells their size, else before they are written.
+
+What holds: an output of fixed shape, or whose free axes are axes of inputs by name with one size in the request, is
+refused before the run, in integers that do not wrap. Any other output (a rank or an axis that the model's values
+decide, `?`, a name with two sizes) is allocated by ONNX Runtime during the run, whatever its size, and refused before
+it is written: the caller gets TOO_LARGE, and no copy of it is made. Nothing here bounds the memory of such a run: where
+the allocator fails it is an error of the request, but the system may end the process before. Texts count their lengths
+before the run, and their bytes after it.
+"""
 
 from __future__ import annotations
 

@@ -198,3 +198,17 @@ def test_elements_of_all_inputs_share_one_bound() -> None:
     with pytest.raises(ServiceError, match="input 'y': expected at most 199 elements") as refused:
         codec_oip.decode_inputs(request, codec.ElementRoom(199))
     assert refused.value.reason is Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize("is_raw", [False, True])
+@pytest.mark.parametrize(("text", "expected"), [(b"a" * 6400, 51), ("\U0001f600".encode() * 1600, 101)])
+def test_large_text_that_is_not_ascii_counts_twice(text: bytes, expected: int, *, is_raw: bool) -> None:
+    request = oip.ModelInferRequest()
+    tensor = request.inputs.add(name="x", datatype="BYTES", shape=[1])
+    if is_raw:
+        request.raw_input_contents.append(len(text).to_bytes(4, "little") + text)
+    else:
+        tensor.contents.bytes_contents.append(text)
+    assert codec_oip.decode_inputs(request, codec.ElementRoom(expected))["x"].array.tolist() == [text]
+    with pytest.raises(ServiceError, match="expected at most"):
+        codec_oip.decode_inputs(request, codec.ElementRoom(expected - 1))
