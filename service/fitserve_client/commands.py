@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from fitserve_client import control
 from fitserve_client.client import Client
 from fitserve_client.evaluation import batches
 from fitserve_client.example_files import labels_of, read_examples
@@ -77,6 +79,11 @@ def evaluate(client: Client, arguments: argparse.Namespace) -> Report:
 
 def compare(client: Client, arguments: argparse.Namespace) -> Report:
     """Compares two versions on the labelled examples of a file, or on those that the first carries."""
+    with _loaded(client, arguments.model, arguments.versions):
+        return _comparison(client, arguments)
+
+
+def _comparison(client: Client, arguments: argparse.Namespace) -> Report:
     if arguments.held_out:
         return comparison_report(client.compare(arguments.model, arguments.versions))
     path, first = Path(arguments.file), Selector.of(arguments.model, arguments.versions[0])
@@ -125,6 +132,19 @@ COMMANDS: Final[Mapping[str, Callable[[Client, argparse.Namespace], Report]]] = 
 def _details(client: Client, arguments: argparse.Namespace) -> VersionDetails:
     details = client.details(arguments.model, version=arguments.model_version, label=arguments.label)
     return check_ready(details)
+
+
+@contextmanager
+def _loaded(client: Client, model: str, versions: Sequence[int | str]) -> Iterator[None]:
+    """Has versions that are UNLOADED beside one that answers loaded meanwhile, by labels that are deleted again."""
+    known = client.model(model)
+    unloaded = [each.version for each in known.versions if each.version in versions and each.state == "UNLOADED"]
+    labels = {version: f"compare-{secrets.token_hex(4)}" for version in unloaded if known.is_ready}
+    with ExitStack() as stack:
+        for version, label in labels.items():
+            client.run(control.set_label(model, label, version, expected=0, why="loaded for a comparison"))
+            stack.callback(client.run, control.delete_label(model, label, expected=version, why="comparison is over"))
+        yield
 
 
 def _predict_texts(asking: _Asking, details: VersionDetails, texts: Sequence[str]) -> Report:

@@ -163,3 +163,21 @@ def test_every_state_that_does_not_answer_names_its_cure(
         assert told(capsys, "predict", "m", file)["version"] == 2
     assert "got UNLOADED; keep it loaded with a label: fitserve-client label m LABEL 1" in told_unloaded
     assert "fitserve-client load m" in told_model
+
+
+def test_versions_that_are_not_loaded_are_compared_and_unloaded_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for factor in (1.0, -1.0, 1.0):
+        builders.publish_version(tmp_path / "r", "m", builders.scaled(factor), task=builders.classes_task())
+    file = tmp_path / "labelled.npz"
+    np.savez(file, x=np.eye(2, dtype=np.float32), labels=np.array([0, 1]))
+    with serving(tmp_path / "r", monkeypatch) as client:
+        shown = told(capsys, "compare", "m", str(file), "--versions", "1,2")
+        assert client.run(control.label_history("m")).labels == {}
+        assert cli.main(["compare", "m", str(file), "--versions", "1,9"]) == cli.REFUSED
+        assert client.run(control.label_history("m")).labels == {}
+        client.unload("m")
+        assert cli.main(["compare", "m", str(file), "--versions", "1,2", "--timeout", "0.5"]) == cli.REFUSED
+        assert "fitserve-client load m" in capsys.readouterr().err
+    assert (shown["first"]["version"], shown["second"]["version"]) == (1, 2)
