@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fitserve_contract import runtime_reports
 
 if TYPE_CHECKING:
-    from fitserve_exporters.module_export import PublishedVersion, export
+    from fitserve_exporters.module_export import PublishedVersion, Tolerance, export
 
 runtime_reports.turn_off()
 
-__all__ = ["PublishedVersion", "export"]
+__all__ = ["PublishedVersion", "Tolerance", "export"]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fitserve_contract.printable import printable
 from fitserve_contract.repository import check_model_name
+from fitserve_exporters.publishing.repository_check import repository_problem
 
 _EXAMPLES = """\
 examples:
@@ -129,17 +130,7 @@ def _early_error(options: argparse.Namespace) -> str:
             return str(error)
     if not options.run_dir.is_dir():
         return f"run directory '{options.run_dir}': expected what fitserve-train wrote, found none"
-    return _repository_error(options.repository)
-
-
-def _repository_error(repository: Path) -> str:
-    """Looks whether the repository, or the nearest folder above that is there, can be written."""
-    nearest = next((path for path in (repository, *repository.absolute().parents) if path.exists()), repository)
-    if not nearest.is_dir():
-        return f"repository '{repository}': expected a folder, '{nearest}' is a file"
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        return f"repository '{repository}': expected a folder to write in, got Permission denied"
-    return ""
+    return repository_problem(options.repository, options.name)
 
 
 def _lint(options: argparse.Namespace) -> int:

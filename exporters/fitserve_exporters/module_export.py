@@ -5,29 +5,49 @@ Shapes: B examples.
 
 from __future__ import annotations
 
-import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import nn
 
-from fitserve_contract.repository import check_model_name
 from fitserve_contract.tasks import Task
-from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, HeldOut, InputSpec, Tolerance
-from fitserve_exporters.errors import ExportError
-from fitserve_exporters.graph.onnx_export import on_cpu, sentence
-from fitserve_exporters.publishing.publish import PublishedVersion, publish_candidate
+from fitserve_exporters.candidate.arguments import (
+    check_held_out,
+    check_labels_fit,
+    check_name,
+    check_names,
+    check_seed,
+    check_task,
+    check_tolerance,
+)
+from fitserve_exporters.candidate.calling import Calling
+from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, HeldOut, Tolerance
+from fitserve_exporters.candidate.examples import (
+    BATCH,
+    Examples,
+    FreeAxes,
+    TensorLike,
+    arrays_of,
+    calling_of,
+    input_specs,
+)
+from fitserve_exporters.candidate.module_copy import unwrapped
+from fitserve_exporters.candidate.served_module import Served, serve
+from fitserve_exporters.candidate.training_record import json_record
+from fitserve_exporters.errors import ExportError, NotVerifiedError
+from fitserve_exporters.graph.quiet import quiet
+from fitserve_exporters.publishing.publish import publish_candidate
+from fitserve_exporters.publishing.published_version import PublishedVersion
+from fitserve_exporters.publishing.repository_check import check_repository
+from fitserve_exporters.texts import sentence
 
-__all__ = ["PublishedVersion", "export"]
+__all__ = ["PublishedVersion", "Tolerance", "export"]
 
-TensorLike: TypeAlias = torch.Tensor | Array
-Examples: TypeAlias = TensorLike | Sequence[TensorLike] | Mapping[str, TensorLike]
-
-BATCH: Final = "batch"
+_log = logging.getLogger(__name__)
 
 _DRAWN_EXAMPLES: Final = 64
 """So many inputs are drawn where there is no held-out set."""
@@ -43,45 +63,96 @@ def export(
     task: Task | None = None,
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
-    free_axes: Mapping[str, Mapping[int, str]] | None = None,
+    free_axes: FreeAxes | None = None,
     tolerance: Tolerance | None = None,
     training: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> PublishedVersion:
     """Exports a trained module to ONNX, verifies it against eager torch, and publishes it as the model's next version.
 
+    Neither the module nor torch's random state, default dtype and modes change. While the graph is made, what torch
+    and the module write to stdout and stderr is dropped.
+
     Args:
-        module: Its forward takes tensors and gives a tensor or a flat sequence of tensors. It is copied, not changed.
-        example: Its inputs, each (B, ...): one tensor, a sequence in the order of forward, or a mapping by name.
+        module: Its forward takes tensors and returns a tensor, or a sequence, mapping, dataclass or NamedTuple of
+            tensors, nested or not. Wrappers of torch.compile and DataParallel are taken off.
+        example: Its inputs, each (B, ...): one tensor or a sequence, passed by position (also into `*args`), or a
+            mapping, passed by keyword. Arguments of forward that are left out keep their defaults.
         repository: Model repository; made where it is not there.
         name: Model name: [A-Za-z0-9][A-Za-z0-9._-]{0,127}.
         held_out: Inputs in the same form as `example` and their labels or None. Without it the module is verified on
             inputs drawn from the values of `example`, and the version says so.
         task: What the outputs mean, so that Evaluate can score them.
         input_names: In the order of forward; by default the names of a mapping, else those of forward's parameters.
-        output_names: By default `output`, or `output_0`, `output_1`, … where there are several.
-        free_axes: Input name to axis to name, for free axes beside the batch: {"input_ids": {1: "sequence"}}.
+        output_names: One per output, or some of the keys that forward returns. By default those keys; `output`, or
+            `output_0`, `output_1`, … where there are none. An output that is None is left out. The batch is the first
+            axis of every output: where it is another one in torch, as in the states (layers, B, H) of an LSTM, it is
+            moved there, and the manifest's notes say so.
+        free_axes: Input name to axis to name, for free axes beside the batch: {"input_ids": {1: "sequence"}}. A
+            negative axis counts from the end.
         tolerance: By default the one that Tolerance explains.
-        training: How it was trained, JSON-able, for the manifest.
+        training: How it was trained, for the manifest: JSON values, tensors and numpy numbers.
         seed: Of all sampling.
 
     Raises:
         ExportError: an argument is not as said here, or the module cannot be exported; nothing is published.
         NotVerifiedError: ONNX Runtime's answers are not torch's; the message holds the figures, nothing is published.
     """
-    _check_name(name)
-    arrays = _named(example, module, input_names)
-    candidate = Candidate(
-        module=module,
-        inputs=_specs(arrays, free_axes or {}),
-        output_names=tuple(output_names) if output_names else _output_names(module, arrays),
-        held_out=_held_out(held_out, module, input_names, arrays, seed),
+    checked_name = check_name(name)
+    path = check_repository(repository, checked_name)
+    settings: dict[str, Any] = {
+        "tolerance": check_tolerance(tolerance),
+        "training": json_record({} if training is None else training),
+        "seed": check_seed(seed),
+    }
+    names = check_names(input_names, "input_names"), check_names(output_names, "output_names")
+    try:
+        with torch.random.fork_rng(), torch.set_grad_enabled(True):
+            candidate = _candidate(unwrapped(module), example, held_out, task, names, free_axes, settings)
+            return publish_candidate(candidate, path, checked_name)
+    except (ExportError, NotVerifiedError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            f"export: unexpected {sentence(error)}; this is a fault of fitserve: please report it with its traceback"
+        ) from error
+
+
+def _candidate(
+    module: nn.Module,
+    example: Examples,
+    held_out: tuple[Examples, TensorLike | None] | None,
+    task: Task | None,
+    names: tuple[tuple[str, ...] | None, tuple[str, ...] | None],
+    free_axes: FreeAxes | None,
+    settings: Mapping[str, Any],
+) -> Candidate:
+    calling = calling_of(module, example, names[0])
+    is_bfloat16 = any(parameter.dtype == torch.bfloat16 for parameter in module.parameters())
+    arrays = arrays_of(example, calling, widens_bfloat16=is_bfloat16)
+    specs = input_specs(arrays, free_axes)
+    data = _held_out(held_out, calling, arrays, settings["seed"], is_bfloat16=is_bfloat16)
+    with quiet():
+        served = serve(module, calling, {name: torch.from_numpy(array) for name, array in arrays.items()}, names[1])
+    for note in served.notes:
+        _log.warning("%s: %s", type(module).__name__, note)
+    _check_task(task, served, data)
+    return Candidate(
+        module=served.module,
+        inputs=specs,
+        output_names=served.output_names,
+        held_out=data,
         task=task,
-        training=training or {},
-        tolerance=tolerance or Tolerance(),
-        seed=seed,
+        notes=served.notes,
+        **settings,
     )
-    return publish_candidate(candidate, Path(repository), name)
+
+
+def _check_task(task: Task | None, served: Served, data: HeldOut) -> None:
+    shapes: dict[str, tuple[int | str, ...]] = {name: (BATCH, *shape[1:]) for name, shape in served.shapes.items()}
+    if check_task(task, shapes, served.kinds) is not None:
+        assert task is not None
+        check_labels_fit(task, data.labels, (data.example_count, *served.shapes[task.output][1:]))
 
 
 def drawn_inputs(arrays: Arrays, seed: int) -> Arrays:
@@ -106,84 +177,18 @@ def _drawn(array: Array, generator: np.random.Generator) -> Array:
     return np.asarray(np.take_along_axis(array, rows, axis=0))
 
 
-def _check_name(name: str) -> None:
-    try:
-        check_model_name(name)
-    except ValueError as error:
-        raise ExportError(str(error)) from error
-
-
-def _named(example: Examples, module: nn.Module, input_names: Sequence[str] | None) -> Arrays:
-    if isinstance(example, Mapping):
-        arrays = {name: _array(name, value) for name, value in example.items()}
-        if input_names and set(input_names) != set(arrays):
-            raise ExportError(f"inputs: expected {sorted(input_names)}, got {sorted(arrays)}")
-        return {name: arrays[name] for name in input_names or _in_forward_order(module, list(arrays))}
-    values = [example] if isinstance(example, torch.Tensor | np.ndarray) else list(example)
-    names = list(input_names) if input_names else _forward_names(module)[: len(values)]
-    if len(names) != len(values):
-        raise ExportError(f"inputs: expected one per parameter of forward ({', '.join(names)}), got {len(values)}")
-    return {name: _array(name, value) for name, value in zip(names, values, strict=True)}
-
-
-def _array(name: str, value: TensorLike) -> Array:
-    try:
-        array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.array(value)
-    except TypeError:
-        raise ExportError(f"input '{name}': expected a dtype that numpy has, got {value.dtype}") from None
-    if array.ndim == 0 or len(array) == 0:
-        raise ExportError(f"input '{name}': expected shape (B, ...) with at least 1 example, got {array.shape}")
-    return array
-
-
-def _forward_names(module: nn.Module) -> list[str]:
-    parameters = inspect.signature(getattr(module, "_orig_mod", module).forward).parameters.values()
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [parameter.name for parameter in parameters if parameter.kind in kinds]
-
-
-def _in_forward_order(module: nn.Module, names: list[str]) -> list[str]:
-    order = _forward_names(module)[: len(names)]
-    if set(order) != set(names):
-        raise ExportError(f"inputs: expected the first parameters of forward ({', '.join(order)}), got {sorted(names)}")
-    return order
-
-
-def _specs(arrays: Arrays, free_axes: Mapping[str, Mapping[int, str]]) -> tuple[InputSpec, ...]:
-    unknown = sorted(set(free_axes) - set(arrays))
-    if unknown:
-        raise ExportError(f"free_axes: expected inputs of {', '.join(arrays)}, got {', '.join(unknown)}")
-    return tuple(
-        InputSpec(
-            name,
-            torch.from_numpy(array[:0]).dtype,
-            (BATCH, *(free_axes.get(name, {}).get(axis, array.shape[axis]) for axis in range(1, array.ndim))),
-        )
-        for name, array in arrays.items()
-    )
-
-
-def _output_names(module: nn.Module, arrays: Arrays) -> tuple[str, ...]:
-    try:
-        with torch.inference_mode():
-            outputs = on_cpu(module)(*(torch.from_numpy(array) for array in arrays.values()))
-    except Exception as error:  # a user's forward may raise anything
-        raise ExportError(f"module: its forward fails on the example: {sentence(error)}") from error
-    leaves = torch.utils._pytree.tree_leaves(outputs)
-    return ("output",) if len(leaves) == 1 else tuple(f"output_{index}" for index in range(len(leaves)))
-
-
 def _held_out(
     held_out: tuple[Examples, TensorLike | None] | None,
-    module: nn.Module,
-    input_names: Sequence[str] | None,
+    calling: Calling,
     arrays: Arrays,
     seed: int,
+    *,
+    is_bfloat16: bool,
 ) -> HeldOut:
     if held_out is None:
         return HeldOut(
             drawn_inputs(arrays, seed), None, "drawn from the values of the example: no held-out set was given"
         )
-    examples, labels = held_out
-    truth = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-    return HeldOut(_named(examples, module, input_names), truth, "given to export()")
+    examples, labels = check_held_out(held_out)
+    inputs = arrays_of(examples, calling, "held_out", widens_bfloat16=is_bfloat16)
+    return HeldOut(inputs, labels, "given to export()")

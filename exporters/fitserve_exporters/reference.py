@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from fitserve_exporters.candidate.candidate import Arrays
+from fitserve_exporters.candidate.module_copy import on_cpu
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.graph.onnx_export import on_cpu
+from fitserve_exporters.texts import first_line, sentence
+
+_CASTS: Final = ("half", "float", "bfloat16")
+_NARROW: Final = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class TorchReference:
@@ -39,7 +45,7 @@ class TorchReference:
         """Gives every output, computed as the module is, by name.
 
         Raises:
-            ExportError: the outputs are not one tensor or a flat sequence of tensors, one per name.
+            ExportError: forward fails, or its outputs are not one tensor or a flat sequence of tensors, one per name.
         """
         return self._answers(self._fp32, [torch.from_numpy(inputs[name]) for name in self._input_names])
 
@@ -52,16 +58,21 @@ class TorchReference:
         tensors = [torch.from_numpy(inputs[name]) for name in self._input_names]
         widened = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
         try:
-            with _default_dtype(torch.float64):
+            with _default_dtype(torch.float64), _InFloat64():
                 answers = self._answers(self._fp64, widened)
-        except RuntimeError as error:
-            self.fp64_gap = f"the module does not run in float64: {str(error).splitlines()[0][:200]}"
+        except ExportError as error:
+            if not isinstance(error.__cause__, Exception):
+                raise
+            self.fp64_gap = f"the module does not run in float64: {first_line(error.__cause__)[:200]}"
             answers = self.fp32(inputs)
         return {name: array.astype(np.float64) for name, array in answers.items()}
 
     def _answers(self, module: nn.Module, tensors: list[torch.Tensor]) -> Arrays:
-        with torch.inference_mode():
-            outputs = module(*tensors)
+        try:
+            with torch.inference_mode():
+                outputs = module(*tensors)
+        except Exception as error:  # a user's forward may raise anything
+            raise ExportError(f"module: its forward fails on held-out examples: {sentence(error)}") from error
         flat = [outputs] if isinstance(outputs, torch.Tensor) else list(_flattened(outputs))
         if len(flat) != len(self._output_names):
             names = ", ".join(self._output_names)
@@ -74,6 +85,23 @@ def _flattened(outputs: object) -> Iterator[torch.Tensor]:
         if not isinstance(leaf, torch.Tensor):
             raise ExportError(f"outputs: expected tensors, got {type(leaf).__name__}")
         yield leaf
+
+
+class _InFloat64(TorchFunctionMode):
+    """Takes casts to a narrower real type, such as `x.half()` or `x.to(torch.float32)`, as casts to float64."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Runs a call with every real dtype in its arguments widened."""
+        if getattr(func, "__name__", "") in _CASTS and isinstance(args[0], torch.Tensor):
+            return args[0].double()
+        wide = {key: _widened(value) for key, value in (kwargs or {}).items()}
+        return func(*(_widened(value) for value in args), **wide)
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value
 
 
 @contextlib.contextmanager

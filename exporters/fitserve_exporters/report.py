@@ -10,7 +10,7 @@ from fitserve_exporters.variants import Variant, speed_text
 from fitserve_exporters.verify import ProviderFigures, Verification
 
 if TYPE_CHECKING:
-    from fitserve_exporters.publishing.publish import PublishedVersion
+    from fitserve_exporters.publishing.published_version import PublishedVersion
 
 _COLUMNS: Final = (
     *("output", "batch", "examples", "max|ort-torch|", "mean", "ULPs", "rel"),
@@ -27,7 +27,8 @@ def published_text(published: PublishedVersion) -> str:
     )
     place = f"published {published.model} version {published.version} in {published.folder}"
     variants = [line for variant in published.variants for line in _variant_lines(variant)]
-    return "\n".join([head, verification_text(published.verification), *variants, place])
+    notes = [f"note: {note}" for note in facts.get("notes", [])]
+    return "\n".join([head, *notes, verification_text(published.verification), *variants, place])
 
 
 def _variant_lines(variant: Variant) -> list[str]:

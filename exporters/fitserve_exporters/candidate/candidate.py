@@ -111,6 +111,7 @@ class Candidate:
         seed: Of all sampling.
         extra_files: What the model is of no use without, by file name, such as its tokenizer; in the version.
         calibration: Inputs, name to (B, ...), that the ranges of a quantized model come from; never held-out ones.
+        notes: What is served otherwise than the user's module returns it, one sentence each, for the manifest.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -126,6 +127,7 @@ class Candidate:
     seed: int = 0
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     calibration: Mapping[str, Array] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.output_names:

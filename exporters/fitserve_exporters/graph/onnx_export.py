@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import logging
 import re
-import warnings
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Final
 
 import onnx
 import torch
 from onnx import TensorProto
 from torch import nn
-from torch.export import Dim
 
 from fitserve_contract.joinability.proof import joining_text, prove_rows
-from fitserve_exporters.candidate.candidate import Arrays, Candidate
+from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.errors import ExportError
+from fitserve_exporters.graph.names import name_ends
 from fitserve_exporters.graph.passes import apply_passes
+from fitserve_exporters.graph.quiet import quiet
+from fitserve_exporters.graph.recurrent import translations
+from fitserve_exporters.graph.tracing import free_axes, reason, traced_program
+from fitserve_exporters.texts import first_line
 
 OPSET: Final = 18
 """The opset in which torch writes its operators: a higher one would only run a version converter over them."""
@@ -34,13 +33,11 @@ LOWEST_ONNX: Final = (1, 21)
 MAX_ONE_FILE_BYTES: Final = 2**31 - 1
 """A protobuf message ends there; larger weights would need files beside the model."""
 
-_TRACED_SIZE: Final = 2
-"""torch.export takes an axis of size 0 or 1 for a constant."""
+_END: Final = "fitserve_exporters"
+"""Inputs and outputs are called by it until the graph is finished: the caller's names may be those of its values."""
 
 _REAL: Final = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 """Initializers of other elements are shapes and axes, not parameters."""
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def export_onnx(candidate: Candidate) -> bytes:
@@ -54,15 +51,14 @@ def export_onnx(candidate: Candidate) -> bytes:
                 onnx that is installed is unsafe.
     """
     check_onnx()
-    module = on_cpu(candidate.module)
-    with _quiet():
-        program = _exported_program(module, candidate)
+    with quiet():
+        program = traced_program(candidate)
         model = _onnx_model(program, candidate)
     content: bytes = model.SerializeToString(deterministic=True)
     try:
         onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError(f"export: the result is no valid ONNX: {_first_line(error)}") from error
+        raise ExportError(f"export: the result is no valid ONNX: {first_line(error)}") from error
     return content
 
 
@@ -72,12 +68,6 @@ def check_onnx() -> None:
     if found < LOWEST_ONNX:
         expected = ".".join(map(str, LOWEST_ONNX))
         raise ExportError(f"onnx: expected at least {expected}, got {onnx.__version__}")
-
-
-def on_cpu(module: nn.Module) -> nn.Module:
-    """Gives a copy of a module in evaluation mode on the CPU; a module wrapped by torch.compile is unwrapped first."""
-    eager = getattr(module, "_orig_mod", module)
-    return copy.deepcopy(eager).cpu().eval().requires_grad_(False)
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -100,34 +90,23 @@ def describe(content: bytes) -> dict[str, Any]:
     }
 
 
-def _exported_program(module: nn.Module, candidate: Candidate) -> torch.export.ExportedProgram:
-    # Any number of examples must do, while other axes may end somewhere (a position table): DYNAMIC finds out where.
-    batch = Dim(str(candidate.inputs[0].shape[0]))
-    shapes = tuple(dict.fromkeys(axes, Dim.DYNAMIC) | {0: batch} for axes in free_axes(candidate))
-    example = tuple(torch.from_numpy(array) for array in traced_example(candidate).values())
-    try:
-        return torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # torch.export raises whatever the module's own code and its tracer raise
-        raise ExportError(f"export: torch.export cannot trace {type(module).__name__}: {_reason(error)}") from error
-
-
 def _onnx_model(program: torch.export.ExportedProgram, candidate: Candidate) -> onnx.ModelProto:
-    names = [spec.name for spec in candidate.inputs]
     try:
         exported = torch.onnx.export(
             program,
             (),
             dynamo=True,
-            input_names=names,
-            output_names=list(candidate.output_names),
-            dynamic_shapes=free_axes(candidate),  # gives the symbols of the exported program their names back
+            input_names=[f"{_END}_input_{index}" for index in range(len(candidate.inputs))],
+            output_names=[f"{_END}_output_{index}" for index in range(len(candidate.output_names))],
+            dynamic_shapes=(free_axes(candidate),),  # gives the symbols of the exported program their names back
+            custom_translation_table=translations(),
             opset_version=OPSET,
             optimize=False,
             verbose=False,
             external_data=False,
         )
     except Exception as error:  # the converter raises types of its own private modules
-        raise ExportError(f"export: no ONNX form of the exported program: {_reason(error)}") from error
+        raise ExportError(f"export: no ONNX form of the exported program: {reason(error)}") from error
     assert exported is not None
     model = exported.model_proto
     if model.ByteSize() > MAX_ONE_FILE_BYTES:
@@ -135,37 +114,20 @@ def _onnx_model(program: torch.export.ExportedProgram, candidate: Candidate) -> 
     model = apply_passes(model)
     model.ir_version = IR_VERSION
     _check_signature(model, candidate)
+    name_ends(model, [spec.name for spec in candidate.inputs], candidate.output_names)
     return model
-
-
-def traced_example(candidate: Candidate) -> Arrays:
-    """Gives the inputs that are traced: held-out rows, each free axis at least 2 long."""
-    example = {}
-    for spec in candidate.inputs:
-        array = candidate.held_out.inputs[spec.name][:_TRACED_SIZE]
-        for axis, size in enumerate(spec.shape):
-            if isinstance(size, str) and array.shape[axis] < _TRACED_SIZE:
-                array = array.repeat(_TRACED_SIZE, axis)
-        example[spec.name] = array
-    return example
-
-
-def free_axes(candidate: Candidate) -> tuple[dict[int, str], ...]:
-    """Gives for each input its free axes and their names."""
-    return tuple(
-        {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in candidate.inputs
-    )
 
 
 def _check_signature(model: onnx.ModelProto, candidate: Candidate) -> None:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value.name for value in model.graph.input if value.name not in weights]
-    expected = [spec.name for spec in candidate.inputs]
     outputs = [value.name for value in model.graph.output]
-    if inputs != expected or outputs != list(candidate.output_names):
+    expected = len(candidate.inputs), len(candidate.output_names)
+    if (len(inputs), len(outputs)) != expected or len({*inputs, *outputs}) < sum(expected):
         raise ExportError(
-            f"export: expected inputs {expected} and outputs {list(candidate.output_names)}, "
-            f"got {inputs} and {outputs}; a forward that gives an input back, or one tensor twice, has to clone() it"
+            f"export: expected {expected[0]} inputs and {expected[1]} outputs ({', '.join(candidate.output_names)}), "
+            f"got {len(inputs)} and {len({*outputs} - {*inputs})} in the graph; a forward that returns an input, or "
+            "one tensor twice, has to clone() it"
         )
 
 
@@ -174,41 +136,3 @@ def _element_count(tensor: onnx.TensorProto) -> int:
     for size in tensor.dims:
         count *= size
     return count
-
-
-def _reason(error: BaseException) -> str:
-    """Finds the sentence of the innermost cause: the outer ones are advice on torch's own issue tracker."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    hint = ""
-    if "data-dependent" in str(error).lower():
-        hint = "; a branch that depends on tensor values has to become torch.where or torch.cond"
-    return f"{sentence(error)}{hint}"
-
-
-def sentence(error: BaseException) -> str:
-    """Writes an exception as its type and the line of its message that says what is wrong."""
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in _COLOUR.sub("", str(error)).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Constraints violated"):  # what is violated stands in the second line
-        lines = [line.removeprefix("- ") for line in lines[1:]]
-    return (lines[0] if lines else "no message")[:400]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps torch's own deprecations and advice on unused packages from the user: they are not about the model."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import onnx
 import onnxscript.optimizer
+
+from fitserve_exporters.graph.names import graphs
 
 Pass: TypeAlias = Callable[[onnx.ModelProto], onnx.ModelProto]
 
@@ -25,7 +27,7 @@ def strip_provenance(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     model.doc_string = ""
     del model.metadata_props[:]
-    for graph in _graphs(model.graph):
+    for graph in graphs(model.graph):
         _strip(graph)
     return model
 
@@ -45,11 +47,3 @@ def _strip(graph: onnx.GraphProto) -> None:
     for part in parts:
         part.doc_string = ""
         del part.metadata_props[:]
-
-
-def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.type == onnx.AttributeProto.GRAPH:
-                yield from _graphs(attribute.g)

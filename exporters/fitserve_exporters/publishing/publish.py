@@ -4,64 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExamples, Probe
-from fitserve_contract.files import write_durably
 from fitserve_contract.manifest import FOR_CALLERS, Manifest
-from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE, VersionPath, publish, publishing
+from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE
 from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.card import model_card
-from fitserve_exporters.errors import ExportError, NotVerifiedError
+from fitserve_exporters.errors import NotVerifiedError
 from fitserve_exporters.graph.onnx_export import describe, export_onnx, parameter_count
 from fitserve_exporters.graph.signature import output_specs
 from fitserve_exporters.judge import objections
 from fitserve_exporters.latency import measure_latency
 from fitserve_exporters.provenance import environment, utc_now
+from fitserve_exporters.publishing.published_version import PublishedVersion
+from fitserve_exporters.publishing.writing import write_version
 from fitserve_exporters.replay import MAX_PROBE_EXAMPLES, check_replay, make_probe
 from fitserve_exporters.report import verification_text
 from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import OrtSession, sessions_here
 from fitserve_exporters.truth import Truth
-from fitserve_exporters.variants import Variant, make_variants, variant_files
+from fitserve_exporters.variants import make_variants, variant_files
 from fitserve_exporters.verify import Verification, verify
 
 MAX_HELD_OUT_EXAMPLES: Final = 2000
 MAX_HELD_OUT_BYTES: Final = 8_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class PublishedVersion:
-    """A version that was verified and published.
-
-    Args:
-        model: Model name.
-        version: Its number.
-        folder: Where it lies.
-        manifest: What was written beside it.
-        verification: The figures.
-        variants: What became of each variant that was asked for.
-    """
-
-    model: str
-    version: int
-    folder: Path
-    manifest: Manifest
-    verification: Verification
-    variants: tuple[Variant, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Gives it for programs."""
-        return {
-            "model": self.model,
-            "version": self.version,
-            "folder": str(self.folder),
-            "onnx": dict(self.manifest.onnx),
-            "verification": dict(self.manifest.verification),
-            "variants": {variant.name: variant.refusal or "published" for variant in self.variants},
-        }
 
 
 def publish_candidate(
@@ -99,21 +67,6 @@ def publish_candidate(
     return PublishedVersion(path.model, path.version, path.folder, manifest, verification, made)
 
 
-def write_version(repository: Path, name: str, files: Mapping[str, bytes]) -> VersionPath:
-    """Publishes files as the model's next version; readers see all of them or none.
-
-    Raises:
-        ExportError: the repository cannot be written.
-    """
-    try:
-        with publishing(repository, name) as aside:
-            for file, content in files.items():
-                write_durably(aside / file, content)
-            return publish(repository, name, aside)
-    except OSError as error:
-        raise ExportError(f"repository '{repository}': expected a folder to write in, got {error.strerror}") from error
-
-
 def certificate_files(candidate: Candidate) -> dict[str, bytes]:
     """Builds the probe and, where there are labels, the bounded sample of the held-out set; file name to content."""
     files = {PROBE_FILE: make_probe(candidate).to_bytes()}
@@ -149,9 +102,14 @@ def _manifest(
         training=candidate.training,
         verification=verification,
         environment=environment(),
-        onnx=describe(content) | {"parameter_count": parameter_count(candidate.module)},
+        onnx=describe(content) | _export_facts(candidate),
         files=files,
     )
+
+
+def _export_facts(candidate: Candidate) -> dict[str, Any]:
+    notes = {"notes": list(candidate.notes)} if candidate.notes else {}
+    return {"parameter_count": parameter_count(candidate.module), **notes}
 
 
 def _facts(file: str, content: bytes, candidate: Candidate) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from torch import nn
 
 from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.graph.onnx_export import IR_VERSION, OPSET, describe, export_onnx, on_cpu
+from fitserve_exporters.candidate.module_copy import on_cpu
+from fitserve_exporters.graph.onnx_export import IR_VERSION, OPSET, describe, export_onnx
 
 
 def candidate(module: nn.Module, arrays: dict[str, np.ndarray], outputs: tuple[str, ...] = ("y",)) -> Candidate:
@@ -160,9 +161,10 @@ def test_branch_on_the_number_of_examples_is_refused() -> None:
         export_onnx(candidate(Few(), {"x": rows(5, 3)}))
 
 
-def test_module_that_gives_its_input_back_is_told_what_to_do() -> None:
-    with pytest.raises(ExportError, match=r"has to clone\(\) it"):
-        export_onnx(candidate(nn.Identity(), {"x": rows(5, 3)}))
+def test_module_that_gives_its_input_back_is_served_with_two_names() -> None:
+    content = export_onnx(candidate(nn.Identity(), {"x": rows(5, 3)}))
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(session.run(["y"], {"x": rows(4, 3)})[0], rows(4, 3))
 
 
 def test_an_onnx_that_is_unsafe_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
