@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -13,7 +12,9 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Final
 
+from fitserve_contract.arguments import CommandParser
 from fitserve_contract.printable import printable
+from fitserve_service.control_groups import available_cores
 from fitserve_service.cuda_libraries import (
     Driver,
     Library,
@@ -75,7 +76,7 @@ def examine(device: str) -> tuple[Finding, ...]:
     return (
         Finding("Python", platform.python_version(), True, True),
         _runtime(),
-        Finding("CPU", f"{len(os.sched_getaffinity(0))} cores for this process", CPU_PROVIDER in providers, True),
+        Finding("CPU", f"{available_cores()} cores for this process", CPU_PROVIDER in providers, True),
         Finding("providers compiled in", ", ".join(providers), CUDA_PROVIDER in providers, needs_cuda),
         Finding("kernel's NVIDIA module", driver_version() or "none is loaded", bool(driver_version()), False),
         _gpus(),
@@ -153,7 +154,7 @@ def _library(library: Library, needs_cuda: bool) -> Finding:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fitserve-serve doctor",
         description="Tells what this machine has for serving: driver, CUDA, cuDNN, providers, and why not.",
         epilog="exit codes: 0 the device can serve; 1 it cannot, the last line says why",

@@ -22,15 +22,10 @@ from weakref import WeakKeyDictionary
 from fitserve_service.batcher import Priority, Room
 from fitserve_service.batching.spot_checks import SpotChecks
 from fitserve_service.calls import Loop
+from fitserve_service.control_groups import available_cores
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.inline_guard import InlineGuard
-from fitserve_service.job_errors import (
-    cancelled,
-    deadline_passed,
-    deadline_too_near,
-    draining,
-    run_error,
-)
+from fitserve_service.job_errors import cancelled, deadline_passed, deadline_too_near, draining, run_error
 from fitserve_service.lanes import Lane, new_lane, rows_past_queue
 from fitserve_service.runs import BatchRecord, Completed, Job, Kind, Outcome, Run, Timing, carry_out
 from fitserve_service.served_version import ServedVersion
@@ -86,7 +81,7 @@ class Engine:
         self._loop = loop
         self._observer, self._on_coupled = observer, on_coupled
         self._clock = clock
-        thread_count = runner_count or max(len(os.sched_getaffinity(0)), 2)
+        thread_count = runner_count or max(available_cores(), 2)
         self._runners = runners or ThreadPoolExecutor(thread_count, "runner", initializer=_give_way)
         self._guard = InlineGuard()
         self._spot_checks = SpotChecks(self._runners, loop.post, self._spot_checked)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from fitserve_contract.onnx_file import OnnxFileError, read_facts
 from fitserve_contract.repository import MANIFEST_FILE, MAX_TEXT_BYTES, MODEL_FILE, ChecksumError, VersionPath
 from fitserve_contract.repository_view import FolderView, RepositoryChangedError
 from fitserve_service.allocator import return_freed_memory
+from fitserve_service.control_groups import available_cores
 from fitserve_service.costs import CostTable
 from fitserve_service.loading.coupled_contents import CoupledContents, content_digest
 from fitserve_service.loading.joining_trial import JoiningError, settle_joining
@@ -138,7 +138,7 @@ class Loader:
         self._max_answer_bytes = max_answer_bytes
         self._limits = SessionOptions(run_limit_s=run_limit_s, on_run=on_run, max_elements=max_elements)
         self._variant = variant
-        self._core_count = max(len(os.sched_getaffinity(0)) // process_count, 1)
+        self._core_count = max(available_cores() // process_count, 1)
         self._is_proof_required = is_proof_required
 
     def load(self, path: VersionPath, overrides: Overrides) -> ServedVersion:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fitserve_service.control_groups import group_folders, group_text
+
 _LINE: Final = re.compile(r"(\w+):\s+(\d+) kB")
 
 
@@ -72,43 +74,20 @@ def free_bytes(root: Path = Path("/")) -> int:
 
 def _group_rooms(root: Path) -> Iterator[float]:
     """Yields what each control group of this process leaves; one without a limit leaves infinity."""
-    try:
-        lines = (root / "proc/self/cgroup").read_bytes().splitlines()
-    except OSError:
-        return
-    limits: tuple[str, ...]
-    for line in lines:
-        _, controllers, path = (*os.fsdecode(line).split(":", 2), "", "")[:3]
-        if not controllers:
-            limits, names = ("memory.max", "memory.high"), ("memory.current", "inactive_file")
-            mounts = [root / "sys/fs/cgroup", root / "sys/fs/cgroup/unified"]
-        elif "memory" in controllers.split(","):
-            limits, names = ("memory.limit_in_bytes",), ("memory.usage_in_bytes", "total_inactive_file")
-            mounts = [root / "sys/fs/cgroup/memory", root / "sys/fs/cgroup" / controllers]
+    for version, folder in group_folders("memory", root):
+        if version == 2:
+            yield _room(folder, ("memory.max", "memory.high"), "memory.current", "inactive_file")
         else:
-            continue
-        # A container sees its own group as the mount's root, whatever path the host has for it.
-        groups = Path(path.lstrip("/"))
-        for mount in mounts:
-            for group in (groups, *groups.parents):
-                yield _room(mount / group, limits, *names)
+            yield _room(folder, ("memory.limit_in_bytes",), "memory.usage_in_bytes", "total_inactive_file")
 
 
 def _room(folder: Path, limits: tuple[str, ...], usage: str, idle: str) -> float:
-    bounds = [int(text) for name in limits if (text := _text(folder / name)).isdecimal()]
-    used = _text(folder / usage)
+    bounds = [int(text) for name in limits if (text := group_text(folder / name)).isdecimal()]
+    used = group_text(folder / usage)
     if not bounds or not used.isdecimal():
         return math.inf
-    unused = re.search(rf"^{idle} (\d+)$", _text(folder / "memory.stat"), re.MULTILINE)
+    unused = re.search(rf"^{idle} (\d+)$", group_text(folder / "memory.stat"), re.MULTILINE)
     return min(bounds) - int(used) + (int(unused[1]) if unused else 0)
-
-
-def _text(path: Path) -> str:
-    """Reads a file of the kernel's; empty where it cannot be read."""
-    try:
-        return path.read_text(errors="replace").strip()
-    except (OSError, ValueError):
-        return ""
 
 
 def _sizes(text: str) -> dict[str, int]:

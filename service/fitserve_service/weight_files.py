@@ -25,6 +25,9 @@ from typing import Final
 
 _PREFIX: Final = "fitserve-weights-"
 _OWNER: Final = "owner"
+_LEAST_BYTES: Final = 1 << 12
+"""Room that the folder must have at the start."""
+
 _MAKE, _USE, _UNFINISHED = ".make", ".use", ".new"
 
 
@@ -44,20 +47,35 @@ class OwnedFolder:
         Raises:
             OSError: it cannot be made.
         """
-        base = base or Path(tempfile.gettempdir())
+        base = base or _temporary_folder()
         _remove_orphans(base)
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=base))
         unnamed = self.path / f"{_OWNER}{_UNFINISHED}"
         self._lock = _open_lock(unnamed)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        # Named once it is locked: a folder without an owner's file is one that is being made.
-        unnamed.rename(self.path / _OWNER)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            # A full disk may take a folder and no content.
+            os.pwrite(self._lock, bytes(_LEAST_BYTES), 0)
+            # Named once it is locked: a folder without an owner's file is one that is being made.
+            unnamed.rename(self.path / _OWNER)
+        except OSError as error:
+            self.close()
+            raise OSError(error.errno, error.strerror, str(base)) from None
 
     def close(self) -> None:
         """Removes it with all that is in it; what is mapped stays readable to those that map it."""
         shutil.rmtree(self.path, ignore_errors=True)
         with contextlib.suppress(OSError):
             os.close(self._lock)
+
+
+def _temporary_folder() -> Path:
+    """Returns where temporary files go: where the environment says, and nowhere else where it does."""
+    # `tempfile` would take another folder in silence where this one takes no files.
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        if folder := os.environ.get(name):
+            return Path(folder)
+    return Path(tempfile.gettempdir())
 
 
 class CopyLease:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -138,3 +139,29 @@ def test_a_link_to_a_folder_is_not_trusted(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         check_private(tmp_path / "link")
     owned.close()
+
+
+@pytest.mark.parametrize("name", ["TMPDIR", "TEMP", "TMP"])
+def test_the_folder_for_temporary_files_is_the_one_that_was_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    for each in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, str(tmp_path))
+    owned = OwnedFolder()
+    assert owned.path.parent == tmp_path
+    owned.close()
+    monkeypatch.setenv(name, str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError):
+        OwnedFolder()
+
+
+def test_a_full_disk_is_an_error_and_nothing_is_left_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        OwnedFolder(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    assert list(tmp_path.iterdir()) == []
