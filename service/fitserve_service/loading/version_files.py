@@ -7,6 +7,7 @@ link, the marks are of what it leads to, and a folder behind it is visited where
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
@@ -107,23 +108,22 @@ def _see_folder(path: VersionPath, folder: _Folder, found: list[SeenFile], waiti
         for entry in entries:
             if entry.name.startswith(OWN_PREFIX):
                 continue
-            seen = SeenFile(f"{folder.below}{entry.name}", _entry_marks(entry))
+            status = _status(entry)
+            seen = SeenFile(f"{folder.below}{entry.name}", _marks(status))
             found.append(seen)
-            is_new = seen.marks[:2] not in folder.above
-            if is_new and entry.is_dir() and (not entry.is_symlink() or path.root.holds(Path(entry.path))):
+            is_new_folder = stat.S_ISDIR(status.st_mode) and seen.marks[:2] not in folder.above
+            if is_new_folder and (not entry.is_symlink() or path.root.holds(Path(entry.path))):
                 waiting.append(_Folder(f"{seen.name}/", folder.above | {seen.marks[:2]}))
             if len(found) > MAX_ENTRIES:
                 return
 
 
-def _entry_marks(entry: os.DirEntry[str]) -> Marks:
-    if not entry.is_symlink():
-        return _marks(entry.stat(follow_symlinks=False))
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
     try:
-        return _marks(entry.stat())
+        return entry.stat()
     except OSError:
-        # A link to nothing: its own marks tell when it is put right, as those of what it leads to would.
-        return _marks(entry.stat(follow_symlinks=False))
+        # A link to nothing, or in a circle: its own status changes when it is put right.
+        return entry.stat(follow_symlinks=False)
 
 
 def marks_of(path: str) -> Marks:
