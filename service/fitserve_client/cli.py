@@ -24,6 +24,7 @@ from fitserve_client.control_commands import CONTROL_COMMANDS, add_control_comma
 from fitserve_client.credentials import Tls
 from fitserve_client.errors import FileError, FitserveError, UnavailableError
 from fitserve_client.reports import Report
+from fitserve_contract.arguments import CommandParser
 from fitserve_contract.printable import printable
 
 DONE: Final = 0
@@ -168,7 +169,7 @@ def _check_label_arguments(parser: argparse.ArgumentParser, arguments: argparse.
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog=_PROGRAM,
         description="Uses a fitserve server from the shell.",
         epilog=_EPILOG,

@@ -51,8 +51,9 @@ class Report:
     is_refused: bool = False
 
     def lines(self, width: int | None) -> list[str]:
-        """Lays it out for people; a width in terminal cells, None for no terminal."""
-        return [*self.above, *(table(self.header, self.rows, width) if self.header else ()), *self.below]
+        """Lays it out for people; a width in terminal cells, None for no terminal. Names of a server stay harmless."""
+        found = table(self.header, self.rows, width) if self.header else []
+        return [printable(line) for line in (*self.above, *found, *self.below)]
 
 
 def models_report(models: Sequence[Model]) -> Report:
@@ -83,7 +84,7 @@ def details_report(details: VersionDetails) -> Report:
         ("", "name", "datatype", "shape"),
         rows,
         above=[_title(details), *_task_lines(details.task)],
-        below=["", *map(printable, toml)] if toml else [],
+        below=["", *toml] if toml else [],
     )
 
 

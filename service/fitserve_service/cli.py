@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NoReturn
 
+from fitserve_contract.arguments import CommandParser
 from fitserve_contract.printable import printable
 from fitserve_service import descriptors, logs
 from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
@@ -105,7 +106,7 @@ def _serve_with_workers(settings: ServerSettings) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fitserve-serve",
         description="Serves the ONNX models of a repository over gRPC, and watches it for new versions.",
         epilog=_EPILOG,

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from fitserve_contract.arguments import CommandParser
 from fitserve_contract.files import sync_folder
 from fitserve_contract.printable import printable
 from fitserve_service.access.access_file import TOKEN_NAME, digest_of, parse_access
@@ -117,7 +118,7 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="fitserve-serve token",
         description="Makes a token, shows it once, and writes its hash into the access file.",
         epilog=_EPILOG,

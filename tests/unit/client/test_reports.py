@@ -8,7 +8,7 @@ import pytest
 
 from fitserve_client.models import Model, ModelVersion, VersionDetails
 from fitserve_client.prediction import Prediction
-from fitserve_client.reports import details_report, json_value, models_report, prediction_report
+from fitserve_client.reports import Report, details_report, json_value, models_report, prediction_report
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
@@ -126,3 +126,8 @@ def test_numbers_that_json_cannot_say_are_strings():
         "a\\xff",
         {"k": [1]},
     ]
+
+
+def test_what_a_server_says_moves_no_cursor_and_makes_no_line():
+    report = Report({}, ("name",), [["a\x1b[2J"]], above=["b\nforged"], below=["c\u202e\x9b31m"])
+    assert _lines(report) == ["b\\nforged", "name", "a\\x1b[2J", "c\\u202e\\x9b31m"]
