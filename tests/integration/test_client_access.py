@@ -146,3 +146,14 @@ def test_the_command_line_takes_files_by_flag_or_environment_and_the_token_never
         ci.chmod(0o644)
         code, text = run("--tls-ca", str(ca), "--token-file", str(ci))
         assert (code, "got mode 0644; chmod 0640 helps" in text) == (2, True)
+
+
+def test_who_may_not_load_versions_is_told_of_the_one_to_compare(tmp_path: Path) -> None:
+    token = new_token(tmp_path, "reader", "--scopes", "infer,evaluate")
+    builders.publish_version(tmp_path / "repository", "open", builders.scaled())
+    with served(tmp_path) as (target, ca, _):
+        access = ["--server", target, "--tls-ca", ca, "--token-file", token, "--timeout", "2"]
+        command = [*CLIENT, "compare", "open", "--versions", "1,2", "--held-out", *map(str, access)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
+    assert done.returncode == 1
+    assert "version 1 is UNLOADED, not READY; keep it loaded with a label: fitserve-client label open" in done.stderr
