@@ -85,7 +85,7 @@ def parse_counted(kind: type[MessageT], message: bytes) -> MessageT:
     try:
         return kind.FromString(message)
     except DecodeError:
-        raise _malformed(kind, message) from None
+        raise _malformed(kind.DESCRIPTOR.full_name, message) from None
 
 
 def parse_fields(kind: type[MessageT], message: bytes, numbers: Set[int]) -> MessageT:
@@ -109,7 +109,7 @@ def parse_fields(kind: type[MessageT], message: bytes, numbers: Set[int]) -> Mes
     except TooManyFieldsError:
         raise _too_many_fields() from None
     except MalformedError:
-        raise _malformed(kind, message) from None
+        raise _malformed(kind.DESCRIPTOR.full_name, message) from None
     if len(selected) > MAX_NAMING_BYTES:
         text = f"message: expected at most {MAX_NAMING_BYTES} bytes that name models, got {len(selected)}"
         raise ServiceError(Reason.TOO_LARGE, f"{text}; shorten the names")
@@ -164,8 +164,8 @@ def _scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
     except GroupError:
         raise _grouped() from None
     except MalformedError:
-        text = f"message: expected whole fields, got {len(message)} bytes that no parser takes"
-        raise ServiceError(Reason.MALFORMED_MESSAGE, text) from None
+        name = next(name for name, known in LAYOUTS.items() if known == layout)
+        raise _malformed(name, message) from None
     except AxesError:
         text = f"tensor: expected at most {MAX_RANK} axes, got more; reshape it, and the model's input"
         raise ServiceError(Reason.INVALID_INPUT, text) from None
@@ -181,8 +181,8 @@ def _too_many_fields() -> ServiceError:
     return ServiceError(Reason.TOO_LARGE, f"{text}; name fewer inputs, outputs and parameters")
 
 
-def _malformed(kind: type[MessageT], message: bytes) -> ServiceError:
-    text = f"message: expected {kind.DESCRIPTOR.full_name}, got {len(message)} bytes that are none"
+def _malformed(name: str, message: bytes) -> ServiceError:
+    text = f"message: expected {name}, got {len(message)} bytes that are none"
     return ServiceError(Reason.MALFORMED_MESSAGE, text)
 
 
