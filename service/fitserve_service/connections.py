@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import base64
 import ctypes
+import functools
 import ipaddress
 import json
+import mmap
 import os
 import socket
 import struct
@@ -163,6 +165,16 @@ def next_descriptor() -> int:
         return 0
     os.close(number)
     return number
+
+
+@functools.cache
+def has_headroom() -> bool:
+    """Tells whether this grpcio, as of 1.82, knows calls beyond the limit that are over and hold memory."""
+    with (
+        Path(cygrpc.__file__).open("rb") as library,
+        mmap.mmap(library.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        return content.find(b"grpc.http2.max_deallocating_streams") >= 0
 
 
 def can_be_held() -> bool:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
-
-import grpc._cython.cygrpc as cygrpc
 
 from fitserve_service.access.tls_files import TlsFiles, TlsWatcher
 from fitserve_service.calls import Call, Loop, Metadata, MethodTable, OnRefused
-from fitserve_service.connections import can_be_held
+from fitserve_service.connections import can_be_held, has_headroom
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.listening import address_text, is_unix
 from fitserve_service.unix_socket import target_of
@@ -136,16 +131,6 @@ def channel_options(options: TransportOptions) -> list[tuple[str, int]]:
         # Two servers on one port would share its connections in silence; workers of one server are to.
         ("grpc.so_reuseport", int(options.is_shared)),
     ]
-
-
-@functools.cache
-def has_headroom() -> bool:
-    """Tells whether this grpcio, as of 1.82, knows calls beyond the limit that are over and hold memory."""
-    with (
-        Path(cygrpc.__file__).open("rb") as library,
-        mmap.mmap(library.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        return content.find(b"grpc.http2.max_deallocating_streams") >= 0
 
 
 def metadata_error(metadata: Metadata) -> ServiceError | None:

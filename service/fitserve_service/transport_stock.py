@@ -22,7 +22,7 @@ from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.listening import ListenError, check_listenable
 from fitserve_service.reset_guard import guarding
 from fitserve_service.status import answering
-from fitserve_service.stock_calls import Context, StockStream, abort, refuse_metadata, run_unary
+from fitserve_service.stock_calls import Context, StockStream, abort, run_unary, try_refuse_metadata
 from fitserve_service.transport import (
     TransportOptions,
     channel_options,
@@ -126,7 +126,8 @@ class StockTransport:
         self, method: StreamMethod, name: str, on_refused: OnRefused | None, _: object, context: Context
     ) -> None:
         call = StockStream(name, context, self._unread, on_refused)
-        await refuse_metadata(context, call.metadata)
+        if try_refuse_metadata(call, context):
+            return
         with answering(call):
             call.handler = method(call)
         self._streams.add(call)

@@ -24,8 +24,8 @@ from tests.wire.test_transport_hostile import grpc_frame
 from fitserve_benchmarks.http2 import PREFACE, frame, header_block
 from fitserve_service import transport_fast, transport_stock
 from fitserve_service.calls import MethodTable, UnaryCall
-from fitserve_service.connections import PortConnections
-from fitserve_service.transport import TransportOptions, channel_options, has_headroom
+from fitserve_service.connections import PortConnections, has_headroom
+from fitserve_service.transport import TransportOptions, channel_options
 
 EACH = pytest.mark.parametrize("transport", CONFORMING)
 CLEARTEXT = pytest.mark.parametrize("transport", sorted(TRANSPORTS))
