@@ -13,6 +13,7 @@ from fitserve_contract.arguments import CommandParser
 from fitserve_contract.printable import printable
 from fitserve_service import descriptors, logs
 from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
+from fitserve_service.start_errors import import_sentence
 from fitserve_service.stopping import SignalWatch, block_signals
 
 _CLOSING_S: Final = 2.0
@@ -63,6 +64,8 @@ def _run(arguments: Sequence[str]) -> int:
         return _serve(settings)
     except SettingsError as error:
         return _refuse(str(error))
+    except ImportError as error:
+        return _refuse(import_sentence(error))
 
 
 def _serve(settings: ServerSettings) -> int:

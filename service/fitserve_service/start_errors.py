@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def import_sentence(error: ImportError) -> str:
     """Says what an import wanted and what to do."""
-    name = (error.name or "").partition(".")[0]
+    name = error.name or ""
     if isinstance(error, ModuleNotFoundError) and name:
         text = f"expected the package '{name}' in this Python's environment, found none"
     else:
