@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fitserve_contract.printable import printable
 from fitserve_contract.repository import check_model_name
+from fitserve_exporters.interruption import Interruption
 from fitserve_exporters.publishing.repository_check import repository_problem
 
 _EXAMPLES = """\
@@ -24,7 +25,10 @@ examples:
   fitserve-export runs/lenet --repository repository --variants auto
   fitserve-export lint model.onnx
 
-exit codes: 0 published; 1 not verified, nothing published; 2 it could not be exported, one sentence says why
+exit codes: 0 published; 1 not verified, nothing published; 2 it could not be exported, one sentence says why;
+130 or 143 interrupted (Ctrl-C, SIGTERM), nothing published
+
+A run directory contains code that is run: export only runs of people you trust.
 """
 
 _LINT_EXAMPLES = """\
@@ -46,9 +50,11 @@ def main(argv: list[str] | None = None) -> int:
         Exit code.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments[:1] == ["lint"]:
-        return _lint(_lint_parser().parse_args(arguments[1:]))
-    return _export(_export_parser().parse_args(arguments))
+    interruption = Interruption("fitserve-export")
+    with interruption.watch():
+        if arguments[:1] == ["lint"]:
+            return _lint(_lint_parser().parse_args(arguments[1:]))
+        return _export(_export_parser().parse_args(arguments), interruption)
 
 
 def _export_parser() -> argparse.ArgumentParser:
@@ -96,7 +102,7 @@ def _data_dir() -> Path | None:
     return Path(value) if value else None
 
 
-def _export(options: argparse.Namespace) -> int:
+def _export(options: argparse.Namespace, interruption: Interruption) -> int:
     early = _early_error(options)
     if early:
         return _fail(early, 2)
@@ -114,6 +120,7 @@ def _export(options: argparse.Namespace) -> int:
         recipe, candidate = run_candidate(options.run_dir, data_dir=options.data_dir, calibration_count=count)
         published = publish_candidate(candidate, options.repository, options.name or recipe, choice)
     except (ExportError, UsageError) as error:
+        interruption.settle()
         return _fail(str(error), 2)
     except NotVerifiedError as error:
         return _fail(str(error), 1)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec, Tolerance
+import torch
+
+from fitserve_exporters.candidate.calling import by_position
+from fitserve_exporters.candidate.candidate import Array, Candidate, HeldOut, InputSpec, Tolerance
+from fitserve_exporters.candidate.served_module import Served, serve
 from fitserve_exporters.card_curves import read_curves
 from fitserve_exporters.errors import ExportError
+from fitserve_exporters.graph.quiet import quiet
 from fitserve_training.runs import TrainedRun, open_run
+
+_LOOKED_AT: Final = 4
+"""Held-out examples that the module is run on to find its outputs."""
 
 
 def run_candidate(run_dir: Path, *, data_dir: Path | None = None, calibration_count: int = 0) -> tuple[str, Candidate]:
@@ -30,10 +38,12 @@ def run_candidate(run_dir: Path, *, data_dir: Path | None = None, calibration_co
     """
     run = open_run(run_dir, data_dir=data_dir)
     held_out = run.held_out()
+    with quiet():
+        served = _served(run, held_out.inputs)
     return run.recipe, Candidate(
-        module=run.module,
+        module=served.module,
         inputs=tuple(InputSpec(spec.name, spec.dtype, spec.shape) for spec in run.inputs),
-        output_names=run.output_names,
+        output_names=served.output_names,
         held_out=HeldOut(held_out.inputs, held_out.labels, held_out.source, held_out.sha256),
         task=run.task,
         training={**run.training_record, "curves": read_curves(run_dir)},
@@ -41,7 +51,15 @@ def run_candidate(run_dir: Path, *, data_dir: Path | None = None, calibration_co
         seed=_seed(run),
         extra_files=run.extra_files,
         calibration=run.training_inputs(calibration_count, _seed(run)) if calibration_count else {},
+        notes=served.notes,
     )
+
+
+def _served(run: TrainedRun, inputs: Mapping[str, Array]) -> Served:
+    names = [spec.name for spec in run.inputs]
+    calling = by_position(run.module, len(names), names)
+    rows = {name: torch.from_numpy(inputs[name][:_LOOKED_AT]) for name in names}
+    return serve(run.module, calling, rows, run.output_names)
 
 
 def tolerance_of(overrides: Mapping[str, Any] | None) -> Tolerance:

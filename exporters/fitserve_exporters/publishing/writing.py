@@ -14,8 +14,20 @@ from fitserve_contract.files import UnsafeFileError, write_durably
 from fitserve_contract.repository import VersionPath, publish, publishing
 from fitserve_exporters.errors import ExportError
 
-WRITING: Final = threading.Lock()
-"""Held while files are written: a process that ends meanwhile would leave some behind."""
+
+class Writing:
+    """The one writer of this process: whoever ends the process asks it first.
+
+    `lock` is held while files are written: a process that ended meanwhile would leave some behind. `has_published`
+    changes under the lock.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.has_published = False
+
+
+WRITING: Final = Writing()
 
 _HELD_BACK: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -40,7 +52,9 @@ def write_version(repository: Path, name: str, files: Mapping[str, bytes]) -> Ve
                     check()
                     write_durably(aside / file, content)
                 check()
-                return publish(repository, name, aside)
+                published = publish(repository, name, aside)
+                WRITING.has_published = True
+                return published
         except UnsafeFileError as error:
             raise ExportError(f"repository '{repository}': {error}") from error
         except OSError as error:
@@ -73,7 +87,7 @@ def held_signals() -> Iterator[Callable[[], None]]:
     is_main = threading.current_thread() is threading.main_thread()
     # A handler that is None was set by C code, and cannot be set again.
     held = [number for number in _HELD_BACK if is_main and signal.getsignal(number) not in (None, signal.SIG_IGN)]
-    with WRITING:
+    with WRITING.lock:
         before = {number: signal.signal(number, note) for number in held}
         try:
             yield check

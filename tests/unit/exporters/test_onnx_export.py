@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec
-from fitserve_exporters.errors import ExportError
 from fitserve_exporters.candidate.module_copy import on_cpu
+from fitserve_exporters.errors import ExportError
 from fitserve_exporters.graph.onnx_export import IR_VERSION, OPSET, describe, export_onnx
 
 
