@@ -146,3 +146,24 @@ def test_a_file_that_is_replaced_as_it_is_opened_is_read_whole(tmp_path: Path, m
 
     monkeypatch.setattr(os, "fstat", replaced)
     assert read_beneath(tmp_path, "labels.json", max_bytes=9) == b"old"
+
+
+@pytest.mark.parametrize("linked", ["folder", "file"])
+def test_nothing_is_replaced_through_a_link(tmp_path: Path, linked: str) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "labels.json").write_bytes(b"old")
+    folder = tmp_path / "m"
+    if linked == "folder":
+        folder.symlink_to("kept")
+    else:
+        folder.mkdir()
+        (folder / "labels.json").symlink_to("../kept/labels.json")
+    with pytest.raises(UnsafeFileError, match="expected no symbolic link, got one to '.*kept.*'; nothing is written"):
+        replace_durably(folder / "labels.json", b"new")
+    assert (kept / "labels.json").read_bytes() == b"old"
+    assert [entry.name for entry in kept.iterdir()] == ["labels.json"]
+    # A link on the way to the folder is the operator's.
+    (tmp_path / "alias").symlink_to(".")
+    replace_durably(tmp_path / "alias" / "kept" / "labels.json", b"new")
+    assert (kept / "labels.json").read_bytes() == b"new"
