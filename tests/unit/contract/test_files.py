@@ -159,7 +159,7 @@ def test_nothing_is_replaced_through_a_link(tmp_path: Path, linked: str) -> None
     else:
         folder.mkdir()
         (folder / "labels.json").symlink_to("../kept/labels.json")
-    with pytest.raises(UnsafeFileError, match="expected no symbolic link, got one to '.*kept.*'; nothing is written"):
+    with pytest.raises(UnsafeFileError, match=r"expected no symbolic link, got one to '.*kept.*'; nothing is written"):
         replace_durably(folder / "labels.json", b"new")
     assert (kept / "labels.json").read_bytes() == b"old"
     assert [entry.name for entry in kept.iterdir()] == ["labels.json"]
