@@ -347,7 +347,7 @@ class Reconciler:
     def _refusal(self, model: str, version: int, state: State | None) -> str:
         name = (model, version)
         if state is State.READY:
-            return self._loads.failure(name)
+            return self._loads.failure(name) or self._loads.awaited(name)
         known = {entry.version: entry.reason for entry in self._registry.model(model).versions}
         return self._loads.awaited(name) or known.get(version) or f"it is {state or State.PENDING}"
 

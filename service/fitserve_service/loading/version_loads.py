@@ -162,7 +162,7 @@ class VersionLoads:
 
     def is_under_way(self, name: Name) -> bool:
         """Tells whether a version that serves is to be read again, or is."""
-        return name in self._asked or name in self._renewing
+        return name in self._renewing or (name in self._asked and not self._inputs.absence)
 
     def awaited(self, name: Name) -> str:
         """Says which files of a version are awaited; empty where none are, or it was not looked at often enough."""
@@ -198,17 +198,22 @@ class VersionLoads:
         look, overrides = self._resting.look(name), self._inputs.overrides(name[0])
         has_moved, is_asked = self._replaced.has_moved(served, look.stamp), name in self._asked
         has_other_settings = self._replaced.has_other_settings(served, overrides)
-        if not (has_moved or has_other_settings or is_asked) or (has_moved and look.awaited):
+        if has_moved and look.awaited:
+            self._awaited[name] = look.awaited
+            return
+        self._awaited.pop(name, None)
+        if not (has_moved or has_other_settings or is_asked):
             return
         grounds = self._inputs.grounds(name[0], look.stamp)
         if not any(look.stamp) or not (is_asked or self._attempts.is_worth_another(name, grounds)):
             # Files that are gone are no other version.
-            return self._asked.discard(name)
+            self._asked.discard(name)
+            return
         self._asked.discard(name)
         self._renewing.add(name)
         begun = self._begin(name, look)
         work = partial(self._read_again, begun, served, must=has_other_settings)
-        return self._submit(begun, work, partial(self._renewed, served))
+        self._submit(begun, work, partial(self._renewed, served))
 
     def _begin(self, name: Name, look: Look) -> _Begun:
         self._attempts.begin(name, self._inputs.grounds(name[0], look.stamp))

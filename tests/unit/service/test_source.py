@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import builders
@@ -31,14 +32,14 @@ def test_only_folders_named_by_a_positive_integer_are_versions(tmp_path: Path) -
     for name in ("1", "3", "10", "0", "01", "-1", "1.0", "two", "٣", ".staging-x", "1000000000000000000000"):
         (tmp_path / "m" / name).mkdir(parents=True)
     (tmp_path / "m" / "7").write_text("a file")
-    (tmp_path / "m" / "8").symlink_to(tmp_path / "m" / "1")
+    (tmp_path / "m" / "8").symlink_to("1")
     for name in (".hidden", "with space", "n" * 129):
         (tmp_path / name / "1").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("no model")
 
     sources = RepositorySource(tmp_path).scan()
-    assert {name: source.versions for name, source in sources.items()} == {"m": (1, 3, 10)}
+    assert {name: source.versions for name, source in sources.items()} == {"m": (1, 3, 8, 10)}
 
 
 def test_labels_and_overrides_are_read_with_the_versions(tmp_path: Path) -> None:
@@ -116,14 +117,15 @@ def test_a_typing_error_is_told_and_what_was_said_before_holds(
     assert source.scan()["m"] == ModelSource((1, 2), {"stable": 2})
 
 
-def test_labels_behind_a_link_are_not_read(tmp_path: Path) -> None:
+def test_labels_behind_a_link_that_leaves_are_not_read(tmp_path: Path) -> None:
     builders.bare_version(tmp_path / "repository", "m", 1, builders.identity())
     (tmp_path / "secret.json").write_text(json.dumps({"stable": 1}))
     (tmp_path / "repository" / "m" / "labels.json").symlink_to(tmp_path / "secret.json")
     source = RepositorySource(tmp_path / "repository").scan()["m"]
 
     assert (source.labels, source.versions) == ({}, (1,))
-    assert source.problem == "file 'labels.json': expected no symbolic link, got one at 'labels.json'"
+    assert source.problem.startswith("link 'm/labels.json' leads to '")
+    assert "outside of the repository" in source.problem
 
 
 def test_a_model_folder_that_cannot_be_listed_leaves_the_others_alone(
@@ -135,8 +137,9 @@ def test_a_model_folder_that_cannot_be_listed_leaves_the_others_alone(
     source.scan()
     scandir = os.scandir
 
-    def failing(path: Path) -> object:
-        if Path(path).name == "m":
+    def failing(path: Path | int) -> object:
+        where = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+        if Path(where).name == "m":
             raise OSError(5, "Input/output error", str(path))
         return scandir(path)
 
@@ -188,3 +191,77 @@ def test_what_a_dead_publisher_left_is_removed_and_what_a_living_one_fills_is_no
         assert not left.exists()
         assert aside.exists()
     assert list(RepositorySource(tmp_path).scan()) == ["m"]
+
+
+def test_a_model_whose_folder_another_took_the_place_of_goes_on(tmp_path: Path) -> None:
+    """A volume of one model that is unmounted leaves an empty folder, another one, behind."""
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    source = RepositorySource(tmp_path)
+    source.scan()
+    (tmp_path / "m").rename(tmp_path / ".aside")
+    (tmp_path / "m").mkdir()
+    found = source.scan()["m"]
+    assert found.versions == (1,)
+    assert "another folder, without a version, is in its place" in found.problem
+    assert source.notes == (found.problem,)
+    (tmp_path / "m").rmdir()
+    (tmp_path / ".aside").rename(tmp_path / "m")
+    assert source.scan()["m"].problem == ""
+    assert not source.notes
+
+
+def test_a_model_without_a_version_that_cannot_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret" / "1").mkdir(parents=True)
+    scandir = os.scandir
+
+    def failing(path: Path | int) -> object:
+        where = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+        if Path(where).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    source = RepositorySource(tmp_path)
+    for _ in range(3):
+        assert source.scan() == {}
+    assert source.notes == ("model 'secret': its folder cannot be read: Permission denied",)
+    assert caplog.text.count("model 'secret'") == 1
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [
+        ("model.onnx", "NAME/1/model.onnx"),
+        ("m/model.onnx", "m/1/model.onnx"),
+        ("m/v1/model.onnx", "m/1/model.onnx"),
+        ("m/version-03/model.onnx", "m/3/model.onnx"),
+        ("m/latest/model.onnx", "m/1/model.onnx"),
+        ("m/0/model.onnx", "m/1/model.onnx"),
+    ],
+)
+def test_a_model_in_the_wrong_place_is_named_with_a_command_that_cures_it(
+    tmp_path: Path, found: str, wanted: str
+) -> None:
+    (tmp_path / found).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / found).write_bytes(b"model")
+    source = RepositorySource(tmp_path)
+    assert source.scan() == {}
+    (note,) = source.notes
+    text, _, command = note.rpartition(": ")
+    assert text == f"'{found}' is not served: expected it at '{wanted}'"
+    subprocess.run(["/bin/sh", "-c", command.replace("NAME", "n")], check=True)
+    name = wanted.replace("NAME", "n")
+    assert (tmp_path / name).read_bytes() == b"model"
+    assert list(source.scan()) == [name.split("/")[0]]
+    assert source.notes == ()
+
+
+def test_a_misplaced_model_beside_versions_gets_the_next_number(tmp_path: Path) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    (tmp_path / "m" / "v1").mkdir()
+    (tmp_path / "m" / "v1" / "model.onnx").write_bytes(b"model")
+    source = RepositorySource(tmp_path)
+    source.scan()
+    assert "expected it at 'm/2/model.onnx'" in source.notes[0]
