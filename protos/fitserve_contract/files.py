@@ -10,6 +10,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
+from fitserve_contract.printable import printable
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -25,7 +27,7 @@ def relative_parts(relative: str) -> tuple[str, ...]:
     """
     parts = PurePosixPath(relative).parts
     if not parts or relative.startswith("/") or ".." in parts or "\0" in relative:
-        raise UnsafeFileError(f"file '{relative[:128]}': expected a relative path without '..'")
+        raise UnsafeFileError(f"file '{printable(relative[:128])}': expected a relative path without '..'")
     return parts
 
 
@@ -72,11 +74,13 @@ def check_regular(descriptor: int, name: str) -> None:
     """
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-        raise UnsafeFileError(f"file '{name[:128]}': expected a regular file, got {_type_text(status.st_mode)}")
+        raise UnsafeFileError(
+            f"file '{printable(name[:128])}': expected a regular file, got {_type_text(status.st_mode)}"
+        )
     # None at all: it was replaced since it was opened, and what is read is whole and of this folder.
     if status.st_nlink > 1:
         cure = "copy the file, or use a symbolic link within the repository"
-        raise UnsafeFileError(f"file '{name[:128]}': expected 1 hard link, got {status.st_nlink}; {cure}")
+        raise UnsafeFileError(f"file '{printable(name[:128])}': expected 1 hard link, got {status.st_nlink}; {cure}")
 
 
 def read_descriptor(descriptor: int, name: str, max_bytes: int) -> bytes:
@@ -127,7 +131,7 @@ def open_beneath(folder: Path, relative: str) -> Iterator[int]:
             descriptor = stack.enter_context(open_steps(beginning, parts, os.O_RDONLY | os.O_NONBLOCK))
         except OSError as error:
             if (link := _first_link(beginning, parts)) is not None:
-                text = f"file '{relative[:128]}': expected no symbolic link, got one at '{link}'"
+                text = f"file '{printable(relative[:128])}': expected no symbolic link, got one at '{link}'"
                 raise UnsafeFileError(text) from None
             raise error
         check_regular(descriptor, relative)
@@ -234,7 +238,8 @@ def _first_link(folder: int, parts: Sequence[str]) -> str | None:
 
 
 def _link_text(path: Path) -> str:
-    text = f"'{path.parent.name}/{path.name}': expected no symbolic link, got one to '{os.readlink(path)[:128]}'"
+    target = printable(os.readlink(path))[:256]
+    text = f"'{path.parent.name}/{path.name}': expected no symbolic link, got one to '{target}'"
     return f"{text}; nothing is written through links: change what it leads to"
 
 

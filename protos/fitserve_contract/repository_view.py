@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from fitserve_contract.files import (
     relative_parts,
     sha256_of,
 )
+from fitserve_contract.printable import printable
 
 MAX_LINKS: Final = 40
 """A path that goes through more links is refused, as the kernel refuses it."""
@@ -35,6 +37,7 @@ MAX_FILES: Final = 4_096
 """A version with more files is refused: links may make few folders look like many."""
 
 _TRIES: Final = 4
+_MOST_CHARS: Final = 256
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 OWN_PREFIX: Final = ".."
 """Names that start so are Kubernetes' own folders and links; what they hold is read through the links beside them."""
@@ -211,7 +214,9 @@ class RepositoryView:
                 descriptor = stack.enter_context(open_steps(place.descriptor, parts, flags))
             except OSError as error:
                 if error.errno in _GONE:
-                    raise RepositoryChangedError(f"'{relative}': it was replaced while it was read") from None
+                    raise RepositoryChangedError(
+                        f"'{printable(relative)}': it was replaced while it was read"
+                    ) from None
                 raise
             yield descriptor
 
@@ -219,7 +224,7 @@ class RepositoryView:
         for place in self._places:
             if (parts := place.below(path)) is not None:
                 return place, parts
-        raise RepositoryChangedError(f"'{path}': it was moved while it was read")
+        raise RepositoryChangedError(f"'{self._shown(path)}': it was moved while it was read")
 
     def _resolve(self, relative: str) -> str:
         """Walks a path and the texts of its links to a real path within the places that may be read."""
@@ -229,7 +234,7 @@ class RepositoryView:
             step, was_inside = waiting.pop(), self._is_inside(at)
             if step.name == "..":
                 at, by = os.path.dirname(at), step.link
-            elif (text := self._text(at, step, by)) is None:
+            elif (text := self._text(at, step, by, leaving)) is None:
                 at, by = _joined(at, step.name), step.link
             else:
                 link, link_count = _joined(at, step.name), link_count + 1
@@ -247,11 +252,12 @@ class RepositoryView:
     def _is_inside(self, path: str) -> bool:
         return any(place.below(path) is not None for place in self._places)
 
-    def _text(self, at: str, step: _Step, by: str) -> str | None:
+    def _text(self, at: str, step: _Step, by: str, leaving: str) -> str | None:
         """Returns the text of a link; None of what is no link.
 
         Raises:
             LinkError: a link leads to nothing, or (`by`) to what is no folder.
+            OutsideLinkError: nothing is there, outside (`leaving`): what is out there is not told.
             FileNotFoundError: nothing is there.
             NotADirectoryError: what it should be in is no folder.
         """
@@ -264,6 +270,8 @@ class RepositoryView:
                 if step.link:
                     text = f"{self._named(step.link)}, which is not there; put it there, or remove the link"
                     raise LinkError(text) from None
+                if not self._is_inside(at):
+                    raise OutsideLinkError(self._outside_text(leaving, path)) from None
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path) from None
             except NotADirectoryError:
                 self._check_unchanged()
@@ -296,15 +304,15 @@ class RepositoryView:
 
     def _outside_text(self, link: str, path: str) -> str:
         found = path if os.path.isdir(path) else os.path.dirname(path)
-        cure = f"move it inside, or allow reading there: --follow-links {found}"
-        return f"{self._named(link)}, outside of the repository ({path}); {cure}"
+        cure = f"move it inside, or allow reading there: --follow-links {printable(shlex.quote(found))}"
+        return f"{self._named(link)}, outside of the repository ({printable(path)}); {cure}"
 
     def _named(self, link: str) -> str:
-        return f"link '{self._shown(link)}' leads to '{self._texts.get(link)}'"
+        return f"link '{self._shown(link)}' leads to '{printable(self._texts.get(link) or '')[:_MOST_CHARS]}'"
 
     def _shown(self, path: str) -> str:
         parts = self._places[0].below(path)
-        return path if parts is None else "/".join(parts)
+        return printable(path if parts is None else "/".join(parts))[-_MOST_CHARS:]
 
 
 class FolderView:

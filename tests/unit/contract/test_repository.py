@@ -120,7 +120,7 @@ def test_link_among_the_files_is_not_published(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     with publishing(root, "m") as aside:
         (aside / MODEL_FILE).symlink_to(tmp_path / "secret")
-        with pytest.raises(ValueError, match="'model.onnx': expected no symbolic link"):
+        with pytest.raises(ValueError, match=r"'model.onnx': expected no symbolic link"):
             publish(root, "m", aside)
     assert list(root.iterdir()) == []
 

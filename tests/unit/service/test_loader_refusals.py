@@ -173,7 +173,7 @@ def test_no_link_outside_fifo_socket_or_folder_is_taken_for_a_file(tmp_path: Pat
         ("/etc/hostname", "file '/etc/hostname': expected a relative path without '..'"),
         ("d/../../../../outside.bin", "file 'd/../../../../outside.bin': expected a relative path without '..'"),
         ("", "file '': expected a relative path without '..'"),
-        ("\0", "file '\0': expected a relative path without '..'"),
+        ("\0", r"file '\x00': expected a relative path without '..'"),
         ("leaf", "link 'm/1/leaf' leads to '{root}/outside.bin', outside of the repository"),
         ("parent/outside.bin", "link 'm/1/parent' leads to '{root}', outside of the repository"),
         ("up/outside.bin", "link 'm/1/up' leads to '../../..', outside of the repository"),
