@@ -8,8 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from fitserve_exporters.candidate.candidate import Candidate
-from fitserve_exporters.sampling import batch_sizes, sampled_indices
 from fitserve_exporters.sessions import OrtSession
+from fitserve_exporters.verification.sampling import batch_sizes, sampled_indices
 
 WARM_UP_RUNS: Final = 3
 """Left out of the figures, unless the model is so slow that there are no others."""

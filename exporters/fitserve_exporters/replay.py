@@ -9,11 +9,11 @@ import numpy as np
 
 from fitserve_contract.certificate import Probe
 from fitserve_exporters.candidate.candidate import Array, Candidate, Tolerance
-from fitserve_exporters.differences import differences
 from fitserve_exporters.errors import NotVerifiedError
 from fitserve_exporters.reference import TorchReference
-from fitserve_exporters.sampling import LARGEST_BATCH, sampled_indices
 from fitserve_exporters.sessions import OrtSession
+from fitserve_exporters.verification.differences import differences
+from fitserve_exporters.verification.sampling import LARGEST_BATCH, sampled_indices
 
 MAX_PROBE_EXAMPLES: Final = 32
 """Replayed at every load of the version: enough to meet any weight, few enough to take milliseconds."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from fitserve_exporters.answers import Agreement, listed
 from fitserve_exporters.variants import Variant, speed_text
-from fitserve_exporters.verify import ProviderFigures, Verification
+from fitserve_exporters.verification.answers import Agreement, listed
+from fitserve_exporters.verification.verify import ProviderFigures, Verification
 
 if TYPE_CHECKING:
     from fitserve_exporters.publishing.published_version import PublishedVersion

@@ -16,7 +16,6 @@ from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.errors import ExportError, NotVerifiedError, VariantError
 from fitserve_exporters.graph.onnx_export import describe
 from fitserve_exporters.sessions import CPU, CUDA, OrtSession, ProviderError, can_use_cuda
-from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants_fusion import attention_count, fuse_layers
 from fitserve_exporters.variants_neighbours import Neighbours, OpenFile, prove_neighbours
 from fitserve_exporters.variants_precision import halve
@@ -24,7 +23,8 @@ from fitserve_exporters.variants_proof import loss_objections, prove, prove_exac
 from fitserve_exporters.variants_quantize import has_convolutions, quantize_statically
 from fitserve_exporters.variants_row_quantization import quantize_rows
 from fitserve_exporters.variants_speed import SpeedRatio, is_faster, speed_ratios
-from fitserve_exporters.verify import Verification
+from fitserve_exporters.verification.truth import Truth
+from fitserve_exporters.verification.verify import Verification
 
 AUTO: Final = "auto"
 NONE: Final = "none"

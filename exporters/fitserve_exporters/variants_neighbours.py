@@ -17,8 +17,8 @@ from fitserve_contract.joinability.proof import prove_rows
 from fitserve_contract.joinability.trial import SIZES, Rows, hostile_rows, trial_problem
 from fitserve_exporters.candidate.candidate import Arrays, Candidate, numpy_dtype
 from fitserve_exporters.errors import VariantError
-from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import OrtSession
+from fitserve_exporters.verification.sampling import sampled_indices
 
 _HELD_OUT_ROWS: Final = 4
 _BUDGET_S: Final = 60.0

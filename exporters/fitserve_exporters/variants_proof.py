@@ -15,10 +15,10 @@ import numpy as np
 from fitserve_contract.tasks import TaskKind
 from fitserve_exporters.candidate.candidate import Candidate, Tolerance
 from fitserve_exporters.errors import VariantError
-from fitserve_exporters.judge import objections
 from fitserve_exporters.sessions import OrtSession
-from fitserve_exporters.truth import Truth
-from fitserve_exporters.verify import Verification, verify
+from fitserve_exporters.verification.judge import objections
+from fitserve_exporters.verification.truth import Truth
+from fitserve_exporters.verification.verify import Verification, verify
 
 _WIDENING: Final = 4.0
 _SCALE: Final = {

@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime
 
 from fitserve_exporters.candidate.candidate import Arrays, Candidate
-from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import CPU
+from fitserve_exporters.verification.sampling import sampled_indices
 
 BATCH_SIZES: Final = (1, 8, 32)
 

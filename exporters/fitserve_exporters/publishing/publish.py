@@ -15,18 +15,18 @@ from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import NotVerifiedError
 from fitserve_exporters.graph.onnx_export import describe, export_onnx, parameter_count
 from fitserve_exporters.graph.signature import output_specs
-from fitserve_exporters.judge import objections
 from fitserve_exporters.latency import measure_latency
 from fitserve_exporters.provenance import environment, utc_now
 from fitserve_exporters.publishing.published_version import PublishedVersion
 from fitserve_exporters.publishing.writing import write_version
 from fitserve_exporters.replay import MAX_PROBE_EXAMPLES, check_replay, make_probe
 from fitserve_exporters.report import verification_text
-from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import OrtSession, sessions_here
-from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants import make_variants, variant_files
-from fitserve_exporters.verify import Verification, verify
+from fitserve_exporters.verification.judge import objections
+from fitserve_exporters.verification.sampling import sampled_indices
+from fitserve_exporters.verification.truth import Truth
+from fitserve_exporters.verification.verify import Verification, verify
 
 MAX_HELD_OUT_EXAMPLES: Final = 2000
 MAX_HELD_OUT_BYTES: Final = 8_000_000

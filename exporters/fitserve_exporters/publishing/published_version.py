@@ -8,7 +8,7 @@ from typing import Any
 
 from fitserve_contract.manifest import Manifest
 from fitserve_exporters.variants import Variant
-from fitserve_exporters.verify import Verification
+from fitserve_exporters.verification.verify import Verification
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,8 @@ from fitserve_exporters.errors import NotVerifiedError
 from fitserve_exporters.graph.onnx_export import export_onnx
 from fitserve_exporters.publishing.publish import publish_candidate
 from fitserve_exporters.replay import check_replay, make_probe
-from fitserve_exporters.sampling import sampled_indices
 from fitserve_exporters.sessions import sessions_here
+from fitserve_exporters.verification.sampling import sampled_indices
 
 
 def candidate(count: int = 400) -> Candidate:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from fitserve_exporters.answers import listed
-from fitserve_exporters.differences import Differences
-from fitserve_exporters.verify import ProviderFigures, Verification
+from fitserve_exporters.verification.answers import listed
+from fitserve_exporters.verification.differences import Differences
+from fitserve_exporters.verification.verify import ProviderFigures, Verification
 
 
 def objections(verification: Verification) -> list[str]:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fitserve_contract.tasks import Scores, Task, TaskKind
-from fitserve_exporters.answers import is_different, margins
 from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec, Tolerance
 from fitserve_exporters.graph.onnx_export import export_onnx
 from fitserve_exporters.sessions import CPU, OrtSession
-from fitserve_exporters.truth import Truth
 from fitserve_exporters.variants_row_quantization import quantize_rows
-from fitserve_exporters.verify import verify
+from fitserve_exporters.verification.answers import is_different, margins
+from fitserve_exporters.verification.truth import Truth
+from fitserve_exporters.verification.verify import verify
 
 KINDS = {
     TaskKind.CLASSIFICATION: Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("a", "b", "c")),

@@ -14,13 +14,13 @@ import numpy as np
 
 from fitserve_contract.sums import Sums, score
 from fitserve_contract.tasks import Task, TaskKind
-from fitserve_exporters.answers import Agreement, is_different, margins, metrics_of
 from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, Tolerance
-from fitserve_exporters.differences import Differences, differences
 from fitserve_exporters.errors import ExportError, NotVerifiedError
-from fitserve_exporters.sampling import LARGEST_BATCH
 from fitserve_exporters.sessions import OrtSession
-from fitserve_exporters.truth import TrueBatches, Truth
+from fitserve_exporters.verification.answers import Agreement, is_different, margins, metrics_of
+from fitserve_exporters.verification.differences import Differences, differences
+from fitserve_exporters.verification.sampling import LARGEST_BATCH
+from fitserve_exporters.verification.truth import TrueBatches, Truth
 
 
 @dataclass(frozen=True, slots=True)

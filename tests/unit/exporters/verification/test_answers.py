@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 
 from fitserve_contract.sums import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
-from fitserve_exporters.answers import decisions, is_different, listed, margins, metrics_of, wilson_interval
+from fitserve_exporters.verification.answers import (
+    decisions,
+    is_different,
+    listed,
+    margins,
+    metrics_of,
+    wilson_interval,
+)
 
 CLASSES = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("a", "b", "c"))
 LABELS = Task(TaskKind.MULTI_LABEL, "y", Scores.PROBABILITIES, ("a", "b"))

@@ -14,12 +14,12 @@ from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_exporters.candidate.candidate import Candidate, HeldOut, InputSpec
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.graph.onnx_export import export_onnx
-from fitserve_exporters.judge import objections
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.report import verification_text
-from fitserve_exporters.sampling import batch_sizes, sampled_indices
 from fitserve_exporters.sessions import CPU, sessions_here
-from fitserve_exporters.verify import Verification, verify
+from fitserve_exporters.verification.judge import objections
+from fitserve_exporters.verification.sampling import batch_sizes, sampled_indices
+from fitserve_exporters.verification.verify import Verification, verify
 
 CLASSES = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("a", "b", "c"))
 

@@ -11,10 +11,10 @@ from functools import cached_property
 import numpy as np
 
 from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, Tolerance
-from fitserve_exporters.differences import differences
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.reference import TorchReference
-from fitserve_exporters.sampling import BATCHES_PER_SIZE, LARGEST_BATCH, batch_sizes, sampled_indices
+from fitserve_exporters.verification.differences import differences
+from fitserve_exporters.verification.sampling import BATCHES_PER_SIZE, LARGEST_BATCH, batch_sizes, sampled_indices
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fitserve_exporters.candidate.candidate import Tolerance
-from fitserve_exporters.differences import differences
+from fitserve_exporters.verification.differences import differences
 
 F32 = np.float32
 
