@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_contract.files import UnsafeFileError, open_beneath, sync_folder, write_durably
+from fitserve_contract.folder_view import FolderView, viewed
 from fitserve_contract.repository_view import (
-    FolderView,
     LinkError,
     RepositoryChangedError,
     RepositoryRoot,
@@ -26,7 +26,6 @@ from fitserve_contract.repository_view import (
     Root,
     read_settled,
     root_of,
-    viewed,
 )
 
 MODEL_FILE: Final = "model.onnx"
@@ -69,7 +68,7 @@ class VersionPath:
     def view(self) -> Iterator[FolderView]:
         """Opens one look at its files; OSError: the repository is not there."""
         with self.root.view() as view:
-            yield view.folder(f"{self.model}/{self.version}")
+            yield FolderView(view, f"{self.model}/{self.version}")
 
 
 def is_model_name(name: str) -> bool:

@@ -33,14 +33,9 @@ from fitserve_contract.printable import printable
 MAX_LINKS: Final = 40
 """A path that goes through more links is refused, as the kernel refuses it."""
 
-MAX_FILES: Final = 4_096
-"""A version with more files is refused: links may make few folders look like many."""
-
 _TRIES: Final = 4
 _MOST_CHARS: Final = 256
 _GONE: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-OWN_PREFIX: Final = ".."
-"""Names that start so are Kubernetes' own folders and links; what they hold is read through the links beside them."""
 
 _Result = TypeVar("_Result")
 
@@ -198,10 +193,6 @@ class RepositoryView:
                 entry.is_dir(follow_symlinks=False)
             return entries
 
-    def folder(self, relative: str) -> FolderView:
-        """Returns the view of a folder, whether it is there or not."""
-        return FolderView(self, relative)
-
     def real_path(self, relative: str) -> str:
         """Resolves a path that must be there to one without links; raises as `status`."""
         return self._resolve(relative)
@@ -313,75 +304,6 @@ class RepositoryView:
     def _shown(self, path: str) -> str:
         parts = self._places[0].below(path)
         return printable(path if parts is None else "/".join(parts))[-_MOST_CHARS:]
-
-
-class FolderView:
-    """A version's or model's folder in one view. Files are named relative to it, as external data is."""
-
-    def __init__(self, view: RepositoryView, path: str) -> None:
-        self._view = view
-        self._path = path
-
-    def open(self, name: str) -> contextlib.AbstractContextManager[int]:
-        """Opens a regular file for reading; see `RepositoryView.open`."""
-        return self._view.open(self._below(name), name=name)
-
-    def read(self, name: str, *, max_bytes: int) -> bytes:
-        """Reads a whole file; see `RepositoryView.read`. `..` and absolute names are refused."""
-        return self._view.read(self._below(name), max_bytes=max_bytes, name=name)
-
-    def sha256(self, name: str) -> str:
-        """Computes the SHA-256 of a file; see `RepositoryView.sha256`."""
-        return self._view.sha256(self._below(name), name=name)
-
-    def file_names(self) -> list[str]:
-        """Lists all files below it, links followed, sorted; without Kubernetes' own folders (`..data`, `..2026_…`).
-
-        Raises:
-            LinkError: a link in it cannot be followed.
-            UnsafeFileError: there are more than MAX_FILES names.
-            OSError: it cannot be read.
-        """
-        names: list[str] = []
-        listed_count = 0
-        waiting: list[tuple[str, frozenset[str]]] = [("", frozenset())]
-        while waiting:
-            below, above = waiting.pop()
-            path = self._below(below) if below else self._path
-            real = self._view.real_path(path)
-            # A link back to a folder that holds it: its files have their names already.
-            entries = self._view.entries(path) if real not in above else []
-            listed_count += len(entries)
-            if listed_count > MAX_FILES:
-                raise UnsafeFileError(f"expected at most {MAX_FILES} files in a version, found more")
-            for entry in entries:
-                name = f"{below}/{entry.name}".lstrip("/")
-                if entry.name.startswith(OWN_PREFIX):
-                    continue
-                if self._is_folder(entry, name):
-                    waiting.append((name, above | {real}))
-                else:
-                    names.append(name)
-        return sorted(names)
-
-    def _is_folder(self, entry: os.DirEntry[str], name: str) -> bool:
-        if entry.is_symlink():
-            return self._view.is_folder(self._below(name))
-        return entry.is_dir(follow_symlinks=False)
-
-    def _below(self, name: str) -> str:
-        relative_parts(name)
-        return f"{self._path}/{name}" if self._path else name
-
-
-@contextlib.contextmanager
-def viewed(folder: Path | FolderView) -> Iterator[FolderView]:
-    """Views a folder by itself: its links may not leave it. What is a view already is given back."""
-    if isinstance(folder, FolderView):
-        yield folder
-        return
-    with RepositoryRoot(folder).view() as view:
-        yield view.folder("")
 
 
 def _open_place(path: Path, stack: contextlib.ExitStack, tries: int = _TRIES) -> _Place:

@@ -15,11 +15,12 @@ from typing import Final
 
 from fitserve_contract.certificate import MAX_CERTIFICATE_BYTES, CertificateError
 from fitserve_contract.files import UnsafeFileError
+from fitserve_contract.folder_view import FolderView
 from fitserve_contract.joinability.proof import joining_text
 from fitserve_contract.manifest import Manifest, ManifestError
 from fitserve_contract.onnx_file import OnnxFileError, read_facts
 from fitserve_contract.repository import MANIFEST_FILE, MAX_TEXT_BYTES, MODEL_FILE, ChecksumError, VersionPath
-from fitserve_contract.repository_view import FolderView, RepositoryChangedError
+from fitserve_contract.repository_view import RepositoryChangedError
 from fitserve_service.allocator import return_freed_memory
 from fitserve_service.control_groups import available_cores
 from fitserve_service.costs import CostTable

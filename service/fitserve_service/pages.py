@@ -15,6 +15,7 @@ from typing import Final
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from fitserve_contract.files import UnsafeFileError
+from fitserve_contract.folder_view import FolderView
 from fitserve_contract.repository import (
     CARD_FILE,
     MANIFEST_FILE,
@@ -24,7 +25,7 @@ from fitserve_contract.repository import (
     read_checksums,
     version_path,
 )
-from fitserve_contract.repository_view import FolderView, Root
+from fitserve_contract.repository_view import Root
 from fitserve_service.pages_http import Request, RequestError, Response
 from fitserve_service.pages_status import StatusReport
 from fitserve_service.registry import Registry

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
+from fitserve_contract.folder_view import OWN_PREFIX
 from fitserve_contract.repository import VersionPath
-from fitserve_contract.repository_view import OWN_PREFIX
 
 MAX_ENTRIES: Final = 4_096
 """A folder with more names in it is no version: each look at it would take as long as a look at a thousand others."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from fitserve_contract.folder_view import FolderView, viewed
 from fitserve_contract.repository import CHECKSUMS_FILE, ChecksumError, checksums, read_checksums, verify_checksums
-from fitserve_contract.repository_view import FolderView, viewed
 
 ABSENT: Final = ""
 """In the place of a checksum: there was no such file."""

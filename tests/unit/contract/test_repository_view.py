@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitserve_contract import repository_view
+from fitserve_contract import folder_view
 from fitserve_contract.files import UnsafeFileError
+from fitserve_contract.folder_view import FolderView
 from fitserve_contract.repository import (
     MODEL_FILE,
     ChecksumError,
@@ -319,7 +320,7 @@ def test_files_behind_a_link_that_is_flipped_are_of_one_state(tmp_path: Path, is
             shutil.rmtree(version / f"..{number - 1}")
 
     def both(view: RepositoryView) -> tuple[bytes, bytes]:
-        folder = view.folder("m/1")
+        folder = FolderView(view, "m/1")
         return folder.read("f", max_bytes=9), folder.read("g", max_bytes=9)
 
     def check() -> None:
@@ -382,7 +383,7 @@ def test_checksums_are_of_the_files_behind_links_and_pass_over_kubernetes_own_na
 
 
 def test_links_that_multiply_names_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repository_view, "MAX_FILES", 300)
+    monkeypatch.setattr(folder_view, "MAX_FILES", 300)
     for number in range(4):
         for name in range(10):
             link(tmp_path / "m" / "1" / f"d{number}" / f"{name}", f"../d{number + 1}")
