@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -28,6 +30,9 @@ from fitserve_service.pages_http import (
 _WRITER_COUNT: Final = 2
 _MAX_LINGERING_BYTES: Final = 1 << 20
 """What a caller may still send while his answer is under way; closing on unread bytes would cut the answer off."""
+
+_SHORT_S: Final = 1.0
+"""How long to wait where the process has no descriptor for another connection."""
 
 _log = logging.getLogger(__name__)
 
@@ -95,14 +100,37 @@ class MetricsPort:
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(self._converse, sock=self._socket, limit=MAX_HEAD_BYTES)
+        accepting = asyncio.create_task(self._accept())
         ticking = asyncio.create_task(self._keep_ticking())
         await self._closing.wait()
-        server.close()
-        tasks = [ticking, *self._open]
+        tasks = [accepting, ticking, *self._open]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._socket.close()
+
+    async def _accept(self) -> None:
+        """Takes connections; where there is no descriptor for one it waits, and says so once."""
+        # `asyncio.start_server` would write a record for each try, thousands a second.
+        self._socket.setblocking(False)
+        is_short = False
+        while True:
+            try:
+                connection, _ = await asyncio.get_running_loop().sock_accept(self._socket)
+            except OSError as error:
+                if not is_short:
+                    _log.error("the metrics port takes no connections for now: %s", error.strerror)
+                is_short = True
+                await asyncio.sleep(_SHORT_S)
+                continue
+            if is_short:
+                _log.info("the metrics port takes connections again")
+            is_short = False
+            self._make_room()
+            task = asyncio.create_task(self._converse(connection))
+            self._open.add(task)
+            # One that is cancelled before it has begun closes nothing itself.
+            task.add_done_callback(partial(_close, connection))
 
     async def _keep_ticking(self) -> None:
         while True:
@@ -112,19 +140,20 @@ class MetricsPort:
             except Exception:
                 _log.exception("what is done every %g s failed this time", self._limits.tick_s)
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _converse(self, connection: socket.socket) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._make_room()
-        self._open.add(task)
+        writer: asyncio.StreamWriter | None = None
         try:
+            reader, writer = await asyncio.open_connection(sock=connection, limit=MAX_HEAD_BYTES)
             await self._exchange(task, reader, writer)
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass  # A caller that goes away, never comes to the point, or had to make room is no news.
         finally:
             self._open.discard(task)
             self._waiting.pop(task, None)
-            writer.transport.abort()
+            if writer is not None:
+                writer.transport.abort()
 
     async def _exchange(
         self, task: asyncio.Task[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -163,6 +192,10 @@ class MetricsPort:
             del self._waiting[oldest]
             self._open.discard(oldest)
             oldest.cancel()
+
+
+def _close(connection: socket.socket, _: object) -> None:
+    connection.close()
 
 
 async def _read_head(reader: asyncio.StreamReader) -> bytes | None:

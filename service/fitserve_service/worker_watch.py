@@ -11,16 +11,16 @@ from typing import Final
 
 from fitserve_service.worker_process import WorkerProcess
 
-LOOK_S: Final = 0.5
+LOOK_S: Final = 0.25
 """How often to look."""
 
-HUNG_LOOKS: Final = 10
+HUNG_LOOKS: Final = 20
 """A worker that has not answered for so many looks hangs: 5 s."""
 
 _LATE_LOOKS: Final = 2
 """One that has not answered for so many is not waited for."""
 
-_START_LOOKS: Final = 120
+_START_LOOKS: Final = 240
 """One that has not said a word for so many does not come: 60 s."""
 
 

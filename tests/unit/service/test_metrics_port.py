@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import resource
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -160,3 +162,42 @@ def test_close_ends_what_is_open() -> None:
         assert get(port)
     with caller:
         assert is_closed(caller)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Leaves this process no descriptor to open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_without_descriptors_it_says_so_once_and_answers_once_there_are_some(caplog: pytest.LogCaptureFixture) -> None:
+    said = threading.Semaphore(0)
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.release()
+
+    logger, told = logging.getLogger("fitserve_service.metrics_port"), Told()
+    logger.addHandler(told)
+    try:
+        with opened() as port, socket.socket() as caller, socket.socket() as other:
+            with no_descriptors():
+                for each in (caller, other):
+                    each.settimeout(WAIT_S)
+                    each.connect(("127.0.0.1", port.port))
+                    each.sendall(b"GET /x HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                assert said.acquire(timeout=WAIT_S)
+            assert everything(caller).endswith(b"/x")
+            assert everything(other).endswith(b"/x")
+    finally:
+        logger.removeHandler(told)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "the metrics port takes no connections for now: Too many open files"
+    ]
