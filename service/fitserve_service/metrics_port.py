@@ -129,8 +129,11 @@ class MetricsPort:
             self._make_room()
             task = asyncio.create_task(self._converse(connection))
             self._open.add(task)
+            self._waiting[task] = None
             # One that is cancelled before it has begun closes nothing itself.
             task.add_done_callback(partial(_close, connection))
+            # An accept that need not wait gives nobody else a turn.
+            await asyncio.sleep(0)
 
     async def _keep_ticking(self) -> None:
         while True:
@@ -158,7 +161,6 @@ class MetricsPort:
     async def _exchange(
         self, task: asyncio.Task[Any], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        self._waiting[task] = None
         async with asyncio.timeout(self._limits.head_s):
             head = await _read_head(reader)
         del self._waiting[task]
