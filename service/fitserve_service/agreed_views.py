@@ -51,9 +51,8 @@ class AgreedViews:
         """
         self.switch()
         with self._lock:
-            free = self._released(
-                (model, entry) for model, (_, held) in self._prepared.items() for entry in held.values()
-            )
+            before = self._prepared
+            free = self._released((model, entry) for model, (_, held) in before.items() for entry in held.values())
             self._prepared = {}
             found = {model: self._found(model, view) for model, view in views.items()}
             is_prepared = all(found[model].keys() == view.versions.keys() for model, view in views.items())
@@ -64,6 +63,9 @@ class AgreedViews:
                     for entry in held.values():
                         entry.lease_count += 1
         self._free(free)
+        # What was prepared before may be held no more.
+        for model in {*before, *self._prepared}:
+            self._notify(model)
         return is_prepared
 
     def switch(self) -> None:
@@ -103,7 +105,7 @@ class AgreedViews:
                 },
                 held={
                     version: entry.served.content_digest
-                    for version, entry in (known.answers or {}).items()
+                    for version, entry in self._held(model, known).items()
                     if entry.served is not None and not _is_wanted(known.versions.get(version), entry)
                 },
                 labels=dict(known.wanted_labels),
@@ -139,6 +141,13 @@ class AgreedViews:
             known.answers = {**known.answers, version: new}
             free = self._released([(model, old)])
         self._free(free)
+
+    def _held(self, model: str, known: KnownModel) -> dict[int, KnownVersion]:
+        """Returns what answers, and what was prepared to: both have a lease, whoever retires them."""
+        answers = known.answers or {}
+        _, prepared = self._prepared.get(model, (None, {}))
+        is_made = self.counter[0] == self._prepared_number
+        return {**answers, **prepared} if is_made else {**prepared, **answers}
 
     def _found(self, model: str, view: View) -> dict[int, KnownVersion]:
         known = self._models.get(model)
