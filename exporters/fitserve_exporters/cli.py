@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -106,6 +107,8 @@ def _export(options: argparse.Namespace, interruption: Interruption) -> int:
     early = _early_error(options)
     if early:
         return _fail(early, 2)
+    # torch makes a folder for compiled code, which an export has none of, when it is loaded: this one is there already.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.gettempdir())
     from fitserve_exporters.errors import ExportError, NotVerifiedError
     from fitserve_exporters.publishing.publish import publish_candidate
     from fitserve_exporters.report import published_text

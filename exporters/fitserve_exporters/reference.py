@@ -6,7 +6,6 @@ Shapes: B examples.
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -37,7 +36,7 @@ class TorchReference:
         self._input_names = input_names
         self._output_names = output_names
         self._fp32 = on_cpu(module)
-        self._fp64 = copy.deepcopy(self._fp32).double()
+        self._fp64 = on_cpu(self._fp32).double()
         self.fp64_gap = ""
         """Why float64 answers are those of fp32; empty where they are not."""
 

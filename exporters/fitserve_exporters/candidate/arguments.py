@@ -5,6 +5,7 @@ Shapes: B examples, C classes.
 
 from __future__ import annotations
 
+import dataclasses
 import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,10 +40,11 @@ def check_tolerance(tolerance: Any) -> Tolerance:
             f"tolerance: expected a Tolerance, got {type(tolerance).__name__}; write Tolerance(atol={value}, "
             "reason='...'), from fitserve_exporters"
         )
-    for field in ("factor", "atol", "rtol", "variant_loss"):
-        value = getattr(tolerance, field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise ExportError(f"tolerance: expected {field} to be a finite number of at least 0, got {value!r}")
+    for field in dataclasses.fields(tolerance):
+        value = getattr(tolerance, field.name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(field.default, float) and not (is_number and 0 <= value < float("inf")):
+            raise ExportError(f"tolerance: expected {field.name} to be a finite number of at least 0, got {value!r}")
     return tolerance
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -91,6 +92,7 @@ def serve(
         notes.append("bfloat16 weights are exported as float32, which holds each of their values exactly")
     rows = [example[name] for name in calling.names]
     first, missing = tensors_of(_answer(copied, calling, rows, "the example"))
+    _drop_idle_hooks(copied, calling, rows, first)
     notes += [f"output '{name}' is None and left out" for name in missing]
     named = named_outputs(list(first), output_names, calling.names)
     seen = [_shapes(copied, calling, rows, size, [path for _, path in named]) for size in _BATCHES]
@@ -109,6 +111,28 @@ def serve(
         shapes={name: tuple(answer.shape) for name, answer in answers.items()},
         kinds={name: answer.numpy().dtype.kind for name, answer in answers.items()},
     )
+
+
+def _drop_idle_hooks(
+    module: nn.Module, calling: Calling, rows: Sequence[torch.Tensor], expected: Mapping[Path, torch.Tensor]
+) -> None:
+    """Removes forward hooks, if the answer is the same without: they keep features, and would keep a tracer's."""
+    hooks = [found for part in module.modules() for found in (part._forward_hooks, part._forward_pre_hooks) if found]
+    if not hooks:
+        return
+    before = [dict(found) for found in hooks]
+    for found in hooks:
+        found.clear()
+    try:
+        answers, _ = tensors_of(_answer(module, calling, rows, "the example"))
+        is_same = answers.keys() == expected.keys() and all(
+            np.array_equal(answers[path].numpy(), expected[path].numpy(), equal_nan=True) for path in answers
+        )
+    except ExportError:
+        is_same = False
+    if not is_same:
+        for found, kept in zip(hooks, before, strict=True):
+            found.update(kept)
 
 
 def _shapes(
