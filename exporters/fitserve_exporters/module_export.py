@@ -67,6 +67,7 @@ def export(
     tolerance: Tolerance | None = None,
     training: Mapping[str, Any] | None = None,
     seed: int = 0,
+    allow_nan: Sequence[str] = (),
 ) -> PublishedVersion:
     """Exports a trained module to ONNX, verifies it against eager torch, and publishes it as the model's next version.
 
@@ -93,6 +94,7 @@ def export(
         tolerance: By default the one that Tolerance explains.
         training: How it was trained, for the manifest: JSON values, tensors and numpy numbers.
         seed: Of all sampling.
+        allow_nan: Outputs that may be NaN; NaN in another output of the module itself is refused.
 
     Raises:
         ExportError: an argument is not as said here, or the module cannot be exported; nothing is published.
@@ -104,6 +106,7 @@ def export(
         "tolerance": check_tolerance(tolerance),
         "training": json_record({} if training is None else training),
         "seed": check_seed(seed),
+        "allow_nan": check_names(allow_nan or None, "allow_nan") or (),
     }
     names = check_names(input_names, "input_names"), check_names(output_names, "output_names")
     try:

@@ -105,6 +105,7 @@ def _measured_tolerance(candidate: Candidate, session: OrtSession, truth: Truth)
     largest = max(float(np.where(np.isfinite(gap), gap, 0.0).max(initial=0.0)) for gap in gaps)
     return replace(
         candidate.tolerance,
+        is_measured=True,
         atol=max(_WIDENING * largest, candidate.tolerance.atol),
         reason=f"{_WIDENING:g} times the largest error of this variant on {largest_batch.batch_size} examples, "
         "as its rounding depends on the batch and on the processor; it is judged by the accuracy that it loses",

@@ -5,7 +5,6 @@ Shapes: B examples.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -70,30 +69,34 @@ class HeldOut:
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """How far an output of ONNX Runtime may lie from float64.
+    """How far an element of an output of ONNX Runtime may lie from float64.
 
-    max|onnxruntime - float64| <= max(factor * max|torch fp32 - float64|, atol, rtol * max|float64|)
+    |onnxruntime - float64| <= max(factor * |torch - float64|, factor * rounding, rtol * |float64|, rtol * scale, atol)
+
+    `rounding` (99 % quantile of |torch - float64|) and `scale` (root mean square of float64) are those of the element's
+    own feature over the sample: an index of axis 1 of (B, C, H, W), of the last axis of any other shape. Masks such as
+    -1e9 or the largest number, and infinities, take no part and must be torch's within 4 units in the last place.
+    Integers, booleans and strings must be the same.
 
     Args:
         factor: Multiple of torch's own rounding error.
-        atol: Least absolute tolerance.
-        rtol: Tolerance relative to the largest value of the output.
+        atol: Least absolute tolerance of real numbers, in all features alike.
+        rtol: Tolerance relative to the scale of the feature.
         reason: Why these.
         variant_loss: How much accuracy, macro-F1 or R² (by the task) a variant that rounds may lose, as a fraction.
+        is_measured: Whether `atol` is the measured error of a variant that rounds; it then holds for integers too.
     """
 
     factor: float = 2.0
-    atol: float = 1e-5
+    atol: float = 0.0
     rtol: float = 1e-5
     reason: str = (
         "twice torch's own fp32 rounding error, as another order of the same sums may err as much again; never less "
-        "than 1e-5 of the output's scale, about 84 fp32 epsilons: a lucky torch result would make the bound vanish"
+        "than 1e-5 of the feature's scale, about 84 fp32 epsilons: a lucky torch result would make the bound vanish; "
+        "per feature, as the largest value of an output says nothing about its small columns"
     )
     variant_loss: float = 0.005
-
-    def of(self, torch_max_error: float, largest: float) -> float:
-        """Computes the tolerance of one output from torch's error and the largest float64 value."""
-        return min(max(self.factor * torch_max_error, self.atol, self.rtol * largest), sys.float_info.max)
+    is_measured: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +115,7 @@ class Candidate:
         extra_files: What the model is of no use without, by file name, such as its tokenizer; in the version.
         calibration: Inputs, name to (B, ...), that the ranges of a quantized model come from; never held-out ones.
         notes: What is served otherwise than the user's module returns it, one sentence each, for the manifest.
+        allow_nan: Outputs that may be NaN in torch's own answers.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -128,6 +132,7 @@ class Candidate:
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
     calibration: Mapping[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    allow_nan: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.output_names:
@@ -139,6 +144,11 @@ class Candidate:
         if self.task is not None and self.task.output not in self.output_names:
             raise ExportError(f"task: expected an output of {', '.join(self.output_names)}, got '{self.task.output}'")
         _check_held_out(self.inputs, self.held_out)
+        unknown = sorted(set(self.allow_nan) - set(self.output_names))
+        if unknown:
+            raise ExportError(
+                f"allow_nan: expected some of the outputs {', '.join(self.output_names)}, got {', '.join(unknown)}"
+            )
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:

@@ -1,6 +1,6 @@
-"""How far two answers lie apart: figures of one output, in float64.
+"""How far two answers lie apart: figures of one output, in float64, and whether each element is within its bound.
 
-Non-finite values are compared by place and value; the figures are those of the rest.
+Sentinels (masks, NaN, infinities) are compared with torch's in ULPs; the figures are those of the other elements.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from fitserve_exporters.candidate.candidate import Array, Tolerance
+from fitserve_exporters.candidate.candidate import Array
+from fitserve_exporters.verification.tolerance import SENTINEL_ULPS, Bounds, is_exact
 
 _LARGEST: Final = np.finfo(np.float64).max
 _INTEGER_OF_SIZE: Final = {2: np.int16, 4: np.int32, 8: np.int64}
@@ -30,8 +31,14 @@ class Differences:
         ort_max_error: max|onnxruntime - float64|.
         torch_max_error: max|torch - float64|.
         largest: max|float64|.
-        tolerance: What `ort_max_error` is to be held against.
-        nonfinite_mismatch_count: Elements where NaN or an infinity is not the same on both sides.
+        tolerance: Largest bound of any element.
+        worst_error: |onnxruntime - float64| of the element that is nearest to its bound, or furthest beyond.
+        worst_tolerance: Its bound.
+        worst_feature: Its feature.
+        beyond_count: Elements beyond their bounds.
+        sentinel_count: Elements that are compared in ULPs.
+        sentinel_mismatch_count: Of these, and of numbers that are NaN or infinite in ONNX Runtime alone, those that
+            are not torch's.
     """
 
     element_count: int
@@ -44,50 +51,76 @@ class Differences:
     torch_max_error: float
     largest: float
     tolerance: float
-    nonfinite_mismatch_count: int
+    worst_error: float
+    worst_tolerance: float
+    worst_feature: int
+    beyond_count: int
+    sentinel_count: int
+    sentinel_mismatch_count: int
 
     @property
     def is_within(self) -> bool:
-        """Whether the output is within its tolerance."""
-        return self.nonfinite_mismatch_count == 0 and self.ort_max_error <= self.tolerance
+        """Whether every element is within its bound."""
+        return self.sentinel_mismatch_count == 0 and self.beyond_count == 0
 
     def to_json(self) -> dict[str, Any]:
-        """Gives the figures as the manifest writes them; all are finite."""
+        """Returns the figures as the manifest writes them; all are finite."""
         return asdict(self)
 
 
-def differences(ort: Array, torch_fp32: Array, torch_fp64: Array, tolerance: Tolerance) -> Differences:
+def differences(ort: Array, torch_fp32: Array, torch_fp64: Array, bounds: Bounds) -> Differences:
     """Computes the figures of one output.
 
     Args:
         ort: ONNX Runtime's answer, any shape.
         torch_fp32: Eager torch's answer, same shape.
         torch_fp64: The same in float64.
-        tolerance: How the tolerance is computed.
+        bounds: Of each element.
 
     Raises:
         ValueError: the shapes differ.
     """
     if not ort.shape == torch_fp32.shape == torch_fp64.shape:
         raise ValueError(f"expected shape {torch_fp32.shape}, got {ort.shape}")
-    wide = [array.astype(np.float64) for array in (ort, torch_fp32, torch_fp64)]
-    is_finite = np.logical_and.reduce([np.isfinite(array) for array in wide])
-    served, eager, exact = (array[is_finite] for array in wide)
-    gaps, ulps = _gaps(served, eager), _ulps(ort, torch_fp32)[is_finite]
-    torch_error, largest = _max(_gaps(eager, exact)), _max(np.abs(exact))
+    if torch_fp32.dtype.kind not in "biuf":  # text: each element is the same or is not
+        ort, torch_fp32 = np.asarray(ort != torch_fp32, np.int64), np.zeros(ort.shape, np.int64)
+        torch_fp64 = torch_fp32
+    wide = [array.reshape(-1).astype(np.float64) for array in (ort, torch_fp32, torch_fp64)]
+    ulps = _ulps(ort, torch_fp32).reshape(-1)
+    is_number = ~bounds.is_sentinel & np.logical_and.reduce([np.isfinite(array) for array in wide])
+    served, eager, exact = (array[is_number] for array in wide)
+    allowed, feature = bounds.allowed[is_number], bounds.feature[is_number]
+    gaps, errors, units = _gaps(served, eager), _gaps(served, exact), ulps[is_number]
+    is_beyond = errors > allowed
+    if is_exact(torch_fp32) and not allowed.any():
+        is_beyond = units > 0  # float64 does not tell integers from 2^53 on apart
+    worst = _worst(errors, allowed, is_beyond)
     return Differences(
         element_count=int(ort.size),
         max_abs_diff=_max(gaps),
         mean_abs_diff=_mean(gaps),
         max_rel_diff=_max(_relative(gaps, eager)),
-        max_ulps=int(ulps.max(initial=0)),
-        mean_ulps=_mean(ulps),
-        ort_max_error=_max(_gaps(served, exact)),
-        torch_max_error=torch_error,
-        largest=largest,
-        tolerance=tolerance.of(torch_error, largest),
-        nonfinite_mismatch_count=_mismatch_count(wide[0][~is_finite], wide[1][~is_finite]),
+        max_ulps=int(units.max(initial=0)),
+        mean_ulps=_mean(units),
+        ort_max_error=_max(errors),
+        torch_max_error=_max(_gaps(eager, exact)),
+        largest=_max(np.abs(exact)),
+        tolerance=_max(allowed),
+        worst_error=float(errors[worst]) if errors.size else 0.0,
+        worst_tolerance=float(allowed[worst]) if errors.size else 0.0,
+        worst_feature=int(feature[worst]) if errors.size else 0,
+        beyond_count=int(is_beyond.sum()),
+        sentinel_count=int(bounds.is_sentinel.sum()),
+        sentinel_mismatch_count=_mismatch_count(wide[0][~is_number], wide[1][~is_number], ulps[~is_number]),
     )
+
+
+def _worst(errors: Array, allowed: Array, is_beyond: Array) -> int:
+    if not errors.size:
+        return 0
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        share = np.where(allowed > 0, errors / allowed, np.where(is_beyond, np.inf, 0.0))
+    return int(share.argmax())
 
 
 def _gaps(left: Array, right: Array) -> Array:
@@ -102,9 +135,10 @@ def _relative(gaps: Array, values: Array) -> Array:
         return np.asarray(np.minimum(gaps[is_nonzero] / np.abs(values[is_nonzero]), _LARGEST))
 
 
-def _mismatch_count(left: Array, right: Array) -> int:
+def _mismatch_count(left: Array, right: Array, ulps: Array) -> int:
     is_same = (left == right) | (np.isnan(left) & np.isnan(right))
-    return int((~is_same).sum())
+    is_near = np.isfinite(left) & np.isfinite(right) & (ulps <= SENTINEL_ULPS)
+    return int((~(is_same | is_near)).sum())
 
 
 def _ulps(left: Array, right: Array) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fitserve_exporters.verification.answers import listed
 from fitserve_exporters.verification.differences import Differences
+from fitserve_exporters.verification.tolerance import SENTINEL_ULPS
 from fitserve_exporters.verification.verify import ProviderFigures, Verification
 
 
@@ -29,7 +30,16 @@ def _of_provider(figures: ProviderFigures) -> list[str]:
 
 
 def _distance(output: Differences) -> str:
-    text = f"expected max|onnxruntime - float64| <= {output.tolerance:.3g}, got {output.ort_max_error:.3g}"
-    if output.nonfinite_mismatch_count:
-        text += f", and {output.nonfinite_mismatch_count} NaN or infinities on one side alone"
-    return text
+    parts = []
+    if output.beyond_count:
+        error, allowed, feature = output.worst_error, output.worst_tolerance, output.worst_feature
+        parts.append(
+            f"expected |onnxruntime - float64| <= {allowed:.3g} in feature {feature}, got {error:.3g}; "
+            f"{output.beyond_count} of {output.element_count} elements are beyond"
+        )
+    if output.sentinel_mismatch_count:
+        parts.append(
+            f"expected torch's own masks, infinities and NaN within {SENTINEL_ULPS} ULPs, got others in "
+            f"{output.sentinel_mismatch_count} elements"
+        )
+    return "; ".join(parts)

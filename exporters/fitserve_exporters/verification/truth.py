@@ -5,6 +5,7 @@ Shapes: B examples, C classes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -14,7 +15,9 @@ from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, Tol
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.reference import TorchReference
 from fitserve_exporters.verification.differences import differences
+from fitserve_exporters.verification.noise import Noise
 from fitserve_exporters.verification.sampling import BATCHES_PER_SIZE, LARGEST_BATCH, batch_sizes, sampled_indices
+from fitserve_exporters.verification.tolerance import Features, bounds_of, features_of, is_exact
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Truth:
     def __init__(self, candidate: Candidate) -> None:
         self._candidate = candidate
         self._exact: dict[int, Array] = {}
+        self._noises: dict[int, tuple[Arrays, ...]] = {}
 
     @property
     def fp64_gap(self) -> str:
@@ -62,11 +66,14 @@ class Truth:
         """A seeded sample at every batch size that is verified, ascending; the last is one batch of all of it.
 
         Raises:
-            ExportError: the module's outputs are not what the candidate says, or it answers at random.
+            ExportError: the module's outputs are not what the candidate says, it answers at random, or NaN where
+                `allow_nan` does not name the output.
         """
         indices = sampled_indices(self._candidate, LARGEST_BATCH)
         self._check_repeatable(self._candidate.held_out.rows(indices))
-        return tuple(self._of_size(indices, size) for size in batch_sizes(len(indices)))
+        found = tuple(self._of_size(indices, size) for size in batch_sizes(len(indices)))
+        self._check_numbers(found)
+        return found
 
     @cached_property
     def scores(self) -> Array:
@@ -77,15 +84,27 @@ class Truth:
         return np.concatenate([self._reference.fp32(held_out.rows(chunk))[output] for chunk in chunks])
 
     @cached_property
+    def features(self) -> dict[str, Features]:
+        """Scale and rounding of every feature of the outputs that are real numbers, over all batches; by output."""
+        first = self.batches[0].fp32[0]
+        return {name: features_of(self._answers(name)) for name in first if not is_exact(first[name])}
+
+    @cached_property
     def rounding(self) -> float:
         """How far a score of the task may be from float64 by torch's own rounding: the tolerance of an fp32 file."""
         output, bound = self._output, self._candidate.tolerance
-        figures = [
-            differences(fp32[output], fp32[output], fp64[output], bound)
-            for batch in self.batches
-            for fp32, fp64 in zip(batch.fp32, batch.fp64, strict=True)
-        ]
-        return max(one.tolerance for one in figures)
+        features = self.features.get(output)
+        return max(
+            float(bounds_of(eager, exact, bound, features).allowed.max()) for eager, exact in self._answers(output)
+        )
+
+    def noise(self, batches: TrueBatches) -> tuple[Arrays, ...]:
+        """Computes the condition of every element of some batches, see `Noise`, and keeps it."""
+        if id(batches) not in self._noises:
+            self._noises[id(batches)] = tuple(
+                self._noise.of(inputs, exact) for inputs, exact in zip(batches.inputs, batches.fp64, strict=True)
+            )
+        return self._noises[id(batches)]
 
     def exact_scores(self, indices: Array) -> Array:
         """Gives the output of the task in float64 on some examples of the held-out set, at least one: (B, C)."""
@@ -102,6 +121,17 @@ class Truth:
         names = tuple(spec.name for spec in candidate.inputs)
         return TorchReference(candidate.module, names, candidate.output_names)
 
+    @cached_property
+    def _noise(self) -> Noise:
+        return Noise(self._candidate, runs_in_float64=not self.fp64_gap)
+
+    def _answers(self, output: str) -> list[tuple[Array, Array]]:
+        return [
+            (fp32[output], fp64[output])
+            for batch in self.batches
+            for fp32, fp64 in zip(batch.fp32, batch.fp64, strict=True)
+        ]
+
     @property
     def _output(self) -> str:
         assert self._candidate.task is not None
@@ -111,11 +141,26 @@ class Truth:
         """Refuses a module that draws numbers: its float64 answers are others, its noise would be the tolerance."""
         first, second = self._reference.fp32(inputs), self._reference.fp32(inputs)
         for name in self._candidate.output_names:
-            apart = differences(second[name], first[name], first[name].astype(np.float64), Tolerance())
+            bounds = bounds_of(first[name], first[name], Tolerance())
+            apart = differences(second[name], first[name], first[name], bounds)
             if not apart.is_within:
                 raise ExportError(
                     f"output '{name}': expected the same answer to the same inputs, got {apart.max_abs_diff:.3g} "
                     "apart: the module draws random numbers or keeps state"
+                )
+
+    def _check_numbers(self, batches: Sequence[TrueBatches]) -> None:
+        """Refuses NaN in torch's answers: agreement with it proves nothing."""
+        for name in self._candidate.output_names:
+            answers = [fp32[name] for batch in batches for fp32 in batch.fp32]
+            if name in self._candidate.allow_nan or answers[0].dtype.kind != "f":
+                continue
+            count = sum(int(np.isnan(answer).sum()) for answer in answers)
+            if count:
+                raise ExportError(
+                    f"output '{name}': expected numbers, got NaN in {count} of {sum(a.size for a in answers)} elements "
+                    "of torch's own answers to held-out examples; mend the weights or the examples, or accept it with "
+                    f"allow_nan=['{name}']"
                 )
 
     def _of_size(self, indices: Array, size: int) -> TrueBatches:

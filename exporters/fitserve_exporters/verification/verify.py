@@ -20,6 +20,7 @@ from fitserve_exporters.sessions import OrtSession
 from fitserve_exporters.verification.answers import Agreement, is_different, margins, metrics_of
 from fitserve_exporters.verification.differences import Differences, differences
 from fitserve_exporters.verification.sampling import LARGEST_BATCH
+from fitserve_exporters.verification.tolerance import FORMULA, bounds_of, joined_bounds
 from fitserve_exporters.verification.truth import TrueBatches, Truth
 
 
@@ -91,6 +92,7 @@ class Verification:
             "reference": "eager torch on the CPU, as trained and in float64",
             "float64_gap": self.fp64_gap or None,
             "tolerance": {
+                "formula": FORMULA,
                 "factor": bound.factor,
                 "atol": bound.atol,
                 "rtol": bound.rtol,
@@ -118,7 +120,7 @@ def verify(candidate: Candidate, sessions: list[OrtSession], truth: Truth | None
     """
     started_s = time.monotonic()
     truth = truth or Truth(candidate)
-    batches = [[_one_size(candidate, batch, session) for batch in truth.batches] for session in sessions]
+    batches = [[_one_size(candidate, truth, batch, session) for batch in truth.batches] for session in sessions]
     tolerances = {
         name: max(batch.outputs[name].tolerance for figures in batches for batch in figures)
         for name in candidate.output_names
@@ -139,15 +141,27 @@ def verify(candidate: Candidate, sessions: list[OrtSession], truth: Truth | None
     )
 
 
-def _one_size(candidate: Candidate, true: TrueBatches, session: OrtSession) -> BatchFigures:
+def _one_size(candidate: Candidate, truth: Truth, true: TrueBatches, session: OrtSession) -> BatchFigures:
     served = [_run(session, batch, true.batch_size, like) for batch, like in zip(true.inputs, true.fp32, strict=True)]
-    outputs = {
-        name: differences(
-            _joined(served, name), _joined(true.fp32, name), _joined(true.fp64, name), candidate.tolerance
-        )
-        for name in candidate.output_names
-    }
+    outputs = {name: _figures(name, candidate.tolerance, (truth, true), served) for name in candidate.output_names}
     return BatchFigures(true.batch_size, true.example_count, outputs)
+
+
+def _figures(
+    name: str, tolerance: Tolerance, origin: tuple[Truth, TrueBatches], served: Sequence[Arrays]
+) -> Differences:
+    """Computes the figures of one output; where elements are beyond, their bounds get their condition first."""
+    truth, true = origin
+    features = truth.features.get(name)
+    bounds = joined_bounds(
+        bounds_of(eager[name], exact[name], tolerance, features)
+        for eager, exact in zip(true.fp32, true.fp64, strict=True)
+    )
+    answers = _joined(served, name), _joined(true.fp32, name), _joined(true.fp64, name)
+    found = differences(*answers, bounds)
+    if not found.beyond_count or features is None:
+        return found
+    return differences(*answers, bounds.widened(_joined(truth.noise(true), name), 2 * tolerance.factor))
 
 
 def _run(session: OrtSession, inputs: Arrays, size: int, like: Arrays) -> Arrays:

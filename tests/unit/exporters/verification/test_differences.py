@@ -8,10 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fitserve_exporters.candidate.candidate import Tolerance
-from fitserve_exporters.verification.differences import differences
+from fitserve_exporters.candidate.candidate import Array, Tolerance
+from fitserve_exporters.verification.differences import Differences
+from fitserve_exporters.verification.differences import differences as differences_within
+from fitserve_exporters.verification.tolerance import Bounds, bounds_of
 
 F32 = np.float32
+
+
+def differences(ort: Array, eager: Array, exact: Array, tolerance: Tolerance) -> Differences:
+    return differences_within(ort, eager, exact, bounds_of(eager, exact, tolerance))
 
 
 def test_figures_of_a_small_case() -> None:
@@ -25,14 +31,6 @@ def test_figures_of_a_small_case() -> None:
     assert figures.largest == 4.125
     assert figures.tolerance == 0.5
     assert figures.is_within
-
-
-@pytest.mark.parametrize(
-    ("torch_error", "largest", "expected"),
-    [(0.0, 0.5, 1e-5), (0.0, 100.0, 1e-3), (1e-3, 100.0, 2e-3), (1e-4, 1.0, 2e-4)],
-)
-def test_default_tolerance_is_the_largest_of_three(torch_error: float, largest: float, expected: float) -> None:
-    assert Tolerance().of(torch_error, largest) == pytest.approx(expected, rel=1e-12)
 
 
 def test_output_over_its_tolerance_is_not_within() -> None:
@@ -57,7 +55,8 @@ def test_ulps_count_across_zero_and_over_all_of_float64() -> None:
     least = np.nextafter(F32(0), F32(1))
     assert differences(np.array([-least]), np.array([least]), np.zeros(1), Tolerance()).max_ulps == 2
     top = np.finfo(np.float64).max
-    wide = differences(np.array([-top]), np.array([top]), np.zeros(1), Tolerance())
+    every = Bounds(np.zeros(1), np.zeros(1, bool), np.zeros(1, np.int64))
+    wide = differences_within(np.array([-top]), np.array([top]), np.zeros(1), every)
     assert wide.max_ulps == 2 * int(np.array(top).view(np.int64))
 
 
@@ -66,7 +65,7 @@ def test_same_non_finite_values_agree_and_others_do_not() -> None:
     assert differences(same, same, same.astype(float), Tolerance()).is_within
     other = np.array([0.0, -np.inf, -np.inf, np.nan], F32)
     figures = differences(other, same, same.astype(float), Tolerance())
-    assert figures.nonfinite_mismatch_count == 3
+    assert figures.sentinel_mismatch_count == 3
     assert not figures.is_within
     assert all(math.isfinite(value) for value in figures.to_json().values())
 
@@ -90,9 +89,11 @@ def test_other_shape_is_refused() -> None:
 @given(hnp.arrays(F32, st.integers(0, 20), elements=st.floats(width=32)), st.data())
 def test_figures_are_finite_symmetric_and_zero_for_the_same(values: np.ndarray, data: st.DataObject) -> None:
     others = data.draw(hnp.arrays(F32, len(values), elements=st.floats(width=32)))
-    forth = differences(values, others, others.astype(float), Tolerance())
-    back = differences(others, values, values.astype(float), Tolerance())
+    ordinary = Bounds(np.zeros(len(values)), np.zeros(len(values), bool), np.zeros(len(values), np.int64))
+    forth = differences_within(values, others, others.astype(float), ordinary)
+    back = differences_within(others, values, values.astype(float), ordinary)
     assert (forth.max_abs_diff, forth.max_ulps) == (back.max_abs_diff, back.max_ulps)
-    assert forth.nonfinite_mismatch_count == back.nonfinite_mismatch_count
-    assert all(math.isfinite(value) for value in forth.to_json().values())
+    assert forth.sentinel_mismatch_count == back.sentinel_mismatch_count
+    for figures in (forth, differences(values, others, others.astype(float), Tolerance())):
+        assert all(math.isfinite(value) for value in figures.to_json().values())
     assert differences(values, values, values.astype(float), Tolerance()).is_within

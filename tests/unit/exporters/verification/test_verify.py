@@ -87,9 +87,8 @@ def test_changed_weights_are_over_the_tolerance() -> None:
     record = verified(classifier(), scale_last_weights(1.001))
     reasons = objections(record)
     assert len(reasons) >= 4
-    assert (
-        "output 'y' at batch size 1 on CPUExecutionProvider: expected max|onnxruntime - float64| <= 1e-05" in reasons[0]
-    )
+    assert "output 'y' at batch size 1 on CPUExecutionProvider: expected |onnxruntime - float64| <= " in reasons[0]
+    assert "elements are beyond" in reasons[0]
 
 
 def test_answers_that_differ_beyond_ties_are_an_objection() -> None:
