@@ -164,7 +164,7 @@ class Reconciler:
         if self._unsettled is None:
             self._unsettled = set(self._aspirations.found())
         self._moved.clear()
-        for model in self._aspirations.found():
+        for model in self._loads.in_turn(self._aspirations.found()):
             if self._is_renewable(model):
                 self._loads.renew(model)
         self._reconcile(sorted(self._models()))

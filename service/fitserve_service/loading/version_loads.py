@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,9 @@ from fitserve_service.source import RepositorySource
 from fitserve_service.version_policy import State
 
 _LEAST_LOOK_S: Final = 0.05
+
+_MODELS_IN_TURN: Final = 256
+"""Of more models, so many are looked at each time for changed files: a look must not keep callers waiting."""
 
 _log = logging.getLogger(__name__)
 
@@ -111,6 +114,7 @@ class VersionLoads:
         """Versions whose files are not all there yet, and what is awaited."""
         self._asked: set[Name] = set()
         """Versions that serve, and whose files a caller wants read again."""
+        self._turn = 0
         self._renewing: set[Name] = set()
         """Versions that are read again, and perhaps loaded anew, beside those that serve."""
 
@@ -138,6 +142,16 @@ class VersionLoads:
             look = self._resting.look(name)
             if self._attempts.is_worth_another(name, self._inputs.grounds(model, look.stamp)):
                 self._registry.set_state(model, version, State.PENDING)
+
+    def in_turn(self, models: Iterable[str]) -> list[str]:
+        """Returns the models whose files are to be looked at now: whose turn it is, that move, or that are asked for."""
+        names = sorted(models)
+        if len(names) <= _MODELS_IN_TURN:
+            return names
+        first = self._turn % len(names)
+        self._turn = first + _MODELS_IN_TURN
+        watched = {model for model, _ in (*self._asked, *self._awaited)} & set(names)
+        return [*{*(names + names)[first : first + _MODELS_IN_TURN], *watched}]
 
     def renew(self, model: str) -> None:
         """Looks at the files of versions that serve; those that changed or that a caller asks for are read again."""

@@ -299,3 +299,15 @@ def test_a_call_waits_for_files_that_still_change_and_then_says_so(tmp_path: Pat
     it.look_until({"model.onnx": b"x" * 44})
     it.look()
     assert it.outcomes[1:] == [None]
+
+
+def test_of_many_models_each_has_its_turn_and_those_that_move_have_every(tmp_path: Path) -> None:
+    it = World(tmp_path, ("model.onnx",))
+    loads = it.reconciler._loads
+    few = [f"m{number}" for number in range(256)]
+    assert loads.in_turn(few) == sorted(few)
+    many = [f"m{number}" for number in range(600)]
+    loads._asked.add(("m7", 1))
+    turns = [loads.in_turn(many) for _ in range(3)]
+    assert set().union(*turns) == set(many)
+    assert all("m7" in turn and len(turn) == len(set(turn)) <= 257 for turn in turns)
