@@ -18,8 +18,11 @@ def in_c(*arguments):
     ctypes.CDLL(None).sleep(60)  # C code: no Python handler runs meanwhile
 
 def between(*arguments):
+    seen, handler = [], signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda *of: (handler(*of), seen.append(of)))
     os.write(told, b"x")
-    signal.pause()
+    while not seen:
+        os.sched_yield()
     write(*arguments)
 
 def run_candidate(*_, **__):
