@@ -144,7 +144,7 @@ class VersionLoads:
                 self._registry.set_state(model, version, State.PENDING)
 
     def in_turn(self, models: Iterable[str]) -> list[str]:
-        """Returns the models whose files are to be looked at now: whose turn it is, that move, or that are asked for."""
+        """Returns the models whose files are looked at now: whose turn it is, that move, or that are asked for."""
         names = sorted(models)
         if len(names) <= _MODELS_IN_TURN:
             return names
