@@ -30,11 +30,11 @@ _LOOK_S: Final = 0.025
 _IDLE_SHARE: Final = 0.2
 """Where the process uses less of a processor than this, no flood arrives."""
 
-_SIGN_COUNT: Final = 500
+_SIGN_COUNT: Final = 250
 """Calls that grpcio took and the loop has not seen since the last look: fewer are not worth asking each connection."""
 
-MOST_SURPLUS: Final = 1_024
-"""Unfinished calls beyond the limits of their connections, over all of them; some 10 MiB. A well-behaved one has few:
+MOST_SURPLUS: Final = 512
+"""Unfinished calls beyond the limits of their connections, over all of them; some 8 MiB. A well-behaved one has few:
 those that it cancelled since the loop's last turn."""
 
 _MOST_UNSEEN: Final = 1_024

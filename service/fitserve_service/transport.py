@@ -16,9 +16,9 @@ from fitserve_service.unix_socket import target_of
 _MAX_PENDING: Final = 65_536
 """Calls that the loop has not seen, over all connections; beyond, grpcio cancels arrivals. Some 10 KB each."""
 
-_HEADROOM: Final = 256
+_HEADROOM: Final = 1_024
 """Calls of one connection that are over and still hold memory, because the loop has not seen it; beyond, grpcio refuses
-new ones. A caller has 30 % of 1,000 calls in flight cancelled at once without losing another."""
+new ones. A caller may have a thousand calls cancelled at once behind a busy loop without losing another."""
 
 _SIGN_SHARE: Final = 1 / 3
 """How long a sign of life may take, as a share of the time between two."""
