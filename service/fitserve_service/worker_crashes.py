@@ -40,8 +40,13 @@ class WorkerCrashes:
         """Writes for `begin` what is set aside."""
         return [asdict(entry) for entry in self.aside.values()]
 
-    def note(self, worker: WorkerProcess) -> frozenset[VersionName]:
+    def note(self, worker: WorkerProcess, *, is_starting: bool) -> frozenset[VersionName]:
         """Counts the crash of a worker that has ended against what it was running.
+
+        Args:
+            worker: The worker.
+            is_starting: The server has not been ready yet: a crash that no version is to blame for is not logged, as
+                the sentence that ends the server tells of it.
 
         Returns:
             What it was running; nothing where it did not crash.
@@ -49,6 +54,8 @@ class WorkerCrashes:
         if not (crash := crash_of(worker.process.returncode, worker.record.fault())):
             return frozenset()
         running = worker.record.running()
+        if is_starting and not running:
+            return running
         names = ", ".join(f"{model} version {version}" for model, version in sorted(running)) or "no version"
         _log.error("worker %d crashed (%s) while running %s\n%s", worker.number, crash, names, worker.record.trace())
         for name in self._crashes.add(running, time.monotonic()):

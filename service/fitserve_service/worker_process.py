@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -86,6 +87,14 @@ def start_worker(number: int, began_s: float, shared: Sequence[int] = ()) -> Wor
             record.close()
             raise
     return WorkerProcess(number, process, PostedLink(own), record, began_s)
+
+
+def end_text(exit_code: int) -> str:
+    """Says how a process ended, for people; `exit_code` is negative where a signal ended it."""
+    if exit_code >= 0:
+        return f"exit code {exit_code}"
+    name = next((each.name for each in signal.Signals if each == -exit_code), f"signal {-exit_code}")
+    return f"{name}: has the machine run out of memory?" if name == "SIGKILL" else name
 
 
 @dataclass(slots=True)

@@ -35,7 +35,8 @@ def find_hung(workers: Iterable[WorkerProcess]) -> list[WorkerProcess]:
     for worker in workers:
         if worker.unanswered_looks >= (HUNG_LOOKS if worker.has_spoken else _START_LOOKS):
             hung.append(worker)
-        elif worker.unanswered_looks == 0 and worker.has_spoken:
+            continue
+        if worker.unanswered_looks == 0 and worker.has_spoken:
             worker.tell("ping")
         worker.unanswered_looks += 1
         if is_late(worker):

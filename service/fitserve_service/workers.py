@@ -29,11 +29,11 @@ from fitserve_service.worker_crashes import WorkerCrashes
 from fitserve_service.worker_errands import Errands
 from fitserve_service.worker_link import Message
 from fitserve_service.worker_pages import WorkerPages, read_content
-from fitserve_service.worker_process import BackOff, WorkerProcess, start_worker
+from fitserve_service.worker_process import BackOff, WorkerProcess, end_text, start_worker
 from fitserve_service.worker_settings import settings_fields
 from fitserve_service.worker_shared import NOTHING_SHARED, WorkerShared
 from fitserve_service.worker_switches import WorkerSwitches
-from fitserve_service.worker_watch import HUNG_LOOKS, LOOK_S, find_hung, how_it_hangs, is_late
+from fitserve_service.worker_watch import LOOK_S, find_hung, how_it_hangs, is_late
 
 _CATCH_UP_S: Final = 10.0
 """How long the first workers wait for each other where they have not loaded the same versions."""
@@ -219,7 +219,7 @@ class Workers:
     def _ended(self, worker: WorkerProcess) -> None:
         self._live.discard(worker)
         worker.link.close()
-        running = self._crashes.note(worker)
+        running = self._crashes.note(worker, is_starting=not self._has_said)
         self._switches.bar(self._crashes.aside)
         worker.record.close()
         if self._shared is not None:
@@ -231,7 +231,7 @@ class Workers:
         self._errands.leave(worker)
         if self._is_stopping:
             return
-        why = worker.refusal or f"exit code {worker.process.returncode}"
+        why = worker.refusal or end_text(worker.process.returncode)
         # Before the first READY only a model's crash is worth another try: it is set aside in the end.
         if not self._has_said and (worker.refusal or not running or not self._settings.crash_limit):
             return self._refuse(worker.refusal or f"worker {worker.number} ended before it was ready ({why})")
@@ -266,10 +266,12 @@ class Workers:
         if self._is_stopping:
             return
         for worker in find_hung(self._live):
-            limit_s = HUNG_LOOKS * LOOK_S
-            _log.error(
-                "worker %d has not answered for %g s: %s; ending it", worker.number, limit_s, how_it_hangs(worker)
-            )
+            limit_s = worker.unanswered_looks * LOOK_S
+            text = f"worker {worker.number} has not answered for {limit_s:g} s: {how_it_hangs(worker)}"
+            if self._has_said:
+                _log.error("%s; ending it", text)
+            else:
+                worker.refusal = text
             worker.process.kill()
         if self._switches.look():
             self._tell_settled()

@@ -190,6 +190,16 @@ def test_one_that_hangs_is_ended_and_pages_do_without_it_before() -> None:
         assert second.told().count("ping") == 1
 
 
+def test_one_that_hangs_while_the_server_starts_is_why_it_does_not_start() -> None:
+    with two() as (parent, first, _):
+        first.process.has_spoken = True
+        for _ in range(HUNG_LOOKS + 1):
+            parent._look()
+        first.process.process.wait()
+        parent._ended(first.process)
+        assert parent._refusal == "worker 0 has not answered for 5 s: its loop is blocked; it runs no version"
+
+
 def test_a_lasting_disagreement_is_named_and_nobody_is_ready() -> None:
     with serving() as (parent, first, second):
         first.process.is_settled = second.process.is_settled = True
