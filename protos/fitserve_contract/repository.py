@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from fitserve_contract.repository_view import (
     LinkError,
     RepositoryChangedError,
     RepositoryRoot,
-    RepositoryView,
     Root,
     read_settled,
     root_of,
@@ -95,13 +95,8 @@ def models(root: Root) -> list[str]:
     Raises:
         OSError: the root is not there.
     """
-    root = root_of(root)
-    with os.scandir(root.path) as entries:
-        named = [entry for entry in entries if is_model_name(entry.name)]
-    found = {entry.name for entry in named if entry.is_dir(follow_symlinks=False)}
-    if links := [entry.name for entry in named if entry.is_symlink()]:
-        found |= read_settled(root, lambda view: {name for name in links if _may_be_folder(view, name)})
-    return sorted(found)
+    with os.scandir(root_of(root).path) as entries:
+        return sorted(entry.name for entry in entries if is_model_name(entry.name) and _may_be_folder(entry))
 
 
 def versions(root: Root, model: str) -> list[int]:
@@ -286,14 +281,12 @@ def _check_no_links(folder: Path) -> None:
                 )
 
 
-def _may_be_folder(view: RepositoryView, name: str) -> bool:
-    """Tells whether a link leads to a folder, or cannot be followed so that nobody knows."""
+def _may_be_folder(entry: os.DirEntry[str]) -> bool:
+    """Tells whether a name is a folder, leads to one, or is a link to nothing so that nobody knows."""
     try:
-        return view.is_folder(name)
-    except RepositoryChangedError:
-        raise
-    except (LinkError, OSError):
-        return True
+        return stat.S_ISDIR(entry.stat().st_mode)
+    except OSError:
+        return entry.is_symlink()
 
 
 @contextmanager

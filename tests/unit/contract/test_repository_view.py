@@ -352,6 +352,7 @@ def test_versions_and_models_may_be_links_and_wrong_ones_are_named(tmp_path: Pat
     link(root / "gone", "nowhere")
     file(root / "notes")
     link(root / "README", "notes")
+    link(root / "LICENSE", file(tmp_path / "license"))
     link(root / ".hidden", "m")
 
     assert models(root) == ["far", "gone", "m", "n", "store"]
