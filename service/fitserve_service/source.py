@@ -164,7 +164,8 @@ class RepositorySource:
         except (ValueError, RecursionError) as error:
             last = replace(last, problem=str(error))
         except OSError as error:
-            last = replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}")
+            cure = f"; let user {os.geteuid()} read it (chmod u+rX)" if isinstance(error, PermissionError) else ""
+            last = replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}{cure}")
         if last.problem:
             notes.append(last.problem)
         return _Known(marks, last, tuple(notes))

@@ -22,6 +22,7 @@ from fitserve_service.pages_activity import Activity
 from fitserve_service.pages_http import Request, RequestError, Response
 from fitserve_service.pages_status import StatusReport
 from fitserve_service.registry import Registry
+from fitserve_service.repository_state import RepositoryState
 from fitserve_service.version_policy import State
 
 CARD = b"<!doctype html><title>card</title>"
@@ -50,6 +51,16 @@ def test_metrics_and_health_answer_whatever_the_host(tmp_path: Path) -> None:
     assert (metrics.content, metrics.content_type[:10]) == (b"metric 1\n", "text/plain")
     assert ask(pages, "/healthz", "any.example").status == 200
     assert ask(world(tmp_path, is_ready=False)[0], "/healthz").status == 503
+
+
+def test_a_repository_that_is_away_is_told_and_makes_nothing_unready(tmp_path: Path) -> None:
+    pages, registry = world(tmp_path)
+    assert ask(pages, "/healthz").content == b"ok\n"
+    registry.repository = RepositoryState("the repository is away", 2, ("'model.onnx' is not served",))
+    health = ask(pages, "/healthz")
+    assert (health.status, health.content) == (200, b"ok\nthe repository is away\n")
+    document = json.loads(ask(pages, "/status.json").content)
+    assert document["notes"] == ["the repository is away", "'model.onnx' is not served"]
 
 
 def test_page_lets_run_its_own_script_and_style_alone(tmp_path: Path) -> None:

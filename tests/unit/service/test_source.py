@@ -226,7 +226,8 @@ def test_a_model_without_a_version_that_cannot_be_read_is_named(
     source = RepositorySource(tmp_path)
     for _ in range(3):
         assert source.scan() == {}
-    assert source.notes == ("model 'secret': its folder cannot be read: Permission denied",)
+    cure = f"let user {os.geteuid()} read it (chmod u+rX)"
+    assert source.notes == (f"model 'secret': its folder cannot be read: Permission denied; {cure}",)
     assert caplog.text.count("model 'secret'") == 1
 
 

@@ -20,6 +20,7 @@ from fitserve_service.histogram import MOST_UNCOUNTED, Histogram
 from fitserve_service.loader import Loader
 from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry
+from fitserve_service.repository_state import RepositoryState
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.telemetry import Telemetry
 from fitserve_service.version_policy import State
@@ -104,6 +105,20 @@ def test_requests_runs_states_and_queues_are_exposed(tmp_path: Path) -> None:
     assert found[key("fitserve_version_info", **version, **provider)] == 1
     assert found[key("fitserve_build_info", version="0", device="cpu")] == 1
     assert found[key("process_open_fds")] > 0
+
+
+def test_a_repository_that_is_away_is_counted() -> None:
+    registry = Registry()
+    telemetry = Telemetry(registry, dict, {"version": "0"})
+    names = ("fitserve_repository_available", "fitserve_repository_absences_total", "fitserve_repository_notes")
+    texts = [telemetry.exposition().decode()]
+    registry.repository = RepositoryState("it is away", 3, ("'model.onnx' is not served",))
+    texts.append(telemetry.exposition().decode())
+    found = [
+        [line.split()[1] for name in names for line in text.splitlines() if line.startswith(f"{name} ")]
+        for text in texts
+    ]
+    assert found == [["1.0", "0.0", "0.0"], ["0.0", "3.0", "1.0"]]
 
 
 def test_a_version_that_is_gone_is_scraped_once_more_and_then_forgotten(tmp_path: Path) -> None:
