@@ -149,12 +149,6 @@ def read_beneath(folder: Path, relative: str, *, max_bytes: int) -> bytes:
         return read_descriptor(descriptor, relative, max_bytes)
 
 
-def sha256_beneath(folder: Path, relative: str) -> str:
-    """Computes the SHA-256 of a file beneath a folder, in lower-case hexadecimal; raises as `open_beneath`."""
-    with open_beneath(folder, relative) as descriptor:
-        return sha256_of(descriptor)
-
-
 def write_durably(path: Path, content: bytes) -> None:
     """Writes a file and flushes it to the disk; the name itself is flushed by `sync_folder` of its folder."""
     with path.open("wb") as file:
