@@ -19,6 +19,7 @@ from fitserve.inference.v1 import inference_pb2 as native
 from fitserve_oip.inference_pb2 import ModelInferRequest, ModelInferResponse
 from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.served_version import ServedVersion
+from fitserve_service.switching.views import View
 from fitserve_service.traffic import NO_TRAFFIC, Traffic
 from fitserve_service.version_policy import State
 
@@ -359,3 +360,31 @@ def test_all_that_was_leased_is_given_back(tmp_path: Path) -> None:
     it.settle()
     it.registry.retire("m", 1, lambda: None)
     assert it.registry.states("m") == {1: State.UNLOADED}
+
+
+def test_a_switch_between_the_first_request_and_the_run_holds_for_all_of_them(tmp_path: Path) -> None:
+    it, memory = World(tmp_path), memoryview(bytearray(8)).cast("Q")
+    views = it.registry.share(memory)
+
+    def switch(version: int) -> None:
+        digests = {each: served.content_digest for each, served in it.registry.served("m").items()}
+        assert views.prepare(version, {"m": View(digests, {}, version)})
+        memory[0] = version
+
+    it.serve(builders.scaled(2.0))
+    switch(1)
+    it.learn(row(1))
+    assert [call.array[0, 0] for call in asked(it)] == [2.0] * 4
+    it.serve(builders.scaled(3.0), 2)
+    calls = [it.ask(row(1)) for _ in range(4)]
+    # The last of them may have come after another worker answered with version 2.
+    switch(2)
+    it.settle()
+    assert [call.array[0, 0] for call in calls] == [3.0] * 4
+    it.engine.close()
+
+
+def asked(it: World) -> list[Call]:
+    calls = [it.ask(row(1)) for _ in range(4)]
+    it.settle()
+    return calls
