@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnxruntime
 import torch
+import torch.nn.utils.prune
 from torch import nn
 
 import fitserve_exporters
@@ -188,11 +189,12 @@ MODULES: dict[str, Everyday] = {
     ),
     "dataclass with None": Everyday(lambda: Does(lambda _, x: Answer(x * 2)), rows(3), ("logits",)),
     "one key of several": Everyday(
-        lambda: Does(lambda _, x: {"a": x * 2, "b": x + 1}), rows(3), ("b",), {"output_names": ["b"]}
+        lambda: Does(lambda _, x: {"a": x * 2, "b": x + 1, "cache": object()}), rows(3), ("b",), {"output_names": ["b"]}
     ),
     "input given back, one tensor twice": Everyday(
         lambda: Does(lambda _, x: (x, x * 2, x)), rows(3), ("output_0", "output_1", "output_2")
     ),
+    "pruned": Everyday(lambda: nn.Sequential(nn.utils.prune.l1_unstructured(nn.Linear(4, 3), "weight", 0.5)), rows(4)),
     "DataParallel": Everyday(lambda: nn.DataParallel(nn.Linear(4, 2)), rows(4)),
     "torch.compile": Everyday(lambda: torch.compile(nn.Linear(4, 2), backend="eager"), rows(4)),  # type: ignore[arg-type,return-value]
     "spectral norm": Everyday(lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)), rows(4)),

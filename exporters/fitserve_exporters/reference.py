@@ -46,7 +46,7 @@ class TorchReference:
         Raises:
             ExportError: forward fails, or its outputs are not one tensor or a flat sequence of tensors, one per name.
         """
-        return self._answers(self._fp32, [torch.from_numpy(inputs[name]) for name in self._input_names])
+        return self._answers(self._fp32, [torch.from_numpy(inputs[name]).clone() for name in self._input_names])
 
     def fp64(self, inputs: Arrays) -> Arrays:
         """Gives every output, with weights and real inputs in float64, by name.
@@ -54,7 +54,7 @@ class TorchReference:
         A module whose forward insists on fp32 has no float64 answer: then these are its fp32 answers, and `fp64_gap`
         says so.
         """
-        tensors = [torch.from_numpy(inputs[name]) for name in self._input_names]
+        tensors = [torch.from_numpy(inputs[name]).clone() for name in self._input_names]
         widened = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
         try:
             with _default_dtype(torch.float64), _InFloat64():

@@ -84,6 +84,12 @@ def _kind_of(value: object) -> str:
 
 
 def _check_weights(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if type(part).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise ExportError(
+                f"module: part '{name}' is quantized by torch, which has no ONNX form; give the module before its "
+                "quantization, and ask for the variant int8"
+            )
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise ExportError(

@@ -54,14 +54,23 @@ def leaves(returned: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
         yield from leaves(child, (*path, key))
 
 
-def tensors_of(returned: Any) -> tuple[dict[Path, torch.Tensor], list[str]]:
+def tensors_of(returned: Any, chosen: Sequence[str] | None = None) -> tuple[dict[Path, torch.Tensor], list[str]]:
     """Returns the tensors that forward returned, by path, and the names of what was None.
+
+    Args:
+        returned: What forward returned.
+        chosen: The caller's names; where all are keys that forward returns, nothing else is looked at.
 
     Raises:
         ExportError: something else is among them, or a tensor that no version can serve.
     """
     found, missing = {}, []
-    for path, leaf in leaves(returned):
+    all_leaves = list(leaves(returned))
+    keys = {default_name(path) for path, _ in all_leaves if path and isinstance(path[0], str)}
+    is_choice = chosen is not None and set(chosen) <= keys
+    for path, leaf in all_leaves:
+        if is_choice and default_name(path) not in (chosen or ()):
+            continue
         if leaf is None:
             missing.append(default_name(path))
         else:

@@ -91,11 +91,11 @@ def serve(
     if widen_bfloat16(copied):
         notes.append("bfloat16 weights are exported as float32, which holds each of their values exactly")
     rows = [example[name] for name in calling.names]
-    first, missing = tensors_of(_answer(copied, calling, rows, "the example"))
-    _drop_idle_hooks(copied, calling, rows, first)
+    first, missing = tensors_of(_answer(copied, calling, rows, "the example"), output_names)
+    _drop_idle_hooks(copied, calling, rows, first, output_names)
     notes += [f"output '{name}' is None and left out" for name in missing]
     named = named_outputs(list(first), output_names, calling.names)
-    seen = [_shapes(copied, calling, rows, size, [path for _, path in named]) for size in _BATCHES]
+    seen = [_shapes(copied, calling, rows, size, [path for _, path in named], output_names) for size in _BATCHES]
     outputs = []
     for name, path in named:
         axis = _batch_axis(name, [shapes[path] for shapes in seen])
@@ -114,7 +114,11 @@ def serve(
 
 
 def _drop_idle_hooks(
-    module: nn.Module, calling: Calling, rows: Sequence[torch.Tensor], expected: Mapping[Path, torch.Tensor]
+    module: nn.Module,
+    calling: Calling,
+    rows: Sequence[torch.Tensor],
+    expected: Mapping[Path, torch.Tensor],
+    chosen: Sequence[str] | None,
 ) -> None:
     """Removes forward hooks, if the answer is the same without: they keep features, and would keep a tracer's."""
     hooks = [found for part in module.modules() for found in (part._forward_hooks, part._forward_pre_hooks) if found]
@@ -124,7 +128,7 @@ def _drop_idle_hooks(
     for found in hooks:
         found.clear()
     try:
-        answers, _ = tensors_of(_answer(module, calling, rows, "the example"))
+        answers, _ = tensors_of(_answer(module, calling, rows, "the example"), chosen)
         is_same = answers.keys() == expected.keys() and all(
             np.array_equal(answers[path].numpy(), expected[path].numpy(), equal_nan=True) for path in answers
         )
@@ -136,10 +140,16 @@ def _drop_idle_hooks(
 
 
 def _shapes(
-    module: nn.Module, calling: Calling, rows: Sequence[torch.Tensor], size: int, paths: Sequence[Path]
+    module: nn.Module,
+    calling: Calling,
+    rows: Sequence[torch.Tensor],
+    size: int,
+    paths: Sequence[Path],
+    chosen: Sequence[str] | None,
 ) -> dict[Path, tuple[int, ...]]:
     repeated = [tensor[torch.arange(size) % len(tensor)] for tensor in rows]
-    tensors, _ = tensors_of(_answer(module, calling, repeated, f"{size} example{'s' * (size > 1)}"))
+    returned = _answer(module, calling, repeated, f"{size} example{'s' * (size > 1)}")
+    tensors, _ = tensors_of(returned, chosen)
     gone = [default_name(path) for path in paths if path not in tensors]
     if gone:
         raise ExportError(

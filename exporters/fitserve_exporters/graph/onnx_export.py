@@ -14,7 +14,7 @@ from torch import nn
 from fitserve_contract.joinability.proof import joining_text, prove_rows
 from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.graph.names import name_ends
+from fitserve_exporters.graph.names import graphs, name_ends
 from fitserve_exporters.graph.passes import apply_passes
 from fitserve_exporters.graph.quiet import quiet
 from fitserve_exporters.graph.recurrent import translations
@@ -114,6 +114,7 @@ def _onnx_model(program: torch.export.ExportedProgram, candidate: Candidate) -> 
     model = apply_passes(model)
     model.ir_version = IR_VERSION
     _check_signature(model, candidate)
+    _check_elements(model)
     name_ends(model, [spec.name for spec in candidate.inputs], candidate.output_names)
     return model
 
@@ -129,6 +130,18 @@ def _check_signature(model: onnx.ModelProto, candidate: Candidate) -> None:
             f"got {len(inputs)} and {len({*outputs} - {*inputs})} in the graph; a forward that returns an input, or "
             "one tensor twice, has to clone() it"
         )
+
+
+def _check_elements(model: onnx.ModelProto) -> None:
+    """Refuses bfloat16, in which ONNX Runtime computes next to nothing on a CPU."""
+    for graph in graphs(model.graph):
+        for node in graph.node:
+            casts = [attribute.i for attribute in node.attribute if node.op_type == "Cast" and attribute.name == "to"]
+            if TensorProto.BFLOAT16 in casts:
+                raise ExportError(
+                    f"export: node '{node.name}' casts to bfloat16, which ONNX Runtime does not compute in on a CPU; "
+                    "leave the autocast and .bfloat16() out of forward: the weights stay as they are"
+                )
 
 
 def _element_count(tensor: onnx.TensorProto) -> int:

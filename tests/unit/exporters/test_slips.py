@@ -50,6 +50,7 @@ def quietly(make: Callable[[], Any]) -> Any:
 X = torch.arange(16.0).reshape(4, 4) / 16
 SPARSE = quietly(lambda: X.to_sparse())
 QUANTIZED = quietly(lambda: torch.quantize_per_tensor(X, 0.1, 0, torch.qint8))
+QUANTIZED_MODULE = quietly(lambda: torch.ao.quantization.quantize_dynamic(nn.Sequential(linear())))
 TEXT = np.array([["a", "b"]])
 CLASSES = Task(TaskKind.CLASSIFICATION, "output", Scores.LOGITS, ("a", "b"))
 THREE = Task(TaskKind.CLASSIFICATION, "output", Scores.LOGITS, ("a", "b", "c"))
@@ -75,6 +76,12 @@ OUTPUTS: dict[str, Slip] = {
         {},
         "'unit': expected a tensor, got str.*output_names",
     ),
+    "a cache": (
+        Calls(lambda y: {"y": y, "cache": object()}),
+        X,
+        {},
+        "'cache': expected a tensor, got object.*choose the keys",
+    ),
     "None": (Calls(lambda y: None), X, {}, "at least one tensor, got none"),  # noqa: ARG005
     "complex": (Calls(torch.fft.fft), X, {}, r"'output': .*got torch\.complex64; return torch\.view_as_real"),
     "sparse": (Calls(lambda y: y.to_sparse()), X, {}, "expected a dense tensor, got a sparse one.*to_dense"),
@@ -85,6 +92,7 @@ OUTPUTS: dict[str, Slip] = {
         {},
         "got a PackedSequence; return pad_packed_sequence",
     ),
+    "autocast": (Calls(lambda y: (y.bfloat16() * 2).float()), X, {}, "casts to bfloat16.*leave the autocast"),
     "raises": (Calls(lambda y: y["no"]), X, {}, "its forward fails on the example: "),
     "fixed batch": (Calls(lambda y: y.reshape(4, 2, 2)), X, {}, "its forward fails on 5 examples: RuntimeError"),
 }
@@ -101,6 +109,7 @@ MODULES: dict[str, Slip] = {
         {},
         "got a TorchScript module; give the module",
     ),
+    "quantized": (QUANTIZED_MODULE, X, {}, "part '0' is quantized by torch.*ask for the variant int8"),
     "lazy": (quietly(lambda: nn.LazyLinear(2)), X, {}, "'weight' is not initialized.*run the module once"),
     "meta": (nn.Linear(4, 2, device="meta"), X, {}, "'weight' is on the meta device.*load_state_dict"),
 }
