@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from fitserve_contract.axis_ranges import AxisRange
 from fitserve_contract.datatypes import NUMPY_DTYPES
 from fitserve_contract.files import read_beneath
 from fitserve_contract.repository import MANIFEST_FILE, MAX_TEXT_BYTES
@@ -35,17 +36,21 @@ class TensorSpec:
         datatype: OIP spelling.
         shape: Size of each axis; a free axis is its name (str), or None without a name. None for a free rank.
         is_optional: An input that may be left out.
+        ranges: Of an input's free axes, those whose sizes are bounded; the others have any size.
     """
 
     name: str
     datatype: str
     shape: tuple[int | str | None, ...] | None
     is_optional: bool = False
+    ranges: tuple[AxisRange, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Gives the spec as the manifest writes it."""
         shape = None if self.shape is None else list(self.shape)
-        return {"name": self.name, "datatype": self.datatype, "shape": shape, "is_optional": self.is_optional}
+        ranges = {"ranges": [one.to_json() for one in self.ranges]} if self.ranges else {}
+        fixed = {"name": self.name, "datatype": self.datatype, "shape": shape, "is_optional": self.is_optional}
+        return fixed | ranges
 
     @staticmethod
     def from_json(value: Any, where: str) -> TensorSpec:
@@ -62,9 +67,9 @@ class TensorSpec:
         shape = entry.get("shape")
         if shape is not None and not (isinstance(shape, list) and all(_is_axis(axis) for axis in shape)):
             raise ManifestError(f"{where}.shape: expected a list of sizes >= 0, names or null, got {str(shape)[:80]}")
-        return TensorSpec(
-            name, datatype, None if shape is None else tuple(shape), bool(entry.get("is_optional", False))
-        )
+        axes = None if shape is None else tuple(shape)
+        ranges = _ranges(entry.get("ranges", []), axes, where)
+        return TensorSpec(name, datatype, axes, bool(entry.get("is_optional", False)), ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +178,19 @@ def _specs(document: Mapping[str, Any], key: str) -> tuple[TensorSpec, ...]:
     if not isinstance(entries, list):
         raise ManifestError(f"manifest.{key}: expected a list, got {type(entries).__name__}")
     return tuple(TensorSpec.from_json(entry, f"manifest.{key}[{index}]") for index, entry in enumerate(entries))
+
+
+def _ranges(value: Any, shape: tuple[int | str | None, ...] | None, where: str) -> tuple[AxisRange, ...]:
+    if not isinstance(value, list):
+        raise ManifestError(f"{where}.ranges: expected a list, got {type(value).__name__}")
+    try:
+        found = tuple(AxisRange.from_json(one, f"{where}.ranges[{index}]") for index, one in enumerate(value))
+    except ValueError as error:
+        raise ManifestError(str(error)) from None
+    for index, one in enumerate(found):
+        if shape is None or one.axis >= len(shape):
+            raise ManifestError(f"{where}.ranges[{index}].axis: expected an axis of shape {shape}, got {one.axis}")
+    return found
 
 
 def _task(value: Any) -> Task | None:

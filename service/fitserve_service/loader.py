@@ -17,7 +17,7 @@ from fitserve_contract.certificate import MAX_CERTIFICATE_BYTES, CertificateErro
 from fitserve_contract.files import UnsafeFileError
 from fitserve_contract.folder_view import FolderView
 from fitserve_contract.joinability.proof import joining_text
-from fitserve_contract.manifest import Manifest, ManifestError
+from fitserve_contract.manifest import Manifest, ManifestError, TensorSpec
 from fitserve_contract.onnx_file import OnnxFileError, read_facts
 from fitserve_contract.repository import MANIFEST_FILE, MAX_TEXT_BYTES, MODEL_FILE, ChecksumError, VersionPath
 from fitserve_contract.repository_view import RepositoryChangedError
@@ -52,7 +52,7 @@ from fitserve_service.session import (
     device_kind,
 )
 from fitserve_service.shared_weights import SharedWeights
-from fitserve_service.signature import Signature
+from fitserve_service.signature import Signature, with_ranges
 from fitserve_service.variants import AUTO, FP32, Choice, choices
 from fitserve_service.warmup import measure
 
@@ -224,7 +224,8 @@ class Loader:
         if manifest is not None and manifest.task is not None:
             _check_task(manifest, session)
         row_limit = int(overrides.values.get("max_batch_size", 0))
-        signature = Signature(session.inputs, session.outputs, config.joinable, row_limit, self._max_answer_bytes)
+        inputs = _ranged_inputs(session, manifest)
+        signature = Signature(inputs, session.outputs, config.joinable, row_limit, self._max_answer_bytes)
         said = {key: "model.toml" for key in overrides.values if key != "joinable"}
         comments |= said | {"variant": choice.reason}
         if session.placement.node_counts:
@@ -366,6 +367,13 @@ def _warm_up_sizes(config: ModelConfig) -> list[int]:
         return [1]
     sizes = config.batch_size_buckets or [1 << shift for shift in range(7)]
     return [size for size in sizes if size <= config.max_batch_size]
+
+
+def _ranged_inputs(session: Session, manifest: Manifest | None) -> tuple[TensorSpec, ...]:
+    try:
+        return with_ranges(session.inputs, () if manifest is None else manifest.inputs)
+    except ValueError as error:
+        raise ManifestError(str(error)) from None
 
 
 def _check_task(manifest: Manifest, session: Session) -> None:

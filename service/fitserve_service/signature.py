@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from fitserve_contract.axis_ranges import AxisRange
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.onnx_types import axis_name
 from fitserve_contract.tensor_bytes import Array, shape_text
@@ -69,6 +70,9 @@ class Signature:
             _check_shape(spec, tensor.array.shape)
         if found != len(inputs):
             raise self._unknown_input(inputs)
+        for spec in self.inputs:
+            if spec.ranges and spec.name in inputs:
+                _check_ranges(spec, inputs)
         return self._example_count(inputs) if self.has_batch_axis else 1
 
     def check_outputs(self, names: Sequence[str]) -> tuple[str, ...]:
@@ -148,6 +152,49 @@ def _check_shape(spec: TensorSpec, shape: tuple[int, ...]) -> None:
     for size, expected in zip(shape, spec.shape, strict=True):
         if type(expected) is int and size != expected:
             raise _invalid(spec.name, f"expected shape {shape_text(spec.shape)}, got {shape_text(shape)}")
+
+
+def _check_ranges(spec: TensorSpec, inputs: Mapping[str, Tensor]) -> None:
+    """Checks the sizes of free axes against those that the version was proved at."""
+    shape = inputs[spec.name].array.shape
+    for one in spec.ranges:
+        size = shape[one.axis]
+        if problem := one.problem(size):
+            raise _invalid(spec.name, f"axis {one.axis} ('{_axis_text(spec, one)}'): {problem}")
+        if one.same_as is not None and (other := inputs.get(one.same_as[0])) is not None:
+            expected = other.array.shape[one.same_as[1]] + one.offset
+            if size != expected:
+                of = f"axis {one.same_as[1]} of input '{one.same_as[0]}'{f' {one.offset:+d}' if one.offset else ''}"
+                raise _invalid(spec.name, f"axis {one.axis}: expected {expected}, as {of}, got {size}")
+
+
+def _axis_text(spec: TensorSpec, one: AxisRange) -> str:
+    assert spec.shape is not None
+    return str(spec.shape[one.axis])
+
+
+def with_ranges(specs: Sequence[TensorSpec], described: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    """Returns a model's inputs with the ranges of its manifest.
+
+    Args:
+        specs: As the runtime knows them.
+        described: As the manifest does.
+
+    Raises:
+        ValueError: a range is of an axis, its own or another input's, that the model does not have.
+    """
+    ranges = {spec.name: spec.ranges for spec in described}
+    ranks = {spec.name: None if spec.shape is None else len(spec.shape) for spec in specs}
+    for spec in specs:
+        for one in ranges.get(spec.name, ()):
+            for name, axis in ((spec.name, one.axis), *([one.same_as] if one.same_as else [])):
+                rank = ranks.get(name)
+                if rank is None or axis >= rank:
+                    raise ValueError(
+                        f"manifest.inputs '{spec.name[:64]}'.ranges: expected an axis of the model, got axis {axis} "
+                        f"of '{name[:64]}'"
+                    )
+    return tuple(replace(spec, ranges=ranges.get(spec.name, ())) for spec in specs)
 
 
 def _spec_text(spec: TensorSpec) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fitserve_contract.axis_ranges import AxisRange
 from fitserve_contract.datatypes import NUMPY_DTYPES
 from fitserve_contract.manifest import TensorSpec
 from fitserve_service.errors import Code, Reason, ServiceError
-from fitserve_service.signature import Signature, Tensor, axis_conflict
+from fitserve_service.signature import Signature, Tensor, axis_conflict, with_ranges
 
 X = TensorSpec("x", "FP32", ("B", 2))
 IDS = TensorSpec("ids", "INT64", ("B", "S"))
@@ -147,3 +148,35 @@ def test_outputs_that_are_not_there_or_asked_for_twice(names: list[str], text: s
     with pytest.raises(ServiceError, match=text) as caught:
         Signature((X,), (Y,), True).check_outputs(names)
     assert caught.value.reason is Reason.INVALID_OUTPUT
+
+
+RANGED = TensorSpec("x", "FP32", ("B", "n"), ranges=(AxisRange(1, 8, 300, 4),))
+
+
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [
+        (4, "axis 1 ('n'): expected at least 8, got 4"),
+        (304, "axis 1 ('n'): expected at most 300, got 304"),
+        (10, "axis 1 ('n'): expected a multiple of 4, got 10"),
+    ],
+)
+def test_size_outside_its_range_is_named_with_axis_and_bound(size: int, problem: str) -> None:
+    signature = Signature((RANGED,), (Y,), True)
+    assert refusal(signature, {"x": tensor("FP32", 2, size)}) == f"input 'x': {problem}"
+    assert signature.check({"x": tensor("FP32", 2, 300)}) == 2
+
+
+def test_axis_that_follows_another_inputs_is_held_to_it() -> None:
+    mask = TensorSpec("mask", "INT64", ("B", "S"), ranges=(AxisRange(1, 0, same_as=("ids", 1), offset=-1),))
+    signature = Signature((mask, IDS), (Y,), True)
+    assert signature.check({"ids": tensor("INT64", 3, 7), "mask": tensor("INT64", 3, 6)}) == 3
+    text = refusal(signature, {"ids": tensor("INT64", 3, 7), "mask": tensor("INT64", 3, 7)})
+    assert text == "input 'mask': axis 1: expected 6, as axis 1 of input 'ids' -1, got 7"
+
+
+def test_ranges_of_axes_that_the_model_lacks_are_refused() -> None:
+    assert with_ranges((X, IDS), (RANGED,))[0].ranges == RANGED.ranges
+    strange = TensorSpec("x", "FP32", ("B", 2), ranges=(AxisRange(1, same_as=("ids", 5)),))
+    with pytest.raises(ValueError, match="expected an axis of the model, got axis 5 of 'ids'"):
+        with_ranges((X, IDS), (strange,))
