@@ -122,7 +122,7 @@ def _shape(spec: TensorSpec) -> str:
 
 
 def _meaning(spec: TensorSpec) -> str:
-    return "may be left out" if spec.is_optional else ""
+    return "; ".join(["may be left out"] * spec.is_optional + spec.range_texts())
 
 
 def _scored(manifest: Manifest, spec: TensorSpec) -> str:

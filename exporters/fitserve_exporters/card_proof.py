@@ -80,9 +80,31 @@ def verification_section(manifest: Manifest) -> Markup | None:
     ]
     if manifest.verification.get("float64_gap"):
         parts.append(tag("p", f"No float64 reference: {shown(manifest.verification['float64_gap'])}", class_="note"))
+    parts += [tag("p", text, class_="note") for text in (*_rows_text(manifest), *_sizes_texts(manifest))]
     for provider, figures in providers.items():
         parts += [tag("h3", provider), _agreement(mapping(figures)), _differences(mapping(figures))]
     return section("Verification", parts)
+
+
+def _rows_text(manifest: Manifest) -> Iterator[str]:
+    rows = mapping(manifest.verification.get("rows"))
+    if not rows:
+        return
+    if rows.get("seen_to_depend"):
+        yield f"Rows depend on each other: {shown(rows['seen_to_depend'])}. Requests are never joined."
+        return
+    tried = f"{shown(rows.get('probe_count'))} rows beside each other and {shown(rows.get('hostile_count'))} hostile"
+    proved = "proved independent by the graph" if rows.get("is_proved_by_graph") else shown(rows.get("unproved"))
+    yield f"Rows: {proved}; {tried} neighbours, in torch and in ONNX Runtime: none was seen to depend on another."
+
+
+def _sizes_texts(manifest: Manifest) -> Iterator[str]:
+    sizes = manifest.verification.get("sizes")
+    for size in map(mapping, sizes if isinstance(sizes, list) else []):
+        verified = size.get("verified")
+        run = ", ".join(map(shown, verified)) if isinstance(verified, list) else "–"
+        note = f"; the bound: {shown(size['note'])}" if size.get("note") else ""
+        yield f"Axis '{shown(size.get('axis'))}' was run at sizes {run}{note}."
 
 
 def latency_section(manifest: Manifest) -> Markup | None:

@@ -68,6 +68,7 @@ def export(
     training: Mapping[str, Any] | None = None,
     seed: int = 0,
     allow_nan: Sequence[str] = (),
+    allow_coupled_rows: bool = False,
 ) -> PublishedVersion:
     """Exports a trained module to ONNX, verifies it against eager torch, and publishes it as the model's next version.
 
@@ -95,6 +96,8 @@ def export(
         training: How it was trained, for the manifest: JSON values, tensors and numpy numbers.
         seed: Of all sampling.
         allow_nan: Outputs that may be NaN; NaN in another output of the module itself is refused.
+        allow_coupled_rows: Publishes a module whose rows depend on each other, as one that is never joined; by default
+            it is refused.
 
     Raises:
         ExportError: an argument is not as said here, or the module cannot be exported; nothing is published.
@@ -106,6 +109,7 @@ def export(
         "tolerance": check_tolerance(tolerance),
         "training": json_record({} if training is None else training),
         "seed": check_seed(seed),
+        "allow_coupled_rows": bool(allow_coupled_rows),
         "allow_nan": check_names(allow_nan or None, "allow_nan") or (),
     }
     names = check_names(input_names, "input_names"), check_names(output_names, "output_names")

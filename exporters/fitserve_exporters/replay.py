@@ -20,9 +20,9 @@ MAX_PROBE_EXAMPLES: Final = 32
 """Replayed at every load of the version: enough to meet any weight, few enough to take milliseconds."""
 
 
-def make_probe(candidate: Candidate) -> Probe:
-    """Takes a probe from among the examples that the tolerance was computed on, spread over all of them."""
-    inputs = candidate.held_out.rows(_probe_indices(candidate))
+def make_probe(candidate: Candidate, most: int = MAX_PROBE_EXAMPLES) -> Probe:
+    """Takes a probe of at most so many of the examples that the tolerance was computed on, spread over all of them."""
+    inputs = candidate.held_out.rows(_probe_indices(candidate, most))
     names = tuple(spec.name for spec in candidate.inputs)
     reference = TorchReference(candidate.module, names, candidate.output_names)
     fp32, fp64 = reference.fp32(inputs), reference.fp64(inputs)
@@ -62,7 +62,7 @@ def _same_bounds(eager: Array, exact: Array, tolerance: float) -> Bounds:
     return Bounds(np.full(flat.size, tolerance), flat, np.zeros(flat.size, np.int64))
 
 
-def _probe_indices(candidate: Candidate) -> Array:
+def _probe_indices(candidate: Candidate, most: int) -> Array:
     verified = sampled_indices(candidate, LARGEST_BATCH)
-    places = np.linspace(0, len(verified) - 1, min(MAX_PROBE_EXAMPLES, len(verified)))
+    places = np.linspace(0, len(verified) - 1, min(most, len(verified)))
     return np.asarray(verified[places.round().astype(np.int64)])

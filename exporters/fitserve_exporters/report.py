@@ -28,6 +28,8 @@ def published_text(published: PublishedVersion) -> str:
     place = f"published {published.model} version {published.version} in {published.folder}"
     variants = [line for variant in published.variants for line in _variant_lines(variant)]
     notes = [f"note: {note}" for note in facts.get("notes", [])]
+    for spec in published.manifest.inputs:
+        notes += [f"sizes: input '{spec.name}': {text}" for text in spec.range_texts()]
     return "\n".join([head, *notes, verification_text(published.verification), *variants, place])
 
 

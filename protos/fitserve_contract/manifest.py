@@ -45,6 +45,11 @@ class TensorSpec:
     is_optional: bool = False
     ranges: tuple[AxisRange, ...] = ()
 
+    def range_texts(self) -> list[str]:
+        """Writes the sizes that its free axes may have for people, one text per axis that is bounded."""
+        shape = self.shape or ()
+        return [text for one in self.ranges if (text := one.text(str(shape[one.axis])))]
+
     def to_json(self) -> dict[str, Any]:
         """Gives the spec as the manifest writes it."""
         shape = None if self.shape is None else list(self.shape)

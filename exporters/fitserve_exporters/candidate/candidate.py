@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fitserve_contract.axis_ranges import AxisRange
 from fitserve_contract.datatypes import datatype_of
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tasks import Task
@@ -30,15 +31,17 @@ class InputSpec:
         name: Name in the exported model.
         dtype: Its elements.
         shape: Size of each axis; a str names a free axis, and the first axis is one: the batch.
+        ranges: Of the free axes beside the batch, as far as they are proved.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int | str, ...]
+    ranges: tuple[AxisRange, ...] = ()
 
     def to_tensor_spec(self) -> TensorSpec:
         """Gives the input as the manifest writes it."""
-        return TensorSpec(self.name, datatype_of(numpy_dtype(self.dtype)), self.shape)
+        return TensorSpec(self.name, datatype_of(numpy_dtype(self.dtype)), self.shape, ranges=self.ranges)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +119,7 @@ class Candidate:
         calibration: Inputs, name to (B, ...), that the ranges of a quantized model come from; never held-out ones.
         notes: What is served otherwise than the user's module returns it, one sentence each, for the manifest.
         allow_nan: Outputs that may be NaN in torch's own answers.
+        allow_coupled_rows: Whether a module whose rows depend on each other is published, as not joinable.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -133,6 +137,7 @@ class Candidate:
     calibration: Mapping[str, Array] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     allow_nan: tuple[str, ...] = ()
+    allow_coupled_rows: bool = False
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.output_names:

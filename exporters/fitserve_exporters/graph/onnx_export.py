@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any, Final
 
 import onnx
@@ -14,11 +15,12 @@ from torch import nn
 from fitserve_contract.joinability.proof import joining_text, prove_rows
 from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.errors import ExportError
+from fitserve_exporters.graph.assumptions import Assumptions, read_assumptions
 from fitserve_exporters.graph.names import graphs, name_ends
 from fitserve_exporters.graph.passes import apply_passes
 from fitserve_exporters.graph.quiet import quiet
 from fitserve_exporters.graph.recurrent import translations
-from fitserve_exporters.graph.tracing import free_axes, reason, traced_program
+from fitserve_exporters.graph.tracing import free_axes, reason, traced_example, traced_program
 from fitserve_exporters.texts import first_line
 
 OPSET: Final = 18
@@ -40,11 +42,26 @@ _REAL: Final = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, Tens
 """Initializers of other elements are shapes and axes, not parameters."""
 
 
-def export_onnx(candidate: Candidate) -> bytes:
-    """Exports a candidate's module as one ONNX file; the same weights give the same bytes.
+@dataclass(frozen=True, slots=True)
+class ExportedGraph:
+    """A graph, and what it takes for granted.
 
-    Returns:
-        The serialized model: opset 18, IR version 10, free axes under their names.
+    Args:
+        content: The serialized model: opset 18, IR version 10, free axes under their names.
+        assumptions: Of the sizes of free axes.
+    """
+
+    content: bytes
+    assumptions: Assumptions
+
+
+def export_onnx(candidate: Candidate) -> bytes:
+    """Exports a candidate's module as one ONNX file; see `export_graph`."""
+    return export_graph(candidate).content
+
+
+def export_graph(candidate: Candidate) -> ExportedGraph:
+    """Exports a candidate's module as one ONNX file; the same weights give the same bytes.
 
     Raises:
         ExportError: torch cannot export the module (it says where), the result is over 2 GB or no valid ONNX, or the
@@ -53,13 +70,14 @@ def export_onnx(candidate: Candidate) -> bytes:
     check_onnx()
     with quiet():
         program = traced_program(candidate)
+        assumptions = read_assumptions(program, candidate, traced_example(candidate))
         model = _onnx_model(program, candidate)
     content: bytes = model.SerializeToString(deterministic=True)
     try:
         onnx.checker.check_model(content, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"export: the result is no valid ONNX: {first_line(error)}") from error
-    return content
+    return ExportedGraph(content, assumptions)
 
 
 def check_onnx() -> None:

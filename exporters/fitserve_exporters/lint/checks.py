@@ -16,6 +16,7 @@ from fitserve_exporters.lint.findings import Finding, Level, LintReport
 from fitserve_exporters.lint.graphs import OnnxFile, graph_inputs, used_names
 from fitserve_exporters.lint.joining import joining_findings
 from fitserve_exporters.lint.operators import operator_findings, opset_findings
+from fitserve_exporters.lint.sizes import size_findings
 from fitserve_exporters.lint.trial import loaded, reason
 from fitserve_exporters.lint.types import type_findings
 from fitserve_exporters.lint.weights import weight_findings
@@ -92,6 +93,6 @@ _STAGES: Final[tuple[tuple[Check, ...], ...]] = (
     (external_findings, opset_findings, operator_findings),
     (_checker_findings, weight_findings, _input_findings),
     (_load_findings,),
-    (batch_findings, joining_findings, cuda_findings),
+    (batch_findings, size_findings, joining_findings, cuda_findings),
 )
 """A stage runs when those before it found no error: what comes later would only repeat it in other words."""

@@ -13,7 +13,7 @@ from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE
 from fitserve_exporters.candidate.candidate import Candidate
 from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import NotVerifiedError
-from fitserve_exporters.graph.onnx_export import describe, export_onnx, parameter_count
+from fitserve_exporters.graph.onnx_export import describe, export_graph, parameter_count
 from fitserve_exporters.graph.signature import output_specs
 from fitserve_exporters.latency import measure_latency
 from fitserve_exporters.provenance import environment, utc_now
@@ -24,7 +24,9 @@ from fitserve_exporters.report import verification_text
 from fitserve_exporters.sessions import OrtSession, sessions_here
 from fitserve_exporters.variants import make_variants, variant_files
 from fitserve_exporters.verification.judge import objections
+from fitserve_exporters.verification.rows import prove_row_independence
 from fitserve_exporters.verification.sampling import sampled_indices
+from fitserve_exporters.verification.sizes import prove_sizes
 from fitserve_exporters.verification.truth import Truth
 from fitserve_exporters.verification.verify import Verification, verify
 
@@ -47,29 +49,38 @@ def publish_candidate(
         ExportError: the module cannot be exported, or the repository cannot be written.
         NotVerifiedError: the figures speak against it, or ONNX Runtime refuses it; nothing is published.
     """
-    content = export_onnx(candidate)
-    sessions = sessions_here(content)
+    graph = export_graph(candidate)
+    content, sessions = graph.content, sessions_here(graph.content)
+    candidate, sizes = prove_sizes(candidate, sessions, graph.assumptions)
     truth = Truth(candidate)
     verification = verify(candidate, sessions, truth)
     reasons = objections(verification)
     if reasons:
         raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))
-    record = _record(verification, candidate, sessions)
+    rows = prove_row_independence(candidate, content, sessions, truth)
+    proof = {"sizes": [one.to_json() for one in sizes], "rows": rows.to_json()}
+    record = _record(verification, candidate, sessions) | proof
     made = make_variants(candidate, content, variants, truth)
     others, other_facts = variant_files(made)
-    certificate = certificate_files(candidate)
+    # Whoever loads the version runs the probe's first example alone too: coupled rows would be answered otherwise.
+    most = 1 if rows.seen else MAX_PROBE_EXAMPLES
+    certificate = certificate_files(candidate, most)
     check_replay(Probe.from_bytes(certificate[PROBE_FILE]), sessions, verification.tolerances)
     files = {**candidate.extra_files, **certificate}
-    facts = {file: _facts(file, data, candidate) for file, data in files.items()}
+    facts = {file: _facts(file, data, candidate, most) for file, data in files.items()}
     manifest = _manifest(candidate, name, content, record, {**facts, **other_facts})
     described = {MANIFEST_FILE: manifest.to_bytes(), CARD_FILE: model_card(manifest)}
     path = write_version(repository, name, {MODEL_FILE: content, **others, **described, **files})
     return PublishedVersion(path.model, path.version, path.folder, manifest, verification, made)
 
 
-def certificate_files(candidate: Candidate) -> dict[str, bytes]:
-    """Builds the probe and, where there are labels, the bounded sample of the held-out set; file name to content."""
-    files = {PROBE_FILE: make_probe(candidate).to_bytes()}
+def certificate_files(candidate: Candidate, most: int = MAX_PROBE_EXAMPLES) -> dict[str, bytes]:
+    """Builds the probe of at most so many examples and, where there are labels, the bounded sample of the held-out set.
+
+    Returns:
+        File name to content.
+    """
+    files = {PROBE_FILE: make_probe(candidate, most).to_bytes()}
     held_out = candidate.held_out
     if held_out.labels is not None and candidate.task is not None:
         indices = sampled_indices(candidate, _affordable_count(candidate))
@@ -112,12 +123,12 @@ def _export_facts(candidate: Candidate) -> dict[str, Any]:
     return {"parameter_count": parameter_count(candidate.module), **notes}
 
 
-def _facts(file: str, content: bytes, candidate: Candidate) -> dict[str, Any]:
+def _facts(file: str, content: bytes, candidate: Candidate, most_probed: int) -> dict[str, Any]:
     facts = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     if file not in (PROBE_FILE, HELD_OUT_FILE):
         return facts | {FOR_CALLERS: True}
     held_out = candidate.held_out
-    most = MAX_PROBE_EXAMPLES if file == PROBE_FILE else _affordable_count(candidate)
+    most = most_probed if file == PROBE_FILE else _affordable_count(candidate)
     return facts | {
         "example_count": min(most, held_out.example_count),
         "sampled_from": held_out.example_count,

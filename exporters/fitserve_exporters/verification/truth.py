@@ -5,12 +5,13 @@ Shapes: B examples, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
+from fitserve_contract.axis_ranges import AxisRange
 from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, Tolerance
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.reference import TorchReference
@@ -106,6 +107,17 @@ class Truth:
             )
         return self._noises[id(batches)]
 
+    def noise_of(self, inputs: Arrays) -> Arrays:
+        """Computes the condition of every element of the answers to one batch, see `Noise`."""
+        return self._noise.of(inputs, self._reference.fp64(inputs))
+
+    def run(self, inputs: Arrays) -> Arrays | None:
+        """Returns what the module answers to one batch, as trained; None where it refuses the values."""
+        try:
+            return self._reference.fp32(inputs)
+        except ExportError:
+            return None
+
     def exact_scores(self, indices: Array) -> Array:
         """Gives the output of the task in float64 on some examples of the held-out set, at least one: (B, C)."""
         unknown = np.array([index for index in indices.tolist() if index not in self._exact], dtype=np.int64)
@@ -175,16 +187,29 @@ class Truth:
 
         A size that the module itself does not take, as under a kernel of a convolution, proves nothing: it stays whole.
         """
-        cut = {}
+        lengths: dict[tuple[str, int], int] = {}
         for spec in self._candidate.inputs:
-            array = batch[spec.name]
+            ranges = {one.axis: one for one in spec.ranges}
             for axis, name in enumerate(spec.shape[1:], start=1):
-                if isinstance(name, str):
-                    length = array.shape[axis]
-                    array = np.take(array, np.arange(max(1, length - length * (place + 1) // BATCHES_PER_SIZE)), axis)
-            cut[spec.name] = array
+                length = batch[spec.name].shape[axis]
+                wanted = max(1, length - length * (place + 1) // BATCHES_PER_SIZE) if isinstance(name, str) else length
+                lengths[spec.name, axis] = _fitting(wanted, length, ranges.get(axis), lengths)
+        cut = {
+            name: array[(slice(None), *(slice(0, lengths[name, axis]) for axis in range(1, array.ndim)))]
+            for name, array in batch.items()
+        }
         try:
             self._reference.fp32(cut)
         except Exception:  # a user's forward may raise anything
             return batch
         return cut
+
+
+def _fitting(wanted: int, length: int, known: AxisRange | None, lengths: Mapping[tuple[str, int], int]) -> int:
+    """Takes a size to the next smaller one of its range; that of an axis that follows another from there."""
+    if known is None:
+        return wanted
+    if known.same_as is not None:
+        return lengths[known.same_as] + known.offset
+    steps = -(-(length - wanted) // known.multiple_of)
+    return min(length, max(known.minimum, length - steps * known.multiple_of))
