@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future
 from importlib.metadata import version as package_version
+from pathlib import Path
 from typing import Final
 
 from fitserve_service import session
@@ -246,20 +247,27 @@ class Assembly:
             return {}
 
 
+def _check_repository(root: Path) -> None:
+    try:
+        is_folder = root.is_dir()
+        if is_folder:
+            # The dot cannot be reached where the folder may be listed but not entered.
+            os.scandir(os.path.join(root, ".")).close()
+    except OSError as error:
+        cure = f"let user {os.geteuid()} list and enter it: chmod u+rx '{root}', and x for the folders above"
+        raise StartError(f"--repository '{root}': cannot be read: {error.strerror}; {cure}") from None
+    if not is_folder:
+        hint = f"create it (mkdir -p '{root}') or export a model into it with fitserve-export"
+        raise StartError(f"--repository '{root}': expected a directory, found none; {hint}")
+
+
 def _check_can_start(settings: ServerSettings) -> None:
     """Holds the settings against this machine before anything is opened.
 
     Raises:
         StartError: no repository, a runtime that is unsafe or lacks the device, or an address open to others.
     """
-    if not settings.repository.is_dir():
-        hint = f"create it (mkdir -p '{settings.repository}') or export a model into it with fitserve-export"
-        raise StartError(f"--repository '{settings.repository}': expected a directory, found none; {hint}")
-    try:
-        os.scandir(settings.repository).close()
-    except OSError as error:
-        cure = f"let user {os.geteuid()} list it: chmod u+rx '{settings.repository}'"
-        raise StartError(f"--repository '{settings.repository}': cannot be read: {error.strerror}; {cure}") from None
+    _check_repository(settings.repository)
     if settings.follow_links is not None and not settings.follow_links.is_dir():
         hint = "name the folder that the repository's links lead to, or leave the option out"
         raise StartError(f"--follow-links '{settings.follow_links}': expected a directory, found none; {hint}")

@@ -11,13 +11,15 @@ from typing import Final, NoReturn
 
 from fitserve_contract.arguments import CommandParser
 from fitserve_contract.printable import printable
-from fitserve_service import descriptors, logs
+from fitserve_service import descriptors, logs, start_room
 from fitserve_service.settings import ENVIRONMENT_PREFIX, OPTIONS, ServerSettings, SettingsError, resolve
-from fitserve_service.start_errors import import_sentence
+from fitserve_service.start_errors import failure_sentence, import_sentence
 from fitserve_service.stopping import SignalWatch, block_signals
 
 _CLOSING_S: Final = 2.0
 """How long the process may take to end once the grace time is over."""
+
+_has_served = False
 
 _EPILOG = f"""example:
   fitserve-serve --repository models
@@ -54,11 +56,13 @@ def _run(arguments: Sequence[str]) -> int:
     options = vars(_parser().parse_args(arguments))
     # Before the first thread starts (numpy's import starts some): the one that waits for signals alone must get them.
     block_signals()
-    descriptors.raise_limit()
+    file_limit = descriptors.raise_limit()
     config = options.pop("config")
     flags = {name: text for name, text in options.items() if text is not None}
     try:
         settings = resolve(flags, os.environ, config)
+        if problem := start_room.shortage(file_limit, settings.workers):
+            return _refuse(problem)
         logs.configure(settings.log_format, settings.log_level)
         logs.take_over()
         return _serve(settings)
@@ -66,6 +70,10 @@ def _run(arguments: Sequence[str]) -> int:
         return _refuse(str(error))
     except ImportError as error:
         return _refuse(import_sentence(error))
+    except Exception as error:
+        if _has_served:
+            raise
+        return _refuse(failure_sentence(error))
 
 
 def _serve(settings: ServerSettings) -> int:
@@ -86,7 +94,7 @@ def _serve_alone(settings: ServerSettings) -> int:
         def on_ready() -> None:
             collector.settle()
             allocator.keep_freed_memory()
-            _say(ready_text(settings, server.port, server.metrics_port, server.registry))
+            _say_ready(ready_text(settings, server.port, server.metrics_port, server.registry))
 
         server.run(on_ready)
     except StartError as error:
@@ -102,7 +110,7 @@ def _serve_with_workers(settings: ServerSettings) -> int:
         workers = Workers(settings)
         last_resort_s = settings.drain_wait_s + settings.grace_s + 2 * _CLOSING_S
         SignalWatch(workers.stop, workers.reload, last_resort_s).start()
-        workers.run(_say)
+        workers.run(_say_ready)
     except WorkersError as error:
         return _refuse(str(error))
     return 0
@@ -142,6 +150,12 @@ class _ShowVersion(argparse.Action):
 def _refuse(sentence: str) -> int:
     print(f"fitserve-serve: {printable(sentence)}", file=sys.stderr)
     return 2
+
+
+def _say_ready(line: str) -> None:
+    global _has_served
+    _has_served = True
+    _say(line)
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 def import_sentence(error: ImportError) -> str:
     """Says what an import wanted and what to do."""
@@ -14,5 +16,11 @@ def import_sentence(error: ImportError) -> str:
 
 
 def failure_sentence(error: BaseException) -> str:
-    """Says which error nobody expected."""
+    """Says which error nobody expected, and what to do about it."""
+    if isinstance(error, MemoryError):
+        return "expected memory to start with, found too little; stop other programs, or raise this one's limit"
+    if isinstance(error, RuntimeError) and "new thread" in str(error):
+        return "expected to start a thread, got none; raise the limit of threads (ulimit -u, pids.max) or of memory"
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        return "expected to open another file, got none; raise the limit of open files (ulimit -n)"
     return f"expected to start, got {type(error).__name__}: {error}; please report it with the settings that lead to it"

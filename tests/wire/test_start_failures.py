@@ -31,11 +31,31 @@ if "fitserve_service.worker" in sys.orig_argv:
 """
 
 
-def sentence(root: Path, workers: int, *, startup: str = "", **environment: str) -> str:
+FAILING = """
+import sys
+
+class Failing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "onnxruntime":
+            raise {error}
+
+sys.meta_path.insert(0, Failing())
+"""
+
+WITHOUT_CAPABILITIES = """
+import ctypes, struct
+version_3, nothing = struct.pack("=Ii", 0x20080522, 0), bytes(24)
+assert ctypes.CDLL(None).capset(version_3, nothing) == 0
+"""
+"""Source: capset(2)."""
+
+
+def sentence(root: Path, workers: int, *, startup: str = "", repository: Path | None = None, **environment: str) -> str:
     """Starts the server, which cannot; returns what it says on stderr, all of it."""
     (root / "sitecustomize.py").write_text(startup)
-    repository = root / "repository"
-    repository.mkdir()
+    if repository is None:
+        repository = root / "repository"
+        repository.mkdir()
     flags = ["--repository", str(repository), "--port", "0", "--metrics-port", "off", "--workers", str(workers)]
     ran = subprocess.run(
         [*COMMAND, *flags],
@@ -68,3 +88,27 @@ def test_a_folder_for_temporary_files_that_is_not_there_is_not_replaced_by_anoth
         f"TMPDIR: expected a folder for temporary files that takes some, got No such file or directory: '{missing}"
         in (sentence(tmp_path, 2, TMPDIR=missing))
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("error", "text"), [("OSError('libcudart.so: cannot open')", "libcudart.so"), ("MemoryError()", "expected memory")]
+)
+def test_an_error_that_nobody_expects_is_a_sentence_too(tmp_path: Path, workers: int, error: str, text: str) -> None:
+    assert text in sentence(tmp_path, workers, startup=FAILING.format(error=error))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("mode", "is_above"), [(0o000, False), (0o444, False), (0o000, True)])
+def test_a_repository_that_may_not_be_entered_is_named(tmp_path: Path, workers: int, mode: int, is_above: bool) -> None:
+    closed = tmp_path / "closed"
+    repository = closed / "models" if is_above else closed
+    repository.mkdir(parents=True)
+    closed.chmod(mode)
+    # Root may enter any folder, but not without its capabilities.
+    startup = WITHOUT_CAPABILITIES if os.geteuid() == 0 else ""
+    try:
+        said = sentence(tmp_path, workers, startup=startup, repository=repository)
+    finally:
+        closed.chmod(0o700)
+    assert f"--repository '{repository}': cannot be read: Permission denied; let user {os.geteuid()}" in said
