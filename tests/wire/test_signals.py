@@ -177,8 +177,8 @@ class Terminal:
             os.setsid()
             if has_session:
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-            if is_outlived:
-                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            # As a shell starts it, whatever started this test: under nohup it would outlive the terminal, too.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if is_outlived else signal.SIG_DFL)
 
         fixed = ["--repository", str(root), "--port", "0", "--device", "cpu", "--canary", "off", "--metrics-port", "0"]
         log = root.with_suffix(".log")
