@@ -55,7 +55,7 @@ def load_data(config: RunConfig, input_name: str) -> DataSet:
     if kind == IMAGES:
         return load_pictures(path, int(config.data["image_size"]), share, config.seed)
     if kind == ARRAYS:
-        return load_arrays(path, input_name, share, config.seed)
+        return load_arrays(path, input_name, str(config.data["task"]), share, config.seed)
     return load_table(path, str(config.data["label"]), str(config.data["task"]), share, config.seed)
 
 

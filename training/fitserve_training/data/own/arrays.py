@@ -8,20 +8,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.hold_out import hold_out
-from fitserve_training.data.own.kinds import check_classes, check_present
+from fitserve_training.data.own.kinds import check_present
+from fitserve_training.data.own.targets import array_targets
 from fitserve_training.errors import UsageError
 
 LABELS = "labels"
 
 
-def load_arrays(path: Path, input_name: str, held_out_share: float, seed: int) -> DataSet:
+def load_arrays(path: Path, input_name: str, task: str, held_out_share: float, seed: int) -> DataSet:
     """Reads `input_name`, real numbers (N, …), and `labels`, as `fitserve-client evaluate` takes them too.
 
-    Labels decide the task: whole numbers (N,) are classes, bool (N, C) any of C, real numbers (N,) or (N, D) values.
+    Args:
+        path: The .npz file.
+        input_name: Name of the array of inputs, which the served input has too.
+        task: As `array_targets` takes it: `auto`, `classification`, `regression` or `multi-label`.
+        held_out_share: Share of the examples held out.
+        seed: Decides which.
 
     Raises:
         UsageError: an array is missing, of another shape, or holds what is no finite number; the message names it.
@@ -33,13 +38,18 @@ def load_arrays(path: Path, input_name: str, held_out_share: float, seed: int) -
             f"data {path}: expected arrays '{input_name}' and '{LABELS}', got {', '.join(found) or 'none'}"
         )
     inputs, labels = found[input_name], found[LABELS]
+    _check_finite(path, input_name, inputs)
+    _check_finite(path, LABELS, labels)
     if len(inputs) != len(labels) or len(labels) < 2:
         raise UsageError(f"data {path}: expected as many labels as examples, got {len(labels)} and {len(inputs)}")
-    _check_finite(path, input_name, inputs)
-    targets, names = _targets(path, labels)
-    train, held_out = hold_out((torch.from_numpy(inputs.astype(np.float32)),), targets, held_out_share, seed)
+    if labels.ndim > 2:
+        raise UsageError(f"data {path}: array '{LABELS}': expected (N,) or (N, D), got {labels.shape}")
+    targets = array_targets(path, labels, task)
+    values = (torch.from_numpy(inputs.astype(np.float32)),)
+    train, held_out = hold_out(values, targets.values, held_out_share, seed)
     counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {seed}"
-    return DataSet(str(path), f"{len(labels):,} examples of {path} ({counts})", train, held_out, names)
+    source = f"{len(labels):,} examples of {path} ({counts})"
+    return DataSet(str(path), source, train, held_out, targets.names, note=targets.note)
 
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -58,19 +68,3 @@ def _check_finite(path: Path, name: str, array: np.ndarray[Any, Any]) -> None:
         raise UsageError(
             f"data {path}: array '{name}' row {int(bad.argmax())}: expected finite numbers, got NaN or infinity"
         )
-
-
-def _targets(path: Path, labels: np.ndarray[Any, Any]) -> tuple[Tensor, tuple[str, ...]]:
-    _check_finite(path, LABELS, labels)
-    if labels.dtype.kind == "f" and labels.ndim in (1, 2):
-        return torch.from_numpy(labels.astype(np.float32).reshape(len(labels), -1)), ()
-    if labels.dtype.kind == "b" and labels.ndim == 2:
-        return torch.from_numpy(labels), tuple(str(index) for index in range(labels.shape[1]))
-    if labels.dtype.kind not in "iu" or labels.ndim != 1 or labels.min() < 0:
-        raise UsageError(
-            f"data {path}: array '{LABELS}': expected whole numbers >= 0 (N,), bool (N, C) or real numbers (N,), got "
-            f"{labels.dtype} {labels.shape}"
-        )
-    names = tuple(str(index) for index in range(int(labels.max()) + 1))
-    check_classes(path, {str(value): int((labels == value).sum()) for value in np.unique(labels)})
-    return torch.from_numpy(labels.astype(np.int64)), names

@@ -49,4 +49,6 @@ def check_classes(path: Path, counts: dict[str, int]) -> None:
         raise UsageError(f"data {path}: expected at least two classes, got {only}")
     for name, count in counts.items():
         if count < 2:
-            raise UsageError(f"data {path}: class {name!r}: expected at least two examples, got {count}")
+            raise UsageError(
+                f"data {path}: class {name!r}: expected at least two examples, got {count}; add some or remove it"
+            )

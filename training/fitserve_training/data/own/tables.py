@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,13 +16,18 @@ from fitserve_training.data.own.kinds import check_present
 from fitserve_training.data.own.targets import number, targets_of
 from fitserve_training.errors import UsageError
 
-_FIRST_LINE = 2
+FIRST_LINE = 2
 _FEWEST_ROWS = 4
 _OTHER_MARKS = ";\t|"
+_COUNTERS = re.compile(r"(|#|unnamed: \d+|index|idx|row|row[ _.-]?(num|number|nr|names?)|rownames?)", re.IGNORECASE)
+"""Names that programs and people give to a column of row numbers."""
+
+_IDENTIFIERS = re.compile(r"(?i:(.*[ _.-])?(id|uuid|guid))|.*[a-z](Id|ID)")
+"""Names of a column that tells rows apart: id, customer_id, PassengerId; not paid or grid."""
 
 
 def load_table(path: Path, label: str, task: str, held_out_share: float, seed: int) -> DataSet:
-    """Reads a .csv file: inputs are float32 (N, D), all columns but the label's in their order.
+    """Reads a .csv file: inputs are float32 (N, D), all columns but the label's and those of row numbers, in order.
 
     Args:
         path: UTF-8, first line the column names.
@@ -32,34 +39,63 @@ def load_table(path: Path, label: str, task: str, held_out_share: float, seed: i
     Raises:
         UsageError: no such column, or a cell that is no number; the message names line and column.
     """
-    header, rows = _read(path)
-    if label not in header:
-        hint = "--set data.label=COLUMN" if not label else f"a column {label!r}"
-        raise UsageError(f"data {path}: expected {hint}, the columns are {', '.join(header)}")
-    place = header.index(label)
-    columns = [name for name in header if name != label]
+    header, rows = read_rows(path)
+    place = label_place(path, header, label)
+    dropped = [i for i, name in enumerate(header) if i != place and _is_index(name, [row[i] for row in rows])]
+    kept = [i for i in range(len(header)) if i != place and i not in dropped]
+    if not kept:
+        raise UsageError(f"data {path}: expected a column to learn from, got only row numbers beside {header[place]!r}")
     values = [
-        [
-            number(cell, f"{path} line {line}, column {name!r}")
-            for name, cell in zip(header, row, strict=True)
-            if name != label
-        ]
-        for line, row in enumerate(rows, start=_FIRST_LINE)
+        [number(row[i], f"{path} line {line}, column {header[i]!r}") for i in kept]
+        for line, row in enumerate(rows, start=FIRST_LINE)
     ]
-    targets, names = targets_of(path, [row[place] for row in rows], _FIRST_LINE, task)
-    train, held_out = hold_out((torch.tensor(values, dtype=torch.float32),), targets, held_out_share, seed)
-    what = f"{len(names)} classes" if names else "regression"
+    targets = targets_of(path, [row[place] for row in rows], FIRST_LINE, task)
+    inputs = torch.tensor(values, dtype=torch.float32)
+    train, held_out = hold_out((inputs,), targets.values, held_out_share, seed)
+    what = f"{len(targets.names)} classes" if targets.names else "one value"
+    columns = ", ".join(header[i] for i in kept)
     counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {seed}"
     return DataSet(
         name=str(path),
-        source=f"{len(rows):,} rows of {path}: {label!r} ({what}) from {', '.join(columns)} ({counts})",
+        source=f"{len(rows):,} rows of {path}: {header[place]!r} ({what}) from {columns} ({counts})",
         train=train,
         held_out=held_out,
-        class_names=names,
+        class_names=targets.names,
+        note="; ".join((targets.note, *(_dropped_note(header[i]) for i in dropped))),
     )
 
 
-def _read(path: Path) -> tuple[list[str], list[list[str]]]:
+def label_place(path: Path, header: Sequence[str], label: str) -> int:
+    """Finds the label's column.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    if label.strip() not in header or not label.strip():
+        hint = "--set data.label=COLUMN" if not label else f"a column {label!r}"
+        raise UsageError(f"data {path}: expected {hint}, the columns are {', '.join(header)}")
+    return header.index(label.strip())
+
+
+def _is_index(name: str, cells: Sequence[str]) -> bool:
+    """Says whether a column only numbers or names the rows: called like one, and another value in every row."""
+    if len({cell.strip() for cell in cells}) < len(cells):
+        return False
+    return bool(_IDENTIFIERS.fullmatch(name)) or (
+        bool(_COUNTERS.fullmatch(name)) and all(cell.strip().isdigit() for cell in cells)
+    )
+
+
+def _dropped_note(name: str) -> str:
+    return f"column {name!r} is left out, for it only numbers the rows (rename it to keep it)"
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Reads a .csv file of at least two columns and four rows: its column names, without space around, and its rows.
+
+    Raises:
+        UsageError: it is no such table; the message names the line.
+    """
     check_present(path)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -75,7 +111,7 @@ def _read(path: Path) -> tuple[list[str], list[list[str]]]:
     header = [name.strip() for name in lines[0]]
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise UsageError(f"{path} line 1: expected a name of its own for each column, got {twice[0]!r} twice")
-    for line, row in enumerate(lines[1:], start=_FIRST_LINE):
+    for line, row in enumerate(lines[1:], start=FIRST_LINE):
         if len(row) != len(header):
             raise UsageError(f"{path} line {line}: expected {len(header)} cells as in the header, got {len(row)}")
     return header, lines[1:]

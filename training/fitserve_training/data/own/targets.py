@@ -1,51 +1,125 @@
-"""What labels say a task is. Shapes: N examples."""
+"""What labels say a task is. Shapes: N examples, C classes."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fitserve_training.data.own.kinds import check_classes
 from fitserve_training.errors import UsageError
 
-TASKS = ("auto", "classification", "regression")
+AUTO, CLASSIFICATION, REGRESSION, MULTI_LABEL = "auto", "classification", "regression", "multi-label"
 _MOST_CLASSES = 20
 """More different whole numbers than this are taken for quantities."""
 
+_MISSING = ("", "nan", "null", "none")
+_FEW = f"at most {_MOST_CLASSES} different whole numbers, each of two or more examples on average"
 
-def targets_of(path: Path, labels: Sequence[str], first_line: int, task: str) -> tuple[Tensor, tuple[str, ...]]:
-    """Turns label texts into targets.
+
+@dataclass(frozen=True)
+class Targets:
+    """Targets with the task that they stand for.
+
+    Args:
+        values: Class indices int64 (N,), any of C classes bool (N, C), or real numbers float32 (N, D).
+        names: Of the classes; empty for regression.
+        note: The task and the rule that chose it, one clause for people.
+    """
+
+    values: Tensor
+    names: tuple[str, ...]
+    note: str
+
+
+def check_task(task: str, known: Sequence[str]) -> None:
+    """Checks the setting `data.task`.
+
+    Raises:
+        UsageError: the data has no such task.
+    """
+    if task not in known:
+        raise UsageError(f"setting 'data.task': expected one of {', '.join(known)}, got {task!r}")
+
+
+def targets_of(path: Path, labels: Sequence[str], first_line: int, task: str) -> Targets:
+    """Turns label texts into targets; space around them counts for nothing.
 
     Args:
         path: For error messages.
-        labels: One per row; none empty.
+        labels: One per row.
         first_line: Line number of the first.
         task: `classification`, `regression`, or `auto`: classes where they are words or few whole numbers.
-
-    Returns:
-        Class indices int64 (N,) with class names, or values float32 (N, 1) with none.
 
     Raises:
         UsageError: an unknown task, one class, or a value that is no number.
     """
-    if task not in TASKS:
-        raise UsageError(f"setting 'data.task': expected one of {', '.join(TASKS)}, got {task!r}")
-    if task == "regression" or (task == "auto" and not _are_classes(labels)):
-        values = [number(text, f"{path} line {first_line + i}: label") for i, text in enumerate(labels)]
-        return torch.tensor(values, dtype=torch.float32).unsqueeze(1), ()
-    for i, label in enumerate(labels):
-        if label.strip().lower() in ("", "nan", "null", "none"):
-            raise UsageError(f"{path} line {first_line + i}: label: expected a class, got {label!r}")
-    counts = Counter(labels)
+    check_task(task, (AUTO, CLASSIFICATION, REGRESSION))
+    texts = [label.strip() for label in labels]
+    chosen, reason = (task, "") if task != AUTO else _task_of_texts(texts)
+    if chosen == REGRESSION:
+        values = [number(text, f"{path} line {first_line + i}: label") for i, text in enumerate(texts)]
+        return Targets(torch.tensor(values, dtype=torch.float32).unsqueeze(1), (), _note(chosen, reason))
+    for i, text in enumerate(texts):
+        if text.lower() in _MISSING:
+            raise UsageError(f"{path} line {first_line + i}: label: expected a class, got {labels[i]!r}")
+    targets, names = class_targets(path, texts)
+    return Targets(targets, names, _note(chosen, reason))
+
+
+def class_targets(path: Path, labels: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
+    """Numbers the classes: int64 (N,) and the names, whole numbers by value first, then words by alphabet.
+
+    Whole numbers get one name however they are written: 1, +1 and 1.0 are the class 1.
+
+    Raises:
+        UsageError: fewer than two classes, or one of a single example.
+    """
+    named = [_class_name(label) for label in labels]
+    counts = Counter(named)
     check_classes(path, dict(counts))
-    names = tuple(sorted(counts, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)))
+    names = tuple(sorted(counts, key=lambda name: (not _is_whole(name), float(name) if _is_whole(name) else 0, name)))
     place = {name: i for i, name in enumerate(names)}
-    return torch.tensor([place[label] for label in labels]), names
+    return torch.tensor([place[name] for name in named]), names
+
+
+def array_targets(path: Path, labels: np.ndarray[Any, Any], task: str) -> Targets:
+    """Turns an array of finite labels, (N,) or (N, D), into targets; classes keep the numbers that they have there.
+
+    Args:
+        path: For error messages.
+        labels: Booleans, whole or real numbers.
+        task: `classification`, `regression`, `multi-label`, or `auto`: one-hot rows, booleans and few whole numbers (or
+            integers that are 0 to C - 1 without a gap) are classes, other rows of 0 and 1 are any of C classes.
+
+    Raises:
+        UsageError: an unknown task, or labels that it cannot have; the message says what is expected.
+    """
+    check_task(task, (AUTO, CLASSIFICATION, REGRESSION, MULTI_LABEL))
+    column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    chosen, reason = (task, "") if task != AUTO else _task_of_array(column)
+    if chosen == REGRESSION:
+        values = torch.from_numpy(labels.astype(np.float32).reshape(len(labels), -1))
+        return Targets(values, (), _note(chosen, reason))
+    if chosen == MULTI_LABEL:
+        if column.ndim != 2 or not _is_zero_or_one(column):
+            raise _unfit(path, "rows of 0 and 1 (N, C) for data.task=multi-label", labels)
+        names = tuple(str(index) for index in range(column.shape[1]))
+        return Targets(torch.from_numpy(column.astype(np.bool_)), names, _note(chosen, reason))
+    indices = column.argmax(axis=1) if _is_one_hot(column) else column
+    count = column.shape[1] if column.ndim == 2 else _class_count(path, indices)
+    if indices.ndim != 1:
+        raise _unfit(path, "whole numbers (N,) or one-hot rows (N, C) for data.task=classification", labels)
+    check_classes(path, {f"{value:g}": int((indices == value).sum()) for value in np.unique(indices)})
+    names = tuple(str(index) for index in range(count))
+    return Targets(torch.from_numpy(indices.astype(np.int64)), names, _note(chosen, reason))
 
 
 def number(text: str, what: str) -> float:
@@ -63,15 +137,83 @@ def number(text: str, what: str) -> float:
     return value
 
 
-def _are_classes(labels: Sequence[str]) -> bool:
-    distinct = set(labels)
-    whole = all(text.strip().lstrip("-").isdigit() for text in distinct)
-    return (whole and len(distinct) <= _MOST_CLASSES) or any(_is_word(text) for text in distinct)
+def _note(task: str, reason: str) -> str:
+    if not reason:
+        return f"task {task}, as data.task says"
+    others = [REGRESSION] if task == CLASSIFICATION else [CLASSIFICATION]
+    others += [REGRESSION] if task == MULTI_LABEL else []
+    change = " or ".join(f"data.task={other}" for other in others)
+    return f"task {task}, for the labels are {reason} (--set {change} if they are not)"
 
 
-def _is_word(text: str) -> bool:
+def _task_of_texts(texts: Sequence[str]) -> tuple[str, str]:
+    present = {text for text in texts if text.lower() not in _MISSING}
+    if any(not _is_number(text) for text in present):
+        return CLASSIFICATION, "words"
+    if all(_is_whole(text) for text in present) and _are_few({float(text) for text in present}, len(texts)):
+        return CLASSIFICATION, _FEW
+    return REGRESSION, f"numbers, but not {_FEW}"
+
+
+def _task_of_array(labels: np.ndarray[Any, Any]) -> tuple[str, str]:
+    if labels.ndim == 2:
+        if _is_one_hot(labels):
+            return CLASSIFICATION, "one-hot rows, one 1 among 0"
+        return (MULTI_LABEL, "rows of 0 and 1") if _is_zero_or_one(labels) else (REGRESSION, "rows of numbers")
+    if labels.dtype.kind == "b":
+        return CLASSIFICATION, "booleans"
+    values = np.unique(labels)
+    if bool((values == np.round(values)).all()):
+        if _are_few(values.tolist(), len(labels)):
+            return CLASSIFICATION, _FEW
+        is_counted = len(values) * 2 <= len(labels) and values[0] == 0 and values[-1] == len(values) - 1
+        if labels.dtype.kind in "iu" and is_counted:
+            return CLASSIFICATION, f"integers 0 to {len(values) - 1} without a gap"
+    return REGRESSION, f"numbers, but not {_FEW}"
+
+
+def _are_few(values: Collection[float], example_count: int) -> bool:
+    return len(values) <= _MOST_CLASSES and len(values) * 2 <= example_count
+
+
+def _is_zero_or_one(labels: np.ndarray[Any, Any]) -> bool:
+    return bool(((labels == 0) | (labels == 1)).all())
+
+
+def _is_one_hot(labels: np.ndarray[Any, Any]) -> bool:
+    return labels.ndim == 2 and _is_zero_or_one(labels) and bool((labels.sum(axis=1) == 1).all())
+
+
+def _class_count(path: Path, indices: np.ndarray[Any, Any]) -> int:
+    """Counts the classes 0 to the largest label; far more numbers than classes are a mistake."""
+    found = np.unique(indices)
+    is_whole = bool((found == np.round(found)).all())
+    if not is_whole or found[0] < 0 or found[-1] > 2 * len(found) + _MOST_CLASSES:
+        shown = ", ".join(f"{float(value):g}" for value in found[:4]) + (", …" if len(found) > 4 else "")
+        raise UsageError(
+            f"data {path}: array 'labels': expected classes numbered from 0 to C - 1, got {shown}; number them so, or "
+            "--set data.task=regression"
+        )
+    return int(found[-1]) + 1
+
+
+def _unfit(path: Path, expected: str, labels: np.ndarray[Any, Any]) -> UsageError:
+    return UsageError(f"data {path}: array 'labels': expected {expected}, got {labels.dtype} {labels.shape}")
+
+
+def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
-        return text.strip() != ""
-    return False
+        return False
+
+
+def _is_whole(text: str) -> bool:
+    return _is_number(text) and float(text).is_integer()
+
+
+def _class_name(label: str) -> str:
+    """Gives a whole number its shortest spelling; digits with leading zeros are a code and stay as they are."""
+    if not _is_whole(label) or (label.isdigit() and label != "0" and label.startswith("0")):
+        return label
+    return str(int(float(label)))

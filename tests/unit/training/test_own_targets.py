@@ -1,0 +1,167 @@
+"""What labels become: classes, values or any of several, by a rule that is said and can be overruled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fitserve_training.data.own.arrays import load_arrays
+from fitserve_training.data.own.tables import load_table
+from fitserve_training.data.own.targets import Targets, array_targets, targets_of
+from fitserve_training.errors import UsageError
+
+PATH = Path("t.csv")
+ROWS = 40
+
+
+def of_texts(labels: Sequence[str], task: str = "auto") -> Targets:
+    return targets_of(PATH, labels, 2, task)
+
+
+def table(path: Path, header: str, columns: Sequence[Sequence[object]]) -> Path:
+    rows = [",".join(map(str, row)) for row in zip(*columns, strict=True)]
+    path.write_text("\n".join([header, *rows]) + "\n", encoding="utf-8")
+    return path
+
+
+@given(st.lists(st.sampled_from(["yes", "no", "may be"]), min_size=8), st.data())
+def test_space_around_labels_counts_for_nothing(words: list[str], data: st.DataObject) -> None:
+    labels = [*words, "yes", "yes", "no", "no", "may be", "may be"]
+    space = st.text(" \t", max_size=2)
+    padded = [data.draw(space) + label + data.draw(space) for label in labels]
+
+    found = of_texts(padded)
+
+    assert found.names == ("may be", "no", "yes")
+    assert [found.names[i] for i in found.values.tolist()] == labels
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["0.0", "1.0"] * 20, ("0", "1")),
+        (["1.0", "1", "0", "0.0"] * 10, ("0", "1")),
+        (["-1", "+1"] * 20, ("-1", "1")),
+        (["10", "9", "2"] * 10, ("2", "9", "10")),
+        (["01", "02"] * 10, ("01", "02")),
+        (["True", "False"] * 10, ("False", "True")),
+        ([f"{i % 20}.0" for i in range(ROWS)], tuple(map(str, range(20)))),
+        ([f"{i % 21}" for i in range(42)], ()),
+        ([f"{i % 3}.5" for i in range(ROWS)], ()),
+        ([f"{i * 1000}" for i in range(10)], ()),
+    ],
+)
+def test_few_whole_numbers_and_words_are_classes(labels: list[str], names: tuple[str, ...]) -> None:
+    found = of_texts(labels)
+    assert found.names == names
+    assert "for the labels are" in found.note
+    assert f"data.task={'regression' if names else 'classification'}" in found.note
+
+
+def test_the_setting_overrules_the_rule() -> None:
+    values = of_texts(["0.0", "1.0"] * 4, "regression")
+    assert (values.names, values.note) == ((), "task regression, as data.task says")
+    assert values.values.tolist()[:2] == [[0.0], [1.0]]
+    classes = of_texts(["0.5", "1.5"] * 4, "classification")
+    assert classes.names == ("0.5", "1.5")
+    with pytest.raises(UsageError, match=r"'data\.task': expected one of auto, classification, regression, got 'multi"):
+        of_texts(["0", "1"], "multi-label")
+
+
+HOT = np.eye(3)[np.arange(ROWS) % 3]
+SEVERAL = np.stack([np.arange(ROWS) % 2, np.arange(ROWS) % 3 == 0], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "kind", "names"),
+    [
+        (np.arange(ROWS) % 3, "auto", "classification", "012"),
+        ((np.arange(ROWS) % 2).astype(np.float64), "auto", "classification", "01"),
+        (np.arange(ROWS) % 2 == 0, "auto", "classification", "01"),
+        ((np.arange(ROWS) % 2)[:, None].astype(np.float32), "auto", "classification", "01"),
+        (HOT, "auto", "classification", "012"),
+        (HOT.astype(np.int64), "auto", "classification", "012"),
+        (HOT.astype(np.bool_), "auto", "classification", "012"),
+        (HOT, "multi-label", "multi-label", "012"),
+        (HOT, "regression", "regression", ""),
+        (SEVERAL, "auto", "multi-label", "01"),
+        (SEVERAL.astype(np.float32), "auto", "multi-label", "01"),
+        (np.arange(ROWS) * 1000, "auto", "regression", ""),
+        (np.arange(ROWS) % 3, "regression", "regression", ""),
+        (np.arange(ROWS) / 3, "auto", "regression", ""),
+        (np.arange(200) % 100, "auto", "classification", None),
+        ((np.arange(200) % 100).astype(np.float32), "auto", "regression", ""),
+    ],
+)
+def test_arrays_of_labels(labels: np.ndarray[Any, Any], task: str, kind: str, names: str | None) -> None:
+    found = array_targets(Path("a.npz"), labels, task)
+    assert found.note.startswith(f"task {kind}, ")
+    assert names is None or "".join(found.names) == names
+    dtype = {"classification": torch.int64, "multi-label": torch.bool, "regression": torch.float32}[kind]
+    assert found.values.dtype == dtype
+    assert found.values.ndim == (1 if kind == "classification" else 2)
+    if kind == "classification" and labels.ndim == 1:
+        assert np.array_equal(found.values.numpy(), labels), "classes keep their numbers, which Evaluate compares"
+
+
+@pytest.mark.parametrize(
+    ("labels", "task", "expected"),
+    [
+        (np.array([-1, 1] * 5), "auto", "expected classes numbered from 0 to C - 1, got -1, 1; number them so"),
+        (np.array([1000, 2000] * 5), "auto", "expected classes numbered from 0"),
+        (np.array([0.5, 1.5] * 5), "classification", "expected classes numbered from 0"),
+        (SEVERAL, "classification", "expected whole numbers"),
+        (np.arange(6).reshape(3, 2), "multi-label", r"expected rows of 0 and 1 \(N, C\)"),
+        (np.arange(4) % 2, "sorting", "expected one of auto, classification, regression, multi-label"),
+        (np.array([0, 1, 1]), "classification", "class '0': expected at least two examples"),
+    ],
+)
+def test_labels_that_a_task_cannot_have(labels: np.ndarray[Any, Any], task: str, expected: str) -> None:
+    with pytest.raises(UsageError, match=expected):
+        array_targets(Path("a.npz"), labels, task)
+
+
+def test_arrays_follow_the_task_that_is_set(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((ROWS, 2)), labels=np.arange(ROWS) % 4)
+    assert load_arrays(tmp_path / "a.npz", "x", "auto", 0.2, 0).class_names == ("0", "1", "2", "3")
+    data = load_arrays(tmp_path / "a.npz", "x", "regression", 0.2, 0)
+    assert (data.class_names, tuple(data.train.targets.shape)) == ((), (32, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "is_dropped"),
+    [
+        ("", range(ROWS), True),
+        ("Unnamed: 0", range(7, 7 + ROWS), True),
+        ("index", reversed(range(ROWS)), True),
+        ("PassengerId", range(1, 1 + ROWS), True),
+        ("customer_id", [f"c{i:03}" for i in range(ROWS)], True),
+        ("ID", range(100, 100 + ROWS), True),
+        ("paid", range(ROWS), False),
+        ("day", range(ROWS), False),
+        ("store_id", [i % 5 for i in range(ROWS)], False),
+        ("index", [i + 0.5 for i in range(ROWS)], False),
+    ],
+)
+def test_index_columns_are_left_out_with_a_line(
+    tmp_path: Path, name: str, cells: Sequence[object], is_dropped: bool
+) -> None:
+    labels = ["up", "down"] * (ROWS // 2)
+    data = load_table(table(tmp_path / "t.csv", f"{name},a,l", [list(cells), range(ROWS), labels]), "l", "auto", 0.2, 0)
+    assert data.train.inputs[0].shape[1] == (1 if is_dropped else 2)
+    assert (f"column {name!r} is left out" in data.note) is is_dropped
+
+
+def test_a_table_of_row_numbers_alone_is_refused_and_the_label_is_never_dropped(tmp_path: Path) -> None:
+    path = table(tmp_path / "t.csv", "id,label", [range(ROWS), ["up", "down"] * (ROWS // 2)])
+    with pytest.raises(UsageError, match="expected a column to learn from, got only row numbers beside 'label'"):
+        load_table(path, "label", "auto", 0.2, 0)
+    path = table(tmp_path / "t.csv", "a,index", [range(ROWS), range(ROWS)])
+    assert load_table(path, " index", "auto", 0.2, 0).train.targets.is_floating_point()
