@@ -6,7 +6,7 @@ ONNX has no place for that, so the exporter keeps it, proves it and has the serv
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any, TypeAlias
@@ -107,10 +107,29 @@ def read_assumptions(program: torch.export.ExportedProgram, candidate: Candidate
         for axis, title in enumerate(spec.shape[1:], start=1):
             if isinstance(title, str):
                 _add(sizes, symbols, (spec.name, axis), (title, shape[axis], traced[spec.name].shape[axis]))
-    guards = tuple(
-        compile(code, "<guard>", "eval") for code in dict.fromkeys(getattr(program, "_guards_code", None) or ())
-    )
+    guards = tuple(compile(code, "<guard>", "eval") for code in dict.fromkeys(_guards(program, shapes)))
     return Assumptions(tuple(sizes), {name: array.shape for name, array in traced.items()}, guards)
+
+
+def _guards(program: torch.export.ExportedProgram, shapes: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """Yields torch's guards as expressions, and the ranges of its symbols.
+
+    Raises:
+        ExportError: this torch does not say what it assumed.
+    """
+    found = getattr(program, "_guards_code", None)
+    if found is None:
+        raise ExportError(
+            f"torch: expected a version whose exported programs keep their guards, got {torch.__version__}"
+        )
+    yield from found
+    for place, shape in enumerate(shapes):
+        for axis, size in enumerate(shape[1:], start=1):
+            known = None if isinstance(size, int) else program.range_constraints.get(size.node.expr)
+            if known is not None and known.upper.is_Integer:
+                yield f"L['tensors'][{place}].size()[{axis}] <= {int(known.upper)}"
+            if known is not None and known.lower.is_Integer:
+                yield f"L['tensors'][{place}].size()[{axis}] >= {int(known.lower)}"
 
 
 def _symbolic_shapes(program: torch.export.ExportedProgram) -> list[Sequence[Any]]:

@@ -2,6 +2,8 @@
 
 The largest value of an output says nothing about its small columns, and one masked -1e9 would hide any fault. So each
 element has its own bound, see FORMULA, and sentinels (masks, infinities, NaN) have none: they are compared in ULPs.
+Power: tests/slow/test_proof_power.py draws 30 faults that move an element by more than 1e-3 of its feature's scale, all
+refused, and publishes 30 correct architectures.
 
 Shapes: B examples, F features, N elements of one feature, S any further axes.
 """
