@@ -30,6 +30,7 @@ from fitserve_benchmarks.chaos_load import (
     write_crashing_model,
     write_model,
 )
+from fitserve_benchmarks.chaos_repository import copy_slowly, empty_mount, flip_link, make_root, replace_root
 from fitserve_benchmarks.chaos_servers import ChaosServer, ServerError
 from fitserve_contract.repository import (
     CHECKSUMS_FILE,
@@ -43,6 +44,9 @@ from fitserve_contract.repository import (
 _PUBLISH: Final = (sys.executable, "-m", "fitserve_benchmarks.chaos_publisher", "once")
 _LEAST_BYTES: Final = 64
 """Every file of a version is larger."""
+
+_REPLACED_S: Final = 60.0
+"""So long a hung worker may stay."""
 
 _CLOCK_STEP: Final = "clock step"
 _SERVERS: Final = 2
@@ -83,9 +87,12 @@ class Chaos:
     """The servers' wall clock; None where there is no compiler to make one."""
     faults: Counter[str] = field(default_factory=Counter)
 
+    model = MODEL
+    """Whose versions come and go."""
+
     @property
     def repository(self) -> Path:
-        """What the servers share."""
+        """What the servers share: a link to the root."""
         return self.work / "repository"
 
     def next_version(self) -> int:
@@ -97,6 +104,12 @@ class Chaos:
         number = self.next_version()
         self.load.known_versions.add(number)
         return write_model(self.work / f"prepared-{number}", number)
+
+    def wait_until_served(self, number: int) -> None:
+        """Waits until both servers answer by a version; callers are answered by no older one from then on."""
+        for server in self.servers:
+            server.wait_until_ready(number)
+        self.load.lowest_version = number
 
     def wait_until_all_serve(self) -> None:
         """Waits until both servers answer."""
@@ -122,6 +135,7 @@ def run_chaos(
     """
     random, began_s = Random(seed), time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
+    make_root(work / "repository")
     with ExitStack() as stack:
         clock = _new_clock(work / "clock", progress)
         environment = clock.environment if clock else None
@@ -184,9 +198,7 @@ def hot_swap(chaos: Chaos) -> None:
     number = chaos.next_version()
     if publish(chaos.repository, chaos.prepare()):
         raise ServerError(f"publish: expected version {number} to be published, it was not")
-    for server in chaos.servers:
-        server.wait_until_ready(number)
-    chaos.load.lowest_version = number
+    chaos.wait_until_served(number)
 
 
 def publish_corrupt(chaos: Chaos) -> None:
@@ -251,6 +263,21 @@ def _stop_worker(chaos: Chaos) -> None:
             os.kill(victim, signal.SIGCONT)
 
 
+def _hang_worker(chaos: Chaos) -> None:
+    """SIGSTOP of a worker for good: its server has to replace it."""
+    server = chaos.random.choice(chaos.servers)
+    if workers := server.workers():
+        victim = chaos.random.choice(workers)
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGSTOP)
+        until_s = time.monotonic() + _REPLACED_S
+        while victim in server.workers():
+            if time.monotonic() > until_s:
+                os.kill(victim, signal.SIGKILL)
+                raise ServerError(f"hung worker: expected it to be replaced within {_REPLACED_S:g} s, it was not")
+            time.sleep(0.1)
+
+
 def _restart(chaos: Chaos) -> None:
     """Every server in turn is ended by SIGTERM and started again."""
     for server in chaos.random.sample(chaos.servers, len(chaos.servers)):
@@ -282,6 +309,11 @@ _FAULTS: Final[dict[str, Callable[[Chaos], None]]] = {
     "corrupt publish": publish_corrupt,
     "crash by a request": _crash_worker,
     "disk full": publish_without_room,
+    "empty mount": empty_mount,
+    "hung worker": _hang_worker,
+    "link flip": flip_link,
+    "replaced folder": replace_root,
+    "slow copy": copy_slowly,
     "hot swap": hot_swap,
     "kill -9 of a publisher": _kill_publisher,
     "kill -9 of a server": _kill_server,

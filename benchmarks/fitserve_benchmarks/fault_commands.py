@@ -33,7 +33,8 @@ def _add_simulate(parser: argparse.ArgumentParser) -> None:
 def _add_chaos(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Publishes under faults (killed at each system call, without room, raced), then runs two servers through hot "
-        "swaps, corrupt publishes, kills, stops and rolling restarts while callers check every answer."
+        "swaps, flipped links, slow copies, mounts that go away, corrupt publishes, kills, stops, hung workers and "
+        "rolling restarts while callers check every answer."
     )
     parser.epilog = "example: fitserve-bench chaos --seed 0 --minutes 5"
     parser.add_argument("--seed", type=int, default=0, help="of faults and load (0)")
