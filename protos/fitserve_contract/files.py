@@ -93,10 +93,10 @@ def read_descriptor(descriptor: int, name: str, max_bytes: int) -> bytes:
     with os.fdopen(os.dup(descriptor), "rb") as file:
         size_bytes = os.fstat(descriptor).st_size
         if size_bytes > max_bytes:
-            raise UnsafeFileError(f"file '{name}': expected at most {max_bytes} bytes, got {size_bytes}")
+            raise UnsafeFileError(f"file '{printable(name)}': expected at most {max_bytes} bytes, got {size_bytes}")
         content = file.read(size_bytes + 1)
     if len(content) != size_bytes:
-        raise UnsafeFileError(f"file '{name}': expected {size_bytes} bytes, got {len(content)}: it changed")
+        raise UnsafeFileError(f"file '{printable(name)}': expected {size_bytes} bytes, got {len(content)}: it changed")
     return content
 
 

@@ -9,13 +9,28 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_contract.files import UnsafeFileError, relative_parts
-from fitserve_contract.repository_view import RepositoryRoot, RepositoryView
+from fitserve_contract.repository_view import LinkError, RepositoryRoot, RepositoryView
 
 MAX_FILES: Final = 4_096
 """A version with more files is refused: links may make few folders look like many."""
 
 OWN_PREFIX: Final = ".."
 """Names that start so are Kubernetes' own folders and links; what they hold is read through the links beside them."""
+
+
+_LITTER: Final = frozenset({"lost+found", "Thumbs.db", "desktop.ini", "@eaDir", "__MACOSX", "$RECYCLE.BIN"})
+
+
+def is_litter(name: str) -> bool:
+    """Tells whether a file is one that desktops, editors, copying tools or file systems leave behind in any folder.
+
+    Hidden files (`.DS_Store`, `.nfs0001`, `.model.onnx.swp`, `.git/HEAD`), backups (`model.onnx~`) and what lies in
+    `lost+found` and its like. Nobody reads them, unless the version's checksums name them.
+
+    Args:
+        name: Path below the version's folder.
+    """
+    return any(part.startswith(".") or part.endswith("~") or part in _LITTER for part in name.split("/"))
 
 
 class FolderView:
@@ -53,7 +68,7 @@ class FolderView:
             path = self._below(below) if below else self._path
             real = self._view.real_path(path)
             # A link back to a folder that holds it: its files have their names already.
-            entries = self._view.entries(path) if real not in above else []
+            entries = self._entries(path, below) if real not in above else []
             listed_count += len(entries)
             if listed_count > MAX_FILES:
                 raise UnsafeFileError(f"expected at most {MAX_FILES} files in a version, found more")
@@ -67,9 +82,24 @@ class FolderView:
                     names.append(name)
         return sorted(names)
 
+    def _entries(self, path: str, below: str) -> list[os.DirEntry[str]]:
+        try:
+            return self._view.entries(path)
+        except PermissionError:
+            # `lost+found` is for root alone to read.
+            if below and is_litter(below):
+                return []
+            raise
+
     def _is_folder(self, entry: os.DirEntry[str], name: str) -> bool:
         if entry.is_symlink():
-            return self._view.is_folder(self._below(name))
+            try:
+                return self._view.is_folder(self._below(name))
+            except LinkError:
+                # Emacs locks a file by a link to nothing.
+                if is_litter(name):
+                    return False
+                raise
         return entry.is_dir(follow_symlinks=False)
 
     def _below(self, name: str) -> str:

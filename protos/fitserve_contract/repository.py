@@ -5,6 +5,7 @@ A version appears atomically (written aside, flushed, renamed) and never changes
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import re
@@ -14,11 +15,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from fitserve_contract.files import UnsafeFileError, open_beneath, sync_folder, write_durably
-from fitserve_contract.folder_view import FolderView, viewed
+from fitserve_contract.folder_view import FolderView, is_litter, viewed
+from fitserve_contract.printable import printable
 from fitserve_contract.repository_view import (
     LinkError,
     RepositoryChangedError,
@@ -40,7 +42,9 @@ MAX_TEXT_BYTES: Final = 16 << 20
 
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
-_CHECKSUM_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
+_CHECKSUM_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
+_ESCAPED = re.compile(r"\\([\\nr])")
+_ESCAPES: Final = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 _STAGING_PREFIX = ".staging-"
 
 
@@ -169,7 +173,7 @@ def publish(root: Path, model: str, aside: Path) -> VersionPath:
     if not (aside / MODEL_FILE).is_file():
         raise ValueError(f"publish: expected {MODEL_FILE} in the folder to publish, found none")
     _check_no_links(aside)
-    write_durably(aside / CHECKSUMS_FILE, checksum_text(checksums(aside)).encode())
+    write_durably(aside / CHECKSUMS_FILE, os.fsencode(checksum_text(checksums(aside))))
     for folder, _, names in os.walk(aside):
         for name in names:
             _flush(Path(folder, name))
@@ -226,29 +230,53 @@ def checksums(folder: Path | FolderView) -> dict[str, str]:
 
 def checksum_text(sums: Mapping[str, str]) -> str:
     """Writes checksums as `sha256sum` does, so that `sha256sum -c SHA256SUMS` reads them."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    return "".join(_checksum_line(name, digest) for name, digest in sorted(sums.items()))
+
+
+def _checksum_line(name: str, digest: str) -> str:
+    escaped = "".join(_ESCAPES.get(char, char) for char in name)
+    return f"{'' if escaped == name else chr(92)}{digest}  {escaped}\n"
 
 
 def read_checksums(folder: Path | FolderView) -> dict[str, str]:
     """Reads a version's checksum file; relative path to hexadecimal.
 
+    All that `sha256sum` writes and reads is understood: `./` before a name, `*` for binary, capital digits, escaped
+    names, `\\r\\n`. So are empty lines, lines that begin with `#`, and a line of the checksum file itself, which
+    `sha256sum * > SHA256SUMS` leaves in it.
+
     Raises:
         FileNotFoundError: it has none.
-        ChecksumError: a line is not one of `sha256sum`.
+        ChecksumError: a line is not one of `sha256sum`, or two lines of a file differ.
     """
-    sums = {}
+    sums: dict[str, str] = {}
     with viewed(folder) as view:
-        text = view.read(CHECKSUMS_FILE, max_bytes=MAX_TEXT_BYTES).decode(errors="replace")
-    for number, line in enumerate(text.splitlines(), 1):
-        match = _CHECKSUM_LINE.fullmatch(line)
-        if match is None:
-            raise ChecksumError(f"{CHECKSUMS_FILE} line {number}: expected '<sha256>  <file>', got {line[:80]!r}")
-        sums[match[2]] = match[1]
+        text = os.fsdecode(view.read(CHECKSUMS_FILE, max_bytes=MAX_TEXT_BYTES).removeprefix(codecs.BOM_UTF8))
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.removesuffix("\r")
+        if not line.strip() or line.startswith("#"):
+            continue
+        name, digest = _summed(number, line)
+        if name != CHECKSUMS_FILE and sums.setdefault(name, digest) != digest:
+            raise ChecksumError(f"{CHECKSUMS_FILE} line {number}: another line says otherwise of '{printable(name)}'")
     return sums
+
+
+def _summed(number: int, line: str) -> tuple[str, str]:
+    match = _CHECKSUM_LINE.fullmatch(line)
+    if match is None:
+        found = printable(line[:80])
+        raise ChecksumError(f"{CHECKSUMS_FILE} line {number}: expected '<sha256>  <file>', got '{found}'")
+    name = (
+        _ESCAPED.sub(lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), match[3]) if match[1] else match[3]
+    )
+    return str(PurePosixPath(name)), match[2].lower()
 
 
 def verify_checksums(folder: Path | FolderView) -> None:
     """Holds every file of a version against its checksums; files that the checksums do not name are refused too.
+
+    What desktops, editors and file systems leave behind is no file of the version: see `folder_view.is_litter`.
 
     Raises:
         ChecksumError: names the first file that differs, expected and found.
@@ -258,7 +286,8 @@ def verify_checksums(folder: Path | FolderView) -> None:
     with viewed(folder) as view:
         expected = read_checksums(view)
         try:
-            found = checksums(view)
+            names = view.file_names()
+            found = {name: view.sha256(name) for name in names if name in expected or _is_own(name)}
         except RepositoryChangedError:
             raise
         except UnsafeFileError as error:
@@ -266,9 +295,14 @@ def verify_checksums(folder: Path | FolderView) -> None:
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise ChecksumError(
-                f"file '{name}': expected sha256 {expected.get(name, 'none: it is not in ' + CHECKSUMS_FILE)}, "
+                f"file '{printable(name)}': "
+                f"expected sha256 {expected.get(name, 'none: it is not in ' + CHECKSUMS_FILE)}, "
                 f"got {found.get(name, 'none: it is missing')}"
             )
+
+
+def _is_own(name: str) -> bool:
+    return name != CHECKSUMS_FILE and not is_litter(name)
 
 
 def _check_no_links(folder: Path) -> None:
@@ -282,11 +316,22 @@ def _check_no_links(folder: Path) -> None:
 
 
 def _may_be_folder(entry: os.DirEntry[str]) -> bool:
-    """Tells whether a name is a folder, leads to one, or is a link to nothing so that nobody knows."""
+    """Tells whether a name is a folder, leads to one, or to what cannot be looked at so that nobody knows.
+
+    Raises:
+        OSError: nothing in the folder that holds it can be looked at.
+    """
     try:
         return stat.S_ISDIR(entry.stat().st_mode)
-    except OSError:
+    except FileNotFoundError:
         return entry.is_symlink()
+    except PermissionError:
+        if entry.is_symlink():
+            return True
+        raise
+    except OSError:
+        # A file system that is mounted there and is away (ESTALE, EIO, ENOTCONN): the folder is not gone.
+        return entry.is_symlink() or entry.is_dir(follow_symlinks=False)
 
 
 @contextmanager

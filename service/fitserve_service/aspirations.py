@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
+from fitserve_contract.printable import printable
 from fitserve_service.crashes import SetAside
 from fitserve_service.errors import ServiceError
 from fitserve_service.known_model import unknown_model
@@ -24,6 +25,8 @@ Grounds: TypeAlias = tuple[object, ...]
 """All that the outcome of a load depends on; equal where another try would end alike."""
 
 _NOTHING = ModelSource()
+
+_TRIES: Final = 4
 
 _log = logging.getLogger(__name__)
 
@@ -62,9 +65,8 @@ class Aspirations:
     def look(self) -> None:
         """Looks at the repository; where it cannot be read or is suddenly empty, what the last look found holds."""
         try:
-            root = self._source.root_id()
-            found = dict(self._source.scan())
-            why = absence(self._found, found, self._root, self._source.root_id())
+            found, root = self._scan()
+            why = absence(self._found, found, self._root, root)
             why = f"is away, {why}" if why else ""
         except OSError as error:
             why = f"cannot be read ({error.strerror})"
@@ -73,8 +75,16 @@ class Aspirations:
                 self._found, self._root = found, root
         self._note_absence(why)
 
+    def _scan(self) -> tuple[Mapping[str, ModelSource], RootId]:
+        """Looks at one root: one that is replaced meanwhile shows a part of its models, or of two roots'."""
+        for _ in range(_TRIES - 1):
+            root, found = self._source.root_id(), dict(self._source.scan())
+            if self._source.root_id() == root:
+                return found, root
+        return dict(self._source.scan()), self._source.root_id()
+
     def _note_absence(self, why: str) -> None:
-        where = f"repository '{self._source.root}'"
+        where = f"repository '{printable(str(self._source.root))}'"
         if why and not self.absence:
             self.absence_count += 1
             _log.error("%s %s: what is loaded goes on", where, why)
@@ -94,13 +104,16 @@ class Aspirations:
         """Gives what the repository says of a model; nothing of one that the last look did not find."""
         return self._found.get(model, _NOTHING)
 
-    def versions(self, model: str, *, pinned: Iterable[int] = (), has_stand_ins: bool = True) -> list[int]:
+    def versions(
+        self, model: str, *, pinned: Iterable[int] = (), late: Iterable[int] = (), has_stand_ins: bool = True
+    ) -> list[int]:
         """Gives the versions of a model that are to be loaded, ascending.
 
         Args:
             model: Model name.
             pinned: Versions that something waits for.
-            has_stand_ins: Where a version failed, the one below it is wanted in its place.
+            late: Versions whose files are still to come.
+            has_stand_ins: Where a version failed or is late, the one below it is wanted in its place.
         """
         source = self._found.get(model)
         if source is None or model in self._unloaded:
@@ -112,7 +125,7 @@ class Aspirations:
             keep=values.get("keep_versions", 1),
             exactly=values.get("versions", ()),
             labelled=[*source.labels.values(), *self._registry.labels(model).values(), *pinned],
-            failed=[version for version, state in states.items() if state is State.FAILED],
+            failed=[*late, *(version for version, state in states.items() if state is State.FAILED)],
         )
 
     def unknown(self, model: str) -> ServiceError:

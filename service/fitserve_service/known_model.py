@@ -44,8 +44,8 @@ class KnownVersion:
 
     Args:
         state: Where it is in its life.
-        reason: Why it FAILED; what it waits for, of one that is PENDING; what is the matter with the files of one that is
-            READY. Mostly empty.
+        reason: Why it FAILED; what it waits for, of one that is PENDING; what is the matter with the files of one that
+            is READY. Mostly empty.
         served: What answers; there from READY until the last lease is back.
         lease_count: Leases that are out.
         on_free: Called when the last lease of a version that goes is back.

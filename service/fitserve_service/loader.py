@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from fitserve_contract.folder_view import FolderView
 from fitserve_contract.joinability.proof import joining_text
 from fitserve_contract.manifest import Manifest, ManifestError, TensorSpec
 from fitserve_contract.onnx_file import OnnxFileError, read_facts
+from fitserve_contract.printable import printable
 from fitserve_contract.repository import MANIFEST_FILE, MAX_TEXT_BYTES, MODEL_FILE, ChecksumError, VersionPath
 from fitserve_contract.repository_view import RepositoryChangedError
 from fitserve_service.allocator import return_freed_memory
@@ -294,11 +296,13 @@ def _told() -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, ChecksumError, RepositoryChangedError) as error:
-        name = f"'{Path(error.filename or '').name}'" if isinstance(error, FileNotFoundError) else ""
+        name = f"'{_name(error)}'" if isinstance(error, FileNotFoundError) else ""
         text = f"file {name}: expected it in the version, found none" if name else str(error)
         raise IncompleteError(text) from None
     except OSError as error:
-        text = f"file '{Path(error.filename or '').name}': cannot be read: {error.strerror}"
+        text = f"file '{_name(error)}': cannot be read: {error.strerror}"
+        if isinstance(error, PermissionError):
+            text += f"; let user {os.geteuid()} read the version's folder and files (chmod -R u+rX)"
         if kind := shortage_kind(error):
             raise ShortageError(text, kind) from None
         raise LoadError(text) from None
@@ -313,6 +317,10 @@ def _told() -> Iterator[None]:
         if not (kind := shortage_kind_of_text(str(error))):
             raise
         raise ShortageError(f"no thread could be started: {error}", kind) from error
+
+
+def _name(error: OSError) -> str:
+    return printable(Path(error.filename or "").name)
 
 
 def _read(folder: FolderView) -> _Content:

@@ -226,7 +226,8 @@ class Reconciler:
 
     def _aspired(self, model: str, *, has_stand_ins: bool = True) -> list[int]:
         pinned = [*self._edits.versions(model), *self._also.get(model, ())]
-        return self._aspirations.versions(model, pinned=pinned, has_stand_ins=has_stand_ins)
+        late = self._loads.late(model) if has_stand_ins else ()
+        return self._aspirations.versions(model, pinned=pinned, late=late, has_stand_ins=has_stand_ins)
 
     def _retire_aside(self, model: str) -> None:
         """Takes versions out of service that were set aside."""

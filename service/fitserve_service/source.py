@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from fitserve_contract import repository
 from fitserve_contract.labels import read_labels
@@ -22,8 +23,10 @@ from fitserve_service.loading.version_reader import holds
 from fitserve_service.model_config import Overrides, read_overrides
 from fitserve_service.traffic import NO_TRAFFIC, TRAFFIC_FILE, Traffic, read_traffic
 
-_SETTLED_NS = 2_000_000_000
-"""A folder that changed within this time is read again: its file system's clock may tick more coarsely than we look."""
+_BESIDE_VERSIONS = (repository.LABELS_FILE, repository.OVERRIDES_FILE, TRAFFIC_FILE)
+
+_SETTLED_S = 2.5
+"""A folder that was seen to change within this time is read again: its file system's clock may tick only every 2 s."""
 
 _ABANDONED_S = 10.0
 """A folder that nobody holds and that is older was left by a publisher that died."""
@@ -59,11 +62,13 @@ class _Known:
         marks: Of its folder and the files beside its versions, at that time.
         source: What they say.
         notes: What is the matter with them.
+        since_s: When the marks were seen first. Our own clock: that of the file system may be another machine's.
     """
 
     marks: tuple[Marks, ...]
     source: ModelSource
     notes: tuple[str, ...]
+    since_s: float
 
 
 class RepositorySource:
@@ -71,6 +76,7 @@ class RepositorySource:
 
     Args:
         root: Where it is.
+        clock: Monotonic seconds.
 
     Attributes:
         repository: Where it is, and where its links may lead.
@@ -78,7 +84,8 @@ class RepositorySource:
         notes: What the last look found in the wrong place or could not read, for people, with the cure.
     """
 
-    def __init__(self, root: Root) -> None:
+    def __init__(self, root: Root, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self.repository = root_of(root)
         self.root = self.repository.path
         self.notes: tuple[str, ...] = ()
@@ -103,10 +110,10 @@ class RepositorySource:
             del self._known[gone]
         for name in names:
             marks = self._marks(name)
-            newest_ns = max(each.modified_ns for each in marks)
             known = self._known.get(name)
-            is_new = known is None or known.marks != marks or time.time_ns() - newest_ns < _SETTLED_NS
-            if is_new or (known is not None and not known.source.versions):
+            is_new = known is None or known.marks != marks or self._clock() - known.since_s < _SETTLED_S
+            # What could not be read for want of descriptors, or of a server, can be later, and no stamp moves.
+            if is_new or (known is not None and (known.source.problem or not known.source.versions)):
                 self._known[name] = self._read(name, marks, known)
         self._tell([*misplaced_in_root(self.root), *(note for known in self._known.values() for note in known.notes)])
         return {name: known.source for name, known in self._known.items() if known.source.versions}
@@ -120,8 +127,7 @@ class RepositorySource:
     def _marks(self, model: str) -> tuple[Marks, ...]:
         # Strings, not paths: this is done for every model at every look.
         folder = f"{self.root}/{model}"
-        names = (repository.LABELS_FILE, repository.OVERRIDES_FILE, TRAFFIC_FILE)
-        return (marks_of(folder), *(marks_of(f"{folder}/{name}") for name in names))
+        return (marks_of(folder), *(marks_of(f"{folder}/{name}") for name in _BESIDE_VERSIONS))
 
     def root_id(self) -> RootId:
         """Tells the root from another folder in its place. OSError: it is not there."""
@@ -165,10 +171,13 @@ class RepositorySource:
             last = replace(last, problem=str(error))
         except OSError as error:
             cure = f"; let user {os.geteuid()} read it (chmod u+rX)" if isinstance(error, PermissionError) else ""
-            last = replace(last, problem=f"model '{model}': its folder cannot be read: {error.strerror}{cure}")
+            name = Path(str(error.filename or "")).name
+            what = f"'{model}/{name}'" if name in _BESIDE_VERSIONS else "its folder"
+            last = replace(last, problem=f"model '{model}': {what} cannot be read: {error.strerror}{cure}")
         if last.problem:
             notes.append(last.problem)
-        return _Known(marks, last, tuple(notes))
+        since_s = known.since_s if known is not None and known.marks == marks else self._clock()
+        return _Known(marks, last, tuple(notes), since_s)
 
 
 def version_stamp(root: Root, model: str, version: int) -> Stamp:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from fitserve_contract.printable import printable
 from fitserve_contract.repository import MODEL_FILE
 
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
 _NUMBER_LIKE: Final = re.compile(r"[vV]?(?:er(?:sion)?)?[._-]?0*([1-9][0-9]{0,17})")
+
+_PLAIN: Final = frozenset(string.ascii_letters + string.digits + "/._-+=@%,:")
 
 _MOST: Final = 20
 """Only so many are named: a repository that is no repository may hold thousands."""
@@ -20,7 +24,7 @@ _MOST: Final = 20
 
 def misplaced_in_root(root: Path) -> list[str]:
     """Names a model file in the root of a repository."""
-    if not (root / MODEL_FILE).is_file():
+    if not os.path.isfile(root / MODEL_FILE):
         return []
     return [_text(root, root / MODEL_FILE, root / "NAME" / "1" / MODEL_FILE)]
 
@@ -39,9 +43,9 @@ def misplaced_in_model(root: Path, model: str, versions: tuple[int, ...]) -> lis
     folder = root / model
     free = max(versions, default=0) + 1
     found = []
-    if (folder / MODEL_FILE).is_file():
+    if os.path.isfile(folder / MODEL_FILE):
         found.append(_text(root, folder / MODEL_FILE, folder / str(free) / MODEL_FILE))
-    linked = {os.path.realpath(folder / str(version)) for version in versions if (folder / str(version)).is_symlink()}
+    linked = {os.path.realpath(folder / str(version)) for version in versions if os.path.islink(folder / str(version))}
     for name in _strange_folders(folder):
         if os.path.realpath(folder / name) in linked:
             # Where releases lie that versions link to.
@@ -56,7 +60,7 @@ def _strange_folders(folder: Path) -> Iterator[str]:
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
     for name in names:
-        if not name.startswith(".") and not _VERSION.fullmatch(name) and (folder / name / MODEL_FILE).is_file():
+        if not name.startswith(".") and not _VERSION.fullmatch(name) and os.path.isfile(folder / name / MODEL_FILE):
             yield name
 
 
@@ -64,7 +68,15 @@ def _text(root: Path, found: Path, wanted: Path) -> str:
     where = found if found.name == MODEL_FILE else found / MODEL_FILE
     there = wanted if wanted.name == MODEL_FILE else wanted / MODEL_FILE
     folder = there.parent if wanted.name == MODEL_FILE else there.parent.parent
-    make = f"mkdir -p {shlex.quote(str(folder))} && " if wanted.name == MODEL_FILE else ""
-    command = f"{make}mv {shlex.quote(str(found))} {shlex.quote(str(wanted))}"
+    make = f"mkdir -p {_quoted(folder)} && " if wanted.name == MODEL_FILE else ""
+    command = f"{make}mv {_quoted(found)} {_quoted(wanted)}"
     expected = there.relative_to(root)
-    return f"'{where.relative_to(root)}' is not served: expected it at '{expected}': {command}"
+    return f"'{printable(str(where.relative_to(root)))}' is not served: expected it at '{expected}': {command}"
+
+
+def _quoted(path: Path) -> str:
+    """Quotes a path for a shell, in one line and in characters that any message can carry."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(chr(byte) if chr(byte) in _PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(text)) + "'"

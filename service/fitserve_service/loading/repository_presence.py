@@ -13,7 +13,9 @@ Models that go one after another are removed, the last one too. While a reposito
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TypeAlias
+from typing import Final, TypeAlias
+
+_CURE: Final = "if they are to go, unload each: fitserve-client unload MODEL, or start the server anew"
 
 RootId: TypeAlias = tuple[int, int]
 """Device and inode."""
@@ -31,5 +33,5 @@ def absence(before: Collection[str], now: Collection[str], root_before: RootId |
     if now or not before:
         return ""
     if root_before != root_now:
-        return "another folder, without a model, is in its place"
-    return f"its {len(before)} models went all at once" if len(before) > 1 else ""
+        return f"another folder, without a model, is in its place; mount it again, or {_CURE}"
+    return f"its {len(before)} models went all at once; put them back, or {_CURE}" if len(before) > 1 else ""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from fitserve_contract.printable import printable
 from fitserve_contract.repository import CHECKSUMS_FILE, VersionPath, read_checksums
 from fitserve_service.loading.version_files import SeenFiles, Stamp
 
@@ -21,6 +22,9 @@ REST_S: Final = 0.9
 
 SPARSE_REST_S: Final = 10.0
 """How long a file with holes rests before it is taken for whole: it may be a copy whose room was reserved first."""
+
+_COARSE_REST_S: Final = 2.1
+"""How long files rest whose file system counts whole seconds, or two: what is written in one of them has one stamp."""
 
 _LEAST_SPARSE_BYTES: Final = 4096
 
@@ -36,11 +40,13 @@ class Look:
         stamp: Of the files.
         awaited: What is to come before they are worth loading; empty: nothing.
         is_at_rest: They have not moved since an earlier look.
+        refusal: Why they are not worth loading until they change; empty: they may be.
     """
 
     stamp: Stamp
     awaited: str
     is_at_rest: bool
+    refusal: str = ""
 
 
 @dataclass(slots=True)
@@ -88,12 +94,15 @@ class RestingFiles:
         if last is None or last.files.stamp != files.stamp or last.files.problem != files.problem:
             last = self._seen[name] = _Seen(files, now_s, last is not None)
         if files.problem:
-            return Look(files.stamp, files.problem, is_at_rest=False)
+            refusal = files.problem if files.is_refused else ""
+            return Look(files.stamp, files.problem, is_at_rest=False, refusal=refusal)
         rested_s = now_s - last.since_s
-        if rested_s < self._rest_s:
+        wanted_s = max(self._rest_s, _COARSE_REST_S) if self._rest_s and files.is_coarse else self._rest_s
+        if rested_s < wanted_s:
             return Look(files.stamp, self._awaited(name, last), is_at_rest=False)
         if rested_s < SPARSE_REST_S and (hole := self._new_hole(name, last)):
-            text = f"file '{hole}' has holes, as a copy that has only begun: it is loaded once it has rested longer"
+            why = "as a copy that has only begun: it is loaded once it has rested longer"
+            text = f"file '{printable(hole)}' has holes, {why}"
             return Look(files.stamp, text, is_at_rest=False)
         return Look(files.stamp, "", is_at_rest=True)
 

@@ -6,6 +6,7 @@ link, the marks are of what it leads to, and a folder behind it is visited where
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeAlias
 
 from fitserve_contract.folder_view import OWN_PREFIX
+from fitserve_contract.printable import printable
 from fitserve_contract.repository import VersionPath
 
 MAX_ENTRIES: Final = 4_096
@@ -58,17 +60,24 @@ class SeenFiles:
     Args:
         folder: The folder itself; its times move when a name in it comes or goes.
         entries: All below it, by name; a version that is not there has none.
-        problem: Why not all could be seen; empty where all were.
+        problem: Why not all could be seen; empty where all were that this process may see.
+        is_refused: Another look will not see them all either: only other files do.
     """
 
     folder: Marks
     entries: tuple[SeenFile, ...] = ()
     problem: str = ""
+    is_refused: bool = False
 
     @property
     def stamp(self) -> Stamp:
         """Gives what changes when any of the files does. Names are not in it: a rename moves its folder's times."""
         return tuple(mark for marks in (self.folder, *(entry.marks for entry in self.entries)) for mark in marks)
+
+    @property
+    def is_coarse(self) -> bool:
+        """Tells whether the file system stamps changes with whole seconds."""
+        return bool(self.entries) and all(entry.marks.changed_ns % 1_000_000_000 == 0 for entry in self.entries)
 
     def size(self, name: str) -> int | None:
         """Returns a file's size in bytes; None where it was not seen."""
@@ -78,7 +87,7 @@ class SeenFiles:
 def see_files(path: VersionPath) -> SeenFiles:
     """Looks at all files of a version, links followed; what a link outside of the repository holds is not looked at."""
     own = marks_of(str(path.folder))
-    is_link = path.folder.is_symlink()
+    is_link = os.path.islink(path.folder)
     if own == NO_MARKS or (is_link and not (path.root.holds(path.folder) and path.folder.is_dir())):
         # What is wrong with a link is told by whoever loads it.
         return SeenFiles(own)
@@ -88,10 +97,11 @@ def see_files(path: VersionPath) -> SeenFiles:
         while waiting:
             _see_folder(path, waiting.pop(), found, waiting)
             if len(found) > MAX_ENTRIES:
-                return SeenFiles(own, problem=f"expected at most {MAX_ENTRIES} files in a version, found more")
+                problem = f"expected at most {MAX_ENTRIES} files in a version, found more"
+                return SeenFiles(own, tuple(sorted(found, key=_name)), problem, is_refused=True)
     except OSError as error:
-        # A name that went between the listing and the look, or a folder that may not be read: seen in part.
-        problem = f"'{Path(error.filename or '').name}' cannot be looked at: {error.strerror}"
+        # A name that went between the listing and the look, or a file system that is away: seen in part.
+        problem = f"'{printable(Path(error.filename or '').name)}' cannot be looked at: {error.strerror}"
         return SeenFiles(own, tuple(sorted(found, key=_name)), problem)
     return SeenFiles(own, tuple(sorted(found, key=_name)))
 
@@ -104,7 +114,8 @@ class _Folder(NamedTuple):
 
 
 def _see_folder(path: VersionPath, folder: _Folder, found: list[SeenFile], waiting: list[_Folder]) -> None:
-    with os.scandir(f"{path.folder}/{folder.below}") as entries:
+    with contextlib.suppress(PermissionError), os.scandir(f"{path.folder}/{folder.below}") as entries:
+        # `lost+found` is for root alone, and need not be read. What has to be is told by whoever loads it.
         for entry in entries:
             if entry.name.startswith(OWN_PREFIX):
                 continue

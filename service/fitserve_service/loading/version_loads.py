@@ -18,6 +18,7 @@ from fitserve_service.loading.load_attempts import LoadAttempts
 from fitserve_service.loading.load_errors import (
     THREADS,
     IncompleteError,
+    LoadError,
     ShortageError,
     as_shortage,
     shortage_kind_of_text,
@@ -125,6 +126,11 @@ class VersionLoads:
         if problem := self._inputs.problem(model, version):
             self._attempts.begin(name, self._inputs.grounds(model, look.stamp))
             self._registry.set_state(model, version, State.FAILED, reason=problem)
+        elif look.refusal and not self._inputs.absence:
+            self._begin(name, look)
+            self._awaited.pop(name, None)
+            reason = self._attempts.fail(name, LoadError(look.refusal))
+            self._registry.set_state(model, version, State.FAILED, reason=reason)
         elif awaited := self._inputs.absence or look.awaited:
             self._await(name, awaited)
         else:
@@ -182,6 +188,11 @@ class VersionLoads:
         """Says which files of a version are awaited; empty where none are, or it was not looked at often enough."""
         is_known = self._resting.is_moving(name) or self._inputs.absence
         return self._awaited.get(name, "") if is_known else ""
+
+    def late(self, model: str) -> list[int]:
+        """Gives the versions of a model that are not loaded because their files were seen to move."""
+        states = self._registry.states(model)
+        return [number for number, state in states.items() if state is State.PENDING and self.awaited((model, number))]
 
     def failure(self, name: Name) -> str:
         """Says why what lies in the folder of a version that serves could not take its place; empty: it could."""

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from fitserve_contract.files import relative_parts
 from fitserve_contract.folder_view import FolderView, viewed
-from fitserve_contract.repository import CHECKSUMS_FILE, ChecksumError, checksums, read_checksums, verify_checksums
+from fitserve_contract.printable import printable
+from fitserve_contract.repository import CHECKSUMS_FILE, ChecksumError, read_checksums, verify_checksums
 
 ABSENT: Final = ""
 """In the place of a checksum: there was no such file."""
@@ -62,11 +64,14 @@ class VersionReader:
         return content
 
     def _note(self, name: str, digest: str) -> None:
+        # As a model names its external data: `./weights` is the file `weights`.
+        name = "/".join(relative_parts(name))
+        shown = printable(name)
         if self.expected is not None and digest != self.expected.get(name, ABSENT):
             expected = self.expected.get(name, f"none: it is not in {CHECKSUMS_FILE}")
-            raise ChecksumError(f"file '{name}': expected sha256 {expected}, got {digest or 'none: it is missing'}")
+            raise ChecksumError(f"file '{shown}': expected sha256 {expected}, got {digest or 'none: it is missing'}")
         if self.sums.setdefault(name, digest) != digest:
-            raise ChecksumError(f"file '{name}': expected the same content at each reading, and it changed")
+            raise ChecksumError(f"file '{shown}': expected the same content at each reading, and it changed")
 
 
 def holds(folder: Path | FolderView, sums: Mapping[str, str]) -> bool:
@@ -84,7 +89,10 @@ def holds(folder: Path | FolderView, sums: Mapping[str, str]) -> bool:
         if CHECKSUMS_FILE not in sums:
             read = {name: digest for name, digest in sums.items() if digest != ABSENT}
             try:
-                return read_checksums(view) == read == checksums(view)
+                if read_checksums(view) != read:
+                    return False
+                verify_checksums(view)
+                return True
             except (FileNotFoundError, ChecksumError):
                 return False
         return all(_sum(view, name) == digest for name, digest in sums.items())

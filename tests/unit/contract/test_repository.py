@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fitserve_contract.repository import (
     ChecksumError,
     VersionPath,
     check_model_name,
+    checksums,
     is_model_name,
     models,
     publish,
@@ -91,6 +93,96 @@ def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", CHECKSUMS_FILE], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert set(read_checksums(folder)) == {MODEL_FILE, "extra"}
+
+
+def rewritten(sums: dict[str, str], line: str) -> bytes:
+    return "".join(
+        line.format(digest=digest, capital=digest.upper(), name=name) for name, digest in sums.items()
+    ).encode()
+
+
+ALIKE = {
+    "as it was": lambda sums: rewritten(sums, "{digest}  {name}\n"),
+    "find -exec": lambda sums: rewritten(sums, "{digest}  ./{name}\n"),
+    "binary": lambda sums: rewritten(sums, "{digest} *{name}\n"),
+    "capitals": lambda sums: rewritten(sums, "{capital}  {name}\n"),
+    "another system's ends of lines": lambda sums: rewritten(sums, "{digest}  {name}\r\n"),
+    "another system's mark": lambda sums: b"\xef\xbb\xbf" + rewritten(sums, "{digest}  {name}\n"),
+    "empty lines, remarks": lambda sums: b"# ours\n\n" + rewritten(sums, "{digest}  {name}\n\n"),
+    "no end": lambda sums: rewritten(sums, "{digest}  {name}\n").rstrip(),
+    "its own line": lambda sums: rewritten({**sums, CHECKSUMS_FILE: "0" * 64}, "{digest}  {name}\n"),
+    "twice": lambda sums: 2 * rewritten(sums, "{digest}  {name}\n"),
+}
+
+
+@pytest.mark.parametrize("written", ALIKE.values(), ids=ALIKE.keys())
+def test_checksums_hold_however_they_are_written(tmp_path: Path, written: Callable[[dict[str, str]], bytes]) -> None:
+    folder = published(tmp_path, extra=b"1").folder
+    (folder / CHECKSUMS_FILE).write_bytes(written(checksums(folder)))
+    verify_checksums(folder)
+    (folder / "extra").write_bytes(b"2")
+    with pytest.raises(ChecksumError, match="file 'extra': expected sha256"):
+        verify_checksums(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("SHA256 (model.onnx) = 00", "line 3: expected '<sha256>  <file>'"),
+        ("\x1b[2J", r"got '\\x1b\[2J'"),
+        (f"{'0' * 64}  extra", "line 3: another line says otherwise of 'extra'"),
+        (f"{'0' * 64}  /etc/passwd", "file '/etc/passwd': expected sha256 0+, got none: it is missing"),
+        (f"{'0' * 64}  ../2/model.onnx", "file '../2/model.onnx': expected sha256 0+, got none: it is missing"),
+    ],
+)
+def test_checksums_that_say_something_else_are_refused(tmp_path: Path, line: str, problem: str) -> None:
+    folder = published(tmp_path, extra=b"1").folder
+    with (folder / CHECKSUMS_FILE).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(ChecksumError, match=problem):
+        verify_checksums(folder)
+
+
+STRANGE = ["two\nlines", "back\\slash", "a\u2028b", "carriage\rreturn", "Gewichte ä", os.fsdecode(b"latin-\xe9")]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_files_of_any_name_have_checksums_as_sha256sum_writes_them(tmp_path: Path, name: str) -> None:
+    folder = published(tmp_path, **{name: b"1"}).folder
+    written = subprocess.run(["sha256sum", name], cwd=folder, capture_output=True, check=True).stdout
+    assert written in (folder / CHECKSUMS_FILE).read_bytes().splitlines(keepends=True) or b"\r" in written
+    verify_checksums(folder)
+    (folder / name).write_bytes(b"2")
+    with pytest.raises(ChecksumError) as caught:
+        verify_checksums(folder)
+    assert str(caught.value).isprintable()
+
+
+LITTER = [
+    *(".DS_Store", "._model.onnx", ".nfs0001", ".model.onnx.swp", "model.onnx~", "Thumbs.db", ".git/HEAD"),
+    *("lost+found/x", ".rsync-partial/model.onnx", "@eaDir/x"),
+]
+
+
+@pytest.mark.parametrize("name", LITTER)
+def test_what_others_leave_in_a_folder_is_no_file_of_the_version(tmp_path: Path, name: str) -> None:
+    folder = published(tmp_path, extra=b"1").folder
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"litter")
+    (folder / ".#model.onnx").symlink_to("me@machine.1:2")
+    os.mkfifo(folder / ".pipe")
+    verify_checksums(folder)
+    (folder / "another").write_bytes(b"")
+    with pytest.raises(ChecksumError, match="file 'another': expected sha256 none: it is not in SHA256SUMS"):
+        verify_checksums(folder)
+
+
+def test_litter_that_was_published_is_a_file_like_any_other(tmp_path: Path) -> None:
+    folder = published(tmp_path, **{".gitattributes": b"1"}).folder
+    verify_checksums(folder)
+    (folder / ".gitattributes").write_bytes(b"2")
+    with pytest.raises(ChecksumError, match=r"file '\.gitattributes'"):
+        verify_checksums(folder)
 
 
 def test_next_version_is_above_the_highest_whatever_is_missing(tmp_path: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import builders
 from reconciler_world import World, world
 
+from fitserve_service.aspirations import Aspirations
 from fitserve_service.crashes import SetAside
+from fitserve_service.loading.version_files import Marks
 from fitserve_service.reconciler import Reconciler
 from fitserve_service.registry import Registry
 from fitserve_service.source import RepositorySource
@@ -69,3 +72,48 @@ def test_a_reconciler_that_starts_knows_what_was_set_aside(tmp_path: Path) -> No
         it.loader.gate.set()
         for reconciler in (fresh, other):
             reconciler.stop()
+
+
+class Flipping(RepositorySource):
+    """A repository whose place another folder takes in the middle of a look, as when its volume is unmounted."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.other: Path | None = None
+
+    def _marks(self, model: str) -> tuple[Marks, ...]:
+        if self.other is not None and model == "b":
+            self.root.rename(self.root.with_name("away"))
+            self.other.rename(self.root)
+            self.other = None
+        return super()._marks(model)
+
+
+def test_a_root_that_goes_in_the_middle_of_a_look_takes_no_model_with_it(tmp_path: Path) -> None:
+    root, empty = tmp_path / "repository", tmp_path / "empty"
+    for model in ("a", "b", "c"):
+        builders.bare_version(root, model, 1, builders.identity())
+    source = Flipping(root)
+    wanted = Aspirations(source, Registry())
+    wanted.look()
+    empty.mkdir()
+    source.other = empty
+    wanted.look()
+    assert [wanted.versions(model) for model in ("a", "b", "c")] == [[1], [1], [1]]
+    assert "another folder, without a model, is in its place" in wanted.absence
+
+
+def test_models_that_go_all_at_once_are_told_with_the_cure(tmp_path: Path) -> None:
+    for model in ("a", "b"):
+        builders.bare_version(tmp_path, model, 1, builders.identity())
+    with world(tmp_path) as it:
+        it.look_until(lambda: it.states("a") == it.states("b") == {1: State.READY})
+        for model in ("a", "b"):
+            shutil.rmtree(tmp_path / model)
+        it.look()
+        (text,) = it.registry.repository.texts
+        assert "its 2 models went all at once" in text
+        assert "fitserve-client unload MODEL" in text
+        for model in ("a", "b"):
+            it.unload(model)
+        it.look_until(lambda: it.states("a") == it.states("b") == {1: State.UNLOADED})

@@ -84,5 +84,8 @@ def test_unknown_models_are_not_found_to_load_and_nothing_to_unload(tmp_path: Pa
 
         (_, loading), unloading = it.outcomes
         assert loading is not None
-        assert (loading.reason, loading.message) == (Reason.MODEL_NOT_FOUND, "model 'ghost': not in the repository; list its models with: fitserve-client models")
+        assert (loading.reason, loading.message) == (
+            Reason.MODEL_NOT_FOUND,
+            "model 'ghost': not in the repository; list its models with: fitserve-client models",
+        )
         assert unloading == ("ghost", None)

@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import builders
 import pytest
 
 from fitserve_contract.repository import publishing
+from fitserve_service import source as source_module
+from fitserve_service.loading.version_files import Marks
 from fitserve_service.source import ModelSource, RepositorySource
 
 LONG_AGO_NS = 10**18
 
 
-def settle(root: Path, model: str) -> None:
-    """Sets a model's time stamps to long ago, as if it had not been touched since."""
-    for path in (
-        root / model,
-        root / model / "labels.json",
-        root / model / "model.toml",
-        root / model / "traffic.json",
-    ):
-        if path.exists():
-            os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
+class Clock:
+    """Seconds that go on when the test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 def test_only_folders_named_by_a_positive_integer_are_versions(tmp_path: Path) -> None:
@@ -52,33 +54,108 @@ def test_labels_and_overrides_are_read_with_the_versions(tmp_path: Path) -> None
     assert source.overrides.values == {"keep_versions": 2}
 
 
-def test_a_change_is_seen_and_an_old_folder_is_not_read_again(tmp_path: Path) -> None:
+def test_a_change_is_seen_and_a_folder_that_rests_is_not_read_again(tmp_path: Path) -> None:
     builders.bare_version(tmp_path, "m", 1, builders.identity())
-    settle(tmp_path, "m")
-    source = RepositorySource(tmp_path)
+    clock = Clock()
+    source = RepositorySource(tmp_path, clock=clock)
     first = source.scan()["m"]
+    clock.now_s += 3.0
 
     assert source.scan()["m"] is first
     builders.bare_version(tmp_path, "m", 2, builders.identity())
     assert source.scan()["m"].versions == (1, 2)
-    settle(tmp_path, "m")
+    clock.now_s += 3.0
     (tmp_path / "m" / "labels.json").write_text('{"canary": 1}')
     assert source.scan()["m"].labels == {"canary": 1}
-    settle(tmp_path, "m")
+    clock.now_s += 3.0
     source.scan()
     (tmp_path / "m" / "traffic.json").write_text('{"canary_share": 0.5}')
     assert source.scan()["m"].traffic.canary_share == 0.5
 
 
-def test_a_folder_that_changed_a_moment_ago_is_read_again_whatever_its_stamps(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stamped_s", [0, 10**9, 10**10])
+def test_a_folder_that_changed_a_moment_ago_is_read_again_whatever_its_stamps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stamped_s: int
+) -> None:
+    """As on a file system whose clock is another machine's and ticks every two seconds."""
+    coarse = Marks(1, 2, 3, stamped_s * 10**9, stamped_s * 10**9)
+    monkeypatch.setattr(source_module, "marks_of", lambda _: coarse)
+    clock = Clock()
+    source = RepositorySource(tmp_path, clock=clock)
     builders.bare_version(tmp_path, "m", 1, builders.identity())
+    source.scan()
+    clock.now_s += 1.9
+    builders.bare_version(tmp_path, "m", 2, builders.identity())
+    assert source.scan()["m"].versions == (1, 2)
+    clock.now_s += 3.0
+    settled = source.scan()["m"]
+    assert source.scan()["m"] is settled
+
+
+def test_what_could_not_be_read_for_a_moment_is_read_again_without_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.identity())
+    clock = Clock()
+    source = RepositorySource(tmp_path, clock=clock)
+    scandir = os.scandir
+
+    def failing(path: Path | int) -> object:
+        if isinstance(path, int):
+            raise OSError(24, "Too many open files")
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", failing)
+        assert source.scan() == {}
+    (tmp_path / "m" / "model.toml").write_text("keep_versions = 2")
+    with monkeypatch.context() as patch:
+        source.scan()
+        clock.now_s += 3.0
+        patch.setattr(os, "scandir", failing)
+        (tmp_path / "m" / "model.toml").write_text("keep_versions = 3")
+        assert "Too many open files" in source.scan()["m"].problem
+    clock.now_s += 3.0
+    assert source.scan()["m"].problem == ""
+    assert source.scan()["m"].overrides.values == {"keep_versions": 3}
+
+
+def test_a_model_whose_file_system_is_away_is_not_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a mount's server ended (ENOTCONN), or an NFS handle is stale: the root can be listed, the model not."""
+    for model in ("m", "other"):
+        builders.bare_version(tmp_path, model, 1, builders.identity())
     source = RepositorySource(tmp_path)
     source.scan()
-    status = (tmp_path / "m").stat()
-    builders.bare_version(tmp_path, "m", 2, builders.identity())
-    os.utime(tmp_path / "m", ns=(status.st_atime_ns, status.st_mtime_ns))
+    scandir = os.scandir
 
-    assert source.scan()["m"].versions == (1, 2)
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self.name = entry.name
+            self.is_dir, self.is_symlink = entry.is_dir, entry.is_symlink
+            self._entry = entry
+
+        def stat(self) -> os.stat_result:
+            if self.name == "m":
+                raise OSError(107, "Transport endpoint is not connected")
+            return self._entry.stat()
+
+    @contextmanager
+    def listing(path: Path) -> Iterator[list[Entry]]:
+        with scandir(path) as entries:
+            yield [Entry(entry) for entry in entries]
+
+    def away(path: Path | int) -> object:
+        if isinstance(path, int):
+            if Path(os.readlink(f"/proc/self/fd/{path}")).name == "m":
+                raise OSError(107, "Transport endpoint is not connected")
+            return scandir(path)
+        return listing(path) if path == tmp_path else scandir(path)
+
+    monkeypatch.setattr(os, "scandir", away)
+    found = source.scan()
+    assert found["m"].versions == (1,)
+    assert found["m"].problem == "model 'm': its folder cannot be read: Transport endpoint is not connected"
+    assert found["other"].problem == ""
 
 
 @pytest.mark.parametrize(

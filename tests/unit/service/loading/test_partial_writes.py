@@ -21,9 +21,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fitserve_contract.repository import ChecksumError, VersionPath, checksum_text
+from fitserve_contract.repository import ChecksumError, VersionPath, checksum_text, version_path
 from fitserve_service.errors import ServiceError
 from fitserve_service.loading.load_errors import IncompleteError
+from fitserve_service.loading.resting_files import RestingFiles
+from fitserve_service.loading.version_files import MAX_ENTRIES, Marks, SeenFile, SeenFiles
 from fitserve_service.loading.version_reader import VersionReader
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.reconciler import Reconciler
@@ -38,6 +40,8 @@ Files = dict[str, bytes]
 Step = Callable[[], None]
 
 LOOK_S = 1.0
+_MOST_LOOKS = 6
+"""What is whole is loaded by then."""
 
 
 def nothing() -> None:
@@ -121,7 +125,9 @@ class Reader:
             except (FileNotFoundError, ChecksumError) as error:
                 raise IncompleteError(str(error)) from None
         session = cast(Session, SimpleNamespace(provider="none"))
-        served = ServedVersion("m", 1, session, Signature((), (), False), ModelConfig(), {}, None, b"", False)
+        served = ServedVersion(
+            path.model, path.version, session, Signature((), (), False), ModelConfig(), {}, None, b"", False
+        )
         served.file_sums = reader.sums
         served.content_digest = sha256(repr(content).encode()).hexdigest()
         self.contents[served] = content
@@ -147,7 +153,7 @@ class World:
         self.reconciler.reconcile_once()
 
     def look_until(self, wanted: Files) -> None:
-        for _ in range(6):
+        for _ in range(_MOST_LOOKS):
             if self.served[-1:] == [wanted] and self.registry.states("m") == {1: State.READY}:
                 return
             self.look()
@@ -245,8 +251,12 @@ def test_only_finished_content_is_ever_served(data: st.DataObject, first: Files,
         if data.draw(st.booleans()):
             # The next writer begins in the middle of the load, if it is still to come.
             it.loader.between = steps.pop(0)
-            while not it.served and it.loader.between is not nothing:
+            for _ in range(_MOST_LOOKS):
+                if it.served or it.loader.between is nothing:
+                    break
                 it.look()
+            else:
+                raise AssertionError(f"not loaded: {it.registry.snapshot()}")
             begin, it.loader.between = it.loader.between, nothing
             begin()
         else:
@@ -311,3 +321,52 @@ def test_of_many_models_each_has_its_turn_and_those_that_move_have_every(tmp_pat
     turns = [loads.in_turn(many) for _ in range(3)]
     assert set().union(*turns) == set(many)
     assert all("m7" in turn and len(turn) == len(set(turn)) <= 257 for turn in turns)
+
+
+def test_while_a_version_is_copied_a_server_that_starts_serves_the_one_below(tmp_path: Path) -> None:
+    it = World(tmp_path, ("model.onnx",))
+    below, above = it.disk, Disk(tmp_path / "m" / "2")
+    below.write("model.onnx", 0, b"one")
+    for size in range(6):
+        above.write("model.onnx", size, b"x")
+        it.look()
+    assert it.registry.states("m") == {1: State.READY, 2: State.PENDING}
+    it.look()
+    it.look()
+    it.look()
+    assert it.registry.states("m") == {1: State.UNLOADED, 2: State.READY}
+
+
+def test_a_version_that_rests_is_the_only_one_loaded_at_the_start(tmp_path: Path) -> None:
+    it = World(tmp_path, ("model.onnx",))
+    it.disk.write("model.onnx", 0, b"one")
+    Disk(tmp_path / "m" / "2").write("model.onnx", 0, b"two")
+    for _ in range(4):
+        it.look()
+    assert it.served == [{"model.onnx": b"two"}]
+
+
+@pytest.mark.parametrize(("tick_ns", "rests_s"), [(1, 1.0), (1_000_000_000, 3.0)])
+def test_files_stamped_with_whole_seconds_rest_for_longer(tmp_path: Path, tick_ns: int, rests_s: float) -> None:
+    """What is written twice within one tick of a file system's clock has one stamp."""
+    at_ns = (10**18 + 1) // tick_ns * tick_ns
+    files = SeenFiles(Marks(1, 2, 3, at_ns, at_ns), (SeenFile("model.onnx", Marks(1, 3, 5, at_ns, at_ns)),))
+    now_s = [0.0]
+    resting = RestingFiles(lambda *_: files, lambda *name: version_path(tmp_path, *name), clock=lambda: now_s[0])
+    assert not resting.look(("m", 1)).is_at_rest
+    while not resting.look(("m", 1)).is_at_rest:
+        now_s[0] += 1.0
+        assert now_s[0] < 9.0
+    assert now_s[0] == rests_s
+
+
+def test_what_is_no_version_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    it = World(tmp_path, ("model.onnx",))
+    it.disk.write("model.onnx", 0, b"one")
+    for number in range(MAX_ENTRIES):
+        it.disk.path(f"many/{number}").touch()
+    it.look()
+    assert it.registry.states("m") == {1: State.FAILED}
+    assert "at most 4096 files" in it.registry.model("m").versions[0].reason
+    shutil.rmtree(it.disk.path("many"))
+    it.look_until({"model.onnx": b"one"})

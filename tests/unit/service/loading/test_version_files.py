@@ -1,14 +1,21 @@
 """Every change of a version's files is seen, also behind links; what lies outside of the repository is not."""
 
 import os
-from collections.abc import Callable
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import builders
 import pytest
 
 from fitserve_contract.repository import version_path
 from fitserve_contract.repository_view import RepositoryRoot
 from fitserve_service.loading.version_files import MAX_ENTRIES, NO_MARKS, SeenFiles, see_files
+from fitserve_service.loading.version_reader import VersionReader
+from fitserve_service.source import RepositorySource
 
 
 def file(path: Path, content: bytes = b"x") -> Path:
@@ -126,3 +133,66 @@ def test_links_in_circles_and_too_many_names_end(root: Path) -> None:
             link(version / f"d{number}" / name, f"../d{number + 1}")
     (version / "d8").mkdir()
     assert seen(root).problem == f"expected at most {MAX_ENTRIES} files in a version, found more"
+
+
+@contextmanager
+def powerless() -> Iterator[Path]:
+    """Gives a folder to somebody who may read what everybody may, also where the tests are run by root."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    is_root = os.geteuid() == 0
+    try:
+        if is_root:
+            os.chown(folder, 65534, 65534)
+            os.seteuid(65534)
+        yield folder
+    finally:
+        if is_root:
+            os.seteuid(0)
+        subprocess.run(["chmod", "-R", "u+rwX", folder], check=True)
+        shutil.rmtree(folder)
+
+
+def test_folders_that_may_not_be_read_keep_nobody_waiting() -> None:
+    with powerless() as root:
+        file(root / "m" / "1" / "model.onnx")
+        (root / "m" / "1" / "lost+found").mkdir(mode=0)
+        before = seen(root)
+        assert (before.problem, names(before)) == ("", ["lost+found", "model.onnx"])
+        file(root / "m" / "1" / "model.onnx", b"y")
+        assert seen(root).stamp != before.stamp
+        for mode in (0, 0o444):
+            (root / "m" / "1").chmod(mode)
+            assert (seen(root).problem, seen(root).folder != NO_MARKS) == ("", True)
+        # Nothing can be said of what lies there.
+        (root / "m").chmod(0)
+        assert seen(root) == SeenFiles(NO_MARKS)
+
+
+def test_a_folder_for_root_alone_beside_versions_or_in_a_published_one_is_passed_over() -> None:
+    with powerless() as root:
+        path = builders.publish_version(root, "m", builders.identity())
+        for folder in (root, root / "m", path.folder):
+            (folder / "lost+found").mkdir(mode=0)
+        source = RepositorySource(root)
+        assert {name: (each.versions, each.problem) for name, each in source.scan().items()} == {"m": ((1,), "")}
+        with path.view() as view:
+            assert VersionReader(view).read("model.onnx", 1 << 20) == builders.identity()
+
+
+def test_a_model_toml_that_may_not_be_read_is_named() -> None:
+    with powerless() as root:
+        builders.bare_version(root, "m", 1, builders.identity())
+        file(root / "m" / "model.toml").chmod(0)
+        problem = RepositorySource(root).scan()["m"].problem
+        assert problem.startswith("model 'm': 'm/model.toml' cannot be read: Permission denied; let user ")
+
+
+def test_more_files_than_a_version_may_have_are_refused_and_seen_to_go(root: Path) -> None:
+    for number in range(MAX_ENTRIES + 1):
+        file(root / "store" / "abc" / "many" / str(number))
+    refused = seen(root)
+    assert refused.is_refused
+    assert "at most 4096 files" in refused.problem
+    shutil.rmtree(root / "store" / "abc" / "many")
+    assert not seen(root).is_refused
