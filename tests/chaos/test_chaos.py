@@ -17,7 +17,7 @@ def test_every_kind_of_fault_once_loses_nothing(tmp_path: Path) -> None:
     assert result.tally.failed == []
     assert result.tally.wrong == []
     assert result.is_right
-    assert sorted(result.faults.values()) == [1] * 10
+    assert sorted(result.faults.values()) == [1] * 15
     assert result.tally.answer_count > 50
 
 
