@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fitserve_contract.repository import ChecksumError, VersionPath, checksum_text, version_path
@@ -233,7 +233,8 @@ def carry_out(data: st.DataObject, it: World, steps: list[Step]) -> None:
             it.reconciler.load("m", it.outcomes.append)
 
 
-@settings(max_examples=60, deadline=None)
+# Without shrinking: a watcher that is wrong is found so in one example of a few, and shrinking those takes minutes.
+@settings(max_examples=60, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(st.data(), versions(), versions())
 def test_only_finished_content_is_ever_served(data: st.DataObject, first: Files, second: Files) -> None:
     for files in (first, second):
@@ -268,6 +269,44 @@ def test_only_finished_content_is_ever_served(data: st.DataObject, first: Files,
             it.look()
         assert it.outcomes[-1] is None
         assert [content for content in it.served if content not in wanted] == []
+
+
+@pytest.mark.parametrize("name", ["w.bin", "sub/w2.bin"])
+@pytest.mark.parametrize("is_serving", [False, True])
+def test_what_is_written_in_the_middle_of_a_load_is_not_served_with_what_was_read_before(
+    tmp_path: Path, name: str, is_serving: bool
+) -> None:
+    it = World(tmp_path, ("model.onnx", name))
+    old, new = ({"model.onnx": content, name: content} for content in (b"old", b"new"))
+    if is_serving:
+        for each in old:
+            it.disk.write(each, 0, b"was")
+        it.look_until({"model.onnx": b"was", name: b"was"})
+    for each, content in old.items():
+        it.disk.write(each, 0, content)
+    it.loader.between = lambda: it.disk.write(name, 0, b"new")
+    for _ in range(_MOST_LOOKS):
+        if it.loader.between is nothing:
+            break
+        it.look()
+    it.disk.write("model.onnx", 0, b"new")
+    it.look_until(new)
+    assert it.served[is_serving:] == [new]
+
+
+@pytest.mark.parametrize("name", ["w.bin", "sub/w2.bin"])
+def test_files_beside_the_model_are_watched_while_they_come_and_while_they_serve(tmp_path: Path, name: str) -> None:
+    it = World(tmp_path, ("model.onnx", name))
+    it.disk.write("model.onnx", 0, b"m")
+    it.disk.write(name, 0, b"hal")
+    it.look()
+    for content in (b"halb", b"half"):
+        it.disk.write(name, 0, content)
+        it.look()
+    it.look_until({"model.onnx": b"m", name: b"half"})
+    it.disk.write(name, 0, b"full")
+    it.look_until({"model.onnx": b"m", name: b"full"})
+    assert [content[name] for content in it.served] == [b"half", b"full"]
 
 
 def test_a_file_that_rests_with_a_hole_waits_longer(tmp_path: Path) -> None:
