@@ -111,6 +111,19 @@ def read_assumptions(program: torch.export.ExportedProgram, candidate: Candidate
     return Assumptions(tuple(sizes), {name: array.shape for name, array in traced.items()}, guards)
 
 
+def constant_axis(place: Place, title: str, size: int) -> ExportError:
+    """Words the refusal of an axis that was to be free and is a constant of the module."""
+    if place[1] == 0:
+        return ExportError(
+            f"export: expected a module that takes any number of examples, but it makes the first axis of '{place[0]}' "
+            f"the constant {size}; compute with x.shape[0] instead of a number"
+        )
+    return ExportError(
+        f"free_axes['{place[0]}'][{place[1]}] ('{title}'): expected a free axis, but the module makes it the constant "
+        f"{size}; leave it out of free_axes, or compute with x.shape[{place[1]}] instead of a number"
+    )
+
+
 def _guards(program: torch.export.ExportedProgram, shapes: Sequence[Sequence[Any]]) -> Iterator[str]:
     """Yields torch's guards as expressions, and the ranges of its symbols.
 
@@ -142,10 +155,7 @@ def _add(sizes: list[FreeSize], symbols: _Known, place: Place, axis: tuple[str, 
     """Adds a free axis: to the size that it follows, by its symbol or its name, or as a size of its own."""
     title, symbolic, traced = axis
     if isinstance(symbolic, int):
-        raise ExportError(
-            f"free_axes['{place[0]}'][{place[1]}] ('{title}'): expected a free axis, but the module makes it the "
-            f"constant {symbolic}; leave it out of free_axes, or compute with x.shape[{place[1]}] instead of a number"
-        )
+        raise constant_axis(place, title, symbolic)
     expression = symbolic.node.expr
     for index, size in enumerate(sizes):
         offset = _offset(expression, symbols[size.name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -14,8 +15,15 @@ from fitserve_exporters.candidate.candidate import Arrays, Candidate
 from fitserve_exporters.candidate.module_copy import on_cpu
 from fitserve_exporters.candidate.served_module import ServedModule
 from fitserve_exporters.errors import ExportError
+from fitserve_exporters.graph.assumptions import constant_axis
 from fitserve_exporters.graph.recurrent import OnnxRecurrence
 from fitserve_exporters.texts import sentence
+
+_SPECIALIZED: Final = re.compile(
+    r"marked (?:L\['tensors'\]\[(?P<input>\d+)\]\.size\(\)\[(?P<axis>\d+)\]|\w+) as dynamic but your code "
+    r"specialized it to be a constant \((?P<size>\d+)\)"
+)
+"""What torch.export says of an axis that it was told to keep free; the batch goes by its name."""
 
 _TRACED_SIZE: Final = 2
 """torch.export takes an axis of size 0 or 1 for a constant."""
@@ -48,6 +56,9 @@ def traced_program(candidate: Candidate) -> torch.export.ExportedProgram:
         with _stock_attention():
             return torch.export.export(_Traced(module), example, dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # torch.export raises whatever the module's own code and its tracer raise
+        if found := _SPECIALIZED.search(str(error)):
+            spec, axis = candidate.inputs[int(found["input"] or 0)], int(found["axis"] or 0)
+            raise constant_axis((spec.name, axis), str(spec.shape[axis]), int(found["size"])) from error
         name = type(module.module if isinstance(module, ServedModule) else module).__name__
         raise ExportError(f"export: torch.export cannot trace {name}: {reason(error)}") from error
 

@@ -96,7 +96,14 @@ def test_bounds_are_shown_by_lint_and_card(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[nn.Module, tuple[tuple[int, ...], ...], dict[str, Any], str]] = {
-    "constant": (Does(lambda x: x.view(x.shape[0], 6)), ((4, 6),), {"x": {1: "n"}}, "constant"),
+    "constant": (Does(lambda x: x.view(x.shape[0], 6)), ((4, 6),), {"x": {1: "n"}},
+                 r"free_axes\['x'\]\[1\] \('n'\): expected a free axis, but the module makes it the constant 6; leave"),
+    "constant batch": (
+        Does(lambda x: x * int(x.shape[0])),
+        ((4, 6),),
+        {},
+        "expected a module that takes any number of examples, but it makes the first axis of 'x' the constant",
+    ),
     "order": (Pair(lambda x, y: x.sum(1) if x.shape[1] < y.shape[1] else y.sum(1)), ((4, 7), (4, 5)),
               {"x": {1: "n"}, "y": {1: "m"}}, "expected the sizes of axes to be free of each other"),
     "examples": (Does(lambda x: x * 2 if x.shape[0] * x.shape[1] == 30 else x), ((4, 6),), {"x": {1: "n"}},
