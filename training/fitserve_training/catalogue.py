@@ -73,6 +73,12 @@ ENTRIES = (
 PUBLISHED = tuple(entry.name for entry in ENTRIES[:8])
 """Those that hold published figures, and train on data that is there already."""
 
+DATA_NAMES = ("auto", "digits", "fashion_mnist", "bundled", "goemotions")
+"""Data that recipes name themselves: no path, even where a folder is called so."""
+
+TAKE_PICTURES = ("softmax", "lenet", "convnet")
+"""Recipes that a folder of the user's pictures trains."""
+
 _FOR_OWN_DATA = {"images": "convnet", "table": "mlp", "arrays": "mlp", "text": "bert-multilabel"}
 
 

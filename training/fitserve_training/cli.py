@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fitserve_contract.printable import printable
-from fitserve_training.catalogue import ENTRIES, names, recipe_for_data
-from fitserve_training.config import Values, parse_assignments
+from fitserve_training.catalogue import DATA_NAMES, ENTRIES, TAKE_PICTURES, names, recipe_for_data
+from fitserve_training.config import Values, parse_assignments, read_toml
 from fitserve_training.errors import RunStoppedError, UsageError, unknown_name
 
 _EXAMPLE = """\
@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME|PATH",
         help="auto, digits, fashion_mnist, bundled, goemotions (default auto), or a path to your own",
     )
+    add("--skip-bad", action="store_true", help="go on without files of your pictures that cannot be read")
     add("--resume", action="store_true", help="go on with the unfinished run of the run directory")
     add("--version", action="version", version=f"fitserve-train {version('fitserve')}")
     return parser
@@ -112,6 +113,8 @@ def _train(options: argparse.Namespace) -> int:
     if recipe not in names() and not recipe.endswith(".py"):
         raise unknown_name("recipe", recipe, names())
     changes = _changes(options)
+    if not options.resume:
+        _check_pictures(recipe, changes, options)
     from fitserve_training.launch import Request, train
 
     run_dir = options.run_dir or Path("runs") / Path(recipe.removesuffix(".py")).name
@@ -125,8 +128,22 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check_pictures(recipe: str, changes: Values, options: argparse.Namespace) -> None:
+    """Opens the user's pictures before torch is imported, which takes longer than most mistakes are worth."""
+    settings = (read_toml(options.config) if options.config else {}) | changes
+    name = str(settings.get("data.name", "auto"))
+    is_folder = recipe in TAKE_PICTURES and name not in DATA_NAMES and Path(name).is_dir()
+    if options.skip_bad and not is_folder:
+        raise UsageError(f"--skip-bad: expected --data with a folder of pictures beside it, got {name}")
+    if is_folder and str(settings.get("data.skip_bad", "")).lower() != "true":
+        from fitserve_training.data.own.picture_files import check_pictures
+
+        check_pictures(Path(name))
+
+
 def _changes(options: argparse.Namespace) -> Values:
     flags = {"device": options.device, "compile": options.compile, "seed": options.seed, "data.name": options.data}
+    flags["data.skip_bad"] = "true" if options.skip_bad else None
     return parse_assignments(options.set) | {key: value for key, value in flags.items() if value is not None}
 
 

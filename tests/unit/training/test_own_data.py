@@ -170,21 +170,6 @@ def test_what_is_wrong_with_own_data_is_named(tmp_path: Path, capsys: pytest.Cap
     assert expected in refused(tmp_path, capsys, "--data", str(csv), *label)
 
 
-def test_what_is_wrong_with_pictures_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = picture_folder(tmp_path / "pictures")
-    (root / "dark" / "notes.png").write_text("no picture")
-    assert "dark/notes.png: expected one of PNG" in refused(tmp_path, capsys, "--data", str(root))
-    (root / "dark" / "notes.png").unlink()
-    for path in (root / "light").iterdir():
-        path.unlink()
-    (root / "light").rmdir()
-    assert "expected at least two classes, got only 'dark'" in refused(tmp_path, capsys, "--data", str(root))
-    expected = "dark: expected a folder of pictures for each class, found no folder in it"
-    assert expected in refused(tmp_path, capsys, "--data", str(root / "dark"))
-    assert "expected a folder" in refused(tmp_path, capsys, "--data", str(tmp_path / "nowhere") + "/x")
-    assert "recipe lenet takes no data of your own" in refused(tmp_path, capsys, "lenet", "--data", str(root))
-
-
 def test_what_is_wrong_with_arrays_and_texts_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     npz, jsonl = tmp_path / "e.npz", tmp_path / "t.jsonl"
     x = np.ones((4, 2), np.float32)

@@ -30,6 +30,7 @@ SETTINGS: Mapping[str, Scalar] = {
     "data.label": "",
     "data.task": "auto",
     "data.image_size": 32,
+    "data.skip_bad": False,
 }
 
 
@@ -53,7 +54,8 @@ def load_data(config: RunConfig, input_name: str) -> DataSet:
         raise UsageError(f"setting 'data.hold_out': expected a share above 0 and below 1, got {share:g}")
     kind = kind_of(path)
     if kind == IMAGES:
-        return load_pictures(path, int(config.data["image_size"]), share, config.seed)
+        size, is_bad_skipped = int(config.data["image_size"]), bool(config.data["skip_bad"])
+        return load_pictures(path, size, share, config.seed, is_bad_skipped)
     if kind == ARRAYS:
         return load_arrays(path, input_name, str(config.data["task"]), share, config.seed)
     return load_table(path, str(config.data["label"]), str(config.data["task"]), share, config.seed)

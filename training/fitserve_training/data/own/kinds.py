@@ -38,17 +38,23 @@ def check_present(path: Path) -> None:
         raise UsageError(f"data {path}: expected {FORMS}, found none")
 
 
-def check_classes(path: Path, counts: dict[str, int]) -> None:
+def check_classes(path: Path, counts: dict[str, int], fewest: int = 2) -> None:
     """Checks that there are classes to tell apart, with examples to train on and to hold out.
 
+    Args:
+        path: For error messages.
+        counts: Examples of each class.
+        fewest: Of a class: two where some of them are held out, one where those are there already.
+
     Raises:
-        UsageError: fewer than two classes, or a class of one example; the message names it.
+        UsageError: fewer than two classes, or a class of too few examples; the message names it.
     """
     if len(counts) < 2:
         only = f"only {next(iter(counts))!r}" if counts else "none"
         raise UsageError(f"data {path}: expected at least two classes, got {only}")
     for name, count in counts.items():
-        if count < 2:
+        if count < fewest:
+            least = "one example" if fewest == 1 else "two examples"
             raise UsageError(
-                f"data {path}: class {name!r}: expected at least two examples, got {count}; add some or remove it"
+                f"data {path}: class {name!r}: expected at least {least}, got {count}; add some or remove it"
             )
