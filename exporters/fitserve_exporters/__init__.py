@@ -12,13 +12,18 @@ from fitserve_contract import runtime_reports
 
 if TYPE_CHECKING:
     from fitserve_exporters.module_export import PublishedVersion, Tolerance, export
+    from fitserve_exporters.onnx_publish import publish_onnx
 
 runtime_reports.turn_off()
 
-__all__ = ["PublishedVersion", "Tolerance", "export"]
+__all__ = ["PublishedVersion", "Tolerance", "export", "publish_onnx"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "publish_onnx":
+        from fitserve_exporters import onnx_publish
+
+        return onnx_publish.publish_onnx
     if name in __all__:
         from fitserve_exporters import module_export
 

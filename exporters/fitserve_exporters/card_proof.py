@@ -47,7 +47,8 @@ def headline(manifest: Manifest) -> Iterator[tuple[str, str]]:
 def accuracy_section(manifest: Manifest) -> Markup | None:
     """Shows what torch and ONNX Runtime scored on the full held-out set; None where nothing was scored."""
     verification = manifest.verification
-    sides = {_TORCH: mapping(verification.get("torch")), **_providers(manifest)}
+    side = _TORCH if "torch" in _reference(manifest) else "the reference"
+    sides = {side: mapping(verification.get("torch")), **_providers(manifest)}
     metrics = {side: found for side, figures in sides.items() if (found := mapping(mapping(figures).get("metrics")))}
     if not metrics:
         return None
@@ -74,7 +75,7 @@ def verification_section(manifest: Manifest) -> Markup | None:
         "units in the last place of torch's. Integers and booleans: the same."
     )
     parts: list[Child] = [
-        tag("p", "ONNX Runtime against eager torch, as trained and in float64, on the same held-out examples. ", rule),
+        tag("p", f"ONNX Runtime against {_reference(manifest)}, on the same held-out examples. ", rule),
         tag("p", f"Why: {shown(tolerance.get('reason'))}.", class_="note"),
         tag("p", f"Data: {_data(manifest)}.", class_="note"),
     ]
@@ -84,6 +85,11 @@ def verification_section(manifest: Manifest) -> Markup | None:
     for provider, figures in providers.items():
         parts += [tag("h3", provider), _agreement(mapping(figures)), _differences(mapping(figures))]
     return section("Verification", parts)
+
+
+def _reference(manifest: Manifest) -> str:
+    """Names what ONNX Runtime was held against; versions of before have no such name."""
+    return shown(manifest.verification.get("reference") or "eager torch, as trained and in float64")
 
 
 def _rows_text(manifest: Manifest) -> Iterator[str]:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from fitserve_exporters.candidate.candidate import Arrays
 from fitserve_exporters.candidate.module_copy import on_cpu
+from fitserve_exporters.candidate.numpy_reference import NumpyReference
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.texts import first_line, sentence
 
@@ -52,8 +53,11 @@ class TorchReference:
         """Gives every output, with weights and real inputs in float64, by name.
 
         A module whose forward insists on fp32 has no float64 answer: then these are its fp32 answers, and `fp64_gap`
-        says so.
+        says so. A callable in a module's place has answers of its own.
         """
+        if isinstance(self._fp64, NumpyReference):
+            answers, self.fp64_gap = self._fp64.in_float64([inputs[name] for name in self._input_names])
+            return answers
         tensors = [torch.from_numpy(inputs[name]).clone() for name in self._input_names]
         widened = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
         try:
@@ -70,6 +74,8 @@ class TorchReference:
         try:
             with torch.inference_mode():
                 outputs = module(*tensors)
+        except ExportError:  # of a callable in a module's place
+            raise
         except Exception as error:  # a user's forward may raise anything
             raise ExportError(f"module: its forward fails on held-out examples: {sentence(error)}") from error
         flat = [outputs] if isinstance(outputs, torch.Tensor) else list(_flattened(outputs))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from fitserve_exporters.candidate.candidate import EAGER_TORCH
+from fitserve_exporters.texts import of_reference
 from fitserve_exporters.variants import Variant, speed_text
 from fitserve_exporters.verification.answers import Agreement, listed
 from fitserve_exporters.verification.verify import ProviderFigures, Verification
@@ -52,7 +54,8 @@ def verification_text(verification: Verification) -> str:
         lines += _provider_lines(figures)
         if figures.metrics and verification.torch_metrics:
             lines += _metric_lines(verification.torch_metrics, figures.metrics)
-    return "\n".join(lines)
+    text = "\n".join(lines)
+    return text if verification.reference == EAGER_TORCH else of_reference(text)
 
 
 def _provider_lines(figures: ProviderFigures) -> list[str]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from fitserve_exporters.errors import ExportError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Arrays: TypeAlias = dict[str, Array]
+
+EAGER_TORCH: Final = "eager torch on the CPU, as trained and in float64"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,7 @@ class Candidate:
         notes: What is served otherwise than the user's module returns it, one sentence each, for the manifest.
         allow_nan: Outputs that may be NaN in torch's own answers.
         allow_coupled_rows: Whether a module whose rows depend on each other is published, as not joinable.
+        reference: What the module is, for people.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -138,6 +141,7 @@ class Candidate:
     notes: tuple[str, ...] = ()
     allow_nan: tuple[str, ...] = ()
     allow_coupled_rows: bool = False
+    reference: str = EAGER_TORCH
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.output_names:

@@ -11,9 +11,10 @@ from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExam
 from fitserve_contract.manifest import FOR_CALLERS, Manifest
 from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE
 from fitserve_exporters.candidate.candidate import Candidate
+from fitserve_exporters.candidate.numpy_reference import NumpyReference
 from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import NotVerifiedError
-from fitserve_exporters.graph.onnx_export import describe, export_graph, parameter_count
+from fitserve_exporters.graph.onnx_export import ExportedGraph, describe, export_graph, parameter_count
 from fitserve_exporters.graph.signature import output_specs
 from fitserve_exporters.latency import measure_latency
 from fitserve_exporters.provenance import environment, utc_now
@@ -49,7 +50,24 @@ def publish_candidate(
         ExportError: the module cannot be exported, or the repository cannot be written.
         NotVerifiedError: the figures speak against it, or ONNX Runtime refuses it; nothing is published.
     """
-    graph = export_graph(candidate)
+    return publish_graph(candidate, export_graph(candidate), repository, name, variants)
+
+
+def publish_graph(
+    candidate: Candidate, graph: ExportedGraph, repository: Path, name: str, variants: Sequence[str] = ()
+) -> PublishedVersion:
+    """Verifies a graph against its candidate and publishes it as the model's next version.
+
+    Args:
+        candidate: What the graph has to answer as.
+        graph: Made from it, or by anybody.
+        repository: As in `publish_candidate`, and so are the others.
+        name: Model name.
+        variants: Names.
+
+    Raises:
+        ExportError, NotVerifiedError: as `publish_candidate`.
+    """
     content, sessions = graph.content, sessions_here(graph.content)
     candidate, sizes = prove_sizes(candidate, sessions, graph.assumptions)
     truth = Truth(candidate)
@@ -119,7 +137,9 @@ def _manifest(
 
 
 def _export_facts(candidate: Candidate) -> dict[str, Any]:
-    notes = {"notes": list(candidate.notes)} if candidate.notes else {}
+    notes: dict[str, Any] = {"notes": list(candidate.notes)} if candidate.notes else {}
+    if isinstance(candidate.module, NumpyReference):  # has no parameters: those that the file holds are counted
+        return notes
     return {"parameter_count": parameter_count(candidate.module), **notes}
 
 

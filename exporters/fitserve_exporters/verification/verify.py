@@ -14,7 +14,7 @@ import numpy as np
 
 from fitserve_contract.sums import Sums, score
 from fitserve_contract.tasks import Task, TaskKind
-from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, Tolerance
+from fitserve_exporters.candidate.candidate import EAGER_TORCH, Array, Arrays, Candidate, Tolerance
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.sessions import OrtSession
 from fitserve_exporters.verification.answers import Agreement, is_different, margins, metrics_of
@@ -75,6 +75,7 @@ class Verification:
         data: Source, hash and size of the held-out set.
         fp64_gap: Why there is no float64 reference; empty where there is.
         duration_s: Time that it took.
+        reference: What ONNX Runtime was held against.
     """
 
     providers: tuple[ProviderFigures, ...]
@@ -84,12 +85,13 @@ class Verification:
     data: Mapping[str, Any]
     fp64_gap: str
     duration_s: float
+    reference: str = EAGER_TORCH
 
     def to_json(self) -> dict[str, Any]:
         """Gives the record as the manifest writes it."""
         bound = self.tolerance
         return {
-            "reference": "eager torch on the CPU, as trained and in float64",
+            "reference": self.reference,
             "float64_gap": self.fp64_gap or None,
             "tolerance": {
                 "formula": FORMULA,
@@ -138,6 +140,7 @@ def verify(candidate: Candidate, sessions: list[OrtSession], truth: Truth | None
         data={"source": held_out.source, "sha256": held_out.sha256 or None, "example_count": held_out.example_count},
         fp64_gap=truth.fp64_gap,
         duration_s=time.monotonic() - started_s,
+        reference=candidate.reference,
     )
 
 
