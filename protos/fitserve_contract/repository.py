@@ -43,6 +43,7 @@ MAX_TEXT_BYTES: Final = 16 << 20
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")
 _CHECKSUM_LINE = re.compile(r"(\\?)([0-9a-fA-F]{64}) [ *](.+)")
+_TAGGED_LINE = re.compile(r"(\\?)SHA256 \((.+)\) = ([0-9a-fA-F]{64})")
 _ESCAPED = re.compile(r"\\([\\nr])")
 _ESCAPES: Final = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
 _STAGING_PREFIX = ".staging-"
@@ -263,14 +264,16 @@ def read_checksums(folder: Path | FolderView) -> dict[str, str]:
 
 
 def _summed(number: int, line: str) -> tuple[str, str]:
-    match = _CHECKSUM_LINE.fullmatch(line)
-    if match is None:
+    if match := _CHECKSUM_LINE.fullmatch(line):
+        mark, digest, name = match.groups()
+    elif match := _TAGGED_LINE.fullmatch(line):
+        mark, name, digest = match.groups()
+    else:
         found = printable(line[:80])
         raise ChecksumError(f"{CHECKSUMS_FILE} line {number}: expected '<sha256>  <file>', got '{found}'")
-    name = (
-        _ESCAPED.sub(lambda found: {"n": "\n", "r": "\r"}.get(found[1], found[1]), match[3]) if match[1] else match[3]
-    )
-    return str(PurePosixPath(name)), match[2].lower()
+    if mark:
+        name = _ESCAPED.sub(lambda escape: {"n": "\n", "r": "\r"}.get(escape[1], escape[1]), name)
+    return str(PurePosixPath(name)), digest.lower()
 
 
 def verify_checksums(folder: Path | FolderView) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import socket
 import sys
 import time
@@ -36,6 +37,9 @@ def main() -> NoReturn:
     """Tries out what it is sent until the link ends; the arguments are the link's descriptor and the parent's id."""
     descriptor, parent = map(int, sys.argv[1:])
     die_with(parent)
+    for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        # Service managers ask all processes of a server at once: who dies of it would be told as the model's fault.
+        signal.signal(asked, signal.SIG_IGN)
     canary_limits.be_killed_first()
     in_force = [canary_limits.NETWORK] if canary_limits.leave_network() else []
     link = Link(socket.socket(fileno=descriptor))

@@ -21,7 +21,7 @@ from typing import Final
 from fitserve_contract.repository import VersionPath
 from fitserve_contract.repository_view import RepositoryRoot, Root, root_of
 from fitserve_service.loader import MAX_MODEL_BYTES
-from fitserve_service.loading.load_errors import MEMORY, TIME, ShortageError, load_error, shortage_kind
+from fitserve_service.loading.load_errors import MEMORY, TIME, LoadEndedError, ShortageError, load_error, shortage_kind
 from fitserve_service.loading.version_files import see_files
 from fitserve_service.model_config import Overrides
 from fitserve_service.process_memory import free_bytes, spent_s
@@ -118,6 +118,7 @@ class Canaries:
             IncompleteError: a file is missing, or not what its checksums say.
             ShortageError: there was too little memory, or the machine was too busy, to tell.
             LoadError: it killed the process, did not end, or cannot be loaded.
+            LoadEndedError: `close` was called.
         """
         usual_bytes = _MEMORY_BYTES + _MEMORY_FACTOR * _size_bytes(path)
         bound_bytes, allowed = self._most_bytes(free_bytes())
@@ -154,6 +155,8 @@ class Canaries:
             self._drop(canary)
             canary = self._start()
             message = self._ask(canary, path, overrides, memory_bytes)
+        if message is None and self._is_closed:
+            raise LoadEndedError(f"the server ended while it tried out {path.model} version {path.version}")
         if message is None:
             canary.await_end()
             self._drop(canary)

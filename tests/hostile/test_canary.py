@@ -25,7 +25,7 @@ from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import VersionPath
 from fitserve_service import canary_trials
 from fitserve_service.canary_trials import Canaries, Terms
-from fitserve_service.loading.load_errors import LoadError
+from fitserve_service.loading.load_errors import LoadEndedError, LoadError
 from fitserve_service.model_config import Overrides
 from fitserve_service.version_policy import State
 
@@ -104,6 +104,38 @@ def test_a_refusal_is_in_the_loaders_words(tmp_path: Path) -> None:
     path = builders.bare_version(tmp_path, "m", 1, b"garbage")
     with canaries(tmp_path) as made, pytest.raises(LoadError, match=r"model\.onnx"):
         made.try_out(path, NO_OVERRIDES)
+
+
+def test_a_trial_that_the_server_ends_says_nothing_of_the_model(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "endless", 1, builders.endless())
+    errors: list[BaseException] = []
+
+    def try_out() -> None:
+        try:
+            made.try_out(path, NO_OVERRIDES)
+        except BaseException as error:
+            errors.append(error)
+
+    with canaries(tmp_path) as made:
+        trial = threading.Thread(target=try_out)
+        trial.start()
+        while trial.is_alive() and not any(psutil.Process(pid).cpu_times().user > 0.5 for pid in children()):
+            pass
+        made.close()
+        trial.join()
+        try_out()
+    assert [type(error) for error in errors] == [LoadEndedError, LoadEndedError]
+
+
+def test_what_asks_all_processes_of_a_server_to_end_leaves_trials_to_the_server(tmp_path: Path) -> None:
+    path = builders.bare_version(tmp_path, "m", 1, builders.scaled())
+    with canaries(tmp_path) as made:
+        made.try_out(path, NO_OVERRIDES)
+        (pid,) = children()
+        for asked in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(pid, asked)
+        made.try_out(path, NO_OVERRIDES)
+        assert children() == {pid}
 
 
 def test_an_endless_model_is_ended_and_the_next_one_passes(tmp_path: Path) -> None:

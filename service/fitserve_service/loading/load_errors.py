@@ -70,6 +70,10 @@ class ShortageError(LoadError):
         self.kind = kind
 
 
+class LoadEndedError(Exception):
+    """A load that the server ended because it ends itself: it says nothing of the version."""
+
+
 def load_error(text: str, kind: str) -> LoadError:
     """Makes the error of a kind; see `LoadError.kind`."""
     if not kind:

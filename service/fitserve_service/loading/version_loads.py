@@ -18,6 +18,7 @@ from fitserve_service.loading.load_attempts import LoadAttempts
 from fitserve_service.loading.load_errors import (
     THREADS,
     IncompleteError,
+    LoadEndedError,
     LoadError,
     ShortageError,
     as_shortage,
@@ -269,7 +270,7 @@ class VersionLoads:
         return self._loader.load(begun.path, begun.overrides)
 
     def _loaded(self, begun: _Begun, future: Future[ServedVersion]) -> None:
-        if future.cancelled():
+        if _was_ended(future):
             return
         error = _error(future)
         if self._is_of_other_files(begun, error):
@@ -287,7 +288,7 @@ class VersionLoads:
         self._has_moved(begun.path.model)
 
     def _renewed(self, old: ServedVersion, begun: _Begun, future: Future[ServedVersion]) -> None:
-        if future.cancelled():
+        if _was_ended(future):
             return
         error = _error(future)
         if self._is_of_other_files(begun, error):
@@ -315,6 +316,11 @@ class VersionLoads:
             return False
         is_early = isinstance(error, IncompleteError) and not begun.look.is_at_rest
         return is_early or self._source.version_stamp(*begun.name) != begun.look.stamp
+
+
+def _was_ended(future: Future[ServedVersion]) -> bool:
+    """Tells whether the server ended a load because it ends itself: then nobody asks what came of it."""
+    return future.cancelled() or isinstance(future.exception(), LoadEndedError)
 
 
 def _error(future: Future[ServedVersion]) -> BaseException | None:

@@ -111,6 +111,7 @@ ALIKE = {
     "empty lines, remarks": lambda sums: b"# ours\n\n" + rewritten(sums, "{digest}  {name}\n\n"),
     "no end": lambda sums: rewritten(sums, "{digest}  {name}\n").rstrip(),
     "its own line": lambda sums: rewritten({**sums, CHECKSUMS_FILE: "0" * 64}, "{digest}  {name}\n"),
+    "tagged": lambda sums: rewritten(sums, "SHA256 ({name}) = {digest}\n"),
     "twice": lambda sums: 2 * rewritten(sums, "{digest}  {name}\n"),
 }
 
@@ -128,7 +129,7 @@ def test_checksums_hold_however_they_are_written(tmp_path: Path, written: Callab
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("SHA256 (model.onnx) = 00", "line 3: expected '<sha256>  <file>'"),
+        ("MD5 (model.onnx) = 00", "line 3: expected '<sha256>  <file>'"),
         ("\x1b[2J", r"got '\\x1b\[2J'"),
         (f"{'0' * 64}  extra", "line 3: another line says otherwise of 'extra'"),
         (f"{'0' * 64}  /etc/passwd", "file '/etc/passwd': expected sha256 0+, got none: it is missing"),
