@@ -19,6 +19,7 @@ from fitserve_training.config import RunConfig, read_toml
 from fitserve_training.data.dataset import DataSet, split_sha256
 from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError
+from fitserve_training.form import FILE as FORM_FILE
 from fitserve_training.form import Form
 from fitserve_training.recipe import Recipe, ServedInput
 from fitserve_training.settings import read_config, resolve_config
@@ -110,7 +111,7 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
     places = Places.default(data_dir)
     recipe, config = _read_recipe(run_dir / rundir.CONFIG, places)
     summary = _read_json(run_dir / rundir.SUMMARY)
-    form = Form.read(run_dir) if recipe.for_form else None
+    form = _form(run_dir, recipe)
     recipe = recipe.for_form(form) if recipe.for_form and form else recipe
     model = recipe.build_model(config)
     load_weights(run_dir / rundir.WEIGHTS, model)
@@ -125,6 +126,12 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
         extra_files=form.files if form else {},
         _load_data=lambda: recipe.load_data(config, places),
     )
+
+
+def _form(run_dir: Path, recipe: Recipe) -> Form | None:
+    """Reads the run's form; image recipes are complete without, and their runs of earlier versions have none."""
+    is_needed = recipe.for_form is not None and (not recipe.bands or (run_dir / FORM_FILE).is_file())
+    return Form.read(run_dir) if is_needed else None
 
 
 def _read_recipe(path: Path, places: Places) -> tuple[Recipe, RunConfig]:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fitserve_training.catalogue import TAKE_PICTURES, load_recipe, names
 from fitserve_training.cli import main
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.own.picture_files import check_pictures, read_pictures
@@ -254,7 +255,7 @@ def spoilt(root: Path) -> dict[str, str]:
         "cat/empty.png": "an empty file",
         "cat/notes.txt": "no picture",
         "dog/bomb.bmp": "too large, make it smaller",
-        "dog/cut.png": "runcated",  # Pillow: Truncated File Read
+        "dog/cut.png": "truncated",
         "dog/gone.png": "a link to nothing",
     }
 
@@ -273,7 +274,7 @@ def test_unreadable_files_are_all_named_before_torch_is_imported(tmp_path: Path)
     assert "6 files are unreadable" in ended.stderr
     assert "--skip-bad" in ended.stderr
     for name, reason in expected.items():
-        assert reason in ended.stderr.partition(f"{name} (")[2].partition(")")[0]
+        assert reason in ended.stderr.partition(f"{name} (")[2].partition(")")[0].lower()
 
 
 def test_skip_bad_goes_on_without_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -308,3 +309,7 @@ def test_the_same_picture_on_both_sides_is_warned_of(tmp_path: Path) -> None:
     shutil.copy(root / "train/a/0.png", root / "test/a/0.png")
     Image.open(root / "train/b/1.png").save(root / "test/b/renamed.bmp")
     assert "warning: 2 of 7 held-out pictures are trained on too" in loaded(root).note
+
+
+def test_the_recipes_that_take_pictures_are_those_the_command_checks() -> None:
+    assert {name for name in names() if "images" in load_recipe(name).own_data} == set(TAKE_PICTURES)
