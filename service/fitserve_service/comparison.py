@@ -24,7 +24,10 @@ def task_of(served: ServedVersion) -> Task:
         ServiceError: NO_TASK.
     """
     if served.task is None:
-        text = f"{version_text(served)}: expected a task in its manifest to score, got none"
+        text = (
+            f"{version_text(served)}: expected a task in its manifest or in model.toml to score, got none; set task, "
+            "class_names and task_scores in model.toml"
+        )
         raise ServiceError(Reason.NO_TASK, text, model=served.model)
     return served.task
 

@@ -39,6 +39,7 @@ from fitserve_service.loading.load_errors import (
     shortage_kind_of_text,
 )
 from fitserve_service.loading.version_reader import VersionReader
+from fitserve_service.loading.version_task import settle_task
 from fitserve_service.model_config import DEFAULT_SPOT_CHECK_SHARE, ModelConfig, Overrides, settle_queue
 from fitserve_service.placement import placement_text
 from fitserve_service.proof import HeldOut, ProofError, Replay, read_certificate, read_held_out, replay
@@ -223,12 +224,11 @@ class Loader:
         config = _settle_parallel_runs(session, config, self._core_count)
         if "max_queue_ms" not in overrides.values:
             config, comments["max_queue_ms"] = _settle_queue(config, self._max_queue_ms, costs)
-        if manifest is not None and manifest.task is not None:
-            _check_task(manifest, session)
+        config, comments["task"] = settle_task(config, manifest, session.outputs)
         row_limit = int(overrides.values.get("max_batch_size", 0))
         inputs = _ranged_inputs(session, manifest)
         signature = Signature(inputs, session.outputs, config.joinable, row_limit, self._max_answer_bytes)
-        said = {key: "model.toml" for key in overrides.values if key != "joinable"}
+        said = {key: "model.toml" for key in overrides.values if key != "joinable" and not comments.get(key)}
         comments |= said | {"variant": choice.reason}
         if session.placement.node_counts:
             comments["device"] = placement_text(session.placement)
@@ -382,9 +382,3 @@ def _ranged_inputs(session: Session, manifest: Manifest | None) -> tuple[TensorS
         return with_ranges(session.inputs, () if manifest is None else manifest.inputs)
     except ValueError as error:
         raise ManifestError(str(error)) from None
-
-
-def _check_task(manifest: Manifest, session: Session) -> None:
-    names = [spec.name for spec in session.outputs]
-    if manifest.task is not None and manifest.task.output not in names:
-        raise ManifestError(f"manifest.task.output: expected one of {', '.join(names)}, got '{manifest.task.output}'")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Final
 
 from fitserve_contract.repository import MAX_TEXT_BYTES, OVERRIDES_FILE, check_model_name
 from fitserve_contract.repository_view import Root, read_settled
+from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_service.variants import is_variant_name
 
 DEFAULT_MAX_BATCH_SIZE: Final = 256
@@ -59,6 +61,12 @@ class ModelConfig:
         device_memory_limit_bytes: On a GPU: most memory that the model's arena takes there; 0: all that is free.
         spot_check_share: How many of the joined requests are run again and compared, 0..1; 0: none. A mismatch turns
             joining off.
+        task: "classification", "multi_label" or "regression": what Evaluate scores of a version whose manifest names no
+            task, as of a bare ONNX file; "": nothing.
+        task_output: Name of the output that is scored; "": the only one.
+        task_scores: For classification "logits" or "probabilities": what that output's numbers are; "": "probabilities"
+            for multi_label, "values" for regression.
+        class_names: One name per column of that output, in order; none for regression.
     """
 
     max_batch_size: int = DEFAULT_MAX_BATCH_SIZE
@@ -80,6 +88,30 @@ class ModelConfig:
     cuda_graphs: bool = True
     device_memory_limit_bytes: int = 0
     spot_check_share: float = DEFAULT_SPOT_CHECK_SHARE
+    task: str = ""
+    task_output: str = ""
+    task_scores: str = ""
+    class_names: tuple[str, ...] = ()
+
+    def task_of(self, outputs: Sequence[str]) -> Task | None:
+        """Returns the task that `model.toml` gives a version; None where it gives none.
+
+        Args:
+            outputs: Names of the version's outputs.
+
+        Raises:
+            ModelConfigError: `task_output` is not one of them, or is not given where there are several.
+        """
+        if not self.task:
+            return None
+        output = self.task_output or (outputs[0] if len(outputs) == 1 else "")
+        if output not in outputs:
+            raise ModelConfigError(
+                f"{OVERRIDES_FILE}: task_output: expected one of the outputs {', '.join(outputs)[:400]}, got "
+                f"{repr(self.task_output)[:80]}"
+            )
+        kind = TaskKind(self.task)
+        return Task(kind, output, Scores(self.task_scores or _ONLY_SCORES[kind]), self.class_names)
 
     def to_toml(self, comments: Mapping[str, str] | None = None) -> str:
         """Writes the configuration as the TOML file that would say it, with where each value comes from."""
@@ -150,6 +182,7 @@ def read_overrides(root: Root, model: str) -> Overrides:
     except (ValueError, RecursionError) as error:
         raise ModelConfigError(f"{where}: expected TOML, got {str(error)[:200]}") from None
     values = {key: _checked(where, key, value) for key, value in document.items()}
+    _check_task(where, values)
     return Overrides(values)
 
 
@@ -162,12 +195,33 @@ def _checked(where: str, key: str, value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _check_task(where: str, values: Mapping[str, Any]) -> None:
+    """Checks the keys of the task against each other."""
+    kind = values.get("task", "")
+    if not kind:
+        given = [key for key in ("task_output", "task_scores", "class_names") if values.get(key)]
+        if given:
+            kinds = ", ".join(map(repr, _TASKS))
+            raise ModelConfigError(f"{where}: task: expected one of {kinds} beside {given[0]}, found none")
+        return
+    scores, names = values.get("task_scores", ""), values.get("class_names", ())
+    fitting = _FITTING_SCORES[TaskKind(kind)]
+    if scores not in fitting:
+        cure = '; for example task_scores = "logits" for scores before a softmax' if kind == "classification" else ""
+        expected = " or ".join(f"'{one}'" for one in fitting if one)
+        raise ModelConfigError(f"{where}: task_scores: expected {expected} for task '{kind}', got '{scores}'{cure}")
+    if bool(names) == (kind == TaskKind.REGRESSION):
+        expected = "none" if names else 'one per column of the output, such as class_names = ["cat", "dog"]'
+        raise ModelConfigError(f"{where}: class_names: expected {expected} for task '{kind}', got {len(names)}")
+
+
 def _toml_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):
-        return f"{list(value)}"
-    return f'"{value}"' if isinstance(value, str) else f"{value}"
+        return f"[{', '.join(map(_toml_text, value))}]"
+    # JSON's escapes are TOML's, which has DEL escaped too.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f") if isinstance(value, str) else f"{value}"
 
 
 def _is_int(lowest: int, highest: int = _MOST) -> Callable[[Any], bool]:
@@ -201,6 +255,27 @@ def _is_variant(value: Any) -> bool:
     return isinstance(value, str) and is_variant_name(value)
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= _LONGEST_NAME and value.isprintable()
+
+
+def _are_names(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) > _MOST_CLASSES:
+        return False
+    return all(_is_text(name) and name for name in value) and len(set(value)) == len(value)
+
+
+_LONGEST_NAME: Final = 1000
+_MOST_CLASSES: Final = 1 << 20
+
+_TASKS: Final = tuple(kind.value for kind in TaskKind)
+_ONLY_SCORES: Final = {TaskKind.MULTI_LABEL: "probabilities", TaskKind.REGRESSION: "values"}
+_FITTING_SCORES: Final = {
+    TaskKind.CLASSIFICATION: ("logits", "probabilities"),
+    TaskKind.MULTI_LABEL: ("", "probabilities"),
+    TaskKind.REGRESSION: ("", "values"),
+}
+
 _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "max_batch_size": ("an integer, 0..2^31 - 1 (0: never join requests)", _is_int(0)),
     "joinable": ("true or false", _is_bool),
@@ -221,4 +296,8 @@ _CHECKS: Final[dict[str, tuple[str, Callable[[Any], bool]]]] = {
     "device_memory_limit_bytes": ("an integer, 0..2^62 (0: no limit)", _is_int(0, _MOST_BYTES)),
     "keep_versions": ("an integer, 1..2^31 - 1", _is_int(1)),
     "versions": ("ascending version numbers, 1..2^63 - 1", _is_ascending(_MOST_VERSION)),
+    "task": (f"one of {', '.join(_TASKS)}", lambda value: value in ("", *_TASKS)),
+    "task_output": ("the name of an output", _is_text),
+    "task_scores": (f"one of {', '.join(Scores)}", lambda value: value in ("", *Scores)),
+    "class_names": ("a list of texts, each once, none of them empty", _are_names),
 }

@@ -90,8 +90,10 @@ class ServedVersion:
 
     @property
     def task(self) -> Task | None:
-        """What its outputs mean; None where nothing can be scored."""
-        return self.manifest.task if self.manifest else None
+        """What its outputs mean, by its manifest, else by `model.toml`; None where nothing can be scored."""
+        if self.manifest is not None and self.manifest.task is not None:
+            return self.manifest.task
+        return self.config.task_of([spec.name for spec in self.signature.outputs])
 
     @property
     def provider(self) -> str:

@@ -126,3 +126,16 @@ def test_predictions_are_answered_while_a_version_is_evaluated_and_unloaded(tmp_
         assert {each.sums.correct_count for each in found} == {found[0].sums.correct_count}
         client.unload("m")
         assert not client.model("m").is_ready
+
+
+@both_clients
+def test_a_bare_file_is_scored_by_the_task_of_model_toml(tmp_path: Path, drive: Any) -> None:
+    builders.bare_version(tmp_path, "m", 1, builders.linear(2, 3, 0))
+    (tmp_path / "m" / "model.toml").write_text(
+        'task = "classification"\ntask_scores = "logits"\nclass_names = ["a", "b", "c"]\n'
+    )
+    settings = ServerSettings(tmp_path, port=0, metrics_port=None, device="cpu", poll_interval_s=0.05)
+    with running_server(settings) as server:
+        found: Evaluation = drive(server, lambda client: client.evaluate("m", ROWS, TRUTH))
+    assert found.sums == score(TASK, scores_of(0), TRUTH)
+    assert len(found.classes) == 3

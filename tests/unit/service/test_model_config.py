@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_service.model_config import ModelConfig, ModelConfigError, read_overrides, settle_queue
 
 
@@ -88,7 +89,48 @@ def test_every_key_is_taken(tmp_path: Path) -> None:
 def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str | bytes, message: str) -> None:
     with pytest.raises(ModelConfigError, match=message) as caught:
         read_overrides(written(tmp_path, text), "lenet")
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('task = "ranking"', "task: expected one of classification, multi_label, regression, got 'ranking'"),
+        ("task = 1", "task: expected one of classification"),
+        ('class_names = ["a"]', "task: expected one of 'classification', .* beside class_names, found none"),
+        ('task_scores = "logits"', "task: expected one of .* beside task_scores, found none"),
+        (
+            'task = "classification"\nclass_names = ["a", "b"]',
+            "task_scores: expected 'logits' or .*got ''",
+        ),
+        ('task = "classification"\ntask_scores = "logits"', "class_names: expected one per column .*, got 0"),
+        ('task = "regression"\nclass_names = ["a"]', "class_names: expected none for task 'regression', got 1"),
+        ('task = "regression"\ntask_scores = "logits"', "task_scores: expected 'values' for task 'regression'"),
+        ('task = "multi_label"\ntask_scores = "logits"\nclass_names = ["a"]', "task_scores: expected 'probabilities'"),
+        ('task = "multi_label"\nclass_names = ["a", "a"]', "class_names: expected a list of texts, each once"),
+        ('task = "multi_label"\nclass_names = [1]', r"class_names: expected a list of texts, .*got \[1\]"),
+        ('task = "multi_label"\nclass_names = "a"', "class_names: expected a list of texts, .*got 'a'"),
+        ("task_output = 3", "task_output: expected the name of an output, got 3"),
+    ],
+)
+def test_a_task_that_does_not_fit_itself_is_refused_by_its_key(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ModelConfigError, match=message):
+        read_overrides(written(tmp_path, text), "lenet")
+
+
+def test_a_task_is_read_and_shown_as_toml(tmp_path: Path) -> None:
+    text = 'task = "classification"\ntask_scores = "logits"\nclass_names = ["a\\"b", "größe", "\U0001f600"]\n'
+    config = read_overrides(written(tmp_path, text), "lenet").apply(ModelConfig())
+
+    names = ('a"b', "größe", "\U0001f600")
+    assert config.task_of(["y"]) == Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, names)
+    with pytest.raises(ModelConfigError, match="task_output: expected one of the outputs y, z, got ''"):
+        config.task_of(["y", "z"])
+    assert tomllib.loads(config.to_toml())["class_names"] == list(names)
+    assert ModelConfig().task_of(["y"]) is None
+    assert ModelConfig(task="regression", task_output="y").task_of(["y", "z"]) == Task(
+        TaskKind.REGRESSION, "y", Scores.VALUES
+    )
 
 
 def test_a_link_is_read_within_the_repository_and_nowhere_else(tmp_path: Path) -> None:
