@@ -13,7 +13,7 @@ from fitserve_contract.printable import printable
 from fitserve_service.crashes import SetAside
 from fitserve_service.errors import ServiceError
 from fitserve_service.known_model import unknown_model
-from fitserve_service.loading.repository_presence import RootId, absence
+from fitserve_service.loading.repository_presence import CURE, RootId, absence
 from fitserve_service.loading.version_files import Stamp
 from fitserve_service.model_config import Overrides
 from fitserve_service.registry import Registry
@@ -87,14 +87,19 @@ class Aspirations:
         where = f"repository '{printable(str(self._source.root))}'"
         if why and not self.absence:
             self.absence_count += 1
-            _log.error("%s %s: what is loaded goes on", where, why)
+            _log.error("%s %s: what is loaded goes on; %s", where, why, CURE)
         elif self.absence and not why:
             _log.info("%s can be read again", where)
-        self.absence = f"the repository {why}: what was loaded goes on" if why else ""
+        self.absence = f"the repository {why}: what was loaded goes on; {CURE}" if why else ""
 
     def state(self) -> RepositoryState:
         """Gives what the last look has to say beside models."""
         return RepositoryState(self.absence, self.absence_count, self._source.notes)
+
+    def absence_of(self, model: str) -> str:
+        """Says why the repository, or a model's folder, is taken to be away; empty where both are there."""
+        source = self.source(model)
+        return self.absence or (source.problem if source.is_away else "")
 
     def found(self) -> Mapping[str, ModelSource]:
         """Gives the models that the last look found, and what the repository says of each."""

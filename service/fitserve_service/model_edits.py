@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from fitserve_service.aspirations import Aspirations
-from fitserve_service.errors import ServiceError
+from fitserve_service.errors import Reason, ServiceError
 from fitserve_service.known_model import not_ready, unknown_model
 from fitserve_service.registry import Registry
 from fitserve_service.status import incident
@@ -81,11 +81,15 @@ class ModelEdits:
         """Tells whether an edit can be made now.
 
         Raises:
-            ServiceError: it never can: MODEL_NOT_FOUND, VERSION_NOT_FOUND, or MODEL_FAILED with why.
+            ServiceError: it never can: MODEL_NOT_FOUND, VERSION_NOT_FOUND, or MODEL_FAILED with why. Or, while the
+                repository or the model's folder is away, REPOSITORY_READ_ONLY: what is in its place has no labels.
         """
         model, version = edit.model, edit.version
         if model not in self._aspirations.found():
             raise unknown_model(model)
+        if away := self._aspirations.absence_of(model):
+            text = f"model '{model}': expected to read and write its folder, got: {away}"
+            raise ServiceError(Reason.REPOSITORY_READ_ONLY, text, model=model)
         if version == 0 or self._aspirations.is_unloaded(model):
             return True
         # As it is in this process: other workers load it because of the edit.

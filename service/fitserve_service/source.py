@@ -45,6 +45,7 @@ class ModelSource:
         traffic: From traffic.json.
         problem: Why the folder, labels, overrides or traffic cannot be read; empty where they can. Then the last ones
             that could be read hold: a typing error must not unload what serves.
+        is_away: Another folder, without a version, is in the place of the model's.
     """
 
     versions: tuple[int, ...] = ()
@@ -52,6 +53,7 @@ class ModelSource:
     overrides: Overrides = field(default_factory=lambda: Overrides({}))
     traffic: Traffic = NO_TRAFFIC
     problem: str = ""
+    is_away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +157,14 @@ class RepositorySource:
             return False
 
     def _read(self, model: str, marks: tuple[Marks, ...], known: _Known | None) -> _Known:
-        last = known.source if known else ModelSource()
+        last = replace(known.source, is_away=False) if known else ModelSource()
         notes: list[str] = []
         try:
             versions = tuple(repository.versions(self.repository, model))
             notes += misplaced_in_model(self.root, model, versions)
             if known is not None and last.versions and not versions and known.marks[0][:2] != marks[0][:2]:
                 text = f"model '{model}': another folder, without a version, is in its place: what is loaded goes on"
-                return replace(known, source=replace(last, problem=text), notes=(*notes, text))
+                return replace(known, source=replace(last, problem=text, is_away=True), notes=(*notes, text))
             last = replace(last, versions=versions)
             labels = read_labels(self.repository, model)
             overrides, traffic = read_overrides(self.repository, model), read_traffic(self.repository, model)

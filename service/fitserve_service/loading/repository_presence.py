@@ -15,7 +15,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final, TypeAlias
 
-_CURE: Final = "if they are to go, unload each: fitserve-client unload MODEL, or start the server anew"
+CURE: Final = (
+    "put it back; if its models are to go, unload each (fitserve-client unload MODEL), or start the server anew"
+)
+"""What ends an absence."""
 
 RootId: TypeAlias = tuple[int, int]
 """Device and inode."""
@@ -33,5 +36,5 @@ def absence(before: Collection[str], now: Collection[str], root_before: RootId |
     if now or not before:
         return ""
     if root_before != root_now:
-        return f"another folder, without a model, is in its place; mount it again, or {_CURE}"
-    return f"its {len(before)} models went all at once; put them back, or {_CURE}" if len(before) > 1 else ""
+        return "another folder, without a model, is in its place"
+    return f"its {len(before)} models went all at once" if len(before) > 1 else ""

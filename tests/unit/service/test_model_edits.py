@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import builders
+import pytest
 from reconciler_world import break_version, world
 
 from fitserve_service.errors import Reason, ServiceError
@@ -71,3 +72,26 @@ def test_an_edit_that_cannot_be_made_says_why_and_the_next_one_is_made(tmp_path:
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text)
+
+
+@pytest.mark.parametrize("place", [".", "m"])
+def test_while_a_folder_is_away_its_labels_are_neither_read_nor_written(tmp_path: Path, place: str) -> None:
+    root = tmp_path / "repository"
+    builders.publish_version(root, "m", builders.scaled())
+    made: list[str] = []
+    with world(root) as it:
+        it.until(v1=State.READY)
+        (root / place).resolve().rename(tmp_path / "away")
+        (root / place).resolve().mkdir()
+        it.reconciler.edit("m", lambda: made.append("m"), lambda error: it.outcomes.append(("m", error)))
+        it.look()
+        ((_, error),) = it.outcomes
+        assert error is not None
+        assert error.reason is Reason.REPOSITORY_READ_ONLY
+        assert "another folder, without a " in error.message
+        (root / place).resolve().rmdir()
+        (tmp_path / "away").rename((root / place).resolve())
+        assert made == []
+        it.reconciler.edit("m", lambda: made.append("m"), lambda error: it.outcomes.append(("m", error)))
+        it.look()
+        assert (made, it.outcomes[1:]) == (["m"], [("m", None)])
