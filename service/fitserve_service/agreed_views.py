@@ -99,12 +99,12 @@ class AgreedViews:
             entries = known.versions.items()
             return Candidate(
                 ready={
-                    version: entry.served.content_digest
+                    version: entry.served.instance
                     for version, entry in entries
                     if entry.state is State.READY and entry.served is not None
                 },
                 held={
-                    version: entry.served.content_digest
+                    version: entry.served.instance
                     for version, entry in self._held(model, known).items()
                     if entry.served is not None and not _is_wanted(known.versions.get(version), entry)
                 },
@@ -135,7 +135,7 @@ class AgreedViews:
             new = known.versions.get(version) if known else None
             if known is None or known.answers is None or old is None or new is None or new is old:
                 return
-            if old.served is None or new.served is None or old.served.content_digest != new.served.content_digest:
+            if old.served is None or new.served is None or old.served.instance != new.served.instance:
                 return
             new.lease_count += 1
             known.answers = {**known.answers, version: new}

@@ -106,7 +106,7 @@ class KnownModel:
     def instance(self, version: int, digest: str) -> KnownVersion | None:
         """Finds the entry of a version that has this content: what is READY, or what answers."""
         for entry in (self.versions.get(version), (self.answers or {}).get(version)):
-            if entry is not None and entry.served is not None and entry.served.content_digest == digest:
+            if entry is not None and entry.served is not None and entry.served.instance == digest:
                 return entry
         return None
 

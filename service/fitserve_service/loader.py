@@ -177,7 +177,8 @@ class Loader:
                 with _told():
                     model = content.reader.read(choice.file, MAX_MODEL_BYTES)
                     return self._make(path, overrides, replace(content, model=model), manifest, choice)
-            except ShortageError:
+            except (IncompleteError, ShortageError):
+                # The variant is not to blame: its files still come, or something is short.
                 raise
             except LoadError as error:
                 note = f"variant {choice.name} does not serve here: {error}"
@@ -250,6 +251,7 @@ class Loader:
             held_out=held_out,
             joining=joining_text(joining.problem),
             content_digest=digest,
+            summed_digest=_summed_digest(content.reader),
             file_sums=content.reader.sums,
         )
 
@@ -269,6 +271,12 @@ class Loader:
             raise LoadError(f"certificate: {text}")
         replayed = replay(session, certificate) if certificate is not None else None
         return replayed, read_held_out(read, manifest, signature) if manifest is not None else None
+
+
+def _summed_digest(reader: VersionReader) -> str:
+    """Names what a version's checksums say, whichever of its variants serves; empty where it has none."""
+    lines = sorted(f"{digest}  {name}" for name, digest in (reader.expected or {}).items())
+    return content_digest([line.encode(errors="surrogateescape") for line in lines]) if lines else ""
 
 
 def _session_options(base: SessionOptions, config: ModelConfig, threads: int) -> SessionOptions:

@@ -38,6 +38,7 @@ class ServedVersion:
         held_out: Labelled examples that it carries; None where it has none.
         joining: Whether requests are joined, and why, for people.
         content_digest: Of the files that its session was made from; see `loading.coupled_contents`.
+        summed_digest: Of what its checksums say of all its files; empty where it has none.
         file_sums: What was read of its folder to load it; see `loading.version_reader`.
         spot_check_count: Joined requests that were run again and compared.
         spot_mismatch_count: Of these, those whose answers differed.
@@ -60,9 +61,15 @@ class ServedVersion:
     held_out: HeldOut | None = None
     joining: str = ""
     content_digest: str = ""
+    summed_digest: str = ""
     file_sums: Mapping[str, str] = field(default_factory=dict)
     spot_check_count: int = 0
     spot_mismatch_count: int = 0
+
+    @property
+    def instance(self) -> str:
+        """What workers know it by: its version's content, whichever of its variants serves here."""
+        return self.summed_digest or self.content_digest
 
     def queue_capacity(self) -> int:
         """Returns how many examples may wait, as far as its bounds in examples and in time tell."""

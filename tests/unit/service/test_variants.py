@@ -15,6 +15,7 @@ import pytest
 from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import VersionPath
 from fitserve_service.loader import Loader
+from fitserve_service.loading.load_errors import IncompleteError
 from fitserve_service.model_config import Overrides
 from fitserve_service.served_version import ServedVersion
 from fitserve_service.signature import Tensor
@@ -149,3 +150,23 @@ def test_without_checksums_no_variant_is_believed(tmp_path: Path) -> None:
     path = version_with(tmp_path, int8=(builders.scaled(2.01), facts("int8", 2.4)))
     (path.folder / "SHA256SUMS").unlink()
     assert load(path).config.variant == "fp32"
+
+
+def test_a_version_is_one_content_to_the_workers_whichever_of_its_files_serves(tmp_path: Path) -> None:
+    # As where one worker ran out of time with the variant: they still answer with the same version.
+    path = version_with(tmp_path, int8=(builders.scaled(2.01), facts("int8", 2.4)))
+    variant, plain = load(path), load(path, "fp32")
+    assert (variant.config.variant, plain.config.variant) == ("int8", "fp32")
+    assert variant.instance == plain.instance != ""
+    assert variant.content_digest != plain.content_digest
+
+    (path.folder / "model.int8.onnx").write_bytes(builders.scaled(2.02))
+    builders.rewrite(path, "manifest.json", (path.folder / "manifest.json").read_bytes())
+    assert load(path).instance != variant.instance
+
+
+def test_a_variant_that_is_not_what_its_checksum_says_is_no_reason_for_fp32(tmp_path: Path) -> None:
+    path = version_with(tmp_path, int8=(builders.scaled(2.01), facts("int8", 2.4)))
+    (path.folder / "model.int8.onnx").write_bytes(builders.scaled(2.02))
+    with pytest.raises(IncompleteError, match=r"model\.int8\.onnx"):
+        load(path)
