@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fitserve_training.data.own.kinds import is_path, kind_of
+from fitserve_training.data.own.kinds import TABLE, TEXT, is_path, kind_of
 from fitserve_training.errors import unknown_name
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ ENTRIES = (
     Entry("lenet", "LeNet on Fashion-MNIST (or scikit-learn's digits)", "fitserve_training.recipes.lenet"),
     Entry(
         "bert-multilabel",
-        "BERT for any of 28 emotions on GoEmotions (or 300 bundled sentences)",
+        "BERT for any of 28 emotions on GoEmotions (or 300 bundled sentences), or your own texts (.jsonl, .csv)",
         "fitserve_training.recipes.bert_multilabel",
     ),
     Entry(
@@ -87,9 +87,17 @@ def names() -> list[str]:
     return [entry.name for entry in ENTRIES]
 
 
-def recipe_for_data(name: str) -> str | None:
-    """Gives the recipe that takes the user's own data of this name; None where it is not a path."""
-    return _FOR_OWN_DATA[kind_of(Path(name))] if is_path(name) else None
+def recipe_for_data(name: str, is_text: bool = False) -> str | None:
+    """Gives the recipe that takes the user's own data of this name; None where it is not a path.
+
+    Args:
+        name: Of the data.
+        is_text: A table has a column of texts, though its columns do not say so.
+    """
+    if not is_path(name):
+        return None
+    kind = kind_of(Path(name))
+    return _FOR_OWN_DATA[TEXT if is_text and kind == TABLE else kind]
 
 
 def load_recipe(name: str, source: bytes | None = None) -> Recipe:

@@ -107,12 +107,12 @@ def _say(line: str) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    recipe = options.recipe or (recipe_for_data(options.data) if options.data else None)
+    changes = _changes(options)
+    recipe = options.recipe or (recipe_for_data(options.data, "data.text" in changes) if options.data else None)
     if recipe is None:
         raise UsageError(f"expected a recipe (known: {', '.join(names())}), or --data with a path to your own data")
     if recipe not in names() and not recipe.endswith(".py"):
         raise unknown_name("recipe", recipe, names())
-    changes = _changes(options)
     if not options.resume:
         _check_pictures(recipe, changes, options)
     from fitserve_training.launch import Request, train

@@ -73,9 +73,9 @@ def test_the_bundled_sentences_are_clean() -> None:
     texts = corpus.train.texts + corpus.held_out.texts
     assert len(set(texts)) == len(texts) >= 300
     for part in (corpus.train, corpus.held_out):
-        assert part.labels_NC.any(dim=1).all()
-        assert part.labels_NC.any(dim=0).all(), "every label is on both sides"
-    assert (torch.cat((corpus.train.labels_NC, corpus.held_out.labels_NC)).sum(dim=1) > 1).any()
+        assert part.labels.any(dim=1).all()
+        assert part.labels.any(dim=0).all(), "every label is on both sides"
+    assert (torch.cat((corpus.train.labels, corpus.held_out.labels)).sum(dim=1) > 1).any()
 
 
 def test_padding_never_changes_an_answer(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_goemotions_is_read_from_the_data_directory(tmp_path: Path, monkeypatch:
 
     assert corpus.train.texts == ("I like it",)
     assert corpus.held_out.texts[1] == "A text with a\ttab"
-    assert corpus.train.labels_NC[0].nonzero().flatten().tolist() == [0, 17]
+    assert corpus.train.labels[0].nonzero().flatten().tolist() == [0, 17]
     with pytest.raises(UsageError, match="goemotions is not at hand"):
         sentences.load_goemotions(Places(None, tmp_path / "cache"), 0)
 

@@ -128,18 +128,6 @@ def test_arrays_say_the_task_by_their_labels(tmp_path: Path) -> None:
             assert (run.module(torch.from_numpy(x)) <= 1).all()
 
 
-def test_own_texts_with_own_labels(tmp_path: Path) -> None:
-    rows = [
-        {"text": f"{word} day {i}", "label": label}
-        for i in range(6)
-        for word, label in (("good", "up"), ("bad", "down"))
-    ]
-    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    run = trained(tmp_path / "t.jsonl", tmp_path / "run", model__layers=1, model__hidden_size=32)
-    assert run.task.class_names == ("down", "up")
-    assert run.held_out().labels.shape == (2, 2)
-
-
 def test_what_is_wrong_with_own_data_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good = [f"{i},{-i},{i % 2}" for i in range(8)]
     csv, label = tmp_path / "t.csv", ("--set", "data.label=kind")

@@ -34,14 +34,14 @@ _HELD_OUT_EVERY = 5
 
 @dataclass(frozen=True)
 class Sentences:
-    """Sentences with the labels that each carries: `labels_NC` is bool (N, C)."""
+    """Sentences with the labels that each carries: any of C, bool (N, C), or one of them, its index int64 (N,)."""
 
     texts: tuple[str, ...]
-    labels_NC: Tensor
+    labels: Tensor
 
     def rows(self, indices: Sequence[int]) -> Sentences:
         """Picks some."""
-        return Sentences(tuple(self.texts[i] for i in indices), self.labels_NC[list(indices)])
+        return Sentences(tuple(self.texts[i] for i in indices), self.labels[list(indices)])
 
 
 @dataclass(frozen=True)

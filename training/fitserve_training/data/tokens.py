@@ -78,7 +78,7 @@ def _prepared(tokenizer: Tokenizer, max_length: int, origin: str) -> Tokenizer:
 
 
 def tokenized(corpus: Corpus, tokenizer: Tokenizer, bert_config: bytes) -> DataSet:
-    """Encodes a corpus: inputs are token ids and attention mask, int64 (N, S) each; targets the labels, bool (N, C)."""
+    """Encodes a corpus: inputs are token ids and attention mask, int64 (N, S) each; targets are its labels."""
     return DataSet(
         name=corpus.name,
         source=corpus.source,
@@ -95,4 +95,4 @@ def _encoded(sentences: Sentences, tokenizer: Tokenizer) -> Split:
     encodings = tokenizer.encode_batch(list(sentences.texts))
     ids_NS = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
     mask_NS = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
-    return Split((ids_NS, mask_NS), sentences.labels_NC, mask_NS.sum(dim=1))
+    return Split((ids_NS, mask_NS), sentences.labels, mask_NS.sum(dim=1))

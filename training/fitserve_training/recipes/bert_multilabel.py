@@ -1,4 +1,6 @@
-"""BERT with a linear layer over its pooler, for any of C labels: logits in training, probabilities when served.
+"""BERT with a linear layer over its pooler, for any of C labels, or one of them.
+
+Logits in training; served are probabilities of any of C, and logits of one of C.
 
 Source: Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding" (2019), and
 Demszky et al., "GoEmotions: A Dataset of Fine-Grained Emotions" (2020). Shapes: B sentences, S tokens, C labels.
@@ -27,7 +29,7 @@ from fitserve_training.data.sentences import Corpus
 from fitserve_training.data.tokens import checkpoint_tokenizer, own_tokenizer, tokenized
 from fitserve_training.errors import UsageError
 from fitserve_training.form import Form
-from fitserve_training.objectives import MultiLabel
+from fitserve_training.objectives import Classification, MultiLabel
 from fitserve_training.recipe import Recipe, ServedInput
 
 if TYPE_CHECKING:
@@ -118,7 +120,8 @@ def _corpus(config: RunConfig, places: Places) -> Corpus:
         return sentences.load_bundled()
     if name == "goemotions":
         return sentences.load_goemotions(places, int(config.data["example_count"]))
-    return load_texts(Path(name), float(config.data["hold_out"]), config.seed)
+    text, label, task = (str(config.data[key]) for key in ("text", "label", "task"))
+    return load_texts(Path(name), text, label, task, float(config.data["hold_out"]), config.seed)
 
 
 def _small_config(config: RunConfig, vocabulary_size: int) -> dict[str, Any]:
@@ -189,8 +192,11 @@ def rate_factors(config: RunConfig) -> dict[str, float]:
 
 
 def for_form(form: Form) -> Recipe:
-    """Fits the recipe to the tokenizer, the network and the number of labels."""
-    return replace(RECIPE, build_model=partial(build_model, form=form), objective=MultiLabel(len(form.class_names)))
+    """Fits the recipe to the tokenizer, the network, the number of labels, and whether a text has one or any."""
+    recipe = replace(RECIPE, build_model=partial(build_model, form=form))
+    if form.target_shape:
+        return replace(recipe, objective=MultiLabel(len(form.class_names)), served=Probabilities)
+    return replace(recipe, objective=Classification(), output_name="logits")
 
 
 def _unformed(_config: RunConfig) -> nn.Module:
@@ -211,6 +217,9 @@ RECIPE = Recipe(
         "data.max_length": 50,
         "data.example_count": 0,
         "data.hold_out": 0.2,
+        "data.text": "text",
+        "data.label": "label",
+        "data.task": "auto",
         "model.weights": "",
         "model.frozen": False,
         # Beside a pretrained encoder the new layer has the longest way to go, and 10 to 20 shortens it.
@@ -232,8 +241,7 @@ RECIPE = Recipe(
     ),
     output_name="probabilities",
     rate_factors=rate_factors,
-    served=Probabilities,
     for_form=for_form,
     start=start,
-    own_data=("text",),
+    own_data=("text", "table"),
 )

@@ -1,7 +1,9 @@
-"""What kind of data a path is, told by its name alone."""
+"""What kind of data a path is, told by its name and, for a table, its columns."""
 
 from __future__ import annotations
 
+import csv
+import re
 from pathlib import Path
 
 from fitserve_training.errors import UsageError
@@ -10,6 +12,14 @@ IMAGES, TABLE, ARRAYS, TEXT = "images", "table", "arrays", "text"
 _SUFFIXES = {"": IMAGES, ".csv": TABLE, ".npz": ARRAYS, ".jsonl": TEXT}
 FORMS = "a folder with a folder of pictures per class, a .csv table, .npz arrays or .jsonl texts"
 
+COUNTERS = re.compile(r"(|#|unnamed: \d+|index|idx|row|row[ _.-]?(num|number|nr|names?)|rownames?)", re.IGNORECASE)
+"""Names that programs and people give to a column of row numbers."""
+
+IDENTIFIERS = re.compile(r"(?i:(.*[ _.-])?(id|uuid|guid))|.*[a-z](Id|ID)")
+"""Names of a column that tells rows apart: id, customer_id, PassengerId; not paid or grid."""
+
+_TEXT_COLUMNS = {"text", "label"}
+
 
 def is_path(name: str) -> bool:
     """Says whether a value of `data.name` means the user's own data: it has a separator or a suffix, or is there."""
@@ -17,7 +27,7 @@ def is_path(name: str) -> bool:
 
 
 def kind_of(path: Path) -> str:
-    """Gives the kind of data: `images` for a folder, otherwise by suffix.
+    """Gives the kind of data: `images` for a folder, otherwise by suffix; a table of text and label alone is `text`.
 
     Raises:
         UsageError: the suffix is none that can be read.
@@ -25,7 +35,16 @@ def kind_of(path: Path) -> str:
     kind = IMAGES if path.is_dir() else _SUFFIXES.get(path.suffix.lower())
     if kind is None:
         raise UsageError(f"data {path}: expected {FORMS}, got a {path.suffix} file")
-    return kind
+    return TEXT if kind == TABLE and _is_table_of_texts(path) else kind
+
+
+def _is_table_of_texts(path: Path) -> bool:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header = [name.strip() for name in next(csv.reader(file), [])]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return False  # whoever reads the table says what is wrong with it
+    return {name for name in header if not (COUNTERS.fullmatch(name) or IDENTIFIERS.fullmatch(name))} == _TEXT_COLUMNS
 
 
 def check_present(path: Path) -> None:

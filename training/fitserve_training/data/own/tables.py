@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +11,13 @@ import torch
 
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.hold_out import hold_out
-from fitserve_training.data.own.kinds import check_present
+from fitserve_training.data.own.kinds import COUNTERS, IDENTIFIERS, check_present
 from fitserve_training.data.own.targets import number, targets_of
 from fitserve_training.errors import UsageError
 
 FIRST_LINE = 2
 _FEWEST_ROWS = 4
 _OTHER_MARKS = ";\t|"
-_COUNTERS = re.compile(r"(|#|unnamed: \d+|index|idx|row|row[ _.-]?(num|number|nr|names?)|rownames?)", re.IGNORECASE)
-"""Names that programs and people give to a column of row numbers."""
-
-_IDENTIFIERS = re.compile(r"(?i:(.*[ _.-])?(id|uuid|guid))|.*[a-z](Id|ID)")
-"""Names of a column that tells rows apart: id, customer_id, PassengerId; not paid or grid."""
 
 
 def load_table(path: Path, label: str, task: str, held_out_share: float, seed: int) -> DataSet:
@@ -81,8 +75,8 @@ def _is_index(name: str, cells: Sequence[str]) -> bool:
     """Says whether a column only numbers or names the rows: called like one, and another value in every row."""
     if len({cell.strip() for cell in cells}) < len(cells):
         return False
-    return bool(_IDENTIFIERS.fullmatch(name)) or (
-        bool(_COUNTERS.fullmatch(name)) and all(cell.strip().isdigit() for cell in cells)
+    return bool(IDENTIFIERS.fullmatch(name)) or (
+        bool(COUNTERS.fullmatch(name)) and all(cell.strip().isdigit() for cell in cells)
     )
 
 
