@@ -214,7 +214,8 @@ def remove_leftovers(root: Path, *, older_than_s: float, now_s: float) -> list[P
         for entry in list((root / model).glob(f"{_STAGING_PREFIX}*")):
             if _is_abandoned(entry, now_s - older_than_s):
                 shutil.rmtree(entry, ignore_errors=True)
-                removed.append(entry)
+                if not entry.exists():
+                    removed.append(entry)
     return removed
 
 

@@ -317,7 +317,8 @@ class Reconciler:
         states = self._registry.states(model)
         for version in self._aspired(model):
             name = (model, version)
-            is_moving = states.get(version, State.PENDING) in _UNSETTLED or self._loads.is_under_way(name)
+            state = states.get(version, State.PENDING)
+            is_moving = state in (*_UNSETTLED, State.UNLOADED) or self._loads.is_under_way(name)
             if is_moving and (is_patient or not self._loads.awaited(name)):
                 return True
         return self._aspirations.is_unloaded(model) and any(

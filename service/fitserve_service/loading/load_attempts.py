@@ -80,8 +80,13 @@ class LoadAttempts:
             count, kind = (before.count, before.kind) if before and before.grounds == grounds else (0, "")
             self._attempts[name] = _Attempt(grounds, self._clock(), count=count, kind=kind)
 
-    def fail(self, name: Name, error: BaseException) -> str:
+    def fail(self, name: Name, error: BaseException, told_as: str = "failed") -> str:
         """Notes and logs that it failed; what is short is logged once, however often it is tried again.
+
+        Args:
+            name: The version.
+            error: Why.
+            told_as: What became of the version, for the log.
 
         Returns:
             Why, fit for a caller, with the time of the next attempt where there will be one.
@@ -99,7 +104,7 @@ class LoadAttempts:
                 reason += f"; tried again at {_time_text(self._wall_s() + wait_s)}"
             attempt.reason = reason
         if not is_told:
-            _log.error("failed: %s version %d: %s", *name, reason, exc_info=known)
+            _log.error("%s: %s version %d: %s", told_as, *name, reason, exc_info=known)
         return reason
 
     def forget(self, name: Name) -> None:

@@ -119,7 +119,7 @@ class RestingFiles:
     def _awaited(self, name: Name, seen: _Seen) -> str:
         if seen.is_moving:
             return "its files still change"
-        if not seen.is_tried and self._has_all_summed(name, seen.files):
+        if not seen.is_tried and not seen.files.is_coarse and self._has_all_summed(name, seen.files):
             # Most often it was published whole. Where it was not, it is not hashed anew at each look.
             seen.is_tried = True
             return ""

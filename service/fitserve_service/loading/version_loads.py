@@ -219,6 +219,8 @@ class VersionLoads:
         self._awaited[name] = awaited
         if not is_told or self._registry.states(name[0]).get(name[1]) is not State.PENDING:
             self._registry.set_state(*name, State.PENDING, reason=awaited)
+        if not is_told and self.awaited(name) and not self._inputs.absence:
+            _log.info("waiting: %s version %d: %s", *name, awaited)
 
     def _renew(self, name: Name, served: ServedVersion) -> None:
         look, overrides = self._resting.look(name), self._inputs.overrides(name[0])
@@ -296,7 +298,7 @@ class VersionLoads:
             self._attempts.forget(begun.name)
             self._asked.add(begun.name)
         elif error is not None:
-            reason = self._attempts.fail(begun.name, error)
+            reason = self._attempts.fail(begun.name, error, "not taken over, what was loaded goes on")
             text = f"what lies in its folder is not what serves, and does not load: {reason}"
             self._registry.set_note(*begun.name, text)
         else:

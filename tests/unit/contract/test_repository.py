@@ -352,3 +352,15 @@ def test_version_without_checksums_is_told_apart(tmp_path: Path) -> None:
     (folder / CHECKSUMS_FILE).unlink()
     with pytest.raises(FileNotFoundError):
         verify_checksums(folder)
+
+
+def test_leftovers_that_cannot_be_removed_are_not_told_as_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that is mounted to be read only."""
+    left = tmp_path / "m" / ".staging-x"
+    left.mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        assert remove_leftovers(tmp_path, older_than_s=1.0, now_s=time.time() + 9.0) == []
+    assert remove_leftovers(tmp_path, older_than_s=1.0, now_s=time.time() + 9.0) == [left]

@@ -88,7 +88,9 @@ def test_a_folder_that_only_looks_like_another_is_not_loaded_anew(tmp_path: Path
         assert it.registry.served("m")[1] is served
 
 
-def test_new_files_that_do_not_load_leave_the_old_ones_serving_and_a_load_tells(tmp_path: Path) -> None:
+def test_new_files_that_do_not_load_leave_the_old_ones_serving_and_a_load_tells(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = builders.bare_version(tmp_path, "m", 1, builders.scaled(2.0))
     with world(tmp_path) as it:
         it.until(v1=State.READY)
@@ -100,6 +102,7 @@ def test_new_files_that_do_not_load_leave_the_old_ones_serving_and_a_load_tells(
         assert error is not None
         assert error.reason is Reason.LOAD_FAILED
         assert "version 1: " in error.message
+        assert "not taken over, what was loaded goes on: m version 1: file 'model.onnx'" in caplog.text
         assert factor_of(it) == 2.0
         (path.folder / "model.onnx").write_bytes(builders.scaled(5.0))
         it.load("m")

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import builders
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
@@ -25,7 +26,7 @@ from fitserve_contract.repository import ChecksumError, VersionPath, checksum_te
 from fitserve_service.errors import ServiceError
 from fitserve_service.loading.load_errors import IncompleteError
 from fitserve_service.loading.resting_files import RestingFiles
-from fitserve_service.loading.version_files import MAX_ENTRIES, Marks, SeenFile, SeenFiles
+from fitserve_service.loading.version_files import MAX_ENTRIES, Marks, SeenFile, SeenFiles, see_files
 from fitserve_service.loading.version_reader import VersionReader
 from fitserve_service.model_config import ModelConfig, Overrides
 from fitserve_service.reconciler import Reconciler
@@ -362,14 +363,20 @@ def test_of_many_models_each_has_its_turn_and_those_that_move_have_every(tmp_pat
     assert all("m7" in turn and len(turn) == len(set(turn)) <= 257 for turn in turns)
 
 
-def test_while_a_version_is_copied_a_server_that_starts_serves_the_one_below(tmp_path: Path) -> None:
+def test_while_a_version_is_copied_a_server_that_starts_serves_the_one_below(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     it = World(tmp_path, ("model.onnx",))
     below, above = it.disk, Disk(tmp_path / "m" / "2")
     below.write("model.onnx", 0, b"one")
     for size in range(6):
         above.write("model.onnx", size, b"x")
         it.look()
+        is_settled = it.reconciler.wait_until_settled(0.0)
+        assert is_settled == (it.registry.states("m").get(1) is State.READY)
     assert it.registry.states("m") == {1: State.READY, 2: State.PENDING}
+    assert caplog.messages.count("waiting: m version 2: its files still change") == 1
     it.look()
     it.look()
     it.look()
@@ -397,6 +404,25 @@ def test_files_stamped_with_whole_seconds_rest_for_longer(tmp_path: Path, tick_n
         now_s[0] += 1.0
         assert now_s[0] < 9.0
     assert now_s[0] == rests_s
+
+
+def test_coarse_stamps_tell_nothing_of_files_that_hold_their_checksums_either(tmp_path: Path) -> None:
+    path = builders.publish_version(tmp_path, "m", builders.identity())
+    now_s = [0.0]
+
+    def see(*name: Any) -> SeenFiles:
+        """Sees the files as a file system does that counts whole seconds."""
+        found = see_files(version_path(tmp_path, *name))
+        entries = [SeenFile(each.name, each.marks._replace(changed_ns=10**18)) for each in found.entries]
+        return SeenFiles(found.folder, tuple(entries))
+
+    resting = RestingFiles(see, lambda *_: path, clock=lambda: now_s[0])
+    assert resting.look(("m", 1)).awaited
+    now_s[0] = 3.0
+    assert resting.look(("m", 1)).is_at_rest
+    assert (
+        not RestingFiles(lambda *name: see_files(version_path(tmp_path, *name)), lambda *_: path).look(("m", 1)).awaited
+    )
 
 
 def test_what_is_no_version_is_refused_and_not_waited_for(tmp_path: Path) -> None:
