@@ -40,8 +40,8 @@ class _Form:
 def read_picture(path: Path, spec: TensorSpec, *, is_inverted: bool) -> tuple[Array, list[str]]:
     """Reads a PNG for an input.
 
-    Colours become grey where the input has one channel (ITU-R 601-2 luma), transparent parts white; another size is
-    resized, without keeping the proportions.
+    The picture is turned upright as its EXIF data says. Colours become grey where the input has one channel (ITU-R
+    601-2 luma), transparent parts white; another size is resized, without keeping the proportions.
 
     Args:
         path: The file.
@@ -82,13 +82,13 @@ def _form(spec: TensorSpec) -> _Form:
 
 def _opened(path: Path) -> Image:
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError:
         raise FileError("reading .png files needs Pillow: pip install 'fitserve[images]'") from None
     try:
         with Image.open(path, formats=["PNG"]) as image:
             image.load()
-            return _flat(image)
+            return _flat(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise FileError(f"file '{path}': expected a file, found none") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

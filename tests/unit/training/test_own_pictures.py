@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fitserve_client.pictures import read_picture
+from fitserve_contract.manifest import TensorSpec
 from fitserve_training.catalogue import TAKE_PICTURES, load_recipe, names
 from fitserve_training.cli import main
 from fitserve_training.data.dataset import DataSet
@@ -212,6 +214,30 @@ def check_pictures_of(path: Path) -> None:
         (path.parent / "folder" / name).mkdir(parents=True)
         shutil.copy(path, path.parent / "folder" / name)
     check_pictures(path.parent / "folder")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_the_client_reads_a_png_as_training_does(tmp_path: Path, mode: str, orientation: int) -> None:
+    random = np.random.default_rng(orientation)
+    pixels = random.integers(0, 256, (9, 12, 4)).astype(np.uint8)
+    pixels[..., 3] |= 127
+    image = Image.fromarray(pixels, "RGBA")
+    exif = Image.Exif()
+    exif[274] = orientation
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 1 << 16, (9, 12)).astype(np.uint16))
+    elif mode != "RGBA":
+        image = (image if mode == "LA" else image.convert("RGB")).convert(mode)
+    image.save(tmp_path / "x.png", exif=exif)
+
+    (trained,) = read_pictures([tmp_path / "x.png"], SIZE)
+
+    assert isinstance(trained, np.ndarray)
+    planes = trained[None] if trained.ndim == 2 else trained.transpose(2, 0, 1)
+    spec = TensorSpec("image", "FP32", ("B", len(planes), SIZE, SIZE))
+    asked, _notes = read_picture(tmp_path / "x.png", spec, is_inverted=False)
+    assert np.array_equal(np.round(asked[0] * 255), planes)
 
 
 def test_sixteen_bits_keep_their_brightness_and_floats_are_refused(tmp_path: Path) -> None:

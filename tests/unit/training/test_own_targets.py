@@ -135,6 +135,20 @@ def test_arrays_follow_the_task_that_is_set(tmp_path: Path) -> None:
     assert (data.class_names, tuple(data.train.targets.shape)) == ((), (32, 1))
 
 
+@pytest.mark.parametrize(("name", "served"), [("x", "image"), ("image", "x"), ("x", "x")])
+def test_arrays_of_inputs_have_either_name(tmp_path: Path, name: str, served: str) -> None:
+    inputs, labels = np.ones((8, 2)), np.arange(8) % 2
+    if name == "x":
+        np.savez(tmp_path / "a.npz", x=inputs, labels=labels)
+    else:
+        np.savez(tmp_path / "a.npz", image=inputs, labels=labels)
+    note = load_arrays(tmp_path / "a.npz", served, "auto", 0.2, 0).note
+    assert (f"array '{name}' becomes the model's input '{served}'" in note) is (name != served)
+    np.savez(tmp_path / "a.npz", x=inputs, image=inputs, labels=labels)
+    with pytest.raises(UsageError, match=f"expected arrays '{served}' and 'labels', got x, image, labels"):
+        load_arrays(tmp_path / "a.npz", served, "auto", 0.2, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "cells", "is_dropped"),
     [

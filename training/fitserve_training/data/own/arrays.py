@@ -16,6 +16,8 @@ from fitserve_training.data.own.targets import array_targets
 from fitserve_training.errors import UsageError
 
 LABELS = "labels"
+_INPUT_NAMES = ("x", "image")
+"""What recipes call their input; an array of either name is taken by all of them."""
 
 
 def load_arrays(path: Path, input_name: str, task: str, held_out_share: float, seed: int) -> DataSet:
@@ -23,7 +25,7 @@ def load_arrays(path: Path, input_name: str, task: str, held_out_share: float, s
 
     Args:
         path: The .npz file.
-        input_name: Name of the array of inputs, which the served input has too.
+        input_name: Name of the served input, and of the array of inputs; the file may say `x` or `image` for it.
         task: As `array_targets` takes it: `auto`, `classification`, `regression` or `multi-label`.
         held_out_share: Share of the examples held out.
         seed: Decides which.
@@ -33,12 +35,13 @@ def load_arrays(path: Path, input_name: str, task: str, held_out_share: float, s
     """
     check_present(path)
     found = _read(path)
-    if set(found) != {input_name, LABELS}:
+    array_name = next((name for name in _INPUT_NAMES if set(found) == {name, LABELS}), "")
+    if not array_name:
         raise UsageError(
             f"data {path}: expected arrays '{input_name}' and '{LABELS}', got {', '.join(found) or 'none'}"
         )
-    inputs, labels = found[input_name], found[LABELS]
-    _check_finite(path, input_name, inputs)
+    inputs, labels = found[array_name], found[LABELS]
+    _check_finite(path, array_name, inputs)
     _check_finite(path, LABELS, labels)
     if len(inputs) != len(labels) or len(labels) < 2:
         raise UsageError(f"data {path}: expected as many labels as examples, got {len(labels)} and {len(inputs)}")
@@ -49,7 +52,8 @@ def load_arrays(path: Path, input_name: str, task: str, held_out_share: float, s
     train, held_out = hold_out(values, targets.values, held_out_share, seed)
     counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {seed}"
     source = f"{len(labels):,} examples of {path} ({counts})"
-    return DataSet(str(path), source, train, held_out, targets.names, note=targets.note)
+    renamed = "" if array_name == input_name else f"; array '{array_name}' becomes the model's input '{input_name}'"
+    return DataSet(str(path), source, train, held_out, targets.names, note=targets.note + renamed)
 
 
 def _read(path: Path) -> dict[str, np.ndarray[Any, Any]]:
