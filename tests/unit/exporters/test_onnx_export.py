@@ -103,7 +103,7 @@ def test_module_that_fixes_its_batch_is_refused() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.reshape(2, 3) * torch.ones(2, 3)
 
-    with pytest.raises(ExportError, match="the first axis of .* the constant 2") as caught:
+    with pytest.raises(ExportError, match=r"the first axis of .* the constant 2") as caught:
         export_onnx(candidate(Fixed(), {"x": rows(5, 3)}))
     assert "\n" not in str(caught.value)
 

@@ -181,7 +181,7 @@ def test_without_descriptors_it_says_so_once_and_answers_once_there_are_some(cap
     said = threading.Semaphore(0)
 
     class Told(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+        def emit(self, _: logging.LogRecord) -> None:
             said.release()
 
     logger, told = logging.getLogger("fitserve_service.metrics_port"), Told()
