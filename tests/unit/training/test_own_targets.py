@@ -75,6 +75,15 @@ def test_the_setting_overrules_the_rule() -> None:
         of_texts(["0", "1"], "multi-label")
 
 
+def test_a_word_among_quantities_is_named_and_one_among_few_numbers_is_a_class() -> None:
+    prices = [f"{i * 1000}" for i in range(25)]
+    with pytest.raises(UsageError, match=r"t\.csv line 27: label: expected a number as in most lines, got 'n/a'"):
+        of_texts([*prices, "n/a"])
+    assert len(of_texts([*prices, "n/a"] * 2, "classification").names) == 26
+    assert of_texts(["1", "2", "3", "unknown"] * 4).names == ("1", "2", "3", "unknown")
+    assert len(of_texts([f"{i}{letter}" for i in range(25) for letter in ("", "a", "b")] * 2).names) == 75
+
+
 HOT = np.eye(3)[np.arange(ROWS) % 3]
 SEVERAL = np.stack([np.arange(ROWS) % 2, np.arange(ROWS) % 3 == 0], axis=1)
 

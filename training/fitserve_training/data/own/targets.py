@@ -63,6 +63,8 @@ def targets_of(path: Path, labels: Sequence[str], first_line: int, task: str) ->
     """
     check_task(task, (AUTO, CLASSIFICATION, REGRESSION))
     texts = [label.strip() for label in labels]
+    if task == AUTO:
+        _check_unmixed(path, texts, first_line)
     chosen, reason = (task, "") if task != AUTO else _task_of_texts(texts)
     if chosen == REGRESSION:
         values = [number(text, f"{path} line {first_line + i}: label") for i, text in enumerate(texts)]
@@ -144,6 +146,18 @@ def _note(task: str, reason: str) -> str:
     others += [REGRESSION] if task == MULTI_LABEL else []
     change = " or ".join(f"data.task={other}" for other in others)
     return f"task {task}, for the labels are {reason} (--set {change} if they are not)"
+
+
+def _check_unmixed(path: Path, texts: Sequence[str], first_line: int) -> None:
+    """Refuses a few words among many different numbers, which are quantities with a mistake and not classes."""
+    distinct = {text for text in texts if text.lower() not in _MISSING}
+    words = {text for text in distinct if not _is_number(text)}
+    if words and len(distinct) - len(words) > max(_MOST_CLASSES, len(words)):
+        place = next(i for i, text in enumerate(texts) if text in words)
+        raise UsageError(
+            f"{path} line {first_line + place}: label: expected a number as in most lines, got {texts[place]!r}; "
+            f"correct it, or --set data.task={CLASSIFICATION} for a class of each value"
+        )
 
 
 def _task_of_texts(texts: Sequence[str]) -> tuple[str, str]:
