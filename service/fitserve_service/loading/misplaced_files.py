@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -11,22 +12,45 @@ from pathlib import Path
 from typing import Final
 
 from fitserve_contract.printable import printable
-from fitserve_contract.repository import MODEL_FILE
+from fitserve_contract.repository import MODEL_FILE, is_model_name
 
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
 _NUMBER_LIKE: Final = re.compile(r"[vV]?(?:er(?:sion)?)?[._-]?0*([1-9][0-9]{0,17})")
 
 _PLAIN: Final = frozenset(string.ascii_letters + string.digits + "/._-+=@%,:")
 
+_NOT_OF_NAMES: Final = re.compile(r"[^A-Za-z0-9._-]+")
+_MOST_NAME_CHARS: Final = 128
+
 _MOST: Final = 20
 """Only so many are named: a repository that is no repository may hold thousands."""
 
 
 def misplaced_in_root(root: Path) -> list[str]:
-    """Names a model file in the root of a repository."""
-    if not os.path.isfile(root / MODEL_FILE):
-        return []
-    return [_text(root, root / MODEL_FILE, root / "NAME" / "1" / MODEL_FILE)]
+    """Names a model file in the root of a repository, and versions in folders whose name is no model's."""
+    found = (
+        [_text(root, root / MODEL_FILE, root / "NAME" / "1" / MODEL_FILE)] if os.path.isfile(root / MODEL_FILE) else []
+    )
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        names = sorted(entry.name for entry in entries if not is_model_name(entry.name) and entry.name[0] != ".")
+        for name in names:
+            if (version := _first_version(root / name)) is not None:
+                meant = _NOT_OF_NAMES.sub("-", name).strip("-._")[:_MOST_NAME_CHARS] or "NAME"
+                file = printable(f"{name}/{version}/{MODEL_FILE}")
+                expected = "expected a model name of letters, digits, '.', '_' and '-'"
+                found.append(
+                    f"'{file}' is not served: {expected}: mv -T {_quoted(root / name)} {_quoted(root / meant)}"
+                )
+    return found[:_MOST]
+
+
+def _first_version(folder: Path) -> str | None:
+    """Returns the lowest number of a folder in it that holds a model file; None where there is none."""
+    try:
+        numbers = [name for name in os.listdir(folder) if _VERSION.fullmatch(name)]
+    except OSError:
+        return None
+    return next((name for name in sorted(numbers, key=int) if os.path.isfile(folder / name / MODEL_FILE)), None)
 
 
 def misplaced_in_model(root: Path, model: str, versions: tuple[int, ...]) -> list[str]:

@@ -343,3 +343,19 @@ def test_a_misplaced_model_beside_versions_gets_the_next_number(tmp_path: Path) 
     source = RepositorySource(tmp_path)
     source.scan()
     assert "expected it at 'm/2/model.onnx'" in source.notes[0]
+
+
+@pytest.mark.parametrize(("name", "meant"), [("odd name", "odd-name"), ("größe", "gr-e"), ("two\nlines", "two-lines")])
+def test_a_model_whose_folder_has_no_model_name_is_named_with_a_command_that_cures_it(
+    tmp_path: Path, name: str, meant: str
+) -> None:
+    (tmp_path / name / "2").mkdir(parents=True)
+    (tmp_path / name / "2" / "model.onnx").write_bytes(b"model")
+    (tmp_path / "notes of mine").mkdir()
+    source = RepositorySource(tmp_path)
+    assert source.scan() == {}
+    (note,) = source.notes
+    assert note.isprintable()
+    subprocess.run(["bash", "-c", note.rpartition("'-': ")[2]], check=True)
+    assert source.scan()[meant].versions == (2,)
+    assert source.notes == ()
