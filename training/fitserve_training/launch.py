@@ -17,6 +17,7 @@ from fitserve_training.catalogue import load_recipe
 from fitserve_training.checkpoint import load_checkpoint, load_weights, save_weights
 from fitserve_training.compiling import CompileRecord, choose_compile
 from fitserve_training.config import RunConfig, Values
+from fitserve_training.constant import compare_with_constant
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.places import Places
 from fitserve_training.device import cpu_threads, device_title, resolve_device
@@ -231,6 +232,17 @@ def _job(built: Built, say: Callable[[str], None]) -> Job:
     )
 
 
+def _check_learned(built: Built, say: Callable[[str], None]) -> None:
+    if not built.recipe.is_compared_with_constant:
+        return
+    train = built.data.train.to(built.device)
+    compared = compare_with_constant(built.model, built.recipe.objective, train, built.config.seed, _autocast(built))
+    if compared is None:
+        say("the loss cannot be compared with that of a constant prediction: the outputs have another shape")
+    elif warning := compared.check():
+        say(warning)
+
+
 def _autocast(built: Built) -> torch.autocast:
     return torch.autocast(built.device.type, torch.bfloat16, enabled=built.config.precision == "bfloat16")
 
@@ -256,6 +268,7 @@ def _finish(
     if test_outputs is None:
         held_out = built.data.held_out.to(built.device)
         test_outputs = evaluate(built.model, built.recipe.objective, held_out, _autocast(built)).outputs
+    _check_learned(built, say)
     finish = Finish(built.config, built.model.cpu().eval(), built.data, kept)
     measured = built.recipe.measure(finish) if built.recipe.measure else {}
     summary = summarise(built.recipe, finish, built.compile_record, built.device, progress, measured)

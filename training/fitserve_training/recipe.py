@@ -142,6 +142,11 @@ class Recipe:
         """What finds the recipe again: its file, or its name in the catalogue."""
         return self.file or self.name
 
+    @property
+    def is_compared_with_constant(self) -> bool:
+        """Whether a run must beat the constant prediction; the lessons are held to their own figures instead."""
+        return bool(self.own_data or self.file)
+
     cure: str = "lower the learning rate (--set lr=…)"
     tolerance: Mapping[str, float] | None = None
 

@@ -26,7 +26,7 @@ from fitserve_training.launch import Request, train
 from fitserve_training.objectives import MultiLabel
 from fitserve_training.runs import open_run
 
-TINY: Values = {"data.name": "bundled", "epochs": 1, "model.layers": 1, "model.hidden_size": 32}
+TINY: Values = {"data.name": "bundled", "epochs": 4, "lr": 1e-2, "model.layers": 1, "model.hidden_size": 32}
 
 
 def trained(run_dir: Path, **changes: Scalar) -> Path:
@@ -147,7 +147,7 @@ def test_a_hub_id_is_taken_from_the_hubs_cache_without_a_network(tmp_path: Path)
     (cached / "refs").mkdir()
     (cached / "refs" / "main").write_text(commit)
     command = [sys.executable, "-m", "fitserve_training.cli", "bert-multilabel", "--data", "bundled"]
-    command += ["--set", "epochs=1", "--set", "batch_size=64", "--device", "cpu"]
+    command += ["--set", "epochs=4", "--set", "lr=1e-2", "--device", "cpu"]
     environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
 
     def run(weights: str, name: str) -> subprocess.CompletedProcess[str]:
