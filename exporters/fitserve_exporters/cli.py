@@ -1,4 +1,4 @@
-"""The command `fitserve-export`: a run to a published version, and lint.
+"""The command `fitserve-export`: a run or a checkpoint to a published version, and lint.
 
 torch and onnx are imported when they are needed, so that `--help` and a mistyped argument are answered at once.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from fitserve_contract.printable import printable
 from fitserve_contract.repository import check_model_name
+from fitserve_exporters.hf_command import hf_parser, run_hf
 from fitserve_exporters.interruption import Interruption
 from fitserve_exporters.publishing.repository_check import repository_problem
 
@@ -24,6 +25,7 @@ examples:
   fitserve-export runs/lenet --repository repository
   fitserve-export runs/lenet --repository repository --name digits --json
   fitserve-export runs/lenet --repository repository --variants auto
+  fitserve-export hf ./checkpoint --repository repository --name sentiment
   fitserve-export lint model.onnx
 
 exit codes: 0 published; 1 not verified, nothing published; 2 it could not be exported, one sentence says why;
@@ -55,6 +57,8 @@ def main(argv: list[str] | None = None) -> int:
     with interruption.watch():
         if arguments[:1] == ["lint"]:
             return _lint(_lint_parser().parse_args(arguments[1:]))
+        if arguments[:1] == ["hf"]:
+            return run_hf(hf_parser().parse_args(arguments[1:]), interruption, _fail)
         return _export(_export_parser().parse_args(arguments), interruption)
 
 
@@ -62,9 +66,11 @@ def _export_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fitserve-export",
         usage="fitserve-export RUN_DIR --repository DIR [--name NAME] [--data-dir DIR] [--variants WHICH] [--json]\n"
+        "       fitserve-export hf DIR_OR_ID --repository DIR --name NAME [--task TASK] [--json]\n"
         "       fitserve-export lint MODEL.onnx [--json]",
         description="Exports a finished run to ONNX, verifies it against eager torch in fp32 and float64 on held-out "
-        "data, and publishes it in a model repository. `lint` tells whether any ONNX file can be served.",
+        "data, and publishes it in a model repository. `hf` does so for a checkpoint of Hugging "
+        "Face. `lint` tells whether any ONNX file can be served.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

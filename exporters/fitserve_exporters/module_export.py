@@ -66,6 +66,7 @@ def export(
     free_axes: FreeAxes | None = None,
     tolerance: Tolerance | None = None,
     training: Mapping[str, Any] | None = None,
+    extra_files: Mapping[str, bytes] | None = None,
     seed: int = 0,
     allow_nan: Sequence[str] = (),
     allow_coupled_rows: bool = False,
@@ -94,6 +95,7 @@ def export(
             negative axis counts from the end.
         tolerance: By default the one that Tolerance explains.
         training: How it was trained, for the manifest: JSON values, tensors and numpy numbers.
+        extra_files: Further files for callers, by name, such as a tokenizer.json.
         seed: Of all sampling.
         allow_nan: Outputs that may be NaN; NaN in another output of the module itself is refused.
         allow_coupled_rows: Publishes a module whose rows depend on each other, as one that is never joined; by default
@@ -108,6 +110,7 @@ def export(
     settings: dict[str, Any] = {
         "tolerance": check_tolerance(tolerance),
         "training": json_record({} if training is None else training),
+        "extra_files": dict(extra_files or {}),
         "seed": check_seed(seed),
         "allow_coupled_rows": bool(allow_coupled_rows),
         "allow_nan": check_names(allow_nan or None, "allow_nan") or (),

@@ -1,0 +1,145 @@
+"""What a caller has to do before it asks: the tokenizer of a text model, the preprocessing of an image model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from fitserve_exporters.errors import ExportError
+from fitserve_exporters.huggingface.checkpoint import Checkpoint, read_json
+from fitserve_exporters.texts import sentence
+
+TOKENIZER_FILE: Final = "tokenizer.json"
+PREPROCESSOR_FILE: Final = "preprocessor_config.json"
+PROMPTS_FILE: Final = "config_sentence_transformers.json"
+
+_VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
+_WRITE: Final = "write it with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+
+_UNLIMITED: Final = 1_000_000
+"""transformers writes 1e30 for a tokenizer without a limit."""
+
+
+def tokenizer_json(checkpoint: Checkpoint) -> bytes:
+    """Returns the tokenizer of a text model as tokenizer.json, cutting at the model's length and padding.
+
+    Raises:
+        ExportError: there is none, or it is a Python class of its own.
+    """
+    from tokenizers import Tokenizer
+    from tokenizers.normalizers import Lowercase, Sequence
+
+    path = _beside(checkpoint, TOKENIZER_FILE)
+    try:
+        tokenizer = Tokenizer.from_file(str(path)) if path else _converted(checkpoint)
+    except ExportError:
+        raise
+    except Exception as error:  # the library raises nothing narrower
+        raise ExportError(f"'{path or checkpoint.folder}': expected a tokenizer, got {sentence(error)}") from error
+    _check_ids(checkpoint, tokenizer)
+    length = max_length(checkpoint)
+    if length and (tokenizer.truncation is None or tokenizer.truncation["max_length"] > length):
+        tokenizer.enable_truncation(length)
+    pad = checkpoint.config.get("pad_token_id")
+    if tokenizer.padding is None and isinstance(pad, int) and tokenizer.id_to_token(pad) is not None:
+        tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
+    if _sentence_config(checkpoint).get("do_lower_case"):
+        parts = [Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer is not None else [])]
+        tokenizer.normalizer = Sequence(parts)
+    return str(tokenizer.to_str()).encode()
+
+
+def _check_ids(checkpoint: Checkpoint, tokenizer: Any) -> None:
+    """Refuses a tokenizer whose ids the model has no embedding for."""
+    count, most = checkpoint.config.get("vocab_size"), max(tokenizer.get_vocab().values(), default=-1)
+    if isinstance(count, int) and most >= count:
+        raise ExportError(
+            f"checkpoint '{checkpoint.folder}': expected token ids below the vocab_size of the model, {count}, got "
+            f"{most} in its tokenizer; is it the tokenizer of another model?"
+        )
+
+
+def max_length(checkpoint: Checkpoint) -> int:
+    """Returns the largest number of tokens that the model takes; 0 where no file tells."""
+    path = _beside(checkpoint, "tokenizer_config.json")
+    known = [_sentence_config(checkpoint).get("max_seq_length"), read_json(path).get("model_max_length") if path else 0]
+    positions = checkpoint.config.get("max_position_embeddings")
+    pad = checkpoint.config.get("pad_token_id")
+    if isinstance(positions, int) and isinstance(pad, int) and "roberta" in str(checkpoint.config["model_type"]):
+        positions -= pad + 1  # its positions begin behind the padding's
+    found = [int(one) for one in (*known, positions) if isinstance(one, int | float) and 0 < one < _UNLIMITED]
+    return min(found, default=0)
+
+
+def preprocessing(checkpoint: Checkpoint) -> tuple[bytes, dict[str, Any]]:
+    """Returns preprocessor_config.json of an image model, and what it says.
+
+    Raises:
+        ExportError: there is none: nobody would know which pictures the model takes.
+    """
+    path = _beside(checkpoint, PREPROCESSOR_FILE)
+    if path is None:
+        raise ExportError(
+            f"checkpoint '{checkpoint.folder}': expected {PREPROCESSOR_FILE} with the preprocessing of images, found "
+            "none; write it with AutoImageProcessor.from_pretrained(...).save_pretrained(...)"
+        )
+    return path.read_bytes(), read_json(path)
+
+
+def image_size(facts: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns height and width of the model's pictures: after the crop, else after the resize, else the config's.
+
+    Raises:
+        ExportError: no file tells.
+    """
+    crop = facts.get("crop_size") if facts.get("do_center_crop", "crop_size" in facts) else None
+    for value in (crop, config.get("image_size"), facts.get("size")):
+        pair = _pair(value)
+        if pair:
+            return pair
+    raise ExportError(f"{PREPROCESSOR_FILE}: expected a crop_size or size of height and width, got neither")
+
+
+def _pair(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, Mapping):
+        found = (value.get("height"), value.get("width"))
+        value = found if None not in found else value.get("shortest_edge")
+    if isinstance(value, int):
+        return value, value
+    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(one, int) for one in value):
+        return value[0], value[1]
+    return None
+
+
+def _beside(checkpoint: Checkpoint, name: str) -> Path | None:
+    places = (checkpoint.model_folder / name, checkpoint.folder / name)
+    return next((path for path in places if path.is_file()), None)
+
+
+def _sentence_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    path = _beside(checkpoint, "sentence_bert_config.json")
+    return read_json(path) if path else {}
+
+
+def _converted(checkpoint: Checkpoint) -> Any:
+    """Makes the fast tokenizer of a vocabulary of before tokenizer.json."""
+    path = _beside(checkpoint, "tokenizer_config.json")
+    if path and read_json(path).get("auto_map"):
+        raise ExportError(f"'{path}': expected a tokenizer of transformers, got code of its own, which is never run")
+    if not any(_beside(checkpoint, name) for name in _VOCABULARIES):
+        raise ExportError(
+            f"checkpoint '{checkpoint.folder}': expected {TOKENIZER_FILE} or a vocabulary "
+            f"({', '.join(_VOCABULARIES)}), found neither; {_WRITE}"
+        )
+    from transformers import AutoTokenizer
+
+    place = path.parent if path else checkpoint.model_folder
+    try:
+        fast = AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        return fast.backend_tokenizer
+    except Exception as error:  # the library raises what its parsers raise
+        raise ExportError(
+            f"checkpoint '{checkpoint.folder}': expected {TOKENIZER_FILE}, found a vocabulary that does not become "
+            f"one: {sentence(error)}; {_WRITE}"
+        ) from error
