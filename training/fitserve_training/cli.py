@@ -12,6 +12,8 @@ from fitserve_contract.printable import printable
 from fitserve_training.catalogue import DATA_NAMES, ENTRIES, TAKE_PICTURES, names, recipe_for_data
 from fitserve_training.config import Values, parse_assignments, read_toml
 from fitserve_training.errors import RunStoppedError, UsageError, unknown_name
+from fitserve_training.interrupts import Interrupts
+from fitserve_training.rundir import CHECKPOINT, unfinished_path
 
 _EXAMPLE = """\
 example:
@@ -27,7 +29,7 @@ example:
 Settings come from the defaults, then --config, then --set and the flags. A finished run in the run directory is
 replaced when the new one is finished; until then the new one is in RUN_DIR.unfinished, where --resume goes on after
 an interruption, and without --resume it is started anew.
-Exit code 0: finished; 1: the run was stopped; 2: the request cannot be carried out.
+Exit code 0: finished; 1: the run was stopped; 2: the request cannot be carried out; 130, 143: SIGINT, SIGTERM.
 """
 
 
@@ -38,6 +40,17 @@ def main(argv: list[str] | None = None) -> int:
         for entry in ENTRIES:
             print(f"{entry.name:<16} {entry.summary}")
         return 0
+    interrupts = Interrupts(lambda: printable(f"fitserve-train: {_interrupted(options)}"))
+    with interrupts.caught():
+        try:
+            return _carry_out(options)
+        except BaseException:  # an import that is interrupted may raise anything
+            if interrupts.is_due:
+                interrupts.end()
+            raise
+
+
+def _carry_out(options: argparse.Namespace) -> int:
     try:
         return _train(options) if options.index is None else _index(options.index)
     except UsageError as error:
@@ -46,8 +59,29 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(str(error), 1)
     except OSError as error:
         return _fail(f"{error.filename or 'file system'}: {error.strerror or error}", 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; --resume goes on from the last checkpoint", 130)
+
+
+def _interrupted(options: argparse.Namespace) -> str:
+    """Says what is left of the run; --resume is promised only where there is a checkpoint."""
+    try:
+        recipe = options.recipe or recipe_for_data(options.data or "", False)
+    except UsageError:
+        recipe = None
+    if options.index is not None or recipe is None:
+        return "interrupted"
+    run_dir = _run_dir(options, recipe)
+    place = run_dir.resolve()
+    folders = [unfinished_path(run_dir)]
+    if options.seeds:
+        folders = list(place.with_name(f"{place.name}-seeds").glob("seed-*"))
+    if any((folder / CHECKPOINT).is_file() for folder in folders):
+        return "interrupted; --resume goes on from the last checkpoint"
+    return "interrupted before the first checkpoint; start it again without --resume"
+
+
+def _run_dir(options: argparse.Namespace, recipe: str) -> Path:
+    run_dir: Path = options.run_dir or Path("runs") / Path(recipe.removesuffix(".py")).name
+    return run_dir
 
 
 def _fail(message: str, code: int) -> int:
@@ -117,8 +151,7 @@ def _train(options: argparse.Namespace) -> int:
         _check_pictures(recipe, changes, options)
     from fitserve_training.launch import Request, train
 
-    run_dir = options.run_dir or Path("runs") / Path(recipe.removesuffix(".py")).name
-    request = Request(recipe, run_dir, options.config, changes, options.data_dir, options.resume)
+    request = Request(recipe, _run_dir(options, recipe), options.config, changes, options.data_dir, options.resume)
     if options.seeds:
         from fitserve_training.seeds import train_seeds
 
