@@ -76,7 +76,7 @@ def _interrupted(options: argparse.Namespace) -> str:
         folders = list(place.with_name(f"{place.name}-seeds").glob("seed-*"))
     if any((folder / CHECKPOINT).is_file() for folder in folders):
         return "interrupted; --resume goes on from the last checkpoint"
-    return "interrupted before the first checkpoint; start it again without --resume"
+    return "interrupted before the first checkpoint; start it again"
 
 
 def _run_dir(options: argparse.Namespace, recipe: str) -> Path:

@@ -20,10 +20,15 @@ from fitserve_training.data.dataset import Batch
 Gradient = Callable[[Batch, torch.Tensor, float], torch.Tensor]
 """Adds a batch's gradients, weighted by its share of the whole, and its sums to the vector given; gives the loss."""
 
-_AUTO = {"cpu": "off", "cuda": "step"}
-"""What `auto` means. On 2 CPU cores LeNet's convolutions cost the same compiled or not, a linear model is one
+_AUTO = {
+    "cpu": ("off", "auto: on a CPU compiling takes longer than it saves"),
+    "cuda": ("step", "auto: on a GPU a compiled step has few launches"),
+}
+"""What `auto` means, and why. On 2 CPU cores LeNet's convolutions cost the same compiled or not, a linear model is one
 multiplication, and compiling a whole step takes half a minute. On a GPU launches are the cost, and a compiled step has
 few of them."""
+
+_LENGTHS = "auto: batches differ in length, and each length would be compiled anew"
 
 _COMPILERS = ("g++", "clang++", "c++")
 
@@ -35,7 +40,7 @@ class CompileRecord:
     Args:
         requested: auto, off, module or step.
         used: off, module or step.
-        reason: Why that is not what was asked, or why a compiled step was not captured.
+        reason: Why `auto` chose it, why it is not what was asked, or why a compiled step was not captured.
         first_step_s: The first full step, with compilation in it.
         warm_up_s: All full steps before the steady ones, the first and the capture among them.
         capture_s: Capturing the step as a CUDA graph.
@@ -73,15 +78,15 @@ def choose_compile(requested: str, device: torch.device, cache_dir: Path, has_le
         cache_dir: Inductor's cache goes below it, so that a later run need not compile again.
         has_lengths: Whether batches differ in shape; `auto` then compiles nothing, for it would do so for each shape.
     """
-    mode = requested
+    mode, why = requested, ""
     if requested == "auto":
-        mode = "off" if has_lengths else _AUTO[device.type]
+        mode, why = ("off", _LENGTHS) if has_lengths else _AUTO[device.type]
     if mode == "off":
-        return CompileRecord(requested, "off")
+        return CompileRecord(requested, "off", why)
     if reason := why_not_compile(device):
         return CompileRecord(requested, "off", reason)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir / "inductor"))
-    return CompileRecord(requested, mode)
+    return CompileRecord(requested, mode, why)
 
 
 def why_not_compile(device: torch.device) -> str:

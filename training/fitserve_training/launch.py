@@ -186,7 +186,9 @@ def _announce(built: Built, say: Callable[[str], None]) -> None:
     record = built.compile_record
     count = f", {built.workers.count} workers" if built.workers.count > 1 else ""
     say(f"device {device_title(built.device)}, compile {record.used}, seed {config.seed}{count}")
-    if record.reason:
+    if record.reason.startswith("auto: "):
+        say(f"compile {record.used}: {record.reason.removeprefix('auto: ')}")
+    elif record.reason:
         say(f"cannot compile here, going on eagerly: {record.reason}")
 
 

@@ -28,6 +28,14 @@ def test_without_a_compiler_training_is_eager_and_says_why(tmp_path: Path, monke
     assert "no C++ compiler found" in record.reason
 
 
+@pytest.mark.parametrize("has_lengths", [False, True])
+def test_auto_records_its_reason(has_lengths: bool, tmp_path: Path) -> None:
+    record = choose_compile("auto", CPU, tmp_path, has_lengths)
+
+    assert (record.used, record.reason != "") == ("off", True)
+    assert ("length" in record.reason) is has_lengths
+
+
 def test_without_python_headers_there_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "g++").write_text("#!/bin/sh\n")
     (tmp_path / "g++").chmod(0o755)
@@ -39,7 +47,8 @@ def test_without_python_headers_there_is_a_reason(tmp_path: Path, monkeypatch: p
 
 
 def test_auto_on_the_cpu_is_eager_without_a_complaint(tmp_path: Path) -> None:
-    assert choose_compile("auto", CPU, tmp_path) == CompileRecord("auto", "off")
+    record = choose_compile("auto", CPU, tmp_path)
+    assert (record.used, record.reason.startswith("auto: ")) == ("off", True)
 
 
 @pytest.mark.parametrize("mode", ["module", "step"])

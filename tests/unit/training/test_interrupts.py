@@ -53,7 +53,7 @@ def test_a_signal_ends_with_one_sentence(signals: list[int], code: int, tmp_path
     done = interrupted(tmp_path / "run", [int(each) for each in signals], after_checkpoint=False)
 
     assert done.returncode == code, done.stderr
-    assert done.stderr == ("fitserve-train: interrupted before the first checkpoint; start it again without --resume\n")
+    assert done.stderr == ("fitserve-train: interrupted before the first checkpoint; start it again\n")
 
 
 def test_resume_is_promised_where_there_is_a_checkpoint(tmp_path: Path) -> None:
