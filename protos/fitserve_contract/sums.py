@@ -136,6 +136,12 @@ class ClassificationSums(_Sums):
         return tuple(_ratio(count, self.example_count) for count in self.top_counts)
 
     @property
+    def top_shares(self) -> dict[int, float]:
+        """Shares of `top_accuracies` by k, without k = 1 and without a k of all classes, which no label misses."""
+        class_count = math.isqrt(len(self.confusion_counts)) or math.inf
+        return {k: share for k, share in enumerate(self.top_accuracies, 1) if 1 < k < class_count}
+
+    @property
     def calibration_error(self) -> float:
         """Expected calibration error, 0..1: mean |accuracy - confidence| of the bins, weighted by their examples.
 

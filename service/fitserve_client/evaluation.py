@@ -154,7 +154,7 @@ def _first_axis(spec: TensorSpec) -> int | None:
 def _classification_figures(sums: ClassificationSums) -> dict[str, float]:
     low, high = wilson_interval(sums.correct_count, sums.example_count)
     figures = {"accuracy": sums.accuracy, "accuracy_low": low, "accuracy_high": high, "loss": sums.mean_loss}
-    figures |= {f"top_{k}": share for k, share in enumerate(sums.top_accuracies, 1) if k > 1}
+    figures |= {f"top_{k}": share for k, share in sums.top_shares.items()}
     return figures | ({"calibration_error": sums.calibration_error} if sums.bin_counts else {})
 
 

@@ -85,8 +85,10 @@ def _classification_lines(sums: ClassificationSums) -> list[str]:
     share = f"{sums.correct_count:,} of {sums.example_count:,}; 95 % interval {low:.4f}..{high:.4f}"
     lines = [f"accuracy  {sums.accuracy:.4f}  ({share})", f"loss      {sums.mean_loss:.6g}"]
     if sums.bin_counts:
-        top = ", ".join(f"top-{k} {value:.4f}" for k, value in enumerate(sums.top_accuracies, 1) if k > 1)
-        lines += [f"ECE       {sums.calibration_error:.4f}", f"label among the best: {top}"]
+        lines.append(f"ECE       {sums.calibration_error:.4f}")
+    if shares := sums.top_shares:
+        top = ", ".join(f"top-{k} {value:.4f}" for k, value in shares.items())
+        lines.append(f"label among the best: {top}")
     return [*lines, *_count_lines({"ties": sums.tie_count, "with NaN": sums.nan_count})]
 
 
