@@ -40,7 +40,6 @@ def test_an_evaluation_of_classes():
         "accuracy  0.3333  (1 of 3; 95 % interval 0.0615..0.7923)",
         "loss      0.503204",
         "ECE       0.3845",
-        "label among the best: top-2 0.6667, top-3 0.6667, top-4 0.6667, top-5 0.6667",
         "ties: 1",
         "with NaN: 1",
         "class  examples  recall  95 % interval   precision",
