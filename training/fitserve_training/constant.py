@@ -61,12 +61,12 @@ class Comparison:
         if not self.loss <= _DIVERGED * self.constant_loss:
             raise RunStoppedError(
                 f"{told}: the run diverged or hardly began to learn; lower the learning rate (--set lr=…), or train "
-                "longer (--resume --set epochs=…) if the loss still falls"
+                "longer (--set epochs=…) if the loss still falls"
             )
         if self.loss > _IS_BETTER * self.constant_loss:
             return (
                 f"warning: {told}: the model learned nothing from the inputs; change the learning rate (--set lr=…), "
-                "train longer (--resume --set epochs=…), or check that the inputs belong to the targets"
+                "train longer (--set epochs=…), or check that the inputs belong to the targets"
             )
         return ""
 
