@@ -158,12 +158,13 @@ def load(checkpoint: Checkpoint, task: CheckpointTask, embedding: nn.Module | No
     return Loaded(CheckpointModule(model, names, head), names, score_task, classes, config)
 
 
-def _model(checkpoint: Checkpoint, task: CheckpointTask) -> nn.Module:
+def _model(checkpoint: Checkpoint, task: CheckpointTask) -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when the hub's library is imported: transformers asks it
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    logs: Any = transformers.logging
+    logs.set_verbosity_error()
+    logs.disable_progress_bar()
     maker = getattr(transformers, _CLASSES[task])
     where = f"checkpoint '{checkpoint.folder}'"
     try:
@@ -185,8 +186,7 @@ def _model(checkpoint: Checkpoint, task: CheckpointTask) -> nn.Module:
     _check_complete(where, info, is_embedding=task is CheckpointTask.EMBEDDING)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
-    made: nn.Module = model.eval()
-    return made
+    return model.eval()
 
 
 def _check_complete(where: str, info: Mapping[str, Any], *, is_embedding: bool) -> None:

@@ -17,6 +17,7 @@ from fitserve_contract.manifest import read_manifest
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_exporters.cli import main
 from fitserve_exporters.errors import ExportError
+from fitserve_exporters.hf_command import TASKS
 from fitserve_exporters.huggingface.checkpoint import class_names, find_folder, open_checkpoint
 from fitserve_exporters.huggingface.loading import CheckpointTask, load
 from fitserve_exporters.huggingface.preparation import image_size, tokenizer_json
@@ -160,6 +161,10 @@ def test_a_checkpoint_of_the_hubs_cache_is_found(tmp_path: Path, monkeypatch: py
 )
 def test_the_size_of_pictures_is_read(facts: dict[str, Any], config: dict[str, Any], size: tuple[int, int]) -> None:
     assert image_size(facts, config) == size
+
+
+def test_the_command_offers_every_task() -> None:
+    assert tuple(CheckpointTask) == TASKS
 
 
 def test_class_names_are_in_order() -> None:
