@@ -8,6 +8,7 @@ not a model's: the file names them in a comment.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -215,4 +216,6 @@ def _trial_text(values: Mapping[str, Any], workers: int) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else f"{list(value)}" if isinstance(value, list) else f"{value}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value}"

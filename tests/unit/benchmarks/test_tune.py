@@ -87,6 +87,18 @@ def test_what_is_written_the_server_takes_and_other_keys_stay(tmp_path: Path) ->
     assert "measured with fitserve-serve --workers 1" in text
 
 
+def test_the_task_of_a_bare_file_stays_whatever_its_names_hold(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    task = (
+        'task = "classification"\ntask_scores = "logits"\nclass_names = ["it\'s", "a\\"b", "back\\\\slash", "größe"]\n'
+    )
+    (tmp_path / "m" / "model.toml").write_text(task, encoding="utf-8")
+    path = write_tuned(tuned_toml([trial(100.0, 4.0)], plan(tmp_path)), plan(tmp_path))
+
+    assert tomllib.loads(path.read_text(encoding="utf-8"))["class_names"] == ["it's", 'a"b', "back\\slash", "größe"]
+    assert read_overrides(tmp_path, "m").values["class_names"] == ("it's", 'a"b', "back\\slash", "größe")
+
+
 @pytest.mark.slow
 def test_candidates_are_served_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fitserve_benchmarks.tune.BATCH_LIMITS", (8,))

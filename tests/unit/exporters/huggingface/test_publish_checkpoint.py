@@ -87,6 +87,8 @@ def test_poolings_are_those_of_sentence_transformers() -> None:
     assert torch.equal(Pooling(("cls",))(hidden, mask), hidden[:, 0])
     longest = torch.stack([hidden[0, :5].max(dim=0).values, hidden[1, :3].max(dim=0).values])
     assert torch.equal(Pooling(("max",))(hidden, mask), longest)
+    mean = torch.stack([hidden[0, :5].mean(dim=0), hidden[1, :3].mean(dim=0)])
+    torch.testing.assert_close(Pooling(("mean",))(hidden, mask), mean)
     root = torch.stack([hidden[0, :5].sum(dim=0) / 5**0.5, hidden[1, :3].sum(dim=0) / 3**0.5])
     torch.testing.assert_close(Pooling(("mean_sqrt_len_tokens",))(hidden, mask), root)
     assert Pooling(("cls", "mean"))(hidden, mask).shape == (2, 8)
