@@ -19,6 +19,9 @@ Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 T = TypeVar("T")
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
+BICUBIC = 3
+"""Pillow's own choice of a filter for resizing."""
+
 _GREY_MODES = ("1", "L", "LA", "La")
 _LARGEST_16_BIT = 65535
 _ORIENTATION = 274
@@ -41,13 +44,13 @@ def check_pictures(root: Path) -> None:
         raise unreadable(root, bad)
 
 
-def read_pictures(files: Sequence[Path], size: int) -> list[Pixels | BadPictureError]:
+def read_pictures(files: Sequence[Path], size: int, resample: int = BICUBIC) -> list[Pixels | BadPictureError]:
     """Reads files as (S, S) where they are grey and (S, S, 3) otherwise, 8 bits each; in order, with all cores.
 
     Pictures are turned upright as EXIF says, transparent parts become white, 16 bits become 8, and the proportions are
-    not kept.
+    not kept. `resample` is Pillow's number of a filter.
     """
-    return _each(files, lambda path: _read(path, size))
+    return _each(files, lambda path: _read(path, size, resample))
 
 
 def unreadable(root: Path, bad: Sequence[tuple[Path, BadPictureError]]) -> UsageError:
@@ -84,11 +87,11 @@ def _checked(path: Path) -> BadPictureError | None:
     return None
 
 
-def _read(path: Path, size: int) -> Pixels | BadPictureError:
+def _read(path: Path, size: int, resample: int) -> Pixels | BadPictureError:
     try:
         with _opened(path) as image:
             image.load()
-            return np.asarray(_flat(_upright(image)).resize((size, size)))
+            return np.asarray(_flat(_upright(image)).resize((size, size), resample))
     except BadPictureError as error:
         return error
 

@@ -14,14 +14,23 @@ from torch import Tensor
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.hold_out import hold_out
 from fitserve_training.data.own.kinds import check_classes
-from fitserve_training.data.own.picture_files import BadPictureError, Pixels, bad_files, read_pictures, unreadable
+from fitserve_training.data.own.picture_files import (
+    BICUBIC,
+    BadPictureError,
+    Pixels,
+    bad_files,
+    read_pictures,
+    unreadable,
+)
 from fitserve_training.data.own.picture_layout import TEST, TRAIN, VAL, PictureFile, find_pictures
 from fitserve_training.errors import UsageError
 
 _LARGEST_BYTE = np.float32(255)
 
 
-def load_pictures(path: Path, size: int, held_out_share: float, seed: int, is_bad_skipped: bool) -> DataSet:
+def load_pictures(
+    path: Path, size: int, held_out_share: float, seed: int, is_bad_skipped: bool, resample: int = BICUBIC
+) -> DataSet:
     """Reads a folder of pictures as float32 (N, C, S, S) in 0..1: grey where all are, otherwise colour.
 
     Where folders say the splits, test is held out, or else val; otherwise a share of the pictures is.
@@ -32,6 +41,7 @@ def load_pictures(path: Path, size: int, held_out_share: float, seed: int, is_ba
         held_out_share: Share that is held out where no folder says what is.
         seed: Decides which.
         is_bad_skipped: Goes on without unreadable files.
+        resample: Pillow's number of the filter that resizes.
 
     Raises:
         UsageError: another layout, fewer than two classes, or unreadable files; the message names all of them.
@@ -39,7 +49,7 @@ def load_pictures(path: Path, size: int, held_out_share: float, seed: int, is_ba
     if size < 1:
         raise UsageError(f"setting 'data.image_size': expected at least 1, got {size}")
     folder = find_pictures(path)
-    read = list(zip(folder.files, read_pictures([file.path for file in folder.files], size), strict=True))
+    read = list(zip(folder.files, read_pictures([file.path for file in folder.files], size, resample), strict=True))
     bad = [(file.path, pixels) for file, pixels in read if isinstance(pixels, BadPictureError)]
     if bad and not is_bad_skipped:
         raise unreadable(path, bad)
