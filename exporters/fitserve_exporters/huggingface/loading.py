@@ -15,9 +15,10 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from fitserve_contract.checkpoints import Checkpoint
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.huggingface.checkpoint import Checkpoint, class_names
+from fitserve_exporters.huggingface.checkpoint import class_names
 from fitserve_exporters.texts import first_line, sentence
 
 _TEXT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")

@@ -1,17 +1,13 @@
-"""What a caller has to do before it asks: the tokenizer of a text model, the preprocessing of an image model."""
+"""What a caller of a text model has to do before it asks: the tokenizer, and its limits."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Final
 
+from fitserve_contract.checkpoints import TOKENIZER_FILE, Checkpoint, read_json
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.huggingface.checkpoint import Checkpoint, read_json
 from fitserve_exporters.texts import sentence
 
-TOKENIZER_FILE: Final = "tokenizer.json"
-PREPROCESSOR_FILE: Final = "preprocessor_config.json"
 PROMPTS_FILE: Final = "config_sentence_transformers.json"
 
 _VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
@@ -30,7 +26,7 @@ def tokenizer_json(checkpoint: Checkpoint) -> bytes:
     from tokenizers import Tokenizer
     from tokenizers.normalizers import Lowercase, Sequence
 
-    path = _beside(checkpoint, TOKENIZER_FILE)
+    path = checkpoint.find_file(TOKENIZER_FILE)
     try:
         tokenizer = Tokenizer.from_file(str(path)) if path else _converted(checkpoint)
     except ExportError:
@@ -62,7 +58,7 @@ def _check_ids(checkpoint: Checkpoint, tokenizer: Any) -> None:
 
 def max_length(checkpoint: Checkpoint) -> int:
     """Returns the largest number of tokens that the model takes; 0 where no file tells."""
-    path = _beside(checkpoint, "tokenizer_config.json")
+    path = checkpoint.find_file("tokenizer_config.json")
     known = [_sentence_config(checkpoint).get("max_seq_length"), read_json(path).get("model_max_length") if path else 0]
     positions = checkpoint.config.get("max_position_embeddings")
     pad = checkpoint.config.get("pad_token_id")
@@ -72,62 +68,17 @@ def max_length(checkpoint: Checkpoint) -> int:
     return min(found, default=0)
 
 
-def preprocessing(checkpoint: Checkpoint) -> tuple[bytes, dict[str, Any]]:
-    """Returns preprocessor_config.json of an image model, and what it says.
-
-    Raises:
-        ExportError: there is none: nobody would know which pictures the model takes.
-    """
-    path = _beside(checkpoint, PREPROCESSOR_FILE)
-    if path is None:
-        raise ExportError(
-            f"checkpoint '{checkpoint.folder}': expected {PREPROCESSOR_FILE} with the preprocessing of images, found "
-            "none; write it with AutoImageProcessor.from_pretrained(...).save_pretrained(...)"
-        )
-    return path.read_bytes(), read_json(path)
-
-
-def image_size(facts: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[int, int]:
-    """Returns height and width of the model's pictures: after the crop, else after the resize, else the config's.
-
-    Raises:
-        ExportError: no file tells.
-    """
-    crop = facts.get("crop_size") if facts.get("do_center_crop", "crop_size" in facts) else None
-    for value in (crop, config.get("image_size"), facts.get("size")):
-        pair = _pair(value)
-        if pair:
-            return pair
-    raise ExportError(f"{PREPROCESSOR_FILE}: expected a crop_size or size of height and width, got neither")
-
-
-def _pair(value: Any) -> tuple[int, int] | None:
-    if isinstance(value, Mapping):
-        found = (value.get("height"), value.get("width"))
-        value = found if None not in found else value.get("shortest_edge")
-    if isinstance(value, int):
-        return value, value
-    if isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(one, int) for one in value):
-        return value[0], value[1]
-    return None
-
-
-def _beside(checkpoint: Checkpoint, name: str) -> Path | None:
-    places = (checkpoint.model_folder / name, checkpoint.folder / name)
-    return next((path for path in places if path.is_file()), None)
-
-
 def _sentence_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = _beside(checkpoint, "sentence_bert_config.json")
+    path = checkpoint.find_file("sentence_bert_config.json")
     return read_json(path) if path else {}
 
 
 def _converted(checkpoint: Checkpoint) -> Any:
     """Makes the fast tokenizer of a vocabulary of before tokenizer.json."""
-    path = _beside(checkpoint, "tokenizer_config.json")
+    path = checkpoint.find_file("tokenizer_config.json")
     if path and read_json(path).get("auto_map"):
         raise ExportError(f"'{path}': expected a tokenizer of transformers, got code of its own, which is never run")
-    if not any(_beside(checkpoint, name) for name in _VOCABULARIES):
+    if not any(checkpoint.find_file(name) for name in _VOCABULARIES):
         raise ExportError(
             f"checkpoint '{checkpoint.folder}': expected {TOKENIZER_FILE} or a vocabulary "
             f"({', '.join(_VOCABULARIES)}), found neither; {_WRITE}"

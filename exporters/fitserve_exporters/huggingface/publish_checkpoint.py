@@ -12,19 +12,20 @@ from typing import Any, Final
 
 import numpy as np
 
+from fitserve_contract.checkpoints import (
+    PREPROCESSOR_FILE,
+    TOKENIZER_FILE,
+    Checkpoint,
+    CheckpointError,
+    image_size,
+    open_checkpoint,
+    read_preprocessing,
+)
 from fitserve_exporters.candidate.candidate import Array
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.huggingface.checkpoint import Checkpoint, find_folder, open_checkpoint
+from fitserve_exporters.huggingface.checkpoint import find_folder
 from fitserve_exporters.huggingface.loading import CheckpointTask, Loaded, load, task_of
-from fitserve_exporters.huggingface.preparation import (
-    PREPROCESSOR_FILE,
-    PROMPTS_FILE,
-    TOKENIZER_FILE,
-    image_size,
-    max_length,
-    preprocessing,
-    tokenizer_json,
-)
+from fitserve_exporters.huggingface.preparation import PROMPTS_FILE, max_length, tokenizer_json
 from fitserve_exporters.huggingface.sentence_modules import read_sentence_modules
 from fitserve_exporters.module_export import export
 from fitserve_exporters.publishing.published_version import PublishedVersion
@@ -62,7 +63,15 @@ def publish_checkpoint(
         ExportError: it cannot be opened, or not exported; nothing is published.
         NotVerifiedError: ONNX Runtime's answers are not torch's; nothing is published.
     """
-    folder = find_folder(os.fspath(source), revision)
+    try:
+        return _published(find_folder(os.fspath(source), revision), repository, name, task, seed)
+    except CheckpointError as error:
+        raise ExportError(str(error)) from error
+
+
+def _published(
+    folder: Path, repository: str | os.PathLike[str], name: str, task: CheckpointTask | str | None, seed: int
+) -> PublishedVersion:
     sentence_modules = read_sentence_modules(folder)
     checkpoint = open_checkpoint(folder, sentence_modules[0] if sentence_modules else None)
     chosen = _chosen(checkpoint, task, is_sentence_model=sentence_modules is not None)
@@ -127,7 +136,7 @@ def _picture_parts(
     checkpoint: Checkpoint, loaded: Loaded, generator: np.random.Generator
 ) -> tuple[dict[str, bytes], dict[str, Any], dict[str, Array]]:
     """Returns the preprocessing of an image model, and example pictures, FP32 (B, C, H, W)."""
-    content, facts = preprocessing(checkpoint)
+    content, facts = read_preprocessing(checkpoint)
     height, width = image_size(facts, checkpoint.config)
     channels = int(getattr(loaded.config, "num_channels", 3))
     pictures = generator.normal(size=(_PICTURES, channels, height, width)).astype(np.float32)

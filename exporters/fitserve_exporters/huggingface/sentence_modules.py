@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from fitserve_contract.checkpoints import WEIGHTS_FILE, check_weights, read_json
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.huggingface.checkpoint import WEIGHTS_FILE, check_weights, read_json
 
 MODULES_FILE: Final = "modules.json"
 

@@ -13,14 +13,15 @@ import pytest
 import torch
 from tests.checkpoints import LABELS, sentence_checkpoint, text_checkpoint
 
+from fitserve_contract.checkpoints import image_size, open_checkpoint
 from fitserve_contract.manifest import read_manifest
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_exporters.cli import main
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.hf_command import TASKS
-from fitserve_exporters.huggingface.checkpoint import class_names, find_folder, open_checkpoint
+from fitserve_exporters.huggingface.checkpoint import class_names, find_folder
 from fitserve_exporters.huggingface.loading import CheckpointTask, load
-from fitserve_exporters.huggingface.preparation import image_size, tokenizer_json
+from fitserve_exporters.huggingface.preparation import tokenizer_json
 from fitserve_exporters.huggingface.sentence_modules import Pooling, read_sentence_modules
 
 IDS = np.array([[5, 6, 7, 8, 9, 0], [9, 8, 7, 0, 0, 0]])
