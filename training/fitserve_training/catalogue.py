@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitserve_training.data.own.kinds import TABLE, TEXT, is_path, kind_of
-from fitserve_training.errors import unknown_name
+from fitserve_training.errors import UsageError, unknown_name
 
 if TYPE_CHECKING:
     from fitserve_training.recipe import Recipe
@@ -68,6 +68,11 @@ ENTRIES = (
         "your own numbers (--data TABLE.csv --set data.label=COLUMN, or .npz): fully connected layers",
         "fitserve_training.recipes.mlp",
     ),
+    Entry(
+        "picture-encoder",
+        "your own pictures, with a pretrained encoder (--set model.weights=DIR_OR_ID) and a new head",
+        "fitserve_training.recipes.picture_encoder",
+    ),
 )
 
 PUBLISHED = tuple(entry.name for entry in ENTRIES[:8])
@@ -76,10 +81,11 @@ PUBLISHED = tuple(entry.name for entry in ENTRIES[:8])
 DATA_NAMES = ("auto", "digits", "fashion_mnist", "bundled", "goemotions")
 """Data that recipes name themselves: no path, even where a folder is called so."""
 
-TAKE_PICTURES = ("softmax", "lenet", "convnet")
+TAKE_PICTURES = ("softmax", "lenet", "convnet", "picture-encoder")
 """Recipes that a folder of the user's pictures trains."""
 
 _FOR_OWN_DATA = {"images": "convnet", "table": "mlp", "arrays": "mlp", "text": "bert-multilabel"}
+_PRETRAINED = {"images": "picture-encoder", "text": "bert-multilabel"}
 
 
 def names() -> list[str]:
@@ -87,17 +93,25 @@ def names() -> list[str]:
     return [entry.name for entry in ENTRIES]
 
 
-def recipe_for_data(name: str, is_text: bool = False) -> str | None:
+def recipe_for_data(name: str, is_text: bool = False, is_pretrained: bool = False) -> str | None:
     """Gives the recipe that takes the user's own data of this name; None where it is not a path.
 
     Args:
         name: Of the data.
         is_text: A table has a column of texts, though its columns do not say so.
+        is_pretrained: A pretrained encoder is to be fine-tuned.
+
+    Raises:
+        UsageError: no recipe takes such data, or none with a pretrained encoder.
     """
     if not is_path(name):
         return None
     kind = kind_of(Path(name))
-    return _FOR_OWN_DATA[TEXT if is_text and kind == TABLE else kind]
+    kind = TEXT if is_text and kind == TABLE else kind
+    if is_pretrained and kind not in _PRETRAINED:
+        cure = "name the column of texts (--set data.text=COLUMN)" if kind == TABLE else "leave it out"
+        raise UsageError(f"setting 'model.weights': expected a folder of pictures or texts, got {kind}; {cure}")
+    return (_PRETRAINED if is_pretrained else _FOR_OWN_DATA)[kind]
 
 
 def load_recipe(name: str, source: bytes | None = None) -> Recipe:

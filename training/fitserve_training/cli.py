@@ -64,7 +64,7 @@ def _carry_out(options: argparse.Namespace) -> int:
 def _interrupted(options: argparse.Namespace) -> str:
     """Says what is left of the run; --resume is promised only where there is a checkpoint."""
     try:
-        recipe = options.recipe or recipe_for_data(options.data or "", False)
+        recipe = options.recipe or _recipe_for(options.data, _changes(options))
     except UsageError:
         recipe = None
     if options.index is not None or recipe is None:
@@ -77,6 +77,10 @@ def _interrupted(options: argparse.Namespace) -> str:
     if any((folder / CHECKPOINT).is_file() for folder in folders):
         return "interrupted; --resume goes on from the last checkpoint"
     return "interrupted before the first checkpoint; start it again"
+
+
+def _recipe_for(data: str | None, changes: Values) -> str | None:
+    return recipe_for_data(data, "data.text" in changes, bool(changes.get("model.weights"))) if data else None
 
 
 def _run_dir(options: argparse.Namespace, recipe: str) -> Path:
@@ -142,7 +146,7 @@ def _say(line: str) -> None:
 
 def _train(options: argparse.Namespace) -> int:
     changes = _changes(options)
-    recipe = options.recipe or (recipe_for_data(options.data, "data.text" in changes) if options.data else None)
+    recipe = options.recipe or _recipe_for(options.data, changes)
     if recipe is None:
         raise UsageError(f"expected a recipe (known: {', '.join(names())}), or --data with a path to your own data")
     if recipe not in names() and not recipe.endswith(".py"):

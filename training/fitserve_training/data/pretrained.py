@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fitserve_contract.checkpoints import Checkpoint, CheckpointError, open_checkpoint
 from fitserve_training.errors import UsageError
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 _LONGEST_REASON = 200
+_FILES = (
+    *("config.json", "preprocessor_config.json", "tokenizer*.json", "special_tokens_map.json"),
+    *("vocab.*", "merges.txt", "*.model", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
+)
+"""What is fetched of a checkpoint of the hub: no pickle, and no weights of other frameworks."""
 
 
 def check_weights(weights: str) -> None:
@@ -24,8 +30,27 @@ def check_weights(weights: str) -> None:
     """
     if not Path(weights).is_dir() and (not _HUB_ID.fullmatch(weights) or Path(weights).exists()):
         raise UsageError(
-            f"model.weights {weights}: expected a BERT checkpoint's directory or a hub id (OWNER/NAME), found neither"
+            f"model.weights {weights}: expected a checkpoint's directory or a hub id (OWNER/NAME), found neither"
         )
+
+
+def open_weights(weights: str) -> Checkpoint:
+    """Finds and checks the checkpoint that `model.weights` names; none of its code is run and no pickle is read.
+
+    Raises:
+        UsageError: there is none, or it is none that can be used; the message says what is expected.
+    """
+    check_weights(weights)
+    folder = Path(weights)
+    if not folder.is_dir():
+        with told(weights, "checkpoint"):
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(weights, allow_patterns=list(_FILES)))
+    try:
+        return open_checkpoint(folder)
+    except CheckpointError as error:
+        raise UsageError(f"model.weights {weights}: {error}") from None
 
 
 @contextmanager
@@ -45,7 +70,7 @@ def told(weights: str, what: str) -> Iterator[None]:
     except UsageError:
         raise
     except ImportError:
-        raise UsageError("BERT needs transformers and tokenizers: pip install 'fitserve[bert]'") from None
+        raise UsageError("pretrained encoders need transformers and tokenizers: pip install 'fitserve[bert]'") from None
     except Exception as error:  # the errors of the hub, of safetensors and of tokenizers share no base class
         raise UsageError(_sentence(weights, what, error)) from None
 

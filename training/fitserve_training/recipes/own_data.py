@@ -16,6 +16,7 @@ from fitserve_training.config import RunConfig, Scalar
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.own.arrays import load_arrays
 from fitserve_training.data.own.kinds import ARRAYS, IMAGES, kind_of
+from fitserve_training.data.own.picture_files import BICUBIC
 from fitserve_training.data.own.pictures import load_pictures
 from fitserve_training.data.own.tables import load_table
 from fitserve_training.data.places import Places
@@ -43,8 +44,13 @@ def choose_data(_name: str, _places: Places) -> str:
     raise UsageError("expected your own data: --data images/, --data table.csv --set data.label=COLUMN or --data x.npz")
 
 
-def load_data(config: RunConfig, input_name: str) -> DataSet:
+def load_data(config: RunConfig, input_name: str, resample: int = BICUBIC) -> DataSet:
     """Loads the data at the path `data.name`.
+
+    Args:
+        config: Of the run.
+        input_name: Of the served model.
+        resample: Pillow's number of the filter that resizes pictures.
 
     Raises:
         UsageError: it is not there or not as it should be; the message names file and place.
@@ -55,7 +61,7 @@ def load_data(config: RunConfig, input_name: str) -> DataSet:
     kind = kind_of(path)
     if kind == IMAGES:
         size, is_bad_skipped = int(config.data["image_size"]), bool(config.data["skip_bad"])
-        return load_pictures(path, size, share, config.seed, is_bad_skipped)
+        return load_pictures(path, size, share, config.seed, is_bad_skipped, resample)
     if kind == ARRAYS:
         return load_arrays(path, input_name, str(config.data["task"]), share, config.seed)
     return load_table(path, str(config.data["label"]), str(config.data["task"]), share, config.seed)
