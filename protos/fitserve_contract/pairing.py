@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from fitserve_contract.example_scores import binary_cross_entropies
-from fitserve_contract.sums import FRACTION_BITS, MULTI_LABEL_THRESHOLD, check_labels
-from fitserve_contract.tasks import Task, TaskKind
+from fitserve_contract.scoring import check_labels, predicted_classes
+from fitserve_contract.sums import FRACTION_BITS, MULTI_LABEL_THRESHOLD
+from fitserve_contract.tasks import IGNORED_LABEL, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
 
 MAX_LISTED: Final = 1000
@@ -28,13 +29,14 @@ class PairedSums:
 
     Args:
         example_count: Sum of the four counts that follow.
-        both_count: Both were right: the class, or the whole set of labels. Regression has nothing right or wrong.
+        both_count: Both were right: the class, the whole set of labels, or every position that counts. Regression has
+            nothing right or wrong.
         first_only_count: The first alone was right.
         second_only_count: The second alone was right.
         neither_count: Neither was right; all examples of a regression.
         difference_count: Examples that were answered differently.
         difference_indices: The first of these, ascending, at most MAX_LISTED.
-        first_losses: Loss of each example under the first; none for classification.
+        first_losses: Loss of each example under the first; none for one of n.
         second_losses: The same under the second, in the same order.
     """
 
@@ -72,18 +74,16 @@ def pair(task: Task, first: Array, second: Array, labels: Array, indices: Array)
 
     Args:
         task: Of both.
-        first: The first version's task output: (B, C), or (B, ...) for regression.
+        first: The first version's task output, as for `score`.
         second: The second version's.
         labels: As TaskKind says.
         indices: (B) integers: what each example is called in `difference_indices`.
 
     Raises:
-        ValueError: the labels fit one of the outputs not, or the outputs differ in shape.
+        ValueError: the labels do not fit one of the outputs, as where these differ in shape.
     """
     check_labels(task, labels, first.shape)
     check_labels(task, labels, second.shape)
-    if first.shape != second.shape:
-        raise ValueError(f"output '{task.output}': expected the same shape of both, got {first.shape}, {second.shape}")
     one, other = (_judged(task, scores.astype(np.float64), labels) for scores in (first, second))
     is_same = (one.answers == other.answers) | ((one.answers != one.answers) & (other.answers != other.answers))
     is_different = ~_rows(is_same).all(axis=1)
@@ -112,9 +112,11 @@ class _Judged(NamedTuple):
 def _judged(task: Task, scores: Array, labels: Array) -> _Judged:
     if task.kind is TaskKind.REGRESSION:
         return _Judged(scores, np.zeros(len(scores), bool), _squared_errors(scores, labels.astype(np.float64)))
+    if task.kind is TaskKind.TOKEN_CLASSIFICATION:
+        return _judged_positions(scores, labels)
     is_nan: Array = np.any(np.isnan(scores), axis=1)
     if task.kind is TaskKind.CLASSIFICATION:
-        classes = np.where(is_nan, -1, scores.argmax(axis=1)) if scores.size else np.zeros(len(scores), np.int64)
+        classes = np.where(is_nan, -1, predicted_classes(scores))
         return _Judged(classes, classes == labels, np.zeros(0))
     truth = labels.astype(bool)
     losses = np.full(len(scores), np.nan)
@@ -122,6 +124,14 @@ def _judged(task: Task, scores: Array, labels: Array) -> _Judged:
     # A row with NaN predicts nothing, as in the sums, and is never right.
     sets = (scores >= MULTI_LABEL_THRESHOLD) & ~is_nan[:, None]
     return _Judged(sets, (sets == truth).all(axis=1) & ~is_nan, losses)
+
+
+def _judged_positions(scores: Array, labels: Array) -> _Judged:
+    """An example is right where every position that counts is; the others take part in nothing."""
+    is_counted: Array = labels != IGNORED_LABEL
+    classes = np.where(np.any(np.isnan(scores), axis=-1), -1, predicted_classes(scores))
+    classes = np.where(is_counted, classes, IGNORED_LABEL)
+    return _Judged(classes, np.asarray((classes == labels).all(axis=1)), np.zeros(0))
 
 
 def _rows(values: Array) -> Array:

@@ -14,29 +14,14 @@ from typing import Any, Self, TypeAlias
 
 import numpy as np
 
-from fitserve_contract.example_scores import binary_cross_entropies, confidences, cross_entropies, ranks
-from fitserve_contract.tasks import Scores, Task, TaskKind
-from fitserve_contract.tensor_bytes import Array, shape_text
+from fitserve_contract.class_counts import ClassCounts
+from fitserve_contract.tensor_bytes import Array
 
 FRACTION_BITS = 40
 """Unit of a real sum: 2^-40, about 9.1e-13."""
 
 MULTI_LABEL_THRESHOLD = 0.5
 """A label is predicted where its probability is at least this."""
-
-MAX_CONFUSION_CLASSES = 128
-"""A confusion matrix of more classes would make the answer to every batch larger than the batch."""
-
-TOP_COUNT = 5
-"""Top-k is counted for k = 1 to this."""
-
-CALIBRATION_BINS = 15
-"""Intervals of confidence. Source: Guo et al., On Calibration of Modern Neural Networks (2017), section 4."""
-
-_LOW_HALF = (1 << (FRACTION_BITS // 2)) - 1
-
-_LARGEST_LABEL = 2.0**480
-"""The square of a larger label leaves float64 once it is scaled to the unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +87,9 @@ class ClassificationSums(_Sums):
             i/n < confidence <= (i + 1)/n.
         bin_correct_counts: Those answered right.
         bin_confidences: Sums of their confidences.
+        true_positive_counts: Examples of each class that were answered with it; none from older servers.
+        false_positive_counts: Examples of other classes that were answered with it.
+        false_negative_counts: Examples of it that were not, those with NaN among them.
     """
 
     correct_count: int = 0
@@ -113,6 +101,9 @@ class ClassificationSums(_Sums):
     bin_counts: tuple[int, ...] = ()
     bin_correct_counts: tuple[int, ...] = ()
     bin_confidences: tuple[ExactSum, ...] = ()
+    true_positive_counts: tuple[int, ...] = ()
+    false_positive_counts: tuple[int, ...] = ()
+    false_negative_counts: tuple[int, ...] = ()
 
     @property
     def accuracy(self) -> float:
@@ -123,6 +114,13 @@ class ClassificationSums(_Sums):
     def mean_loss(self) -> float:
         """Mean cross-entropy in nats over the examples without NaN."""
         return _ratio(float(self.loss), self.example_count - self.nan_count)
+
+    @property
+    def per_class(self) -> ClassCounts | None:
+        """Counts by class; None where they do not cover every example, as in a merge with sums of older servers."""
+        counts = ClassCounts(self.true_positive_counts, self.false_positive_counts, self.false_negative_counts)
+        is_complete = bool(self.true_positive_counts) and sum(counts.example_counts) == self.example_count
+        return counts if is_complete else None
 
     @property
     def confusion(self) -> tuple[tuple[int, ...], ...]:
@@ -151,6 +149,24 @@ class ClassificationSums(_Sums):
         gaps = [abs((correct << total.fraction_bits) - total.units) for correct, total in pairs]
         unit = 1 << (self.bin_confidences[0].fraction_bits if gaps else 0)
         return _ratio(sum(gaps) / unit, sum(self.bin_counts))
+
+
+@dataclass(frozen=True, slots=True)
+class TokenClassificationSums(_Sums):
+    """One-of-n per position, over the positions that count.
+
+    Args:
+        exact_match_count: Examples without a wrong position among those that count.
+        positions: Sums in which each position that counts is an example.
+    """
+
+    exact_match_count: int = 0
+    positions: ClassificationSums = field(default_factory=ClassificationSums)
+
+    @property
+    def exact_match(self) -> float:
+        """Share of examples without a wrong position, 0..1; NaN without examples."""
+        return _ratio(self.exact_match_count, self.example_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +251,7 @@ class RegressionSums(_Sums):
         return 1.0 - n * self.squared_error.units * unit / total if total > 0 and not self.nan_count else float("nan")
 
 
-Sums: TypeAlias = ClassificationSums | MultiLabelSums | RegressionSums
+Sums: TypeAlias = ClassificationSums | TokenClassificationSums | MultiLabelSums | RegressionSums
 
 
 def merge(parts: list[Sums]) -> Sums:
@@ -248,133 +264,6 @@ def merge(parts: list[Sums]) -> Sums:
     if not parts:
         raise ValueError("sums: expected at least one part, got none")
     return reduce(lambda left, right: left + right, parts)  # type: ignore[operator]
-
-
-def score(task: Task, scores: Array, labels: Array) -> Sums:
-    """Scores one batch of outputs against its labels.
-
-    Args:
-        task: The model's task.
-        scores: The task's output. (B, C) for both classification kinds; (B, ...) for regression.
-        labels: As TaskKind says.
-
-    Raises:
-        ValueError: labels of another length, datatype or shape than the task's, or outside its classes.
-    """
-    check_labels(task, labels, scores.shape)
-    if task.kind is TaskKind.CLASSIFICATION:
-        return _score_classes(scores.astype(np.float64), labels, task.scores)
-    if task.kind is TaskKind.MULTI_LABEL:
-        return _score_labels(scores.astype(np.float64), labels.astype(bool))
-    return _score_values(scores.astype(np.float64), labels.astype(np.float64))
-
-
-def check_labels(task: Task, labels: Array, output_shape: tuple[int, ...]) -> None:
-    """Holds labels against the task and the shape of the output they are for.
-
-    Raises:
-        ValueError: they do not fit; the message says what was expected and found.
-    """
-    expected = output_shape[:1] if task.kind is TaskKind.CLASSIFICATION else output_shape
-    if task.kind is not TaskKind.REGRESSION and len(output_shape) != 2:
-        raise ValueError(
-            f"output '{task.output}': expected shape (B, classes) to score, got {shape_text(output_shape)}"
-        )
-    if labels.shape != expected:
-        raise ValueError(f"labels: expected shape {shape_text(expected)}, got {shape_text(labels.shape)}")
-    if task.kind is TaskKind.REGRESSION:
-        if not (np.abs(labels.astype(np.float64)) <= _LARGEST_LABEL).all():
-            raise ValueError(
-                f"labels: expected finite numbers of at most {_LARGEST_LABEL:g}, got NaN, infinity or more"
-            )
-        return
-    if labels.dtype.kind not in "iub":
-        raise ValueError(f"labels: expected integers, got {labels.dtype}")
-    top = output_shape[1] - 1 if task.kind is TaskKind.CLASSIFICATION else 1
-    if labels.size and (labels.min() < 0 or labels.max() > top):
-        worst = labels.min() if labels.min() < 0 else labels.max()
-        raise ValueError(f"labels: expected 0..{top}, got {worst}")
-
-
-def _score_classes(scores: Array, labels: Array, kind: Scores) -> ClassificationSums:
-    is_nan = np.isnan(scores).any(axis=1)
-    kept, truth = scores[~is_nan], labels[~is_nan].astype(np.int64)
-    predicted = kept.argmax(axis=1) if len(kept) else np.zeros(0, np.int64)
-    is_correct = predicted == truth
-    is_tie = (kept == kept.max(axis=1, keepdims=True)).sum(axis=1) > 1 if len(kept) else np.zeros(0, bool)
-    return ClassificationSums(
-        example_count=len(scores),
-        correct_count=int(is_correct.sum()),
-        loss=ExactSum.of(cross_entropies(kept, truth, kind)),
-        tie_count=int(is_tie.sum()),
-        nan_count=int(is_nan.sum()),
-        confusion_counts=_confusion(truth, predicted, scores.shape[1]),
-        top_counts=_top_counts(kept, truth),
-        **_calibration(confidences(kept, kind), is_correct),
-    )
-
-
-def _confusion(truth: Array, predicted: Array, class_count: int) -> tuple[int, ...]:
-    if class_count > MAX_CONFUSION_CLASSES:
-        return ()
-    return tuple(np.bincount(truth * class_count + predicted, minlength=class_count**2).tolist())
-
-
-def _top_counts(scores: Array, truth: Array) -> tuple[int, ...]:
-    found = ranks(scores, truth)
-    return tuple(int((found < k).sum()) for k in range(1, TOP_COUNT + 1))
-
-
-def _calibration(shares: Array, is_correct: Array) -> dict[str, Any]:
-    bins = np.ceil(shares * CALIBRATION_BINS).astype(np.int64).clip(1, CALIBRATION_BINS) - 1
-    units = np.rint(np.ldexp(shares, FRACTION_BITS)).astype(np.int64)
-    # Each half of a sum stays far below 2^53, up to which float64 counts exactly.
-    low, high = _binned(bins, units & _LOW_HALF), _binned(bins, units >> (FRACTION_BITS // 2))
-    totals = [(top << (FRACTION_BITS // 2)) + rest for top, rest in zip(high, low, strict=True)]
-    return {
-        "bin_counts": tuple(_binned(bins, np.ones(len(bins)))),
-        "bin_correct_counts": tuple(_binned(bins, is_correct)),
-        "bin_confidences": tuple(ExactSum(total) for total in totals),
-    }
-
-
-def _binned(bins: Array, weights: Array) -> list[int]:
-    sums = np.bincount(bins, weights=weights, minlength=CALIBRATION_BINS)
-    return [int(total) for total in sums.tolist()]
-
-
-def _score_labels(probabilities: Array, truth: Array) -> MultiLabelSums:
-    is_nan: Array = np.any(np.isnan(probabilities), axis=1)
-    predicted = (probabilities >= MULTI_LABEL_THRESHOLD) & ~is_nan[:, None]
-    kept, kept_truth = probabilities[~is_nan], truth[~is_nan]
-    return MultiLabelSums(
-        example_count=len(truth),
-        exact_match_count=int(((predicted == truth).all(axis=1) & ~is_nan).sum()),
-        true_positive_counts=_per_label(predicted & truth),
-        false_positive_counts=_per_label(predicted & ~truth),
-        false_negative_counts=_per_label(~predicted & truth),
-        loss=ExactSum.of(binary_cross_entropies(kept, kept_truth)),
-        nan_count=int(is_nan.sum()),
-    )
-
-
-def _per_label(hits: Array) -> tuple[int, ...]:
-    return tuple(int(count) for count in hits.sum(axis=0))
-
-
-def _score_values(values: Array, labels: Array) -> RegressionSums:
-    with np.errstate(over="ignore", invalid="ignore"):
-        is_finite: Array = np.isfinite(np.ldexp(np.square(values - labels), FRACTION_BITS))
-    errors = (values - labels)[is_finite]
-    return RegressionSums(
-        example_count=len(values),
-        value_count=values.size,
-        squared_error=ExactSum.of(errors * errors),
-        absolute_error=ExactSum.of(np.abs(errors)),
-        label=ExactSum.of(labels),
-        label_squared=ExactSum.of(labels * labels),
-        nan_count=int((~is_finite).sum()),
-    )
 
 
 def _ratio(total: float, count: int) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 
 class TaskKind(StrEnum):
@@ -15,8 +15,15 @@ class TaskKind(StrEnum):
     """One of n classes; labels INT64 (B)."""
     MULTI_LABEL = "multi_label"
     """Any of n classes; labels BOOL or UINT8 (B, n)."""
+    TOKEN_CLASSIFICATION = "token_classification"
+    """One of n classes per position, scores (B, S, n); labels INT64 (B, S), IGNORED_LABEL where one does not count."""
     REGRESSION = "regression"
     """Real values; labels of the output's datatype and shape."""
+
+
+IGNORED_LABEL: Final = -100
+"""Label of a position that does not count: padding, marks, pieces of a word. Source: `ignore_index` of
+torch.nn.CrossEntropyLoss."""
 
 
 class Scores(StrEnum):
@@ -81,6 +88,13 @@ class Task:
             output = value["output"]
             if not isinstance(output, str):
                 raise ValueError(f"task.output: expected a string, got {str(output)[:80]}")
-            return Task(TaskKind(value["kind"]), output, Scores(value["scores"]), tuple(names))
+            return Task(_kind(value["kind"]), output, Scores(value["scores"]), tuple(names))
         except KeyError as error:
             raise ValueError(f"task: expected a key {error}, got {sorted(value)}") from None
+
+
+def _kind(value: object) -> TaskKind:
+    known = [kind.value for kind in TaskKind]
+    if value not in known:
+        raise ValueError(f"task.kind: expected one of {', '.join(known)}, got {repr(value)[:80]}; update fitserve")
+    return TaskKind(value)

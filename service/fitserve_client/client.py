@@ -119,7 +119,8 @@ class Client:
         Args:
             model: Model name.
             inputs: As for predict; the first axis counts the examples.
-            labels: One label per example: class numbers (B), zeros and ones (B, classes), or values like the output.
+            labels: One label per example: class numbers (B), class numbers per position (B, S) with -100 where one
+                does not count, zeros and ones (B, classes), or values like the output.
             batch_size: Examples per call; by default what suits the model.
             version: Version to score; by default the server's choice.
             label: Label of the version to score, instead of a number.

@@ -12,7 +12,7 @@ import numpy as np
 
 from fitserve_client.evaluation import Evaluation, figures_of
 from fitserve_contract.pairing import PairedSums, merge_pairs
-from fitserve_contract.sums import ClassificationSums, MultiLabelSums, Sums, merge
+from fitserve_contract.sums import RegressionSums, Sums, merge
 from fitserve_contract.tensor_bytes import Array
 
 _Z_95: Final = 1.959963984540054
@@ -73,7 +73,7 @@ class Comparison:
     @property
     def mcnemar(self) -> McNemar | None:
         """The test of equal accuracy, or of equal exact match; None for regression."""
-        if not isinstance(self.first.sums, ClassificationSums | MultiLabelSums):
+        if isinstance(self.first.sums, RegressionSums):
             return None
         return mcnemar(self.paired.first_only_count, self.paired.second_only_count)
 
@@ -91,7 +91,7 @@ class Comparison:
         Source: A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions (2005).
         """
         paired = self.paired
-        if not isinstance(self.first.sums, ClassificationSums | MultiLabelSums) or not paired.example_count:
+        if isinstance(self.first.sums, RegressionSums) or not paired.example_count:
             return None
         count = paired.example_count + 2
         gained, lost = paired.second_only_count + 0.5, paired.first_only_count + 0.5

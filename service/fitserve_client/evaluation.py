@@ -9,7 +9,14 @@ from typing import Final
 
 from fitserve_client.models import VersionDetails
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums, Sums, merge
+from fitserve_contract.sums import (
+    ClassificationSums,
+    MultiLabelSums,
+    RegressionSums,
+    Sums,
+    TokenClassificationSums,
+    merge,
+)
 from fitserve_contract.tensor_bytes import Array
 
 LARGEST_DEFAULT_BATCH: Final = 256
@@ -40,16 +47,19 @@ class Evaluation:
         """Figures by name.
 
         Classification: accuracy with its 95 % Wilson interval, loss (mean cross-entropy, nats), and from newer servers
-        top_2 to top_5 (share of examples whose label is among the k best) and calibration_error (ECE). Multi-label:
-        exact match with its interval, macro and micro F1, loss (mean binary cross-entropy, nats). Regression: mse,
-        mae, r_squared.
+        balanced_accuracy, macro_f1, top_2 to top_5 (share of examples whose label is among the k best) and
+        calibration_error (ECE). Token classification: the same over the positions that count, and exact_match (examples
+        without a wrong position); the interval is that of the exact match, as positions of one example are not
+        independent. Multi-label: exact match with its interval, macro and micro F1, loss (mean binary cross-entropy,
+        nats). Regression: mse, mae, r_squared.
         """
         return figures_of(self.sums)
 
     @property
     def classes(self) -> tuple[ClassFigures, ...]:
         """Figures of each class, in class order, with the others taken together; none where they were not counted."""
-        return class_figures(self.sums) if isinstance(self.sums, ClassificationSums) else ()
+        sums = self.sums.positions if isinstance(self.sums, TokenClassificationSums) else self.sums
+        return class_figures(sums) if isinstance(sums, ClassificationSums) else ()
 
     def __getitem__(self, figure: str) -> float:
         return self.figures[figure]
@@ -60,7 +70,7 @@ class ClassFigures:
     """How one class fares.
 
     Args:
-        example_count: Examples of this class.
+        example_count: Examples of this class; positions of it for token classification.
         predicted_count: Examples that were answered with this class.
         correct_count: Both.
     """
@@ -86,7 +96,12 @@ class ClassFigures:
 
 
 def class_figures(sums: ClassificationSums) -> tuple[ClassFigures, ...]:
-    """Reads the figures of each class from the confusion matrix; none where it was not counted."""
+    """Reads the figures of each class from the counts; none where they were not counted for every example."""
+    if counts := sums.per_class:
+        parts = zip(counts.example_counts, counts.predicted_counts, counts.true_positives, strict=True)
+        return tuple(ClassFigures(*part) for part in parts)
+    if sum(sums.confusion_counts) + sums.nan_count != sums.example_count:
+        return ()
     columns = [sum(column) for column in zip(*sums.confusion, strict=True)]
     return tuple(ClassFigures(sum(row), columns[index], row[index]) for index, row in enumerate(sums.confusion))
 
@@ -95,6 +110,8 @@ def figures_of(sums: Sums) -> dict[str, float]:
     """Gives figures by name; see `Evaluation.figures`."""
     if isinstance(sums, ClassificationSums):
         return _classification_figures(sums)
+    if isinstance(sums, TokenClassificationSums):
+        return _token_figures(sums)
     if isinstance(sums, MultiLabelSums):
         return _multi_label_figures(sums)
     return _regression_figures(sums)
@@ -153,9 +170,22 @@ def _first_axis(spec: TensorSpec) -> int | None:
 
 def _classification_figures(sums: ClassificationSums) -> dict[str, float]:
     low, high = wilson_interval(sums.correct_count, sums.example_count)
-    figures = {"accuracy": sums.accuracy, "accuracy_low": low, "accuracy_high": high, "loss": sums.mean_loss}
+    shares = {"accuracy": sums.accuracy, "accuracy_low": low, "accuracy_high": high}
+    return shares | _class_figures(sums)
+
+
+def _class_figures(sums: ClassificationSums) -> dict[str, float]:
+    counts = sums.per_class
+    balanced = {"balanced_accuracy": counts.balanced_accuracy, "macro_f1": counts.macro_f1} if counts else {}
+    figures = {**balanced, "loss": sums.mean_loss}
     figures |= {f"top_{k}": share for k, share in sums.top_shares.items()}
     return figures | ({"calibration_error": sums.calibration_error} if sums.bin_counts else {})
+
+
+def _token_figures(sums: TokenClassificationSums) -> dict[str, float]:
+    low, high = wilson_interval(sums.exact_match_count, sums.example_count)
+    exact = {"exact_match": sums.exact_match, "exact_match_low": low, "exact_match_high": high}
+    return {"accuracy": sums.positions.accuracy, **exact, **_class_figures(sums.positions)}
 
 
 def _multi_label_figures(sums: MultiLabelSums) -> dict[str, float]:

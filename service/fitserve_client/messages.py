@@ -223,7 +223,7 @@ def _label_datatype(details: VersionDetails) -> str | None:
     """None where the client does not know the task: the server then says what is wrong."""
     if details.task is None:
         return None
-    if details.task.kind is TaskKind.CLASSIFICATION:
+    if details.task.kind in (TaskKind.CLASSIFICATION, TaskKind.TOKEN_CLASSIFICATION):
         return "INT64"
     if details.task.kind is TaskKind.MULTI_LABEL:
         return "BOOL"

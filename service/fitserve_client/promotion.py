@@ -19,7 +19,7 @@ from fitserve_client.tensors import ArrayLike, Subject, as_array
 from fitserve_contract.datatypes import BYTES, NUMPY_DTYPES
 from fitserve_contract.labels import LabelMove
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.sums import ClassificationSums, MultiLabelSums, Sums
+from fitserve_contract.sums import ClassificationSums, MultiLabelSums, Sums, TokenClassificationSums
 from fitserve_contract.tensor_bytes import Array
 
 DEFAULT_REQUEST_COUNT: Final = 1000
@@ -214,6 +214,8 @@ def quality_of(sums: Sums) -> tuple[str, float]:
     """Gives the one figure that a version is judged by, larger is better, and its name."""
     if isinstance(sums, ClassificationSums):
         return "accuracy", sums.accuracy
+    if isinstance(sums, TokenClassificationSums):
+        return "accuracy", sums.positions.accuracy
     if isinstance(sums, MultiLabelSums):
         return "macro_f1", sums.macro_f1
     return "r_squared", sums.r_squared

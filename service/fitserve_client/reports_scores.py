@@ -12,9 +12,12 @@ from fitserve_client.evaluation import ClassFigures, Evaluation, wilson_interval
 from fitserve_client.models import VersionDetails
 from fitserve_client.reports import Report, json_value
 from fitserve_contract.printable import printable
-from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums
+from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums, TokenClassificationSums
 
 _SHOWN_INDICES: Final = 10
+
+_SHOWN_CLASSES: Final = 128
+"""Where there are more classes, so many are shown, those of the lowest recall."""
 
 
 def evaluation_report(evaluation: Evaluation, details: VersionDetails) -> Report:
@@ -34,9 +37,14 @@ def evaluation_report(evaluation: Evaluation, details: VersionDetails) -> Report
     document["class_names"] = list(names)
     if isinstance(sums, MultiLabelSums):
         return Report(document, *_label_rows(sums, names), above=[title, *_multi_label_lines(sums)])
-    above = [title, *_classification_lines(sums)]
-    classes = evaluation.classes
-    return Report(document, *_class_rows(classes, names), above=above) if classes else Report(document, above=above)
+    above = [title, *(_token_lines(sums) if isinstance(sums, TokenClassificationSums) else _classification_lines(sums))]
+    if not (classes := evaluation.classes):
+        return Report(document, above=above)
+    document["classes"] = json_value(_class_documents(classes, names))
+    header, rows = _class_rows(classes, names)
+    hidden = len(classes) - len(rows)
+    below = [f"… and {hidden:,} more classes, of higher recall or without examples: --json has all"] if hidden else []
+    return Report(document, header, rows, above=above, below=below)
 
 
 def comparison_report(comparison: Comparison) -> Report:
@@ -83,9 +91,29 @@ def _conclusions(comparison: Comparison) -> list[str]:
 def _classification_lines(sums: ClassificationSums) -> list[str]:
     low, high = wilson_interval(sums.correct_count, sums.example_count)
     share = f"{sums.correct_count:,} of {sums.example_count:,}; 95 % interval {low:.4f}..{high:.4f}"
-    lines = [f"accuracy  {sums.accuracy:.4f}  ({share})", f"loss      {sums.mean_loss:.6g}"]
+    return [f"accuracy           {sums.accuracy:.4f}  ({share})", *_class_lines(sums)]
+
+
+def _token_lines(sums: TokenClassificationSums) -> list[str]:
+    positions = sums.positions
+    low, high = wilson_interval(sums.exact_match_count, sums.example_count)
+    share = f"{sums.exact_match_count:,} of {sums.example_count:,}; 95 % interval {low:.4f}..{high:.4f}"
+    return [
+        f"accuracy           {_share(positions.accuracy)}  ({positions.correct_count:,} of {positions.example_count:,} "
+        "positions that count)",
+        f"exact match        {_share(sums.exact_match)}  ({share})",
+        *_class_lines(positions),
+    ]
+
+
+def _class_lines(sums: ClassificationSums) -> list[str]:
+    lines = []
+    if counts := sums.per_class:
+        lines.append(f"balanced accuracy  {_share(counts.balanced_accuracy)}  (mean recall of the classes)")
+        lines.append(f"macro F1           {_share(counts.macro_f1)}")
+    lines.append(f"loss               {sums.mean_loss:.6g}")
     if sums.bin_counts:
-        lines.append(f"ECE       {sums.calibration_error:.4f}")
+        lines.append(f"ECE                {sums.calibration_error:.4f}")
     if shares := sums.top_shares:
         top = ", ".join(f"top-{k} {value:.4f}" for k, value in shares.items())
         lines.append(f"label among the best: {top}")
@@ -115,11 +143,21 @@ def _count_lines(counts: Mapping[str, int]) -> list[str]:
 
 def _class_rows(classes: Sequence[ClassFigures], names: Sequence[str]) -> tuple[Sequence[str], list[list[str]]]:
     rows = []
-    for name, each in zip(_known(names, len(classes)), classes, strict=True):
+    named = list(zip(_known(names, len(classes)), classes, strict=True))
+    if len(named) > _SHOWN_CLASSES:
+        named = sorted((pair for pair in named if pair[1].example_count), key=lambda pair: pair[1].recall)
+    for name, each in named[:_SHOWN_CLASSES]:
         low, high = each.recall_interval
         between = f"{low:.4f}..{high:.4f}" if each.example_count else "none"
         rows.append([name, f"{each.example_count:,}", _share(each.recall), between, _share(each.precision)])
     return ("class", "examples", "recall", "95 % interval", "precision"), rows
+
+
+def _class_documents(classes: Sequence[ClassFigures], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {"name": name, **asdict(each), "recall": each.recall, "precision": each.precision}
+        for name, each in zip(_known(names, len(classes)), classes, strict=True)
+    ]
 
 
 def _label_rows(sums: MultiLabelSums, names: Sequence[str]) -> tuple[Sequence[str], list[list[str]]]:

@@ -8,7 +8,14 @@ from fitserve_client.comparison import Comparison
 from fitserve_client.errors import InternalError
 from fitserve_client.evaluation import Evaluation
 from fitserve_contract.pairing import PairedSums
-from fitserve_contract.sums import ClassificationSums, ExactSum, MultiLabelSums, RegressionSums, Sums
+from fitserve_contract.sums import (
+    ClassificationSums,
+    ExactSum,
+    MultiLabelSums,
+    RegressionSums,
+    Sums,
+    TokenClassificationSums,
+)
 
 
 def evaluation_of(response: inference_pb2.EvaluateResponse) -> Evaluation:
@@ -50,11 +57,16 @@ def sums_of(response: inference_pb2.EvaluateResponse) -> Sums:
     kind = response.WhichOneof("sums")
     if kind == "classification":
         return _classification_of(response.classification)
+    if kind == "token_classification":
+        return _token_classification_of(response.token_classification)
     if kind == "multi_label":
         return _multi_label_of(response.multi_label)
     if kind == "regression":
         return _regression_of(response.regression)
-    raise InternalError("answer: expected sums of classification, multi_label or regression, got none of them")
+    raise InternalError(
+        "answer: expected sums of classification, token_classification, multi_label or regression, got none of them; a "
+        "newer server may have others: update the client"
+    )
 
 
 def _exact(message: tensor_pb2.ExactSum) -> ExactSum:
@@ -76,6 +88,17 @@ def _classification_of(message: inference_pb2.ClassificationSums) -> Classificat
         bin_counts=tuple(each.example_count for each in message.calibration_bins),
         bin_correct_counts=tuple(each.correct_count for each in message.calibration_bins),
         bin_confidences=tuple(_exact(each.confidence) for each in message.calibration_bins),
+        true_positive_counts=tuple(message.true_positive_counts),
+        false_positive_counts=tuple(message.false_positive_counts),
+        false_negative_counts=tuple(message.false_negative_counts),
+    )
+
+
+def _token_classification_of(message: inference_pb2.TokenClassificationSums) -> TokenClassificationSums:
+    return TokenClassificationSums(
+        example_count=message.example_count,
+        exact_match_count=message.exact_match_count,
+        positions=_classification_of(message.positions),
     )
 
 

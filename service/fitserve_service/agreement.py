@@ -23,8 +23,8 @@ class Agreement:
 
     Args:
         example_count: Rows.
-        agreed_count: Rows for which both predict the same: the class, or the set of labels; None where the task has
-            no such thing, or was not asked for.
+        agreed_count: Rows for which both predict the same: the class, the class of every position, or the set of
+            labels; None where the task has no such thing, or was not asked for.
         max_abs_diff: Largest |difference| of two numbers; infinite where they cannot be subtracted: NaN against a
             number, or texts that differ.
     """
@@ -77,8 +77,9 @@ def _agreed_count(task: Task | None, live: Mapping[str, Tensor], other: Mapping[
     one, two = _reals(live[task.output]), _reals(other[task.output])
     if one.ndim < 2 or one.shape[-1] == 0:
         return None
-    if task.kind is TaskKind.CLASSIFICATION:
-        return int(np.count_nonzero(one.argmax(axis=-1) == two.argmax(axis=-1)))
+    if task.kind in (TaskKind.CLASSIFICATION, TaskKind.TOKEN_CLASSIFICATION):
+        has_class = one.argmax(axis=-1) == two.argmax(axis=-1)
+        return int(np.count_nonzero(has_class.all(axis=tuple(range(1, has_class.ndim)))))
     is_same = (one >= MULTI_LABEL_THRESHOLD) == (two >= MULTI_LABEL_THRESHOLD)
     return int(np.count_nonzero(is_same.all(axis=-1)))
 

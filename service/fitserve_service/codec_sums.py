@@ -5,7 +5,14 @@ from __future__ import annotations
 from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
 from fitserve_contract.pairing import PairedSums
-from fitserve_contract.sums import ClassificationSums, ExactSum, MultiLabelSums, RegressionSums, Sums
+from fitserve_contract.sums import (
+    ClassificationSums,
+    ExactSum,
+    MultiLabelSums,
+    RegressionSums,
+    Sums,
+    TokenClassificationSums,
+)
 
 
 def evaluate_response(model: str, version: int, scored: Sums) -> pb.EvaluateResponse:
@@ -13,6 +20,8 @@ def evaluate_response(model: str, version: int, scored: Sums) -> pb.EvaluateResp
     response = pb.EvaluateResponse(model_name=model, model_version=version)
     if isinstance(scored, ClassificationSums):
         response.classification.CopyFrom(_classification(scored))
+    elif isinstance(scored, TokenClassificationSums):
+        response.token_classification.CopyFrom(_token_classification(scored))
     elif isinstance(scored, MultiLabelSums):
         response.multi_label.CopyFrom(_multi_label(scored))
     else:
@@ -53,6 +62,17 @@ def _classification(scored: ClassificationSums) -> pb.ClassificationSums:
             pb.CalibrationBin(example_count=count, correct_count=correct, confidence=_exact(confidence))
             for count, correct, confidence in bins
         ],
+        true_positive_counts=scored.true_positive_counts,
+        false_positive_counts=scored.false_positive_counts,
+        false_negative_counts=scored.false_negative_counts,
+    )
+
+
+def _token_classification(scored: TokenClassificationSums) -> pb.TokenClassificationSums:
+    return pb.TokenClassificationSums(
+        example_count=scored.example_count,
+        exact_match_count=scored.exact_match_count,
+        positions=_classification(scored.positions),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fitserve.inference.v1 import inference_pb2 as pb
-from fitserve_contract import sums
+from fitserve_contract import scoring, sums
 from fitserve_contract.pairing import PairedSums, merge_pairs, pair
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
@@ -61,7 +61,7 @@ class EvaluationTally:
     def add(self, rows: slice, answers: Sequence[Tensor]) -> None:
         """Scores one batch."""
         with refused_labels():
-            part = sums.score(task_of(self.served), reals(answers[0]), reals(self.labels)[rows])
+            part = scoring.score(task_of(self.served), reals(answers[0]), reals(self.labels)[rows])
             self.scored = part if self.scored is None else sums.merge([self.scored, part])
 
     def response(self) -> pb.EvaluateResponse:

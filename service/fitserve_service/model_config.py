@@ -61,11 +61,11 @@ class ModelConfig:
         device_memory_limit_bytes: On a GPU: most memory that the model's arena takes there; 0: all that is free.
         spot_check_share: How many of the joined requests are run again and compared, 0..1; 0: none. A mismatch turns
             joining off.
-        task: "classification", "multi_label" or "regression": what Evaluate scores of a version whose manifest names no
-            task, as of a bare ONNX file; "": nothing.
+        task: "classification", "token_classification", "multi_label" or "regression": what Evaluate scores of a version
+            whose manifest names no task, as of a bare ONNX file; "": nothing.
         task_output: Name of the output that is scored; "": the only one.
-        task_scores: For classification "logits" or "probabilities": what that output's numbers are; "": "probabilities"
-            for multi_label, "values" for regression.
+        task_scores: For classification, per position too, "logits" or "probabilities": what that output's numbers are;
+            "": "probabilities" for multi_label, "values" for regression.
         class_names: One name per column of that output, in order; none for regression.
     """
 
@@ -207,7 +207,7 @@ def _check_task(where: str, values: Mapping[str, Any]) -> None:
     scores, names = values.get("task_scores", ""), values.get("class_names", ())
     fitting = _FITTING_SCORES[TaskKind(kind)]
     if scores not in fitting:
-        cure = '; for example task_scores = "logits" for scores before a softmax' if kind == "classification" else ""
+        cure = '; for example task_scores = "logits" for scores before a softmax' if "logits" in fitting else ""
         expected = " or ".join(f"'{one}'" for one in fitting if one)
         raise ModelConfigError(f"{where}: task_scores: expected {expected} for task '{kind}', got '{scores}'{cure}")
     if bool(names) == (kind == TaskKind.REGRESSION):
@@ -272,6 +272,7 @@ _TASKS: Final = tuple(kind.value for kind in TaskKind)
 _ONLY_SCORES: Final = {TaskKind.MULTI_LABEL: "probabilities", TaskKind.REGRESSION: "values"}
 _FITTING_SCORES: Final = {
     TaskKind.CLASSIFICATION: ("logits", "probabilities"),
+    TaskKind.TOKEN_CLASSIFICATION: ("logits", "probabilities"),
     TaskKind.MULTI_LABEL: ("", "probabilities"),
     TaskKind.REGRESSION: ("", "values"),
 }

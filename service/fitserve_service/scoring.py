@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from types import TracebackType
 
-from fitserve_contract import sums
+from fitserve_contract import scoring
 from fitserve_contract.datatypes import BF16
+from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_contract.tensor_bytes import Array, widened
 from fitserve_service.errors import Reason, ServiceError
@@ -24,11 +25,21 @@ def check_labels(signature: Signature, task: Task, labels: Tensor, example_count
     if not spec.shape:
         return
     first = example_count if signature.has_batch_axis else spec.shape[0]
-    rest = (len(task.class_names),) if task.class_names else spec.shape[1:]
-    shape = tuple(axis for axis in (first, *rest) if isinstance(axis, int))
+    shape = tuple(axis for axis in (first, *_rest(task, spec, labels)) if isinstance(axis, int))
     if len(shape) == len(spec.shape):
         with refused_labels():
-            sums.check_labels(task, reals(labels), shape)
+            scoring.check_labels(task, reals(labels), shape)
+
+
+def _rest(task: Task, spec: TensorSpec, labels: Tensor) -> tuple[int | str | None, ...]:
+    """Says what the axes of the output behind the first will be; a free axis of positions is that of the labels."""
+    if task.kind is TaskKind.REGRESSION:
+        return spec.shape[1:] if spec.shape else ()
+    positions = spec.shape[1:-1] if spec.shape else ()
+    given = labels.array.shape[1:]
+    if len(positions) == len(given):
+        positions = tuple(axis if isinstance(axis, int) else size for axis, size in zip(positions, given, strict=True))
+    return (*positions, len(task.class_names))
 
 
 class refused_labels:

@@ -25,7 +25,7 @@ from fitserve_client import (
 )
 from fitserve_contract.manifest import Manifest
 from fitserve_contract.repository import MANIFEST_FILE, MODEL_FILE, publish, publishing
-from fitserve_contract.sums import score
+from fitserve_contract.scoring import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_service.server import Server, running_server
 from fitserve_service.settings import ServerSettings

@@ -137,7 +137,7 @@ def test_evaluate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         assert cli.main(["evaluate", "quadrants", str(tmp_path / "x.npz"), "--batch-size", "16"]) == cli.DONE
         lines = _said(capsys)
         assert lines[0] == "quadrants version 1, 40 examples in 3 calls"
-        assert lines[1].startswith("accuracy  0.8000  (32 of 40; 95 % interval ")
+        assert lines[1].startswith("accuracy           0.8000  (32 of 40; 95 % interval ")
         assert (
             cli.main(["evaluate", "quadrants", str(tmp_path / "x.npz"), "--json", "--model-version", "1"]) == cli.DONE
         )

@@ -15,7 +15,7 @@ from fitserve_client.comparison import Comparison
 from fitserve_client.evaluation import Evaluation
 from fitserve_contract.certificate import HeldOutExamples
 from fitserve_contract.pairing import pair
-from fitserve_contract.sums import score
+from fitserve_contract.scoring import score
 from fitserve_service.server import Server, running_server
 from fitserve_service.settings import ServerSettings
 

@@ -13,7 +13,8 @@ import pytest
 from fitserve_contract.certificate import read_held_out, read_probe
 from fitserve_contract.manifest import read_manifest
 from fitserve_contract.repository import CARD_FILE, MODEL_FILE, verify_checksums, versions
-from fitserve_contract.sums import ClassificationSums, score
+from fitserve_contract.scoring import score
+from fitserve_contract.sums import ClassificationSums
 from fitserve_contract.tasks import TaskKind
 from fitserve_exporters import cli
 from fitserve_exporters.card import model_card

@@ -19,7 +19,8 @@ from fitserve.types.v1 import tensor_pb2
 from fitserve_contract.certificate import HeldOutExamples
 from fitserve_contract.pairing import pair
 from fitserve_contract.repository import MANIFEST_FILE
-from fitserve_contract.sums import ClassificationSums, score
+from fitserve_contract.scoring import score
+from fitserve_contract.sums import ClassificationSums
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
 from fitserve_service.codec_sums import evaluate_response

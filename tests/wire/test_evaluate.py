@@ -16,6 +16,7 @@ from tests.wire.serving import WAIT_S, refused, served_stub, serving, tensor
 from fitserve.inference.v1 import inference_pb2 as pb
 from fitserve.types.v1 import tensor_pb2
 from fitserve_contract import sums
+from fitserve_contract.scoring import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_service.server import Server
 
@@ -36,7 +37,7 @@ def test_evaluate_merges_to_the_sums_of_the_whole_whatever_the_partition(tmp_pat
     rows[5] = rows[5, 0]
     rows[9, 1] = np.nan
     labels = random.integers(0, 2, 64)
-    expected = sums.score(task, rows * np.float32(3.0), labels)
+    expected = score(task, rows * np.float32(3.0), labels)
     assert isinstance(expected, sums.ClassificationSums)
     with serving(tmp_path) as server, served_stub(server) as stub:
 
@@ -67,7 +68,7 @@ def test_evaluate_scores_the_other_tasks(tmp_path: Path, task: Task, labels: Any
     builders.publish_version(tmp_path, "m", builders.scaled(2.0), task=task)
     with serving(tmp_path) as server, served_stub(server) as stub:
         answer = stub.Evaluate(evaluate_request("m", ROWS, labels), timeout=WAIT_S)
-    expected = sums.score(task, ROWS * 2, labels)
+    expected = score(task, ROWS * 2, labels)
     assert answer.WhichOneof("sums") == task.kind.value
     if isinstance(expected, sums.RegressionSums):
         got = answer.regression

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from fitserve_contract.repository import check_model_name
-from fitserve_contract.sums import check_labels
+from fitserve_contract.scoring import check_labels
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_exporters.candidate.candidate import Array, Tolerance
 from fitserve_exporters.errors import ExportError

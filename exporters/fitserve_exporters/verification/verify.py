@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fitserve_contract.sums import Sums, score
+from fitserve_contract.scoring import score
+from fitserve_contract.sums import Sums
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_exporters.candidate.candidate import EAGER_TORCH, Array, Arrays, Candidate, Tolerance
 from fitserve_exporters.errors import ExportError, NotVerifiedError

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from fitserve_contract.manifest import Manifest, ManifestError, TensorSpec
+from fitserve_contract.scoring import output_fault
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_service.loading.load_errors import LoadError
 from fitserve_service.model_config import ModelConfig, ModelConfigError
@@ -50,10 +51,5 @@ def _check_fit(task: Task, spec: TensorSpec) -> None:
         raise LoadError(
             f"model.toml: task_output: expected an output of real scores, got '{spec.name}' of {spec.datatype}"
         )
-    if task.kind is TaskKind.REGRESSION or spec.shape is None:
-        return
-    count = len(task.class_names)
-    if len(spec.shape) != 2 or (isinstance(spec.shape[1], int) and spec.shape[1] != count):
-        raise LoadError(
-            f"model.toml: class_names: expected one per column of output '{spec.name}', shape {spec.shape}, got {count}"
-        )
+    if spec.shape is not None and (fault := output_fault(task, spec.shape)):
+        raise LoadError(f"model.toml: {fault}")

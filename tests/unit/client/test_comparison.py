@@ -11,7 +11,8 @@ from scipy import stats
 from fitserve_client.comparison import Comparison, mcnemar, merged_comparison, paired_bootstrap
 from fitserve_client.evaluation import Evaluation, class_figures
 from fitserve_contract.pairing import pair
-from fitserve_contract.sums import ClassificationSums, score
+from fitserve_contract.scoring import score
+from fitserve_contract.sums import ClassificationSums
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
 CLASSES = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("a", "b", "c"))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fitserve_client.evaluation import Evaluation, batches, default_batch_size, merged, wilson_interval
 from fitserve_client.models import ModelVersion, VersionDetails
 from fitserve_contract.manifest import TensorSpec
-from fitserve_contract.sums import score
+from fitserve_contract.scoring import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
 

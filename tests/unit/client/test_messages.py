@@ -10,7 +10,7 @@ from fitserve_client import messages, sums_messages
 from fitserve_client.errors import InternalError, InvalidArgumentError
 from fitserve_client.models import ModelVersion, Selector, VersionDetails, details_of, version_of
 from fitserve_contract.manifest import Manifest, TensorSpec
-from fitserve_contract.sums import score
+from fitserve_contract.scoring import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
 

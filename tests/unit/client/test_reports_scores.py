@@ -9,7 +9,7 @@ from fitserve_client.evaluation import Evaluation
 from fitserve_client.models import ModelVersion, VersionDetails
 from fitserve_client.reports_scores import comparison_report, evaluation_report
 from fitserve_contract.pairing import pair
-from fitserve_contract.sums import score
+from fitserve_contract.scoring import score
 from fitserve_contract.tasks import Scores, Task, TaskKind
 
 ONE_OF_N = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("shirt", "boot"))
@@ -37,15 +37,18 @@ def test_an_evaluation_of_classes():
     report = evaluation_report(Evaluation("m", 2, sums, 1), _details(ONE_OF_N))
     assert _lines(report) == [
         "m version 2, 3 examples in 1 call",
-        "accuracy  0.3333  (1 of 3; 95 % interval 0.0615..0.7923)",
-        "loss      0.503204",
-        "ECE       0.3845",
+        "accuracy           0.3333  (1 of 3; 95 % interval 0.0615..0.7923)",
+        "balanced accuracy  0.2500  (mean recall of the classes)",
+        "macro F1           0.3333",
+        "loss               0.503204",
+        "ECE                0.3845",
         "ties: 1",
         "with NaN: 1",
-        "class  examples  recall  95 % interval   precision",
-        "shirt         0     NaN  none               0.0000",
+        "class  examples  recall   95 % interval  precision",
+        "shirt         1  0.0000  0.0000..0.7935     0.0000",
         "boot          2  0.5000  0.0945..0.9055     1.0000",
     ]
+    assert [(each["name"], each["recall"]) for each in report.document["classes"]] == [("shirt", 0.0), ("boot", 0.5)]
     assert report.document["sums"]["correct_count"] == 1
     assert report.document["sums"]["loss"]["fraction_bits"] == 40
 

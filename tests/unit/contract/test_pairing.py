@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitserve_contract.pairing import MAX_LISTED, PairedSums, merge_pairs, pair
-from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums, score
+from fitserve_contract.scoring import score
+from fitserve_contract.sums import ClassificationSums, MultiLabelSums, RegressionSums
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array
 
@@ -90,7 +91,9 @@ def test_list_of_differences_is_bounded_and_keeps_the_lowest() -> None:
 
 
 def test_outputs_and_labels_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"labels: expected 0\.\.1, got 2"):
-        pair(CLASSES, np.zeros((1, 3)), np.zeros((1, 2)), np.array([2]), np.array([0]))
-    with pytest.raises(ValueError, match="expected the same shape of both"):
+    with pytest.raises(ValueError, match=r"labels: expected 0\.\.2, got 3"):
+        pair(CLASSES, np.zeros((1, 3)), np.zeros((1, 3)), np.array([3]), np.array([0]))
+    with pytest.raises(ValueError, match=r"output 'y': expected shape \(B, 3\) .*, got \(1, 2\)"):
         pair(CLASSES, np.zeros((1, 3)), np.zeros((1, 2)), np.array([1]), np.array([0]))
+    with pytest.raises(ValueError, match=r"labels: expected shape \(1, 3\), got \(1, 2\)"):
+        pair(VALUES, np.zeros((1, 2)), np.zeros((1, 3)), np.zeros((1, 2)), np.array([0]))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn import metrics
 
+from fitserve_contract.scoring import score
 from fitserve_contract.sums import (
     FRACTION_BITS,
     ClassificationSums,
@@ -18,7 +19,6 @@ from fitserve_contract.sums import (
     RegressionSums,
     Sums,
     merge,
-    score,
 )
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_contract.tensor_bytes import Array

@@ -95,7 +95,8 @@ def test_a_wrong_file_is_refused_by_name(tmp_path: Path, text: str | bytes, mess
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('task = "ranking"', "task: expected one of classification, multi_label, regression, got 'ranking'"),
+        ('task = "ranking"', "task: expected one of classification, multi_label, .*regression, got 'ranking'"),
+        ('task = "token_classification"\nclass_names = ["O"]', "task_scores: expected 'logits' or .*got ''"),
         ("task = 1", "task: expected one of classification"),
         ('class_names = ["a"]', "task: expected one of 'classification', .* beside class_names, found none"),
         ('task_scores = "logits"', "task: expected one of .* beside task_scores, found none"),

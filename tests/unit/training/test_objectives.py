@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fitserve_contract.sums import ClassificationSums, RegressionSums, score
+from fitserve_contract.scoring import score
+from fitserve_contract.sums import ClassificationSums, RegressionSums
 from fitserve_contract.tasks import Scores, Task
 from fitserve_training.data.dataset import Split
 from fitserve_training.evaluating import evaluate

@@ -50,21 +50,23 @@ class EvaluateRequest(_message.Message):
     def __init__(self, model: _Optional[_Union[_tensor_pb2.ModelSpec, _Mapping]] = ..., inputs: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., labels: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., dataset: _Optional[_Union[Dataset, str]] = ...) -> None: ...
 
 class EvaluateResponse(_message.Message):
-    __slots__ = ("model_name", "model_version", "classification", "multi_label", "regression")
+    __slots__ = ("model_name", "model_version", "classification", "multi_label", "regression", "token_classification")
     MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_VERSION_FIELD_NUMBER: _ClassVar[int]
     CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     MULTI_LABEL_FIELD_NUMBER: _ClassVar[int]
     REGRESSION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_CLASSIFICATION_FIELD_NUMBER: _ClassVar[int]
     model_name: str
     model_version: int
     classification: ClassificationSums
     multi_label: MultiLabelSums
     regression: RegressionSums
-    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., classification: _Optional[_Union[ClassificationSums, _Mapping]] = ..., multi_label: _Optional[_Union[MultiLabelSums, _Mapping]] = ..., regression: _Optional[_Union[RegressionSums, _Mapping]] = ...) -> None: ...
+    token_classification: TokenClassificationSums
+    def __init__(self, model_name: _Optional[str] = ..., model_version: _Optional[int] = ..., classification: _Optional[_Union[ClassificationSums, _Mapping]] = ..., multi_label: _Optional[_Union[MultiLabelSums, _Mapping]] = ..., regression: _Optional[_Union[RegressionSums, _Mapping]] = ..., token_classification: _Optional[_Union[TokenClassificationSums, _Mapping]] = ...) -> None: ...
 
 class ClassificationSums(_message.Message):
-    __slots__ = ("example_count", "correct_count", "loss", "tie_count", "nan_count", "confusion_counts", "top_counts", "calibration_bins")
+    __slots__ = ("example_count", "correct_count", "loss", "tie_count", "nan_count", "confusion_counts", "top_counts", "calibration_bins", "true_positive_counts", "false_positive_counts", "false_negative_counts")
     EXAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
     CORRECT_COUNT_FIELD_NUMBER: _ClassVar[int]
     LOSS_FIELD_NUMBER: _ClassVar[int]
@@ -73,6 +75,9 @@ class ClassificationSums(_message.Message):
     CONFUSION_COUNTS_FIELD_NUMBER: _ClassVar[int]
     TOP_COUNTS_FIELD_NUMBER: _ClassVar[int]
     CALIBRATION_BINS_FIELD_NUMBER: _ClassVar[int]
+    TRUE_POSITIVE_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    FALSE_POSITIVE_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    FALSE_NEGATIVE_COUNTS_FIELD_NUMBER: _ClassVar[int]
     example_count: int
     correct_count: int
     loss: _tensor_pb2.ExactSum
@@ -81,7 +86,20 @@ class ClassificationSums(_message.Message):
     confusion_counts: _containers.RepeatedScalarFieldContainer[int]
     top_counts: _containers.RepeatedScalarFieldContainer[int]
     calibration_bins: _containers.RepeatedCompositeFieldContainer[CalibrationBin]
-    def __init__(self, example_count: _Optional[int] = ..., correct_count: _Optional[int] = ..., loss: _Optional[_Union[_tensor_pb2.ExactSum, _Mapping]] = ..., tie_count: _Optional[int] = ..., nan_count: _Optional[int] = ..., confusion_counts: _Optional[_Iterable[int]] = ..., top_counts: _Optional[_Iterable[int]] = ..., calibration_bins: _Optional[_Iterable[_Union[CalibrationBin, _Mapping]]] = ...) -> None: ...
+    true_positive_counts: _containers.RepeatedScalarFieldContainer[int]
+    false_positive_counts: _containers.RepeatedScalarFieldContainer[int]
+    false_negative_counts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, example_count: _Optional[int] = ..., correct_count: _Optional[int] = ..., loss: _Optional[_Union[_tensor_pb2.ExactSum, _Mapping]] = ..., tie_count: _Optional[int] = ..., nan_count: _Optional[int] = ..., confusion_counts: _Optional[_Iterable[int]] = ..., top_counts: _Optional[_Iterable[int]] = ..., calibration_bins: _Optional[_Iterable[_Union[CalibrationBin, _Mapping]]] = ..., true_positive_counts: _Optional[_Iterable[int]] = ..., false_positive_counts: _Optional[_Iterable[int]] = ..., false_negative_counts: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class TokenClassificationSums(_message.Message):
+    __slots__ = ("example_count", "exact_match_count", "positions")
+    EXAMPLE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EXACT_MATCH_COUNT_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    example_count: int
+    exact_match_count: int
+    positions: ClassificationSums
+    def __init__(self, example_count: _Optional[int] = ..., exact_match_count: _Optional[int] = ..., positions: _Optional[_Union[ClassificationSums, _Mapping]] = ...) -> None: ...
 
 class CalibrationBin(_message.Message):
     __slots__ = ("example_count", "correct_count", "confidence")

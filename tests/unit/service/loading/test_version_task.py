@@ -33,16 +33,25 @@ def test_the_task_of_a_manifest_holds_and_is_said_to(tmp_path: Path) -> None:
     [
         (builders.scaled(), {"task_output": "z"}, "model.toml: task_output: expected one of the outputs y, got 'z'"),
         (builders.two_in_two_out(), {}, "model.toml: task_output: expected one of the outputs "),
-        (builders.scaled(width=3), {}, r"model.toml: class_names: expected one per column of output 'y', .*3\), got 2"),
+        (builders.scaled(width=3), {}, r"model.toml: output 'y': expected shape \(B, 2\) .*, got \(B, 3\); give one"),
         (
             builders.identity("INT64"),
             {},
             "task_output: expected an output of real scores, got 'y' of INT64",
         ),
-        (builders.identity("FP32", ("B", 2, 2)), {}, "model.toml: class_names: expected one per column of output 'y'"),
+        (
+            builders.identity("FP32", ("B", 2, 2)),
+            {},
+            r"model.toml: output 'y': expected shape \(B, 2\) .*, got \(B, 2, 2\); .* by the task token_classification",
+        ),
+        (
+            builders.identity("FP32", ("B", 2, 3)),
+            {"task": "token_classification"},
+            r"output 'y': expected shape \(B, S, 2\) .*, got \(B, 2, 3\); move the classes to the last axis",
+        ),
     ],
 )
 def test_a_task_that_does_not_fit_the_file_is_refused(
     tmp_path: Path, content: bytes, keys: dict[str, str], message: str
 ) -> None:
-    assert re.search(message, refusal(builders.bare_version(tmp_path, "m", 1, content), **CLASSES, **keys))
+    assert re.search(message, refusal(builders.bare_version(tmp_path, "m", 1, content), **CLASSES | keys))
