@@ -17,7 +17,7 @@ import torch
 
 from fitserve_training.data.dataset import Batch
 
-Gradient = Callable[[Batch, torch.Tensor, float], torch.Tensor]
+Gradient = Callable[[Batch, torch.Tensor, float | torch.Tensor], torch.Tensor]
 """Adds a batch's gradients, weighted by its share of the whole, and its sums to the vector given; gives the loss."""
 
 _AUTO = {

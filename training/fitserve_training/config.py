@@ -26,11 +26,13 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "lr_schedule": ("constant", "linear", "cosine"),
     "keep_weights": ("last", "best"),
     "memory_format": ("contiguous", "channels_last"),
+    "class_weights": ("none", "balanced"),
 }
 _SPELLINGS = {"precision": {"fp32": "float32", "bf16": "bfloat16"}}
 """Other spellings of a value, which a run records as the first one."""
 
 _ELSEWHERE = {
+    **dict.fromkeys(("class_weight", "balanced", "weights_of_classes", "pos_weight"), "class_weights"),
     **dict.fromkeys(("grad_clip", "gradient_clip", "clip_grad_norm", "max_grad_norm", "max_norm"), "clip_norm"),
     **dict.fromkeys(("accumulate", "grad_accum", "gradient_accumulation_steps"), "micro_batch_size"),
     **dict.fromkeys(("warmup", "warmup_steps", "num_warmup_steps", "lr_warmup"), "lr_warmup_steps"),
@@ -86,6 +88,8 @@ class RunConfig:
         micro_batch_size: Examples that go through the model at once; the gradients of a batch add up over its
             micro-batches. 0 means the whole batch.
         label_smoothing: Share of a class label that is spread over all classes, 0..1, for classification.
+        class_weights: How much the examples of a class count for in the loss, for classification: `none` for all alike,
+            `balanced` for as much as those of any other class together.
         patience: Stop after so many epochs in a row without a lower held-out loss; 0 means never.
         keep_weights: Which weights the run ends with: the `last`, or the `best` by held-out loss.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
@@ -118,6 +122,7 @@ class RunConfig:
     clip_norm: float = 0.0
     micro_batch_size: int = 0
     label_smoothing: float = 0.0
+    class_weights: str = "none"
     patience: int = 0
     keep_weights: str = "last"
     device: str = "auto"

@@ -15,7 +15,7 @@ from fitserve_contract.tasks import TaskKind
 from fitserve_training.data.dataset import Split
 from fitserve_training.errors import RunStoppedError
 from fitserve_training.evaluating import evaluate
-from fitserve_training.objectives import Objective
+from fitserve_training.objectives import Classification, Objective
 from fitserve_training.seeding import generator
 
 _MOST_ROWS = 4096
@@ -80,15 +80,17 @@ def compare_with_constant(
 
     Args:
         model: Trained, on the device of `train`.
-        objective: Without label smoothing.
+        objective: What was minimised; labels are not smoothed here, and weights of classes count.
         train: Training examples (N, …).
         seed: Root seed; draws the examples that are compared where there are many.
         autocast: The run's precision.
     """
     rows = _some_rows(train, seed)
+    if isinstance(objective, Classification):
+        objective = Classification(class_weights=objective.class_weights)
     found = evaluate(model, objective, rows, autocast)
     losses = []
-    for constant in _constants(objective.kind, train.targets, found.outputs):
+    for constant in _constants(objective, train.targets, found.outputs):
         if constant.shape != found.outputs.shape[1:]:
             return None
         try:
@@ -109,15 +111,17 @@ def _some_rows(train: Split, seed: int) -> Split:
     return replace(train, inputs=inputs, targets=train.targets[on_device], lengths=lengths)
 
 
-def _constants(kind: TaskKind, targets: Tensor, outputs: Tensor) -> list[Tensor]:
+def _constants(objective: Objective, targets: Tensor, outputs: Tensor) -> list[Tensor]:
     """Builds the constants that the usual losses of a task are lowest at.
 
-    Cross-entropy is lowest at the log of the classes' shares, binary cross-entropy at their log odds, squared error
-    at the mean, absolute error at the median.
+    Cross-entropy is lowest at the log of the classes' shares, by weight where they have weights, binary cross-entropy
+    at their log odds, squared error at the mean, absolute error at the median.
     """
-    dtype = outputs.dtype
+    dtype, kind = outputs.dtype, objective.kind
     if kind is TaskKind.CLASSIFICATION:
         counts = torch.bincount(targets.flatten(), minlength=outputs.shape[-1]).double()
+        if isinstance(objective, Classification) and objective.class_weights is not None:
+            counts *= objective.class_weights
         return [(counts / counts.sum()).clamp_min(_LEAST_SHARE).log().to(dtype)]
     if kind is TaskKind.MULTI_LABEL:
         shares = targets.double().mean(dim=0).clamp(_LEAST_SHARE, 1 - _LEAST_SHARE)

@@ -23,7 +23,9 @@ from fitserve_training.objectives import Classification, Objective
 
 def derived_gradient(model: nn.Module, objective: Objective, autocast: torch.autocast) -> Gradient | None:
     """Gives the gradient function of one linear layer under cross-entropy on a CPU; None for anything else."""
-    if not isinstance(objective, Classification) or objective.label_smoothing or autocast._enabled:
+    if not isinstance(objective, Classification) or autocast._enabled:
+        return None
+    if objective.label_smoothing or objective.class_weights is not None:
         return None
     if not isinstance(model, nn.Sequential) or [type(layer) for layer in model] != [nn.Flatten, nn.Linear]:
         return None
@@ -33,7 +35,7 @@ def derived_gradient(model: nn.Module, objective: Objective, autocast: torch.aut
     if not is_usual or linear.weight.device.type != "cpu" or flatten.start_dim != 1:
         return None
 
-    def gradient(batch: Batch, sums: Tensor, share: float) -> Tensor:
+    def gradient(batch: Batch, sums: Tensor, share: float | Tensor) -> Tensor:
         logits_CB, loss = softmax_slopes(linear, batch.inputs[0].flatten(1), batch.targets, share)
         sums.add_(objective.sums(logits_CB.t(), batch.targets, loss))
         return loss
@@ -41,7 +43,7 @@ def derived_gradient(model: nn.Module, objective: Objective, autocast: torch.aut
     return gradient
 
 
-def softmax_slopes(linear: nn.Linear, x_BD: Tensor, targets_B: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def softmax_slopes(linear: nn.Linear, x_BD: Tensor, targets_B: Tensor, share: float | Tensor) -> tuple[Tensor, Tensor]:
     """Adds the gradient of the mean cross-entropy, times `share`, to the layer's; gives logits (C, B) and the loss."""
     with torch.no_grad():
         logits_CB = torch.mm(linear.weight, x_BD.t()).add_(linear.bias.unsqueeze(1))

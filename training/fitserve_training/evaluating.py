@@ -48,7 +48,8 @@ def evaluate(
             found.append(outputs)
         outputs = _in_order(torch.cat(found), split)
     model.train(was_training)
-    return Evaluation(objective.metrics(sums.tolist(), len(split)), outputs)
+    metrics = objective.metrics(sums.tolist(), len(split)) | objective.figures(outputs, split.targets)
+    return Evaluation(metrics, outputs)
 
 
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...], autocast: torch.autocast | None) -> Tensor:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fitserve_contract.tasks import TaskKind
 from fitserve_training import rundir
 from fitserve_training.capturing import choose_capture
 from fitserve_training.catalogue import load_recipe
@@ -26,9 +25,10 @@ from fitserve_training.errors import UsageError
 from fitserve_training.evaluating import evaluate
 from fitserve_training.fit import Job, Progress, fit
 from fitserve_training.form import Form
-from fitserve_training.objectives import Classification
+from fitserve_training.imbalance import imbalance_line, training_objective
+from fitserve_training.objectives import Objective
 from fitserve_training.optim import by_rate, check_optimizer, is_lr_scheduled, make_optimizer
-from fitserve_training.outcome import check_required, closing_lines, summarise
+from fitserve_training.outcome import check_required, class_summary, closing_lines, summarise
 from fitserve_training.parallel import Workers, joined_workers, local_device
 from fitserve_training.plots import draw_curves
 from fitserve_training.progress import open_display
@@ -69,6 +69,7 @@ class Built:
     recipe: Recipe
     config: RunConfig
     data: DataSet
+    objective: Objective
     model: nn.Module
     optimizer: torch.optim.Optimizer
     device: torch.device
@@ -141,10 +142,11 @@ def _resumed_config(request: Request, recipe: Recipe, places: Places) -> RunConf
 
 
 def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.device, workers: Workers) -> Built:
-    _check_settings(recipe, config, workers)
+    _check_settings(config, workers)
     set_determinism(device, config.deterministic)
     data = recipe.load_data(config, places)
     recipe = recipe.for_form(Form.of(data)) if recipe.for_form else recipe
+    objective = training_objective(recipe, config, data, device)
     seed_global(config.seed, "init")
     model = recipe.build_model(config).to(device)
     if config.memory_format == "channels_last":
@@ -152,9 +154,8 @@ def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.devi
     if recipe.start:
         recipe.start(config, model, data)
     record = choose_compile(config.compile, device, places.cache_dir, data.train.lengths is not None)
-    return Built(
-        recipe, config, data, model, _optimizer(recipe, config, model, device, record), device, record, workers
-    )
+    optimizer = _optimizer(recipe, config, model, device, record)
+    return Built(recipe, config, data, objective, model, optimizer, device, record, workers)
 
 
 def _optimizer(
@@ -166,12 +167,10 @@ def _optimizer(
     return make_optimizer(parameters, config, lr, record.used == "step" and device.type == "cuda")
 
 
-def _check_settings(recipe: Recipe, config: RunConfig, workers: Workers) -> None:
+def _check_settings(config: RunConfig, workers: Workers) -> None:
     check_optimizer(config)
     if config.optimizer == "lbfgs" and (config.micro_batch_size or config.clip_norm or workers.count > 1):
         raise UsageError("optimizer lbfgs: expected no micro_batch_size, no clip_norm and one worker with it")
-    if config.label_smoothing and recipe.objective.kind is not TaskKind.CLASSIFICATION:
-        raise UsageError(f"setting 'label_smoothing': recipe {recipe.name} does not classify; leave it at 0")
     if config.tensorboard:
         check_tensorboard()
 
@@ -183,6 +182,8 @@ def _announce(built: Built, say: Callable[[str], None]) -> None:
     if preset := built.recipe.presets.get(name, {}):
         values = ", ".join(f"{key} {config.to_flat()[key]}" for key in preset)
         say(f"settings for {name}: {values}")
+    if line := imbalance_line(built.recipe, config, built.data):
+        say(line)
     record = built.compile_record
     count = f", {built.workers.count} workers" if built.workers.count > 1 else ""
     say(f"device {device_title(built.device)}, compile {record.used}, seed {config.seed}{count}")
@@ -215,8 +216,7 @@ def _load_progress(built: Built, folder: Path) -> Progress:
 
 
 def _job(built: Built, say: Callable[[str], None]) -> Job:
-    config, scoring = built.config, built.recipe.objective
-    objective = Classification(config.label_smoothing) if config.label_smoothing else scoring
+    config, objective = built.config, built.objective
     autocast = _autocast(built)
     capture = choose_capture(built.device, built.optimizer, built.data.train.lengths is not None)
     plan = StepPlan(config.micro_batch_size, config.clip_norm, built.workers, capture)
@@ -227,7 +227,7 @@ def _job(built: Built, say: Callable[[str], None]) -> Job:
         stepper=Stepper(built.model, objective, built.optimizer, built.compile_record, autocast, say, plan),
         train=_resident(built.data.train, built.device),
         held_out=built.data.held_out.to(built.device),
-        scoring=scoring,
+        scoring=built.recipe.objective,
         autocast=autocast,
         is_loss_after_epoch=built.recipe.is_loss_after_epoch,
         cure=built.recipe.cure,
@@ -238,7 +238,7 @@ def _check_learned(built: Built, say: Callable[[str], None]) -> None:
     if not built.recipe.is_compared_with_constant:
         return
     train = built.data.train.to(built.device)
-    compared = compare_with_constant(built.model, built.recipe.objective, train, built.config.seed, _autocast(built))
+    compared = compare_with_constant(built.model, built.objective, train, built.config.seed, _autocast(built))
     if compared is None:
         say("the loss cannot be compared with that of a constant prediction: the outputs have another shape")
     elif warning := compared.check():
@@ -274,6 +274,7 @@ def _finish(
     finish = Finish(built.config, built.model.cpu().eval(), built.data, kept)
     measured = built.recipe.measure(finish) if built.recipe.measure else {}
     summary = summarise(built.recipe, finish, built.compile_record, built.device, progress, measured)
+    summary |= class_summary(built.recipe.objective.kind, test_outputs, built.data)
     for line in closing_lines(summary):
         say(line)
     save_weights(writer.path / rundir.WEIGHTS, built.model)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fitserve_contract.class_counts import ClassCounts
 from fitserve_contract.tasks import TaskKind
 from fitserve_training.cross_entropy import cross_entropy
 
@@ -35,44 +36,87 @@ class Objective(Protocol):
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gives the scalar to minimise."""
 
+    def weight(self, targets: Tensor) -> int | Tensor:
+        """Returns how much a batch counts for in a mean over several: its examples, or the sum of their weights."""
+
     def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
         """Gives the batch's addends, float64 of shape (sum_count,)."""
 
     def metrics(self, sums: Sequence[float], example_count: int) -> dict[str, float]:
         """Turns sums over `example_count` examples into `loss` and the task's own metrics."""
 
+    def figures(self, outputs: Tensor, targets: Tensor, /) -> dict[str, float]:
+        """Computes the metrics of a whole split that its sums do not hold."""
+
+
+class _PerExample:
+    """What objectives have in common whose examples count alike, and whose sums hold all."""
+
+    def weight(self, targets: Tensor) -> int:
+        """Counts the examples."""
+        return len(targets)
+
+    def figures(self, *_: Tensor) -> dict[str, float]:
+        """Adds nothing."""
+        return {}
+
 
 class Classification:
     """One of C classes: mean cross-entropy in nats on logits (B, C) against int64 class indices (B,).
 
+    With weights the mean is that of torch.nn.CrossEntropyLoss: divided by the sum of the examples' weights.
+
     Args:
         label_smoothing: Share of each label that is spread over all classes, 0..1.
+        class_weights: float32 (C,) on the device of the run; None weighs all classes alike.
     """
 
     kind = TaskKind.CLASSIFICATION
     is_summed = False
-    sum_count = 2
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+
+    @property
+    def sum_count(self) -> int:
+        """Loss, right answers, and the weight where classes have one."""
+        return 2 if self.class_weights is None else 3
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gives the mean cross-entropy."""
-        if self.label_smoothing:
-            return functional.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
-        return cross_entropy(outputs, targets)
+        if not self.label_smoothing and self.class_weights is None:
+            return cross_entropy(outputs, targets)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs)
+        return functional.cross_entropy(outputs, targets, weights, label_smoothing=self.label_smoothing)
+
+    def weight(self, targets: Tensor) -> int | Tensor:
+        """Counts the examples, or sums their weights, float64."""
+        return len(targets) if self.class_weights is None else self.class_weights[targets].double().sum()
 
     def sums(self, outputs: Tensor, targets: Tensor, loss: Tensor) -> Tensor:
-        """Sums the loss and counts the right answers."""
+        """Sums the loss and counts the right answers; with weights sums these too."""
         correct = (outputs.contiguous().argmax(dim=1) == targets).sum()
-        return torch.stack((loss.double() * len(targets), correct.double()))
+        weight = self.weight(targets)
+        found = (loss.double() * weight, correct.double())
+        return torch.stack((*found, weight) if isinstance(weight, Tensor) else found)
 
     def metrics(self, sums: Sequence[float], example_count: int) -> dict[str, float]:
         """Gives the mean loss and the accuracy, 0..1."""
-        return {"loss": sums[0] / example_count, "accuracy": sums[1] / example_count}
+        return {"loss": sums[0] / (sums[2] if len(sums) > 2 else example_count), "accuracy": sums[1] / example_count}
+
+    def figures(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Gives balanced accuracy and macro F1, 0..1, as scikit-learn does; nothing without examples."""
+        counts = class_counts(outputs, targets)
+        return {"balanced_accuracy": counts.balanced_accuracy, "macro_f1": counts.macro_f1} if len(targets) else {}
 
 
-class Regression:
+def class_counts(outputs: Tensor, targets: Tensor) -> ClassCounts:
+    """Counts by class what logits (N, C) answer against class indices (N,); NaN answers none."""
+    answers = outputs.argmax(dim=1).masked_fill(outputs.isnan().any(dim=1), -1)
+    return ClassCounts.of(targets.cpu().numpy(), answers.cpu().numpy(), outputs.shape[1])
+
+
+class Regression(_PerExample):
     """Real values: squared error of outputs (B, D) against targets (B, D).
 
     Args:
@@ -107,7 +151,7 @@ class Regression:
         return metrics | ({"r2": 1 - squared / variation} if variation > 0 else {})
 
 
-class MultiLabel:
+class MultiLabel(_PerExample):
     """Any of C classes: mean binary cross-entropy in nats on logits (B, C) against bool labels (B, C).
 
     A label is predicted where its probability is at least ½, that is its logit at least 0.

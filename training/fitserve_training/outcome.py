@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from fitserve_contract.tasks import TaskKind
 from fitserve_training.compiling import CompileRecord
 from fitserve_training.config import RunConfig
-from fitserve_training.data.dataset import split_sha256
+from fitserve_training.data.dataset import DataSet, split_sha256
 from fitserve_training.errors import RunStoppedError
 from fitserve_training.fit import Progress
+from fitserve_training.objectives import class_counts
 from fitserve_training.recipe import Band, Finish, Recipe
 from fitserve_training.settings import is_own_mathematics
+
+_MOST_CLASSES = 10
+"""So many classes are named in a line."""
 
 
 def summarise(
@@ -52,6 +60,31 @@ def summarise(
     }
 
 
+def class_summary(kind: TaskKind, outputs: Tensor, data: DataSet) -> dict[str, Any]:
+    """Returns the figures of each class on the held-out examples as `classes`; nothing for other tasks.
+
+    Args:
+        kind: The task.
+        outputs: Logits of the held-out examples, (N, C).
+        data: What they are of.
+    """
+    if kind is not TaskKind.CLASSIFICATION:
+        return {}
+    counts = class_counts(outputs.cpu(), data.held_out.targets.cpu())
+    rows = zip(
+        data.class_names,
+        *(counts.example_counts, counts.predicted_counts, counts.true_positives),
+        *(map(_known, figures) for figures in (counts.recalls, counts.precisions, counts.f1_scores)),
+        strict=True,
+    )
+    keys = ("name", "example_count", "predicted_count", "correct_count", "recall", "precision", "f1")
+    return {"classes": [dict(zip(keys, row, strict=True)) for row in rows]}
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
 def published_bands(recipe: Recipe, config: RunConfig) -> tuple[Band, ...]:
     """Gives the bands that this run is held to: none where its data or its settings are not the published ones."""
     bands = recipe.bands.get(str(config.data["name"]), ())
@@ -79,14 +112,27 @@ def check_required(summary: dict[str, Any]) -> None:
 
 def closing_lines(summary: dict[str, Any]) -> list[str]:
     """Puts a summary into a few lines for people."""
-    told: tuple[str, ...] = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_mae", "test_r2")
-    told += ("test_micro_f1", "test_macro_f1", "test_exact_match")
+    told: tuple[str, ...] = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_balanced_accuracy")
+    told += ("test_mae", "test_r2", "test_micro_f1", "test_macro_f1", "test_exact_match")
     metrics = ", ".join(f"{key.replace('_', ' ')} {summary[key]:.7g}" for key in told if summary.get(key) is not None)
     speed = f", {summary['examples_per_s']:,.0f} examples/s on {summary['device']}" if summary["examples_per_s"] else ""
     lines = [f"{summary['recipe']}: {metrics}{speed}"]
+    lines += _recall_lines(summary.get("classes", []))
     if summary["parameters"]:
         lines.append("parameters: " + ", ".join(f"{k} {v:.6g}" for k, v in summary["parameters"].items()))
     for band in summary["published"]:
         verdict = "inside" if band["is_inside"] else "OUTSIDE"
         lines.append(f"{band['metric']} {band['value']:.7g}: {verdict} {band['low']:.7g} to {band['high']:.7g}")
     return lines
+
+
+def _recall_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names the classes with their recall on the held-out examples; of many those that are found least."""
+    known = [each for each in classes if each["recall"] is not None]
+    if not known:
+        return []
+    what = "recall"
+    if len(known) > _MOST_CLASSES:
+        what = f"lowest recall of {len(known):,} classes"
+        known = sorted(known, key=lambda each: float(each["recall"]))[:_MOST_CLASSES]
+    return [f"{what}: " + ", ".join(f"{each['name']} {each['recall']:.4g}" for each in known)]

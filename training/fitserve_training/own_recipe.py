@@ -199,7 +199,8 @@ class OwnObjective:
     def __init__(self, loss: Callable[[Tensor, Tensor], Tensor], metrics_of: Objective) -> None:
         self._loss, self._of = loss, metrics_of
         self.kind, self.sum_count = metrics_of.kind, metrics_of.sum_count
-        self.sums, self.metrics = metrics_of.sums, metrics_of.metrics
+        self.sums, self.metrics, self.figures = metrics_of.sums, metrics_of.metrics, metrics_of.figures
+        self.weight = metrics_of.weight
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Gives what the user's function gives."""

@@ -43,6 +43,7 @@ def write_report(recipe: Recipe, finish: Finish, outputs: Tensor, folder: Path) 
         section("Published figures", _bands(summary)) if summary["published"] else "",
         section("Curves", f'<div class="pictures">{"".join(_pictures(folder))}</div>'),
         section(*_scores(answers, finish.data)),
+        section("Classes", _classes(summary["classes"])) if summary.get("classes") else "",
         section("Worst held-out examples", _worst(answers, finish.data)),
         '<div class="columns"><div>',
         section("Settings", pairs(finish.config.to_flat())),
@@ -123,15 +124,16 @@ def _pictures(folder: Path) -> Iterator[str]:
 
 def _scores(answers: Answers, data: DataSet) -> tuple[str, str]:
     if answers.kind is TaskKind.CLASSIFICATION:
-        return "Confusion matrix", _confusion(answers.confusion(), data.class_names)
+        return "Confusion matrix", _confusion(answers, data.class_names)
     if answers.kind is TaskKind.MULTI_LABEL:
         return "Labels", _per_label(answers.per_label(), data.class_names)
     return "", ""
 
 
-def _confusion(counts: list[list[int]], names: tuple[str, ...]) -> str:
-    if len(counts) > _LARGEST_CONFUSION:
-        return f"<p>{len(counts)} classes: too many to show.</p>"
+def _confusion(answers: Answers, names: tuple[str, ...]) -> str:
+    if len(names) > _LARGEST_CONFUSION:
+        return f"<p>{len(names)} classes: too many to show.</p>"
+    counts = answers.confusion()
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     rows = []
     for true, row in enumerate(counts):
@@ -144,6 +146,21 @@ def _confusion(counts: list[list[int]], names: tuple[str, ...]) -> str:
     what = "<p>Rows: true class. Columns: predicted class. Held-out examples.</p>"
     grid = f"<thead><tr><th></th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
     return f'{what}<div class="scroll"><table class="confusion">{grid}</table></div>'
+
+
+def _classes(classes: list[dict[str, Any]]) -> str:
+    """Shows the figures of each class; of many those with the lowest recall."""
+    shown = classes
+    if len(classes) > _LARGEST_CONFUSION:
+        known = [each for each in classes if each["recall"] is not None]
+        shown = sorted(known, key=lambda each: float(each["recall"]))[:_LARGEST_CONFUSION]
+    keys = ("example_count", "predicted_count", "recall", "precision", "f1")
+    rows = ((each["name"], *("–" if each[key] is None else each[key] for key in keys)) for each in shown)
+    hidden = len(classes) - len(shown)
+    note = (
+        f"<p>{hidden} more classes, of higher recall or without examples: summary.json has all.</p>" if hidden else ""
+    )
+    return table(("class", "true", "predicted", "recall", "precision", "F1"), rows) + note
 
 
 def _per_label(counts: list[tuple[int, int, int]], names: tuple[str, ...]) -> str:

@@ -46,13 +46,13 @@ class StepPlan:
 def make_gradient(forward: Callable[..., Tensor], objective: Objective, autocast: torch.autocast) -> Gradient:
     """Makes the function that adds a batch's gradients and sums: forward, loss, backward; nothing is read back."""
 
-    def gradient(batch: Batch, sums: Tensor, share: float) -> Tensor:
+    def gradient(batch: Batch, sums: Tensor, share: float | Tensor) -> Tensor:
         with autocast:
             outputs = forward(*batch.inputs)
         if outputs.dtype == torch.bfloat16:
             outputs = outputs.float()
         loss = objective.loss(outputs, batch.targets)
-        (loss if share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
+        (loss if isinstance(share, float) and share == 1 else loss * share).backward()  # type: ignore[no-untyped-call]
         sums.add_(objective.sums(outputs.detach(), batch.targets, loss.detach()))
         return loss.detach()
 
@@ -106,15 +106,21 @@ class Stepper:
         batch, share = self._own_part(split, indices)
         self(batch, self.sums, share)
 
-    def _own_part(self, split: Split, indices: Tensor | None) -> tuple[Batch, float]:
+    def _own_part(self, split: Split, indices: Tensor | None) -> tuple[Batch, float | Tensor]:
         if self.plan.workers.count == 1:
             return (split.whole() if indices is None else split.take(indices)), 1.0
         if indices is None:
             indices = torch.arange(len(split), device=split.targets.device)
         own = self.plan.workers.part(indices)
-        return split.take(own), len(own) / len(indices)
+        return split.take(own), self._share(split.targets[own], split.targets[indices])
 
-    def __call__(self, batch: Batch, sums: Tensor, share: float = 1.0) -> None:
+    def _share(self, part: Tensor, whole: Tensor) -> float | Tensor:
+        """Returns the share of some targets in the mean over all of them."""
+        if len(part) == len(whole):
+            return 1.0
+        return self._objective.weight(part) / self._objective.weight(whole)
+
+    def __call__(self, batch: Batch, sums: Tensor, share: float | Tensor = 1.0) -> None:
         """Trains on one batch.
 
         Args:
@@ -126,7 +132,7 @@ class Stepper:
             self._search(batch, sums)
             return
         for piece in self._pieces(batch):
-            weight = 1.0 if self._objective.is_summed else share * len(piece.targets) / len(batch.targets)
+            weight = 1.0 if self._objective.is_summed else share * self._share(piece.targets, batch.targets)
             self._add_gradient(piece, sums, weight)
         if self._is_update_apart(batch):
             self._update()
@@ -139,7 +145,7 @@ class Stepper:
         for start in range(0, count, size or 1):
             yield Batch(tuple(x[start : start + size] for x in batch.inputs), batch.targets[start : start + size])
 
-    def _add_gradient(self, batch: Batch, sums: Tensor, share: float) -> None:
+    def _add_gradient(self, batch: Batch, sums: Tensor, share: float | Tensor) -> None:
         self.full_size = self.full_size or len(batch.targets)
         if len(batch.targets) != self.full_size:
             self._eager(batch, sums, share)
@@ -181,14 +187,14 @@ class Stepper:
         if self.record.used != "step":
             return gradient
 
-        def step(batch: Batch, sums: Tensor, share: float) -> Tensor:
+        def step(batch: Batch, sums: Tensor, share: float | Tensor) -> Tensor:
             loss = gradient(batch, sums, share)
             self._update()
             return loss
 
         return compile_step(step)
 
-    def _warm_up(self, batch: Batch, sums: Tensor, share: float) -> None:
+    def _warm_up(self, batch: Batch, sums: Tensor, share: float | Tensor) -> None:
         started, sums_before = now(sums.device), sums.clone()
         try:
             with quiet_compilation(), side_stream(sums.device):

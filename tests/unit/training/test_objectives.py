@@ -80,6 +80,8 @@ def test_metrics_agree_with_what_evaluate_will_say() -> None:
     assert isinstance(classes, ClassificationSums)
     assert isinstance(reals, RegressionSums)
     trained = evaluate(Passthrough(), Classification(), Split((outputs,), targets)).metrics
-    assert trained == pytest.approx({"loss": classes.mean_loss, "accuracy": classes.accuracy}, rel=1e-6)
+    assert classes.per_class is not None
+    balanced = {"balanced_accuracy": classes.per_class.balanced_accuracy, "macro_f1": classes.per_class.macro_f1}
+    assert trained == pytest.approx({"loss": classes.mean_loss, "accuracy": classes.accuracy, **balanced}, rel=1e-6)
     fitted = evaluate(Passthrough(), Regression(), Split((values,), truth)).metrics
     assert fitted == pytest.approx({"loss": reals.mse, "mae": reals.mae, "r2": reals.r_squared}, rel=1e-6)

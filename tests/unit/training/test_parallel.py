@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fitserve_training.config import Values
 from fitserve_training.errors import UsageError
 from fitserve_training.launch import Request, train
 from fitserve_training.parallel import Workers, joined_workers
 
-SETTINGS = {"data.name": "digits", "epochs": 3, "batch_size": 85, "momentum": 0.9, "checkpoint_every_s": 0}
+SETTINGS: Values = {"data.name": "digits", "epochs": 3, "batch_size": 85, "momentum": 0.9, "checkpoint_every_s": 0}
 
 
 @given(st.integers(0, 40), st.integers(1, 6))
@@ -27,10 +28,12 @@ def test_parts_are_the_batch(count: int, workers: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def test_two_processes_give_the_curve_of_one(tmp_path: Path) -> None:
-    alone = train(Request("softmax", tmp_path / "alone", changes=SETTINGS), lambda _line: None)
+@pytest.mark.parametrize("weighted", [{}, {"class_weights": "balanced", "micro_batch_size": 16}])
+def test_two_processes_give_the_curve_of_one(tmp_path: Path, weighted: Values) -> None:
+    settings = SETTINGS | weighted
+    alone = train(Request("softmax", tmp_path / "alone", changes=settings), lambda _line: None)
 
-    changes = [f"--set={key}={value}" for key, value in SETTINGS.items()]
+    changes = [f"--set={key}={value}" for key, value in settings.items()]
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
