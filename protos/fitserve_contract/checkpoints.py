@@ -23,6 +23,10 @@ _FOREIGN_WEIGHTS: Final = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.p
 _MERGE: Final = "merge it first: model.merge_and_unload().save_pretrained(...)"
 
 
+_UNLIMITED: Final = 1_000_000
+"""transformers writes 1e30 for a tokenizer without a limit."""
+
+
 class CheckpointError(Exception):
     """A checkpoint cannot be used as it stands; the message names what was expected, what was found, and the cure."""
 
@@ -133,6 +137,24 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise CheckpointError(f"'{path}': expected a JSON object, got {type(document).__name__}")
     return document
+
+
+def max_token_count(checkpoint: Checkpoint) -> int:
+    """Returns the largest number of tokens that the model takes; 0 where no file tells."""
+    path = checkpoint.find_file("tokenizer_config.json")
+    known = [sentence_config(checkpoint).get("max_seq_length"), read_json(path).get("model_max_length") if path else 0]
+    positions = checkpoint.config.get("max_position_embeddings")
+    pad = checkpoint.config.get("pad_token_id")
+    if isinstance(positions, int) and isinstance(pad, int) and "roberta" in str(checkpoint.config["model_type"]):
+        positions -= pad + 1  # its positions begin behind the padding's
+    found = [int(one) for one in (*known, positions) if isinstance(one, int | float) and 0 < one < _UNLIMITED]
+    return min(found, default=0)
+
+
+def sentence_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns what sentence-transformers says of the transformer; empty where it says nothing."""
+    path = checkpoint.find_file("sentence_bert_config.json")
+    return read_json(path) if path else {}
 
 
 def read_preprocessing(checkpoint: Checkpoint) -> tuple[bytes, dict[str, Any]]:

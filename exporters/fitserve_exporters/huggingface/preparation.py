@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fitserve_contract.checkpoints import TOKENIZER_FILE, Checkpoint, read_json
+from fitserve_contract.checkpoints import TOKENIZER_FILE, Checkpoint, max_token_count, read_json, sentence_config
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.texts import sentence
 
@@ -12,9 +12,6 @@ PROMPTS_FILE: Final = "config_sentence_transformers.json"
 
 _VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _WRITE: Final = "write it with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-
-_UNLIMITED: Final = 1_000_000
-"""transformers writes 1e30 for a tokenizer without a limit."""
 
 
 def tokenizer_json(checkpoint: Checkpoint) -> bytes:
@@ -34,13 +31,13 @@ def tokenizer_json(checkpoint: Checkpoint) -> bytes:
     except Exception as error:  # the library raises nothing narrower
         raise ExportError(f"'{path or checkpoint.folder}': expected a tokenizer, got {sentence(error)}") from error
     _check_ids(checkpoint, tokenizer)
-    length = max_length(checkpoint)
+    length = max_token_count(checkpoint)
     if length and (tokenizer.truncation is None or tokenizer.truncation["max_length"] > length):
         tokenizer.enable_truncation(length)
     pad = checkpoint.config.get("pad_token_id")
     if tokenizer.padding is None and isinstance(pad, int) and tokenizer.id_to_token(pad) is not None:
         tokenizer.enable_padding(pad_id=pad, pad_token=tokenizer.id_to_token(pad))
-    if _sentence_config(checkpoint).get("do_lower_case"):
+    if sentence_config(checkpoint).get("do_lower_case"):
         parts = [Lowercase(), *([tokenizer.normalizer] if tokenizer.normalizer is not None else [])]
         tokenizer.normalizer = Sequence(parts)
     return str(tokenizer.to_str()).encode()
@@ -54,23 +51,6 @@ def _check_ids(checkpoint: Checkpoint, tokenizer: Any) -> None:
             f"checkpoint '{checkpoint.folder}': expected token ids below the vocab_size of the model, {count}, got "
             f"{most} in its tokenizer; is it the tokenizer of another model?"
         )
-
-
-def max_length(checkpoint: Checkpoint) -> int:
-    """Returns the largest number of tokens that the model takes; 0 where no file tells."""
-    path = checkpoint.find_file("tokenizer_config.json")
-    known = [_sentence_config(checkpoint).get("max_seq_length"), read_json(path).get("model_max_length") if path else 0]
-    positions = checkpoint.config.get("max_position_embeddings")
-    pad = checkpoint.config.get("pad_token_id")
-    if isinstance(positions, int) and isinstance(pad, int) and "roberta" in str(checkpoint.config["model_type"]):
-        positions -= pad + 1  # its positions begin behind the padding's
-    found = [int(one) for one in (*known, positions) if isinstance(one, int | float) and 0 < one < _UNLIMITED]
-    return min(found, default=0)
-
-
-def _sentence_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    path = checkpoint.find_file("sentence_bert_config.json")
-    return read_json(path) if path else {}
 
 
 def _converted(checkpoint: Checkpoint) -> Any:

@@ -18,6 +18,7 @@ from fitserve_contract.checkpoints import (
     Checkpoint,
     CheckpointError,
     image_size,
+    max_token_count,
     open_checkpoint,
     read_preprocessing,
 )
@@ -25,7 +26,7 @@ from fitserve_exporters.candidate.candidate import Array
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.huggingface.checkpoint import find_folder
 from fitserve_exporters.huggingface.loading import CheckpointTask, Loaded, load, task_of
-from fitserve_exporters.huggingface.preparation import PROMPTS_FILE, max_length, tokenizer_json
+from fitserve_exporters.huggingface.preparation import PROMPTS_FILE, tokenizer_json
 from fitserve_exporters.huggingface.sentence_modules import read_sentence_modules
 from fitserve_exporters.module_export import export
 from fitserve_exporters.publishing.published_version import PublishedVersion
@@ -113,7 +114,7 @@ def _text_parts(
     prompts = checkpoint.folder / PROMPTS_FILE
     if prompts.is_file():
         files[PROMPTS_FILE] = prompts.read_bytes()
-    length = max_length(checkpoint)
+    length = max_token_count(checkpoint)
     tokens = min(_TOKENS, length) if length else _TOKENS
     return files, {"max_length": length or None}, _texts(loaded, tokens, generator)
 

@@ -161,7 +161,7 @@ def test_a_hub_id_is_taken_from_the_hubs_cache_without_a_network(tmp_path: Path)
     cache = tmp_path / "home" / "hub"
     assert missing.returncode == 2
     assert missing.stderr == (
-        f"fitserve-train: model.weights team/other-bert: no directory here, its tokenizer is not in the hub's cache "
+        f"fitserve-train: model.weights team/other-bert: no directory here, its checkpoint is not in the hub's cache "
         f"{cache}, and the hub did not give it: HF_HUB_OFFLINE is set\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "run"]
@@ -174,7 +174,7 @@ def test_a_path_without_a_checkpoint_is_no_hub_id(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("no directory")
 
-    with pytest.raises(UsageError, match=r"expected a BERT checkpoint's directory or a hub id \(OWNER/NAME\)"):
+    with pytest.raises(UsageError, match=r"expected a checkpoint's directory or a hub id \(OWNER/NAME\)"):
         trained(tmp_path / "run", model__weights=weights)
 
 
@@ -206,7 +206,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     other = small_checkpoint(tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    with pytest.raises(UsageError, match="expected a BERT, got model type gpt2"):
+    with pytest.raises(UsageError, match="expected an encoder of texts with an attention mask, .* got model type gpt2"):
         trained(tmp_path / "run", model__weights=str(other))
     assert not (tmp_path / "run.unfinished").exists()
 

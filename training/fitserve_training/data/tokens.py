@@ -6,12 +6,12 @@ Shapes: N sentences, S tokens of the longest.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from fitserve_contract.checkpoints import Checkpoint, max_token_count
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.pretrained import told
 from fitserve_training.data.sentences import Corpus, Sentences
@@ -21,23 +21,51 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 FILE = "tokenizer.json"
+_PADDING = ("[PAD]", "<pad>")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _MISSING = "reading text needs tokenizers and transformers: pip install 'fitserve[bert]'"
 
 
-def checkpoint_tokenizer(weights: str, max_length: int) -> Tokenizer:
-    """Loads the tokenizer of a checkpoint, a directory or a hub id, cutting at `max_length` tokens.
+def checkpoint_tokenizer(weights: str, checkpoint: Checkpoint, max_length: int) -> Tokenizer:
+    """Loads the tokenizer of a checkpoint, cutting at `max_length` tokens.
+
+    Args:
+        weights: The setting `model.weights`.
+        checkpoint: Checked.
+        max_length: Of a text, with the tokens around it.
 
     Raises:
-        UsageError: there is none, or it has no token for padding.
+        UsageError: there is none, it has no token for padding, more tokens than the model, or longer texts.
     """
+    folder, longest = checkpoint.model_folder, max_token_count(checkpoint)
+    if 0 < longest < max_length:
+        raise UsageError(
+            f"setting 'data.max_length': expected at most the {longest} tokens that {weights} takes, got {max_length}"
+        )
     with told(weights, "tokenizer"):
         from tokenizers import Tokenizer
         from transformers import AutoTokenizer
 
-        if (Path(weights) / FILE).is_file():
-            return _prepared(Tokenizer.from_file(str(Path(weights) / FILE)), max_length, weights)
-        return _prepared(AutoTokenizer.from_pretrained(weights).backend_tokenizer, max_length, weights)
+        if (folder / FILE).is_file():
+            tokenizer = Tokenizer.from_file(str(folder / FILE))
+        else:
+            read: Any = AutoTokenizer.from_pretrained
+            fast = read(str(folder), local_files_only=True, trust_remote_code=False)
+            tokenizer = fast.backend_tokenizer
+    count, most = checkpoint.config.get("vocab_size"), max(tokenizer.get_vocab().values(), default=0)
+    if isinstance(count, int) and most >= count:
+        raise UsageError(
+            f"model.weights {weights}: expected token ids below the vocab_size of the model, {count}, got {most} in "
+            "its tokenizer; is it the tokenizer of another model?"
+        )
+    return _prepared(tokenizer, max_length, weights, checkpoint.config.get("pad_token_id"))
+
+
+def read_tokenizer(content: bytes) -> Tokenizer:
+    """Reads the tokenizer of a run, which cuts and pads as it did in training."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_buffer(content)
 
 
 def own_tokenizer(texts: Sequence[str], vocabulary_size: int, max_length: int) -> Tokenizer:
@@ -67,18 +95,25 @@ def _pieces(words: Counter[str], size: int) -> list[str]:
     return list(dict.fromkeys(every))[: max(size, len(_SPECIAL))]
 
 
-def _prepared(tokenizer: Tokenizer, max_length: int, origin: str) -> Tokenizer:
+def _prepared(tokenizer: Tokenizer, max_length: int, origin: str, pad_id: Any = None) -> Tokenizer:
     """Sets truncation and padding, which travel in tokenizer.json: whoever loads it encodes as training did."""
-    pad_id = tokenizer.token_to_id("[PAD]")
-    if pad_id is None:
-        raise UsageError(f"model.weights {origin}: expected a BERT tokenizer with the token [PAD], found none")
+    named = tokenizer.id_to_token(pad_id) if isinstance(pad_id, int) and pad_id >= 0 else None
+    token = next((name for name in (*_PADDING, named) if name and tokenizer.token_to_id(name) is not None), None)
+    if token is None:
+        raise UsageError(f"model.weights {origin}: expected a tokenizer with a token for padding, found none")
     tokenizer.enable_truncation(max_length=max_length)
-    tokenizer.enable_padding(pad_id=pad_id, pad_token="[PAD]")
+    tokenizer.enable_padding(pad_id=tokenizer.token_to_id(token), pad_token=token)
     return tokenizer
 
 
-def tokenized(corpus: Corpus, tokenizer: Tokenizer, bert_config: bytes) -> DataSet:
-    """Encodes a corpus: inputs are token ids and attention mask, int64 (N, S) each; targets are its labels."""
+def tokenized(corpus: Corpus, tokenizer: Tokenizer, files: Mapping[str, bytes]) -> DataSet:
+    """Encodes a corpus: inputs are token ids and attention mask, int64 (N, S) each; targets are its labels.
+
+    Args:
+        corpus: Texts and labels.
+        tokenizer: Travels with the model.
+        files: What else does.
+    """
     return DataSet(
         name=corpus.name,
         source=corpus.source,
@@ -87,7 +122,7 @@ def tokenized(corpus: Corpus, tokenizer: Tokenizer, bert_config: bytes) -> DataS
         class_names=corpus.class_names,
         checksums=corpus.checksums,
         note=corpus.note,
-        files={FILE: tokenizer.to_str().encode(), "bert_config.json": bert_config},
+        files={FILE: tokenizer.to_str().encode(), **files},
     )
 
 

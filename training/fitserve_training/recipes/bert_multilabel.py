@@ -1,4 +1,4 @@
-"""BERT with a linear layer over its pooler, for any of C labels, or one of them.
+"""BERT with a linear layer over its pooler, or another pretrained encoder with a new head, for any of C labels or one.
 
 Logits in training; served are probabilities of any of C, and logits of one of C.
 
@@ -19,14 +19,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from fitserve_contract.checkpoints import Checkpoint
 from fitserve_training.config import RunConfig, Scalar
 from fitserve_training.data import sentences
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.own.texts import load_texts
 from fitserve_training.data.places import Places
-from fitserve_training.data.pretrained import check_weights, told
+from fitserve_training.data.pretrained import open_weights, told
 from fitserve_training.data.sentences import Corpus
-from fitserve_training.data.tokens import checkpoint_tokenizer, own_tokenizer, tokenized
+from fitserve_training.data.tokens import FILE as TOKENIZER_FILE
+from fitserve_training.data.tokens import checkpoint_tokenizer, own_tokenizer, read_tokenizer, tokenized
+from fitserve_training.encoders.text_classifier import (
+    TextClassifier,
+    TextEncoder,
+    load_text_encoder,
+    open_text_encoder,
+)
 from fitserve_training.errors import UsageError
 from fitserve_training.form import Form
 from fitserve_training.objectives import Classification, MultiLabel
@@ -35,6 +43,7 @@ from fitserve_training.recipe import Recipe, ServedInput
 if TYPE_CHECKING:
     from transformers import BertConfig
 
+_BERT_FILE, _ENCODER_FILE = "bert_config.json", "encoder.json"
 _MAX_POSITIONS = 512
 _WITH_WEIGHTS: dict[str, Scalar] = {"threads": 0, "lr": 5e-5, "batch_size": 16, "epochs": 10}
 """The published fine-tuning: BERT-base reached macro-F1 0.503 with it."""
@@ -91,8 +100,13 @@ def preset_for(data_name: str, values: Mapping[str, Scalar]) -> str:
     return "pretrained" if values.get("model.weights") else data_name
 
 
-def load_data(config: RunConfig, places: Places) -> DataSet:
+def load_data(config: RunConfig, places: Places, form: Form | None = None) -> DataSet:
     """Loads and encodes the sentences that `data.name` says.
+
+    Args:
+        config: Of the run.
+        places: Where named data may be.
+        form: Of a run that is there already, which needs its checkpoint no more.
 
     Raises:
         UsageError: data or checkpoint cannot be read, or a setting is out of range.
@@ -101,17 +115,25 @@ def load_data(config: RunConfig, places: Places) -> DataSet:
     max_length = int(config.data["max_length"])
     if not 3 <= max_length <= _MAX_POSITIONS:
         raise UsageError(f"setting 'data.max_length': expected 3 to {_MAX_POSITIONS}, got {max_length}")
-    corpus = _corpus(config, places)
+    if form:
+        files = {name: content for name, content in form.files.items() if name != TOKENIZER_FILE}
+        return tokenized(_corpus(config, places), read_tokenizer(form.files[TOKENIZER_FILE]), files)
     if weights:
-        check_weights(weights)
-        tokenizer, network = checkpoint_tokenizer(weights, max_length), _checkpoint_config(weights)
-    else:
-        tokenizer = own_tokenizer(corpus.train.texts, int(config.model["vocabulary_size"]), max_length)
-        network = _small_config(config, tokenizer.get_vocab_size())
-        size = f"{network['num_hidden_layers']} layers of hidden size {network['hidden_size']}"
-        note = f"no model.weights given: a small BERT from scratch, {size}, which is not a pretrained one"
-        corpus = replace(corpus, note="; ".join(part for part in (note, corpus.note) if part))
-    return tokenized(corpus, tokenizer, json.dumps(network, indent=2, sort_keys=True).encode())
+        checkpoint = open_weights(weights)
+        files = _checkpoint_files(weights, checkpoint)
+        tokenizer = checkpoint_tokenizer(weights, checkpoint, max_length)
+        return tokenized(_corpus(config, places), tokenizer, files)
+    corpus = _corpus(config, places)
+    tokenizer = own_tokenizer(corpus.train.texts, int(config.model["vocabulary_size"]), max_length)
+    network = _small_config(config, tokenizer.get_vocab_size())
+    size = f"{network['num_hidden_layers']} layers of hidden size {network['hidden_size']}"
+    note = f"no model.weights given: a small BERT from scratch, {size}, which is not a pretrained one"
+    corpus = replace(corpus, note="; ".join(part for part in (note, corpus.note) if part))
+    return tokenized(corpus, tokenizer, {_BERT_FILE: _json(network)})
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=2, sort_keys=True).encode()
 
 
 def _corpus(config: RunConfig, places: Places) -> Corpus:
@@ -138,35 +160,46 @@ def _small_config(config: RunConfig, vocabulary_size: int) -> dict[str, Any]:
     }
 
 
-def _checkpoint_config(weights: str) -> dict[str, Any]:
+def _checkpoint_files(weights: str, checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Describes the network in the file that the run is opened with; BERT has one of its own."""
+    if checkpoint.config["model_type"] != "bert":
+        return {_ENCODER_FILE: open_text_encoder(weights, checkpoint).to_bytes()}
     with told(weights, "config.json"):
-        from transformers import AutoConfig
+        from transformers import BertConfig
 
-        network: dict[str, Any] = AutoConfig.from_pretrained(weights).to_diff_dict()
-    if network.get("model_type") != "bert":
-        raise UsageError(f"model.weights {weights}: expected a BERT, got model type {network.get('model_type')}")
-    return network
+        read: Any = BertConfig.from_pretrained
+        return {_BERT_FILE: _json(read(str(checkpoint.model_folder)).to_diff_dict())}
 
 
 def build_model(config: RunConfig, form: Form) -> nn.Module:
-    """Builds the network that the run's bert_config.json describes."""
+    """Builds the network that the run's bert_config.json or encoder.json describes."""
+    label_count, is_frozen = len(form.class_names), bool(config.model["frozen"])
+    if _ENCODER_FILE in form.files:
+        with told(str(config.model["weights"]), "network"):
+            return TextEncoder.from_bytes(form.files[_ENCODER_FILE]).build(label_count, is_frozen)
     from transformers import BertConfig
 
-    network = BertConfig.from_dict(json.loads(form.files["bert_config.json"]))
-    return BertMultiLabel(network, len(form.class_names), bool(config.model["frozen"]))
+    network = BertConfig.from_dict(json.loads(form.files[_BERT_FILE]))
+    return BertMultiLabel(network, label_count, is_frozen)
 
 
-def start(config: RunConfig, model: nn.Module, _data: DataSet) -> None:
+def start(config: RunConfig, model: nn.Module, data: DataSet) -> None:
     """Puts the checkpoint's weights into the encoder, where there is one."""
     weights = str(config.model["weights"])
     if not weights:
+        return
+    checkpoint = open_weights(weights)
+    if isinstance(model, TextClassifier):
+        load_text_encoder(weights, checkpoint, model, TextEncoder.from_bytes(data.files[_ENCODER_FILE]).heads)
         return
     assert isinstance(model, BertMultiLabel)
     with told(weights, "weights"):
         from transformers import BertModel
 
         read: Any = BertModel.from_pretrained
-        pretrained, found = read(weights, output_loading_info=True)
+        pretrained, found = read(
+            str(checkpoint.model_folder), output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
     _check_complete(weights, sorted(found["missing_keys"]))
     model.encoder.load_state_dict(pretrained.state_dict())
 
@@ -179,8 +212,8 @@ def _check_complete(weights: str, missing: Sequence[str]) -> None:
         print(f"model.weights {weights}: has no pooler, which starts from random weights", file=sys.stderr, flush=True)
 
 
-def rate_factors(config: RunConfig) -> dict[str, float]:
-    """Gives the multiple of the learning rate that the layer over the pooler learns with.
+def rate_factors(config: RunConfig, heads: tuple[str, ...] = ("linear.",)) -> dict[str, float]:
+    """Gives the multiple of the learning rate that the layer over the pooler, or another encoder's head, learns with.
 
     Raises:
         UsageError: it is not above 0.
@@ -188,12 +221,15 @@ def rate_factors(config: RunConfig) -> dict[str, float]:
     factor = float(config.model["head_lr_factor"])
     if not 0 < factor < float("inf"):
         raise UsageError(f"setting 'model.head_lr_factor': expected a number above 0, got {factor:g}")
-    return {"linear.": factor}
+    return dict.fromkeys(heads, factor)
 
 
 def for_form(form: Form) -> Recipe:
     """Fits the recipe to the tokenizer, the network, the number of labels, and whether a text has one or any."""
-    recipe = replace(RECIPE, build_model=partial(build_model, form=form))
+    recipe = replace(RECIPE, build_model=partial(build_model, form=form), load_data=partial(load_data, form=form))
+    if _ENCODER_FILE in form.files:
+        heads = TextEncoder.from_bytes(form.files[_ENCODER_FILE]).heads
+        recipe = replace(recipe, rate_factors=partial(rate_factors, heads=tuple(f"network.{head}." for head in heads)))
     if form.target_shape:
         return replace(recipe, objective=MultiLabel(len(form.class_names)), served=Probabilities)
     return replace(recipe, objective=Classification(), output_name="logits")
