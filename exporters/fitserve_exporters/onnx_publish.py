@@ -86,8 +86,9 @@ def publish_onnx(
     Args:
         file: ONNX from skl2onnx, tf2onnx, onnxmltools or anything else: its path, or its bytes. External data has to
             lie beside it and is taken into the version's file.
-        reference: Takes one array (B, ...) per input by position, in the file's datatypes, and returns an array, a
-            tuple in the order of the outputs, or a mapping by their names. An axis of 1 at the end may be missing.
+        reference: Takes one array (B, ...) per input by position, in the file's datatypes and texts as `str` objects;
+            returns an array, a tuple in the order of the outputs, or a mapping by their names. An axis of 1 at the end
+            may be missing.
         examples: Inputs, each (B, ...): an array, a sequence or a mapping by input name. Real numbers are rounded to
             the file's datatypes.
         repository: Model repository; made where it is not there.
@@ -170,17 +171,17 @@ def _candidate(
     declared = [tensor_spec(value) for value in values]
     calling = Calling(tuple(spec.name for spec in declared), (None,) * len(declared))
     dtypes = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type) for value in values}
-    arrays = _typed(arrays_of(data[0], calling, "examples"), dtypes, "examples")
+    arrays = _typed(arrays_of(data[0], calling, "examples", takes_texts=True), dtypes, "examples")
     shapes = {spec.name: _shape(spec, arrays[spec.name], declared[0], free_axes) for spec in declared}
     graph = ExportedGraph(name_axes(model, shapes), sizes_of(shapes, arrays))
     specs = output_specs_of(model)
     module = NumpyReference(*callables, specs, [dtypes[name] for name in calling.names])
     held_out = _held_out(data[1], calling, (arrays, dtypes), module, settings["seed"])
-    sample = dict(zip((s.name for s in specs), module(*map(torch.from_numpy, arrays.values())), strict=True))
+    sample = dict(zip((s.name for s in specs), module(*arrays.values()), strict=True))
     answers = {name: tensor.numpy() for name, tensor in sample.items()}
     candidate = Candidate(
         module=module,
-        inputs=tuple(InputSpec(n, torch.from_numpy(arrays[n][:0]).dtype, shapes[n]) for n in calling.names),
+        inputs=tuple(InputSpec(n, _torch_dtype(arrays[n]), shapes[n]) for n in calling.names),
         output_names=tuple(answers),
         held_out=held_out,
         task=_task(*meaning, answers, held_out),
@@ -196,6 +197,12 @@ def _typed(arrays: Arrays, dtypes: Mapping[str, np.dtype[Any]], what: str) -> Ar
     for name, array in arrays.items():
         dtype = dtypes[name]
         if not np.can_cast(array.dtype, dtype, "same_kind") or (dtype.kind == "f") != (array.dtype.kind == "f"):
+        if "O" in (dtype.kind, array.dtype.kind):
+            if dtype.kind != array.dtype.kind:
+                kinds = [("texts" if each.kind == "O" else str(each)) for each in (dtype, array.dtype)]
+                raise ExportError(f"{what}, input '{name}': expected {kinds[0]} as in the file, got {kinds[1]}")
+            typed[name] = array
+            continue
             raise ExportError(f"{what}, input '{name}': expected {dtype} as in the file, got {array.dtype}")
         with np.errstate(over="ignore"):
             typed[name] = np.ascontiguousarray(array.astype(dtype))
@@ -205,6 +212,10 @@ def _typed(arrays: Arrays, dtypes: Mapping[str, np.dtype[Any]], what: str) -> Ar
 
 
 def _shape(spec: TensorSpec, array: Array, first: TensorSpec, free_axes: FreeAxes | None) -> tuple[int | str, ...]:
+def _torch_dtype(array: Array) -> torch.dtype | None:
+    return None if array.dtype.kind == "O" else torch.from_numpy(array[:0]).dtype
+
+
     """Finds the shape that is published: named where it stays free, else the size of the examples."""
     assert spec.shape is not None
     assert first.shape is not None
@@ -239,12 +250,12 @@ def _held_out(
     arrays, dtypes = typed
     if held_out is not None:
         inputs, labels = check_held_out(held_out)
-        rows = _typed(arrays_of(inputs, calling, "held_out"), dtypes, "held_out")
+        rows = _typed(arrays_of(inputs, calling, "held_out", takes_texts=True), dtypes, "held_out")
         return HeldOut(rows, labels, "given to publish_onnx()")
     generator = np.random.default_rng(seed)
     drawn = {name: np.concatenate([array, _drawn(array, generator)]) for name, array in arrays.items()}
     try:
-        module(*map(torch.from_numpy, drawn.values()))
+        module(*drawn.values())
     except ExportError:  # columns that belong together, as of one-hot codes
         return HeldOut(arrays, None, "the examples: no held-out set was given, and the reference takes no drawn inputs")
     return HeldOut(drawn, None, "the examples, and rows drawn from their columns: no held-out set was given")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from fitserve_exporters.candidate.candidate import Arrays
+from fitserve_exporters.candidate.candidate import Arrays, Candidate, Front
 from fitserve_exporters.candidate.module_copy import on_cpu
 from fitserve_exporters.candidate.numpy_reference import NumpyReference
 from fitserve_exporters.errors import ExportError
@@ -31,11 +31,19 @@ class TorchReference:
         module: Is copied.
         input_names: Inputs in the order of its forward.
         output_names: One per output.
+        front: What turns the inputs that are given into the module's; None where they are the same.
     """
 
-    def __init__(self, module: nn.Module, input_names: tuple[str, ...], output_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        input_names: tuple[str, ...],
+        output_names: tuple[str, ...],
+        front: Front | None = None,
+    ) -> None:
         self._input_names = input_names
         self._output_names = output_names
+        self._front = front
         self._fp32 = on_cpu(module)
         self._fp64 = on_cpu(self._fp32).double()
         self.fp64_gap = ""
@@ -47,7 +55,7 @@ class TorchReference:
         Raises:
             ExportError: forward fails, or its outputs are not one tensor or a flat sequence of tensors, one per name.
         """
-        return self._answers(self._fp32, [torch.from_numpy(inputs[name]).clone() for name in self._input_names])
+        return self._answers(self._fp32, self._given(inputs))
 
     def fp64(self, inputs: Arrays) -> Arrays:
         """Gives every output, with weights and real inputs in float64, by name.
@@ -56,10 +64,9 @@ class TorchReference:
         says so. A callable in a module's place has answers of its own.
         """
         if isinstance(self._fp64, NumpyReference):
-            answers, self.fp64_gap = self._fp64.in_float64([inputs[name] for name in self._input_names])
+            answers, self.fp64_gap = self._fp64.in_float64(self._given(inputs))
             return answers
-        tensors = [torch.from_numpy(inputs[name]).clone() for name in self._input_names]
-        widened = [tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors]
+        widened = [tensor.double() if tensor.is_floating_point() else tensor for tensor in self._given(inputs)]
         try:
             with _default_dtype(torch.float64), _InFloat64():
                 answers = self._answers(self._fp64, widened)
@@ -70,7 +77,15 @@ class TorchReference:
             answers = self.fp32(inputs)
         return {name: array.astype(np.float64) for name, array in answers.items()}
 
-    def _answers(self, module: nn.Module, tensors: list[torch.Tensor]) -> Arrays:
+    def _given(self, inputs: Arrays) -> list[Any]:
+        """Returns the module's inputs in order: tensors, or arrays where a callable stands in its place."""
+        arrays = inputs if self._front is None else self._front.encode(inputs)
+        ordered = [arrays[name] for name in self._input_names]
+        if isinstance(self._fp32, NumpyReference):
+            return ordered
+        return [torch.from_numpy(array).clone() for array in ordered]
+
+    def _answers(self, module: nn.Module, tensors: list[Any]) -> Arrays:
         try:
             with torch.inference_mode():
                 outputs = module(*tensors)
@@ -83,6 +98,12 @@ class TorchReference:
             names = ", ".join(self._output_names)
             raise ExportError(f"outputs: expected {len(self._output_names)} tensors ({names}), got {len(flat)}")
         return {name: tensor.numpy() for name, tensor in zip(self._output_names, flat, strict=True)}
+
+
+def reference_of(candidate: Candidate, module: nn.Module | None = None) -> TorchReference:
+    """Makes the reference of a candidate, of its own module or of another one in its place."""
+    names = tuple(spec.name for spec in candidate.module_inputs)
+    return TorchReference(module or candidate.module, names, candidate.output_names, candidate.front)
 
 
 def _flattened(outputs: object) -> Iterator[torch.Tensor]:

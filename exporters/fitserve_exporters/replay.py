@@ -10,7 +10,7 @@ import numpy as np
 from fitserve_contract.certificate import Probe
 from fitserve_exporters.candidate.candidate import Array, Candidate
 from fitserve_exporters.errors import NotVerifiedError
-from fitserve_exporters.reference import TorchReference
+from fitserve_exporters.reference import reference_of
 from fitserve_exporters.sessions import OrtSession
 from fitserve_exporters.verification.differences import differences
 from fitserve_exporters.verification.sampling import LARGEST_BATCH, sampled_indices
@@ -23,8 +23,7 @@ MAX_PROBE_EXAMPLES: Final = 32
 def make_probe(candidate: Candidate, most: int = MAX_PROBE_EXAMPLES) -> Probe:
     """Takes a probe of at most so many of the examples that the tolerance was computed on, spread over all of them."""
     inputs = candidate.held_out.rows(_probe_indices(candidate, most))
-    names = tuple(spec.name for spec in candidate.inputs)
-    reference = TorchReference(candidate.module, names, candidate.output_names)
+    reference = reference_of(candidate)
     fp32, fp64 = reference.fp32(inputs), reference.fp64(inputs)
     return Probe(inputs, fp32, {name: _replayed(fp32[name], exact, candidate) for name, exact in fp64.items()})
 

@@ -15,6 +15,7 @@ from fitserve_exporters.candidate.served_module import Served, serve
 from fitserve_exporters.card_curves import read_curves
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.graph.quiet import quiet
+from fitserve_exporters.preprocessing.columns_front import ColumnsFront
 from fitserve_training.runs import TrainedRun, open_run
 
 _LOOKED_AT: Final = 4
@@ -38,11 +39,13 @@ def run_candidate(run_dir: Path, *, data_dir: Path | None = None, calibration_co
     """
     run = open_run(run_dir, data_dir=data_dir)
     held_out = run.held_out()
+    front = None if run.columns is None else ColumnsFront(run.columns)
+    looked_at = {name: array[:_LOOKED_AT] for name, array in held_out.inputs.items()}
     with quiet():
-        served = _served(run, held_out.inputs)
+        served = _served(run, looked_at if front is None else front.encode(looked_at))
     return run.recipe, Candidate(
         module=served.module,
-        inputs=tuple(InputSpec(spec.name, spec.dtype, spec.shape) for spec in run.inputs),
+        inputs=front.inputs if front else tuple(InputSpec(spec.name, spec.dtype, spec.shape) for spec in run.inputs),
         output_names=served.output_names,
         held_out=HeldOut(held_out.inputs, held_out.labels, held_out.source, held_out.sha256),
         task=run.task,
@@ -52,13 +55,14 @@ def run_candidate(run_dir: Path, *, data_dir: Path | None = None, calibration_co
         extra_files=run.extra_files,
         calibration=run.training_inputs(calibration_count, _seed(run)) if calibration_count else {},
         notes=served.notes,
+        front=front,
     )
 
 
 def _served(run: TrainedRun, inputs: Mapping[str, Array]) -> Served:
     names = [spec.name for spec in run.inputs]
     calling = by_position(run.module, len(names), names)
-    rows = {name: torch.from_numpy(inputs[name][:_LOOKED_AT]) for name in names}
+    rows = {name: torch.from_numpy(inputs[name]) for name in names}
     return serve(run.module, calling, rows, run.output_names)
 
 

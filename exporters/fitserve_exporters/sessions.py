@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numpy as np
 import onnxruntime
 
 from fitserve_exporters.candidate.candidate import Array, Arrays
@@ -48,9 +49,20 @@ class OrtSession:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Gives every output by name."""
-        answers: list[Array] = self._session.run(self._outputs, inputs)
+        """Gives every output by name; texts go in as `bytes` of UTF-8."""
+        answers: list[Array] = self._session.run(self._outputs, fed(inputs))
         return dict(zip(self._outputs, answers, strict=True))
+
+
+def fed(inputs: Arrays) -> Arrays:
+    """Returns inputs as the runtime takes them: texts as `str`, for it writes other objects as Python does."""
+    return {name: _decoded(array) if array.dtype.kind == "O" else array for name, array in inputs.items()}
+
+
+def _decoded(texts: Array) -> Array:
+    decoded = np.empty(texts.size, object)
+    decoded[:] = [text.decode() for text in texts.reshape(-1)]
+    return decoded.reshape(texts.shape)
 
 
 def sessions_here(content: bytes) -> list[OrtSession]:

@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 
 from fitserve_exporters.candidate.candidate import Arrays, Candidate
-from fitserve_exporters.sessions import CPU
+from fitserve_exporters.sessions import CPU, fed
 from fitserve_exporters.verification.sampling import sampled_indices
 
 BATCH_SIZES: Final = (1, 8, 32)
@@ -82,7 +82,7 @@ def _session(content: bytes, provider: str) -> Any:
 
 
 def _ratio(sessions: Sequence[Any], candidate: Candidate, size: int) -> SpeedRatio:
-    inputs = candidate.held_out.rows(sampled_indices(candidate, size))
+    inputs = fed(candidate.held_out.rows(sampled_indices(candidate, size)))
     for session in sessions:
         for _ in range(_WARM_UP_CALLS):
             session.run(None, inputs)

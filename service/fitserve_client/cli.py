@@ -62,9 +62,11 @@ _OPTIONAL: Final = {
 """Positional arguments that may be left out, by command, in the order that they are given in."""
 
 _FILES: Final = """\
-A .npy file holds one array for a model with one input. A .npz file holds one array per input name."""
+A .npy file holds one array for a model with one input. A .npz file holds one array per input name.
+A .csv file holds one column, under its name in the first line, for each column that the model was trained on."""
 
-_LABELS: Final = "An array named 'labels' holds one label per example."
+_LABELS: Final = """\
+An array named 'labels', or the column of labels that the model was trained on, holds one label per example."""
 
 _PICTURES: Final = """\
 A .png file becomes grey, 0..1, and is resized where its size is not the model's. The data sets are light drawings
@@ -203,7 +205,7 @@ def _add_predict(commands: Any) -> None:
         f"{_FILES}\n{_PICTURES}",
     )
     _add_model(parser)
-    parser.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png", nargs="?")
+    parser.add_argument("file", metavar="FILE.npy|FILE.npz|FILE.png|FILE.csv", nargs="?")
     parser.add_argument("--text", metavar="TEXT", action="append", help="a text for a model of text; may be repeated")
     parser.add_argument(
         "--routing-key", metavar="KEY", help="requests with one key land on one side of a traffic share"
@@ -234,7 +236,7 @@ def _add_compare(commands: Any) -> None:
 
 
 def _add_examples(parser: argparse.ArgumentParser, carrier: str) -> None:
-    parser.add_argument("file", metavar="FILE.npz", nargs="?")
+    parser.add_argument("file", metavar="FILE.npz|FILE.csv", nargs="?")
     parser.add_argument("--held-out", action="store_true", help=f"the held-out examples that {carrier} carries")
     parser.add_argument("--batch-size", metavar="N", type=_positive, help="examples per call (default: by the model)")
 

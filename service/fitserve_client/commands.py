@@ -16,7 +16,7 @@ from fitserve_client import control
 from fitserve_client.client import Client
 from fitserve_client.errors import AccessError
 from fitserve_client.evaluation import batches
-from fitserve_client.example_files import labels_of, read_examples
+from fitserve_client.example_files import labels_of
 from fitserve_client.messages import named_inputs
 from fitserve_client.models import Selector, VersionDetails
 from fitserve_client.operations import check_ready
@@ -29,6 +29,7 @@ from fitserve_client.reports import (
     prediction_report,
 )
 from fitserve_client.reports_scores import comparison_report, evaluation_report
+from fitserve_client.table_examples import examples_of
 from fitserve_client.tensors import Subject, as_array
 from fitserve_client.texts import TOKENIZER_FILE, encoded_texts, texts_report
 from fitserve_contract.tensor_bytes import Array
@@ -52,7 +53,7 @@ def predict(client: Client, arguments: argparse.Namespace) -> Report:
     details = _details(client, arguments)
     if arguments.text:
         return _predict_texts(asking, details, arguments.text)
-    examples = read_examples(Path(arguments.file), details, is_inverted=arguments.invert)
+    examples = examples_of(client, Path(arguments.file), details, is_inverted=arguments.invert)
     prediction = asking.predict(details, named_inputs(details, examples.inputs))
     return prediction_report(
         prediction, asking.details_of(prediction, details), row_limit=arguments.rows, notes=examples.notes
@@ -66,7 +67,7 @@ def evaluate(client: Client, arguments: argparse.Namespace) -> Report:
         evaluation = client.evaluate_held_out(arguments.model, version=details.version.version)
         return evaluation_report(evaluation, details)
     path = Path(arguments.file)
-    examples = read_examples(path, details)
+    examples = examples_of(client, path, details)
     evaluation = client.evaluate(
         arguments.model,
         examples.inputs,
@@ -75,7 +76,8 @@ def evaluate(client: Client, arguments: argparse.Namespace) -> Report:
         version=arguments.model_version,
         label=arguments.label,
     )
-    return evaluation_report(evaluation, details)
+    report = evaluation_report(evaluation, details)
+    return replace(report, notes=[*report.notes, *examples.notes])
 
 
 def compare(client: Client, arguments: argparse.Namespace) -> Report:
@@ -89,7 +91,7 @@ def _comparison(client: Client, arguments: argparse.Namespace) -> Report:
         return comparison_report(client.compare(arguments.model, arguments.versions))
     path, first = Path(arguments.file), Selector.of(arguments.model, arguments.versions[0])
     details = check_ready(client.details(first.model, version=first.version, label=first.label))
-    examples = read_examples(path, details)
+    examples = examples_of(client, path, details)
     comparison = client.compare(
         arguments.model,
         arguments.versions,

@@ -12,7 +12,7 @@ from typing import Any, Final
 from fitserve_client import control
 from fitserve_client.client import Client
 from fitserve_client.control import LabelHistory, ShadowReport, Traffic
-from fitserve_client.example_files import labels_of, read_examples
+from fitserve_client.example_files import labels_of
 from fitserve_client.operations import check_ready
 from fitserve_client.promotion import (
     DEFAULT_REQUEST_COUNT,
@@ -23,6 +23,7 @@ from fitserve_client.promotion import (
     promote,
 )
 from fitserve_client.reports import Report, json_value
+from fitserve_client.table_examples import examples_of
 from fitserve_contract.labels import CANARY, SHADOW, STABLE, LabelMove
 
 _SHOWN_MOVES: Final = 20
@@ -63,7 +64,7 @@ def promotion_report(client: Client, arguments: argparse.Namespace) -> Report:
     examples = None
     if arguments.examples is not None:
         path = Path(arguments.examples)
-        found = read_examples(path, check_ready(client.details(arguments.model, label=arguments.target)))
+        found = examples_of(client, path, check_ready(client.details(arguments.model, label=arguments.target)))
         examples = LabelledExamples(found.inputs, labels_of(found, path))
     criteria = Criteria(arguments.max_accuracy_drop, arguments.max_p99_ratio, arguments.requests)
     outcome = promote(
@@ -137,7 +138,7 @@ def _add_promote(add: Callable[..., argparse.ArgumentParser]) -> None:
         help="requests to each that are timed (default %(default)s)",
     )
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--examples", metavar="FILE.npz", help="judge by these, with `labels`")
+    data.add_argument("--examples", metavar="FILE.npz|FILE.csv", help="judge by these, with labels")
     data.add_argument(
         "--held-out",
         dest="examples",

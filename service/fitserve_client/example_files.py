@@ -19,6 +19,8 @@ from fitserve_contract.tensor_bytes import Array
 
 LABELS: Final = "labels"
 SUFFIXES: Final = (".npy", ".npz", ".png")
+TABLE: Final = ".csv"
+"""Read by `table_examples`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +31,13 @@ class Examples:
         inputs: As `Client.predict` takes them.
         labels: One label per example; None where the file has none.
         notes: Sentences on what was done to the file's content.
+        label_column: Of a table: where its labels are, or would be.
     """
 
     inputs: Inputs
     labels: Array | None = None
     notes: tuple[str, ...] = ()
+    label_column: str = ""
 
 
 def read_examples(path: Path, details: VersionDetails, *, is_inverted: bool = False) -> Examples:
@@ -49,7 +53,7 @@ def read_examples(path: Path, details: VersionDetails, *, is_inverted: bool = Fa
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise FileError(f"file '{path}': expected one of {', '.join(SUFFIXES)}, got '{path.suffix}'")
+        raise FileError(f"file '{path}': expected one of {', '.join((*SUFFIXES, TABLE))}, got '{path.suffix}'")
     if is_inverted and suffix != ".png":
         raise FileError(f"file '{path}': expected a .png file for --invert, got '{path.suffix}'")
     if suffix == ".png":
@@ -67,6 +71,8 @@ def labels_of(examples: Examples, path: Path) -> Array:
         FileError: the file has none.
     """
     if examples.labels is None:
+        if examples.label_column:
+            raise FileError(f"file '{path}': expected labels in a column {examples.label_column!r}, found none")
         raise FileError(f"file '{path}': expected a .npz with one array per input and '{LABELS}', found no '{LABELS}'")
     return examples.labels
 

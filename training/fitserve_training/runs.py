@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fitserve_contract.columns import COLUMNS_FILE, TableColumns
 from fitserve_contract.tasks import Task
 from fitserve_training import rundir
 from fitserve_training.catalogue import load_recipe
@@ -30,7 +31,7 @@ class HeldOut:
     """All held-out examples of a run.
 
     Args:
-        inputs: One array per input of the served model, each (N, …).
+        inputs: One array per input of the served model, each (N, …); texts as `bytes` objects.
         labels: int64 (N,) for classification, bool (N, C) for multi-label, the output's dtype and shape for regression.
         source: Where they come from, one line.
         sha256: Of the arrays, as `fitserve_training.data.dataset.split_sha256` computes it.
@@ -48,14 +49,15 @@ class TrainedRun:
 
     Args:
         recipe: The recipe's name.
-        module: Eager, in evaluation mode, on the CPU, float32, with the final weights; takes the served inputs by
-            position and gives the served output.
-        inputs: The served inputs in the order of the module's forward.
+        module: Eager, in evaluation mode, on the CPU, float32, with the final weights; takes its inputs by position and
+            gives the served output.
+        inputs: The module's inputs in the order of its forward; those that are served, but for a table of `columns`.
         output_names: The served outputs.
         task: What the output means.
         training_record: How the module came to be, JSON-able, for the manifest.
         tolerance: The recipe's own export tolerance; None means the exporter's.
         extra_files: What the model is of no use without, by file name, for example its tokenizer.
+        columns: Of a table that is served column by column: what the module's inputs are computed from.
     """
 
     recipe: str
@@ -66,6 +68,7 @@ class TrainedRun:
     training_record: dict[str, Any]
     tolerance: Mapping[str, float] | None = None
     extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    columns: TableColumns | None = None
     _load_data: Callable[[], DataSet] = field(kw_only=True, repr=False)
 
     def held_out(self) -> HeldOut:
@@ -78,6 +81,8 @@ class TrainedRun:
         sha256, expected = split_sha256(data.held_out), self.training_record["data"]["held_out_sha256"]
         if sha256 != expected:
             raise UsageError(f"held-out data {data.name}: expected SHA-256 {expected} as in the run, got {sha256}")
+        if data.served is not None:
+            return HeldOut(data.served.held_out(), data.held_out.targets.numpy(), data.source, sha256)
         arrays = {spec.name: x.numpy() for spec, x in zip(self.inputs, data.held_out.inputs, strict=True)}
         return HeldOut(arrays, data.held_out.targets.numpy(), data.source, sha256)
 
@@ -94,6 +99,8 @@ class TrainedRun:
         train = self._load_data().train
         drawn = np.random.default_rng(seed).choice(len(train), min(count, len(train)), replace=False)
         return {spec.name: x.numpy()[drawn] for spec, x in zip(self.inputs, train.inputs, strict=True)}
+        if data.served is not None:
+            return data.served.train(drawn)
 
 
 def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
@@ -125,10 +132,16 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
         tolerance=recipe.tolerance,
         extra_files=form.files if form else {},
         _load_data=lambda: recipe.load_data(config, places),
+        columns=_served_columns(form.files) if form else None,
     )
 
 
 def _form(run_dir: Path, recipe: Recipe) -> Form | None:
+def _served_columns(files: Mapping[str, bytes]) -> TableColumns | None:
+    columns = TableColumns.from_bytes(files[COLUMNS_FILE]) if COLUMNS_FILE in files else None
+    return None if columns is None or columns.is_joined else columns
+
+
     """Reads the run's form; image recipes are complete without, and their runs of earlier versions have none."""
     is_needed = recipe.for_form is not None and (not recipe.bands or (run_dir / FORM_FILE).is_file())
     return Form.read(run_dir) if is_needed else None

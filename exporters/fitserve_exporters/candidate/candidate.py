@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -31,19 +32,36 @@ class InputSpec:
 
     Args:
         name: Name in the exported model.
-        dtype: Its elements.
+        dtype: Its elements; None for strings, BYTES in the version and an array of `bytes` objects here.
         shape: Size of each axis; a str names a free axis, and the first axis is one: the batch.
         ranges: Of the free axes beside the batch, as far as they are proved.
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: torch.dtype | None
     shape: tuple[int | str, ...]
     ranges: tuple[AxisRange, ...] = ()
 
     def to_tensor_spec(self) -> TensorSpec:
         """Gives the input as the manifest writes it."""
         return TensorSpec(self.name, datatype_of(numpy_dtype(self.dtype)), self.shape, ranges=self.ranges)
+
+
+class Front(Protocol):
+    """What the served graph computes in front of the module and torch cannot, such as codes of strings.
+
+    Its answers are exact: integers, and real numbers rounded once. The module is proved behind it.
+    """
+
+    @property
+    def module_inputs(self) -> tuple[InputSpec, ...]:
+        """The module's inputs, in the order of its forward."""
+
+    def encode(self, inputs: Arrays) -> Arrays:
+        """Computes the module's inputs from those of the version, by name, (B, ...) each."""
+
+    def attach(self, model: onnx.ModelProto) -> onnx.ModelProto:
+        """Returns a model of the version's inputs, in order, made from one of the module's; that one may be changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +128,7 @@ class Candidate:
 
     Args:
         module: Eager; its forward takes the inputs in order and gives the outputs in order.
-        inputs: At least one.
+        inputs: At least one; those of the version.
         output_names: One per output.
         held_out: What it is verified on.
         task: What the outputs mean; None where nothing can be scored.
@@ -123,6 +141,7 @@ class Candidate:
         allow_nan: Outputs that may be NaN in torch's own answers.
         allow_coupled_rows: Whether a module whose rows depend on each other is published, as not joinable.
         reference: What the module is, for people.
+        front: What turns the inputs into those of the module; None where they are the same.
 
     Raises:
         ExportError: the parts do not fit each other.
@@ -142,6 +161,7 @@ class Candidate:
     allow_nan: tuple[str, ...] = ()
     allow_coupled_rows: bool = False
     reference: str = EAGER_TORCH
+    front: Front | None = None
 
     def __post_init__(self) -> None:
         if not self.inputs or not self.output_names:
@@ -159,13 +179,24 @@ class Candidate:
                 f"allow_nan: expected some of the outputs {', '.join(self.output_names)}, got {', '.join(unknown)}"
             )
 
+    @property
+    def module_inputs(self) -> tuple[InputSpec, ...]:
+        """Inputs of the module, in the order of its forward."""
+        return self.inputs if self.front is None else self.front.module_inputs
 
-def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """Gives the numpy dtype of a torch dtype.
+    def module_arrays(self, inputs: Arrays) -> Arrays:
+        """Computes what the module gets for some inputs of the version."""
+        return inputs if self.front is None else self.front.encode(inputs)
+
+
+def numpy_dtype(dtype: torch.dtype | None) -> np.dtype[Any]:
+    """Gives the numpy dtype of a torch dtype; that of objects for None, which stands for strings.
 
     Raises:
         ExportError: numpy has none (bfloat16, float8, complex variants).
     """
+    if dtype is None:
+        return np.dtype(object)
     try:
         return torch.empty(0, dtype=dtype).numpy().dtype
     except TypeError:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fitserve_contract.tensor_bytes import bytes_element
 from fitserve_exporters.candidate.calling import Calling, by_name, by_position
 from fitserve_exporters.candidate.candidate import Array, Arrays, InputSpec
 from fitserve_exporters.errors import ExportError
@@ -41,7 +42,14 @@ def calling_of(module: nn.Module, example: Examples, input_names: Sequence[str] 
     return by_position(module, len(values), input_names)
 
 
-def arrays_of(example: Examples, calling: Calling, what: str = "example", *, widens_bfloat16: bool = False) -> Arrays:
+def arrays_of(
+    example: Examples,
+    calling: Calling,
+    what: str = "example",
+    *,
+    widens_bfloat16: bool = False,
+    takes_texts: bool = False,
+) -> Arrays:
     """Returns the examples as arrays, in the order of the inputs.
 
     Args:
@@ -49,6 +57,7 @@ def arrays_of(example: Examples, calling: Calling, what: str = "example", *, wid
         calling: The inputs.
         what: How messages call it.
         widens_bfloat16: Whether bfloat16 tensors are taken as float32, as they are beside bfloat16 weights.
+        takes_texts: Whether arrays of `str` or `bytes` are taken; they become `bytes` objects.
 
     Raises:
         ExportError: not one tensor per input, not one number of examples, or a tensor that no version can take.
@@ -63,7 +72,12 @@ def arrays_of(example: Examples, calling: Calling, what: str = "example", *, wid
             names = ", ".join(calling.names)
             raise ExportError(f"{what}: expected {len(calling.names)} tensors ({names}), got {len(ordered)}")
         values = dict(zip(calling.names, ordered, strict=True))
-    arrays = {name: _array(f"{what}, input '{name}'", v, widens_bfloat16) for name, v in values.items()}
+    if takes_texts:
+        values = {name: texts_as_bytes(f"{what}, input '{name}'", value) for name, value in values.items()}
+    arrays = {
+        name: _array(f"{what}, input '{name}'", value, widens_bfloat16, _KINDS + "O" * takes_texts)
+        for name, value in values.items()
+    }
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
         raise ExportError(f"{what}: expected one number of examples in all inputs, got {counts}; the first axis is it")
@@ -97,11 +111,27 @@ def _in_order(example: Any, what: str) -> list[Any]:
     )
 
 
-def _array(where: str, value: Any, widens_bfloat16: bool) -> Array:
+def texts_as_bytes(where: str, value: Any) -> Any:
+    """Returns an array of texts as `bytes` objects, and any other value as it is.
+
+    Raises:
+        ExportError: an array of objects that are no texts.
+    """
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "OSU":
+        return value
+    made = np.empty(value.size, object)
+    try:
+        made[:] = [bytes_element(text) for text in value.reshape(-1).tolist()]
+    except ValueError as error:
+        raise ExportError(f"{where}: expected an array of str or bytes, got others: {error}") from error
+    return made.reshape(value.shape)
+
+
+def _array(where: str, value: Any, widens_bfloat16: bool, kinds: str = _KINDS) -> Array:
     if not isinstance(value, torch.Tensor | np.ndarray):
         raise ExportError(f"{where}: expected a tensor or array (B, ...), got {_found(value)}")
     array = _array_of_tensor(where, value, widens_bfloat16) if isinstance(value, torch.Tensor) else np.array(value)
-    if array.dtype.kind not in _KINDS or array.dtype.itemsize > 8:
+    if array.dtype.kind not in kinds or array.dtype.itemsize > 8:
         raise ExportError(
             f"{where}: expected booleans, integers or floats of at most 64 bits, got {array.dtype}; turn text into "
             "token ids and complex numbers into pairs first"

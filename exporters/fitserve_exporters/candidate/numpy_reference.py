@@ -59,9 +59,9 @@ class NumpyReference(nn.Module):
         """Returns another one of the same callables."""
         return NumpyReference(self._reference, self._exact, self._specs, self._input_dtypes)
 
-    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Takes one tensor per input, (B, ...) each, and returns one per output, in the file's datatypes."""
-        answers = self._answers("reference", self._reference, [tensor.numpy() for tensor in tensors])
+    def forward(self, *inputs: Array) -> tuple[torch.Tensor, ...]:
+        """Takes one array per input, (B, ...) each, and returns one tensor per output, in the file's datatypes."""
+        answers = self._answers("reference", self._reference, inputs)
         named = zip(self._specs, answers, strict=True)
         return tuple(torch.from_numpy(np.array(_narrowed(spec, answer))) for spec, answer in named)
 
@@ -90,7 +90,7 @@ class NumpyReference(nn.Module):
 
     def _answers(self, what: str, function: Reference, arrays: Sequence[Array]) -> list[Array]:
         try:
-            returned = function(*(array.copy() for array in arrays))
+            returned = function(*map(_own_copy, arrays))
         except Exception as error:  # a user's callable may raise anything
             raise ExportError(f"{what}: fails on the examples: {sentence(error)}") from error
         ordered = _in_order(what, returned, [spec.name for spec in self._specs])
@@ -98,6 +98,15 @@ class NumpyReference(nn.Module):
             _checked(f"{what}, output '{spec.name}'", spec, answer, len(arrays[0]))
             for spec, answer in zip(self._specs, ordered, strict=True)
         ]
+
+
+def _own_copy(array: Array) -> Array:
+    """Copies an array for a user's callable, which gets texts as `str`."""
+    if array.dtype.kind != "O":
+        return array.copy()
+    texts = np.empty(array.size, object)
+    texts[:] = [text.decode() for text in array.reshape(-1)]
+    return texts.reshape(array.shape)
 
 
 def _in_order(what: str, returned: Any, names: Sequence[str]) -> list[Any]:

@@ -103,7 +103,7 @@ def read_assumptions(program: torch.export.ExportedProgram, candidate: Candidate
     shapes = _symbolic_shapes(program)
     sizes: list[FreeSize] = []
     symbols: _Known = {}
-    for spec, shape in zip(candidate.inputs, shapes, strict=True):
+    for spec, shape in zip(candidate.module_inputs, shapes, strict=True):
         for axis, title in enumerate(spec.shape[1:], start=1):
             if isinstance(title, str):
                 _add(sizes, symbols, (spec.name, axis), (title, shape[axis], traced[spec.name].shape[axis]))

@@ -114,7 +114,7 @@ def _onnx_model(program: torch.export.ExportedProgram, candidate: Candidate) -> 
             program,
             (),
             dynamo=True,
-            input_names=[f"{_END}_input_{index}" for index in range(len(candidate.inputs))],
+            input_names=[f"{_END}_input_{index}" for index in range(len(candidate.module_inputs))],
             output_names=[f"{_END}_output_{index}" for index in range(len(candidate.output_names))],
             dynamic_shapes=(free_axes(candidate),),  # gives the symbols of the exported program their names back
             custom_translation_table=translations(),
@@ -133,6 +133,8 @@ def _onnx_model(program: torch.export.ExportedProgram, candidate: Candidate) -> 
     model.ir_version = IR_VERSION
     _check_signature(model, candidate)
     _check_elements(model)
+    if candidate.front is not None:
+        model = candidate.front.attach(model)
     name_ends(model, [spec.name for spec in candidate.inputs], candidate.output_names)
     return model
 
@@ -141,7 +143,7 @@ def _check_signature(model: onnx.ModelProto, candidate: Candidate) -> None:
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value.name for value in model.graph.input if value.name not in weights]
     outputs = [value.name for value in model.graph.output]
-    expected = len(candidate.inputs), len(candidate.output_names)
+    expected = len(candidate.module_inputs), len(candidate.output_names)
     if (len(inputs), len(outputs)) != expected or len({*inputs, *outputs}) < sum(expected):
         raise ExportError(
             f"export: expected {expected[0]} inputs and {expected[1]} outputs ({', '.join(candidate.output_names)}), "

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.export import Dim
@@ -49,7 +50,7 @@ def traced_program(candidate: Candidate) -> torch.export.ExportedProgram:
     """
     module = on_cpu(candidate.module)
     # Any number of examples must do, while other axes may end somewhere (a position table): DYNAMIC finds out where.
-    batch = Dim(str(candidate.inputs[0].shape[0]))
+    batch = Dim(str(candidate.module_inputs[0].shape[0]))
     shapes = tuple(dict.fromkeys(axes, Dim.DYNAMIC) | {0: batch} for axes in free_axes(candidate))
     example = tuple(torch.from_numpy(array) for array in traced_example(candidate).values())
     try:
@@ -57,7 +58,7 @@ def traced_program(candidate: Candidate) -> torch.export.ExportedProgram:
             return torch.export.export(_Traced(module), example, dynamic_shapes=(shapes,), strict=False)
     except Exception as error:  # torch.export raises whatever the module's own code and its tracer raise
         if found := _SPECIALIZED.search(str(error)):
-            spec, axis = candidate.inputs[int(found["input"] or 0)], int(found["axis"] or 0)
+            spec, axis = candidate.module_inputs[int(found["input"] or 0)], int(found["axis"] or 0)
             raise constant_axis((spec.name, axis), str(spec.shape[axis]), int(found["size"])) from error
         name = type(module.module if isinstance(module, ServedModule) else module).__name__
         raise ExportError(f"export: torch.export cannot trace {name}: {reason(error)}") from error
@@ -66,8 +67,10 @@ def traced_program(candidate: Candidate) -> torch.export.ExportedProgram:
 def traced_example(candidate: Candidate) -> Arrays:
     """Gives the inputs that are traced: held-out rows, each free axis at least 2 long."""
     example = {}
-    for spec in candidate.inputs:
-        array = candidate.held_out.inputs[spec.name][:_TRACED_SIZE]
+    held_out = candidate.held_out.rows(np.arange(min(_TRACED_SIZE, candidate.held_out.example_count)))
+    given = candidate.module_arrays(held_out)
+    for spec in candidate.module_inputs:
+        array = given[spec.name]
         for axis, size in enumerate(spec.shape):
             if isinstance(size, str) and array.shape[axis] < _TRACED_SIZE:
                 array = array.repeat(_TRACED_SIZE, axis)
@@ -78,7 +81,8 @@ def traced_example(candidate: Candidate) -> Arrays:
 def free_axes(candidate: Candidate) -> tuple[dict[int, str], ...]:
     """Gives for each input its free axes and their names."""
     return tuple(
-        {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)} for spec in candidate.inputs
+        {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in candidate.module_inputs
     )
 
 

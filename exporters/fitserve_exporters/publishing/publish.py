@@ -10,7 +10,7 @@ from typing import Any, Final
 from fitserve_contract.certificate import HELD_OUT_FILE, PROBE_FILE, HeldOutExamples, Probe
 from fitserve_contract.manifest import FOR_CALLERS, Manifest
 from fitserve_contract.repository import CARD_FILE, MANIFEST_FILE, MODEL_FILE
-from fitserve_exporters.candidate.candidate import Candidate
+from fitserve_exporters.candidate.candidate import Array, Candidate
 from fitserve_exporters.candidate.numpy_reference import NumpyReference
 from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import NotVerifiedError
@@ -33,6 +33,8 @@ from fitserve_exporters.verification.verify import Verification, verify
 
 MAX_HELD_OUT_EXAMPLES: Final = 2000
 MAX_HELD_OUT_BYTES: Final = 8_000_000
+TEXT_BYTES: Final = 8
+"""What a text takes in the file beside its bytes: its length."""
 
 
 def publish_candidate(
@@ -109,9 +111,13 @@ def certificate_files(candidate: Candidate, most: int = MAX_PROBE_EXAMPLES) -> d
 def _affordable_count(candidate: Candidate) -> int:
     """Counts the held-out examples that both bounds allow; at least 1."""
     held_out = candidate.held_out
-    total_bytes = sum(array.nbytes for array in held_out.inputs.values())
+    total_bytes = sum(map(_bytes_of, held_out.inputs.values()))
     per_example_bytes = max(total_bytes // held_out.example_count, 1)
     return max(1, min(MAX_HELD_OUT_EXAMPLES, MAX_HELD_OUT_BYTES // per_example_bytes))
+
+
+def _bytes_of(array: Array) -> int:
+    return sum(len(text) + TEXT_BYTES for text in array.reshape(-1)) if array.dtype.kind == "O" else array.nbytes
 
 
 def _record(verification: Verification, candidate: Candidate, sessions: Sequence[OrtSession]) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Noise:
 
     def __init__(self, candidate: Candidate, *, runs_in_float64: bool) -> None:
         self._runs_in_float64 = runs_in_float64
+        self._module_arrays = candidate.module_arrays
         self._random = np.random.default_rng(candidate.seed)
         self._epsilon = _epsilon(candidate)
         self._moved = [self._moved_reference(candidate, draw) for draw in range(DRAWS)]
@@ -40,6 +41,7 @@ class Noise:
     def of(self, inputs: Arrays, exact: Arrays) -> Arrays:
         """Returns for every element of every output how far it moved at most; 0 where that cannot be said."""
         moves = {name: np.zeros(array.shape) for name, array in exact.items()}
+        inputs = self._module_arrays(inputs)
         for reference in self._moved:
             moved = {name: self._moved_array(array) for name, array in inputs.items()}
             answers = reference.fp64(moved) if self._runs_in_float64 else reference.fp32(moved)
@@ -59,8 +61,8 @@ class Noise:
                 if values.is_floating_point():
                     move = torch.rand(values.shape, generator=generator, dtype=torch.float64) * 2 - 1
                     values.copy_((values.double() * (1 + self._epsilon * move)).to(values.dtype))
-        names = tuple(spec.name for spec in candidate.inputs)
-        return TorchReference(module, names, candidate.output_names)
+        names = tuple(spec.name for spec in candidate.module_inputs)
+        return TorchReference(module, names, candidate.output_names)  # behind the front, where numbers are moved
 
     def _moved_array(self, array: Array) -> Array:
         if array.dtype.kind != "f":
@@ -71,5 +73,6 @@ class Noise:
 
 def _epsilon(candidate: Candidate) -> float:
     """Finds the epsilon of the narrowest real dtype of the weights and inputs; fp32's where there is none."""
-    dtypes = [parameter.dtype for parameter in candidate.module.parameters()] + [s.dtype for s in candidate.inputs]
+    dtypes = [parameter.dtype for parameter in candidate.module.parameters()]
+    dtypes += [spec.dtype for spec in candidate.module_inputs if spec.dtype is not None]
     return max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point), default=2.0**-23)

@@ -202,4 +202,6 @@ def _named(row: Arrays) -> str:
     if any(np.isinf(array).any() for array in reals):
         return "an infinite one"
     largest = max((float(np.abs(array).max(initial=0.0)) for array in reals), default=0.0)
-    return f"one of values up to {largest:.0e}" if reals else "one of other integers"
+    if reals:
+        return f"one of values up to {largest:.0e}"
+    return "one of other texts" if any(array.dtype.kind == "O" for array in row.values()) else "one of other integers"

@@ -21,7 +21,7 @@ from fitserve_contract.axis_ranges import AxisRange
 from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.graph.assumptions import Assumptions, FreeSize
-from fitserve_exporters.reference import TorchReference
+from fitserve_exporters.reference import reference_of
 from fitserve_exporters.sessions import OrtSession
 from fitserve_exporters.texts import first_line
 from fitserve_exporters.verification.differences import differences
@@ -125,8 +125,7 @@ class _Proof:
         self._candidate = candidate
         self._sessions = sessions
         self._assumptions = assumptions
-        names = tuple(spec.name for spec in candidate.inputs)
-        self._reference = TorchReference(candidate.module, names, candidate.output_names)
+        self._reference = reference_of(candidate)
         self._rows = sampled_indices(candidate, max(_ROWS, candidate.held_out.example_count))
 
     def range_of(self, size: FreeSize) -> SizeRange:

@@ -14,7 +14,7 @@ import numpy as np
 from fitserve_contract.axis_ranges import AxisRange
 from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, Tolerance
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.reference import TorchReference
+from fitserve_exporters.reference import TorchReference, reference_of
 from fitserve_exporters.verification.differences import differences
 from fitserve_exporters.verification.noise import Noise
 from fitserve_exporters.verification.sampling import BATCHES_PER_SIZE, LARGEST_BATCH, batch_sizes, sampled_indices
@@ -129,9 +129,7 @@ class Truth:
 
     @cached_property
     def _reference(self) -> TorchReference:
-        candidate = self._candidate
-        names = tuple(spec.name for spec in candidate.inputs)
-        return TorchReference(candidate.module, names, candidate.output_names)
+        return reference_of(self._candidate)
 
     @cached_property
     def _noise(self) -> Noise:

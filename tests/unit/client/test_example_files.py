@@ -70,7 +70,7 @@ def test_a_file_named_as_another_kind_is_refused(tmp_path: Path):
     [
         ("missing.npy", "expected a file, found none"),
         ("missing.png", "expected a file, found none"),
-        ("x.csv", r"expected one of \.npy, \.npz, \.png, got '\.csv'"),
+        ("x.txt", r"expected one of \.npy, \.npz, \.png, \.csv, got '\.txt'"),
     ],
 )
 def test_a_file_that_is_not_there_or_of_no_known_kind(tmp_path: Path, name: str, text: str):

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitserve_training.data.own.arrays import load_arrays
-from fitserve_training.data.own.tables import load_table
+from fitserve_training.data.own.tables import TableSettings, load_table
 from fitserve_training.data.own.targets import Targets, array_targets, targets_of
 from fitserve_training.errors import UsageError
 
@@ -177,7 +177,7 @@ def test_index_columns_are_left_out_with_a_line(
     tmp_path: Path, name: str, cells: Sequence[object], is_dropped: bool
 ) -> None:
     labels = ["up", "down"] * (ROWS // 2)
-    data = load_table(table(tmp_path / "t.csv", f"{name},a,l", [list(cells), range(ROWS), labels]), "l", "auto", 0.2, 0)
+    data = load_table(table(tmp_path / "t.csv", f"{name},a,l", [list(cells), range(ROWS), labels]), TableSettings("l", "auto", 0.2, 0))
     assert data.train.inputs[0].shape[1] == (1 if is_dropped else 2)
     assert (f"column {name!r} is left out" in data.note) is is_dropped
 
@@ -185,6 +185,6 @@ def test_index_columns_are_left_out_with_a_line(
 def test_a_table_of_row_numbers_alone_is_refused_and_the_label_is_never_dropped(tmp_path: Path) -> None:
     path = table(tmp_path / "t.csv", "id,label", [range(ROWS), ["up", "down"] * (ROWS // 2)])
     with pytest.raises(UsageError, match="expected a column to learn from, got only row numbers beside 'label'"):
-        load_table(path, "label", "auto", 0.2, 0)
+        load_table(path, TableSettings("label", "auto", 0.2, 0))
     path = table(tmp_path / "t.csv", "a,index", [range(ROWS), range(ROWS)])
-    assert load_table(path, " index", "auto", 0.2, 0).train.targets.is_floating_point()
+    assert load_table(path, TableSettings(" index", "auto", 0.2, 0)).train.targets.is_floating_point()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from math import prod
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -116,7 +117,21 @@ def _to_bytes(values: Tensor) -> Tensor:
 
 
 def _from_bytes(values: Tensor) -> Tensor:
-    return values.to(torch.float32).div_(_LARGEST_BYTE)
+    wide = values.to(torch.float32)
+    if wide.device.type == "cpu":
+        return wide.div_(_LARGEST_BYTE)
+    # A GPU divides by a number as it multiplies by its inverse; by a tensor it divides, to the same bits as a CPU.
+    return wide.div_(torch.full((), _LARGEST_BYTE, dtype=torch.float32, device=wide.device))
+
+
+class ServedRows(Protocol):
+    """Examples of a data set as callers of the model give them."""
+
+    def train(self, places: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Gives training examples by their places in the split, input name to (B, …); texts as `bytes` objects."""
+
+    def held_out(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Gives all held-out examples in the order of the split."""
 
 
 @dataclass(frozen=True)
@@ -152,3 +167,9 @@ def split_sha256(split: Split) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+        served: The examples as callers give them, where the served graph makes the inputs from them.
+        validation: What a run selects by, where the data has such a split of its own.
+        ignored: Settings by dotted key that this data has no use for, though its kind has.
+    served: ServedRows | None = None
+    validation: Split | None = None
+    ignored: tuple[str, ...] = ()

@@ -1,62 +1,196 @@
-"""A table with a header: one column is the label, the others are numbers. Shapes: N rows, D columns."""
+"""A table with a header: one column is the label, the others are numbers, amounts and categories.
+
+Reading, telling the kinds of columns and encoding are apart: a reader that gives blocks of rows can take the place of
+`read_rows`, as kinds are tallied and cells encoded block by block. Shapes: N rows, D numbers, K categories.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from fitserve_training.data.dataset import DataSet
+from fitserve_contract.column_encoding import encoded
+from fitserve_contract.columns import COLUMNS_FILE, ColumnError, ColumnKind, TableColumns
+from fitserve_contract.csv_table import FIRST_LINE, CsvTable, read_csv
+from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.hold_out import hold_out
-from fitserve_training.data.own.kinds import COUNTERS, IDENTIFIERS, check_present
-from fitserve_training.data.own.targets import number, targets_of
+from fitserve_training.data.own.column_kinds import ColumnTally
+from fitserve_training.data.own.column_specs import described
+from fitserve_training.data.own.kinds import check_present
+from fitserve_training.data.own.targets import targets_of
 from fitserve_training.errors import UsageError
 
-FIRST_LINE = 2
 _FEWEST_ROWS = 4
-_OTHER_MARKS = ";\t|"
+_SHOWN = 12
+"""Columns of a kind that are named."""
 
 
-def load_table(path: Path, label: str, task: str, held_out_share: float, seed: int) -> DataSet:
-    """Reads a .csv file: inputs are float32 (N, D), all columns but the label's and those of row numbers, in order.
+@dataclass(frozen=True)
+class TableSettings:
+    """How a table is read.
 
     Args:
-        path: UTF-8, first line the column names.
         label: Name of the label's column.
         task: `classification`, `regression` or `auto`.
         held_out_share: Share of the rows held out.
         seed: Decides which.
+        categories: Columns whose values are categories, whatever they look like; names separated by commas.
+        drop: Columns that are left out.
+    """
+
+    label: str
+    task: str
+    held_out_share: float
+    seed: int
+    categories: str = ""
+    drop: str = ""
+
+
+def load_table(path: Path, settings: TableSettings) -> DataSet:
+    """Reads a .csv file: inputs are `x` float32 (N, D) of a table of plain numbers, else numbers (N, D) where NaN is
+    missing, and codes int64 (N, K).
+
+    Args:
+        path: UTF-8, first line the column names.
+        settings: How.
 
     Raises:
-        UsageError: no such column, or a cell that is no number; the message names line and column.
+        UsageError: no such column, or a cell that may be a mistake; the message names line and column.
     """
-    header, rows = read_rows(path)
-    place = label_place(path, header, label)
-    dropped = [i for i, name in enumerate(header) if i != place and _is_index(name, [row[i] for row in rows])]
-    kept = [i for i in range(len(header)) if i != place and i not in dropped]
-    if not kept:
-        raise UsageError(f"data {path}: expected a column to learn from, got only row numbers beside {header[place]!r}")
-    values = [
-        [number(row[i], f"{path} line {line}, column {header[i]!r}") for i in kept]
-        for line, row in enumerate(rows, start=FIRST_LINE)
-    ]
-    targets = targets_of(path, [row[place] for row in rows], FIRST_LINE, task)
-    inputs = torch.tensor(values, dtype=torch.float32)
-    train, held_out = hold_out((inputs,), targets.values, held_out_share, seed)
+    table = read_rows(path)
+    label = table.header[label_place(path, table.header, settings.label)]
+    cells = {name: table.cells(name) for name in table.header if name != label}
+    kinds, left_out = _kinds(path, cells, settings)
+    targets = targets_of(path, table.cells(label), FIRST_LINE, settings.task)
+    everything = (torch.arange(len(table.rows)),)
+    train, held_out = hold_out(everything, targets.values, settings.held_out_share, settings.seed)
+    trained = {name: _rows(cells[name], train.inputs[0]) for name in kinds}
+    output = "logits" if targets.names else "y"
+    columns, useless = described(kinds, trained, label, output)
+    left_out |= {name: f"column {name!r} is left out, {reason}" for name, reason in useless.items()}
+    if not columns.columns:
+        raise UsageError(
+            f"data {path}: expected a column to learn from, got only row numbers beside {label!r} and columns "
+            f"without use: {'; '.join(left_out.values())}"
+        )
+    served = TableRows(columns, cells, train.inputs[0], held_out.inputs[0])
     what = f"{len(targets.names)} classes" if targets.names else "one value"
-    columns = ", ".join(header[i] for i in kept)
-    counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {seed}"
+    counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {settings.seed}"
+    names = ", ".join(column.name for column in columns.columns)
     return DataSet(
         name=str(path),
-        source=f"{len(rows):,} rows of {path}: {header[place]!r} ({what}) from {columns} ({counts})",
-        train=train,
-        held_out=held_out,
+        source=f"{len(table.rows):,} rows of {path}: {label!r} ({what}) from {names} ({counts})",
+        train=Split(served.network_inputs(train.inputs[0]), train.targets),
+        held_out=Split(served.network_inputs(held_out.inputs[0]), held_out.targets),
         class_names=targets.names,
-        note="; ".join((targets.note, *(_dropped_note(header[i]) for i in dropped))),
+        note="; ".join((targets.note, *_notes(columns), *left_out.values())),
+        files={COLUMNS_FILE: columns.to_bytes()},
+        served=None if columns.is_joined else served,
     )
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a table as callers of the model give them, and as its network takes them.
+
+    Args:
+        columns: What the model takes.
+        cells: Column name to the cells of all rows.
+        train_rows: Which are trained on, int64.
+        held_out_rows: Which are held out, int64.
+    """
+
+    columns: TableColumns
+    cells: Mapping[str, Sequence[str]]
+    train_rows: Tensor
+    held_out_rows: Tensor
+
+    def train(self, places: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Gives training rows by their places in the split."""
+        return self._inputs(self.train_rows[torch.from_numpy(places)])
+
+    def held_out(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Gives all held-out rows."""
+        return self._inputs(self.held_out_rows)
+
+    def network_inputs(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Gives rows as the network takes them: `x`, or numbers and codes as far as there are such columns."""
+        inputs = self._inputs(rows)
+        arrays = inputs if self.columns.is_joined else encoded(self.columns, inputs)
+        return tuple(torch.from_numpy(array) for array in arrays.values())
+
+    def _inputs(self, rows: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+        return self.columns.inputs({one.name: _rows(self.cells[one.name], rows) for one in self.columns.columns})
+
+
+def _kinds(
+    path: Path, cells: Mapping[str, Sequence[str]], settings: TableSettings
+) -> tuple[dict[str, ColumnKind], dict[str, str]]:
+    """Tells the kinds of the columns; gives those that are kept, and for the others a sentence why they are not."""
+    categories = _named(path, "data.categories", settings.categories, cells)
+    drop = _named(path, "data.drop", settings.drop, cells)
+    kinds: dict[str, ColumnKind] = {}
+    left_out = {name: f"column {name!r} is left out, as data.drop says" for name in drop}
+    for name in cells:
+        if name in drop:
+            continue
+        tally = ColumnTally(path, name)
+        tally.add(cells[name], FIRST_LINE)
+        if name not in categories and tally.is_index():
+            left_out[name] = f"column {name!r} is left out, for it only numbers the rows (rename it to keep it)"
+            continue
+        kind, reason = tally.decide(is_category=name in categories)
+        if kind is None:
+            left_out[name] = f"column {name!r} is left out, {reason}"
+            continue
+        kinds[name] = kind
+        if reason:
+            left_out[name] = f"column {name!r}: {reason}"
+    return kinds, left_out
+
+
+def _named(path: Path, setting: str, value: str, names: Mapping[str, object]) -> list[str]:
+    """Reads a setting of column names, quoted as in a CSV where they hold commas."""
+    wanted = [name.strip() for name in next(csv.reader([value]), []) if name.strip()]
+    for name in wanted:
+        if name not in names:
+            raise UsageError(f"setting '{setting}': expected columns of {path}, {', '.join(names)}, got {name!r}")
+    return wanted
+
+
+def _notes(columns: TableColumns) -> list[str]:
+    """Says what each column was taken for, but for a table of plain numbers."""
+    if columns.is_joined:
+        missing = [column.name for column in columns.columns if column.has_missing]
+        return [f"missing values of {_listed(missing)} become the median"] if missing else []
+    words = {
+        ColumnKind.NUMBER: "numbers: {}",
+        ColumnKind.AMOUNT: "numbers with thousands separators or percent signs (12 % is 0.12): {}",
+        ColumnKind.CATEGORY: "categories, with one more for other values: {}",
+    }
+    said = []
+    for kind, text in words.items():
+        of_kind = [column for column in columns.columns if column.kind is kind]
+        if of_kind:
+            counted = [f"{one.name} ({len(one.categories)})" if one.categories else one.name for one in of_kind]
+            said.append(text.format(_listed(counted)))
+    renamed = [f"column {one.name!r} is the input {one.input!r}" for one in columns.columns if one.input != one.name]
+    return [*said, *renamed]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _rows(cells: Sequence[str], rows: Tensor) -> list[str]:
+    return [cells[row] for row in rows.tolist()]
 
 
 def label_place(path: Path, header: Sequence[str], label: str) -> int:
@@ -71,41 +205,19 @@ def label_place(path: Path, header: Sequence[str], label: str) -> int:
     return header.index(label.strip())
 
 
-def _is_index(name: str, cells: Sequence[str]) -> bool:
-    """Says whether a column only numbers or names the rows: called like one, and another value in every row."""
-    if len({cell.strip() for cell in cells}) < len(cells):
-        return False
-    return bool(IDENTIFIERS.fullmatch(name)) or (
-        bool(COUNTERS.fullmatch(name)) and all(cell.strip().isdigit() for cell in cells)
-    )
-
-
-def _dropped_note(name: str) -> str:
-    return f"column {name!r} is left out, for it only numbers the rows (rename it to keep it)"
-
-
-def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Reads a .csv file of at least two columns and four rows: its column names, without space around, and its rows.
+def read_rows(path: Path) -> CsvTable:
+    """Reads a .csv file of at least two columns and four rows.
 
     Raises:
         UsageError: it is no such table; the message names the line.
     """
     check_present(path)
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [row for row in csv.reader(file) if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"data {path}: expected a table in UTF-8, got {error}") from None
-    if lines and len(lines[0]) == 1 and any(mark in lines[0][0] for mark in _OTHER_MARKS):
-        raise UsageError(f"{path} line 1: expected commas between the columns, got {lines[0][0][:80]!r}")
-    if len(lines) < 1 + _FEWEST_ROWS or len(lines[0]) < 2:
+        table = read_csv(path)
+    except ColumnError as error:
+        raise UsageError(f"data {error}") from None
+    if len(table.rows) < _FEWEST_ROWS or len(table.header) < 2:
         raise UsageError(
-            f"data {path}: expected a header of two columns and {_FEWEST_ROWS} rows, got {len(lines)} lines"
+            f"data {path}: expected a header of two columns and {_FEWEST_ROWS} rows, got {len(table.rows) + 1} lines"
         )
-    header = [name.strip() for name in lines[0]]
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise UsageError(f"{path} line 1: expected a name of its own for each column, got {twice[0]!r} twice")
-    for line, row in enumerate(lines[1:], start=FIRST_LINE):
-        if len(row) != len(header):
-            raise UsageError(f"{path} line {line}: expected {len(header)} cells as in the header, got {len(row)}")
-    return header, lines[1:]
+    return table

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fitserve_contract.columns import class_name
 from fitserve_training.data.own.kinds import check_classes
 from fitserve_training.errors import UsageError
 
@@ -84,7 +85,7 @@ def class_targets(path: Path, labels: Sequence[str]) -> tuple[Tensor, tuple[str,
     Raises:
         UsageError: fewer than two classes, or one of a single example.
     """
-    named = [_class_name(label) for label in labels]
+    named = [class_name(label) for label in labels]
     counts = Counter(named)
     check_classes(path, dict(counts))
     names = tuple(sorted(counts, key=lambda name: (not _is_whole(name), float(name) if _is_whole(name) else 0, name)))
@@ -224,10 +225,3 @@ def _is_number(text: str) -> bool:
 
 def _is_whole(text: str) -> bool:
     return _is_number(text) and float(text).is_integer()
-
-
-def _class_name(label: str) -> str:
-    """Gives a whole number its shortest spelling; digits with leading zeros are a code and stay as they are."""
-    if not _is_whole(label) or (label.isdigit() and label != "0" and label.startswith("0")):
-        return label
-    return str(int(float(label)))

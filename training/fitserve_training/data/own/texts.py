@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
+from fitserve_contract.csv_table import FIRST_LINE
 from fitserve_training.data.hold_out import hold_out
 from fitserve_training.data.own.kinds import check_classes, check_present
-from fitserve_training.data.own.tables import FIRST_LINE, label_place, read_rows
+from fitserve_training.data.own.tables import label_place, read_rows
 from fitserve_training.data.own.targets import AUTO, CLASSIFICATION, MULTI_LABEL, check_task, class_targets
 from fitserve_training.data.sentences import Corpus, Sentences, multi_hot
 from fitserve_training.errors import UsageError
@@ -91,7 +92,8 @@ def _task(rows: Sequence[_Row]) -> tuple[str, str]:
 
 
 def _table_rows(path: Path, text: str, label: str) -> list[_Row]:
-    header, rows = read_rows(path)
+    table = read_rows(path)
+    header, rows = table.header, table.rows
     place = label_place(path, header, label)
     if text.strip() not in header:
         raise UsageError(f"data {path}: expected --set data.text=COLUMN, the columns are {', '.join(header)}")

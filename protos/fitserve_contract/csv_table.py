@@ -1,0 +1,58 @@
+"""A CSV file with a header, as training and the client read it: cells stay the texts that they are."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fitserve_contract.columns import ColumnError
+
+FIRST_LINE: Final = 2
+"""Line of the first row, where no cell holds a line's end."""
+
+_OTHER_MARKS: Final = ";\t|"
+
+
+@dataclass(frozen=True, slots=True)
+class CsvTable:
+    """A table.
+
+    Args:
+        header: Column names, without space around, each once.
+        rows: As many cells each.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def cells(self, name: str) -> list[str]:
+        """Returns the cells of a column."""
+        place = self.header.index(name)
+        return [row[place] for row in self.rows]
+
+
+def read_csv(path: Path) -> CsvTable:
+    """Reads a CSV file: UTF-8 with or without a byte order mark, commas, quotes, lines of any ending.
+
+    Raises:
+        ColumnError: it is no such table; the message names the file and the line.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [tuple(row) for row in csv.reader(file) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ColumnError(f"{path}: expected a table in UTF-8, got {error}") from None
+    if not lines:
+        raise ColumnError(f"{path}: expected a header and rows, got an empty file")
+    if len(lines[0]) == 1 and any(mark in lines[0][0] for mark in _OTHER_MARKS):
+        raise ColumnError(f"{path} line 1: expected commas between the columns, got {lines[0][0][:80]!r}")
+    header = tuple(name.strip() for name in lines[0])
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise ColumnError(f"{path} line 1: expected a name of its own for each column, got {twice[0]!r} twice")
+    for line, row in enumerate(lines[1:], start=FIRST_LINE):
+        if len(row) != len(header):
+            raise ColumnError(f"{path} line {line}: expected {len(header)} cells as in the header, got {len(row)}")
+    return CsvTable(header, tuple(lines[1:]))

@@ -1,0 +1,152 @@
+"""What the columns of a table are, told by all of their cells; a block of rows at a time.
+
+Plain numbers make a number column; numbers of which some have thousands separators or a percent sign an amount; other
+texts that recur are categories. What only numbers or names the rows is left out, and what may be a mistake is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from fitserve_contract.columns import CellKind, ColumnError, ColumnKind, cell_kind, read_number, trimmed_category
+from fitserve_training.data.own.kinds import COUNTERS, IDENTIFIERS
+from fitserve_training.errors import UsageError
+
+_MOST_RARE: Final = 20
+"""Texts that a column may have without any of them recurring much."""
+
+_FEW_WORDS: Final = 2
+_FEW_SHARE: Final = 0.05
+"""So few different texts among numbers are taken for mistakes."""
+
+_DECIMAL_COMMA: Final = re.compile(r"[+-]?([0-9]{1,3}([. ][0-9]{3})+|[0-9]+),[0-9]+\s*%?")
+_MONEY: Final = re.compile(r"[+-]?\s*([$€£¥]\s*[0-9.,]+|[0-9.,]+\s*[$€£¥])")
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*|[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}.*", re.DOTALL)
+
+
+@dataclass
+class _Spelling:
+    """One text of a column: how many cells have it, and the line of the first."""
+
+    count: int
+    line: int
+
+
+@dataclass
+class ColumnTally:
+    """The different cells of one column.
+
+    Args:
+        path: For error messages.
+        name: Of the column.
+    """
+
+    path: Path
+    name: str
+    _spellings: dict[str, _Spelling] = field(default_factory=dict)
+
+    def add(self, cells: Sequence[str], first_line: int) -> None:
+        """Counts the cells of a block of rows.
+
+        Args:
+            cells: In order.
+            first_line: Line number of the first.
+        """
+        known = self._spellings
+        for line, cell in enumerate(cells, start=first_line):
+            if (spelling := known.get(cell)) is None:
+                known[cell] = _Spelling(1, line)
+            else:
+                spelling.count += 1
+
+    def is_index(self) -> bool:
+        """Tells whether the column only numbers or names the rows: called like one, and another value in every row."""
+        cells = {cell.strip() for cell in self._spellings}
+        if len(cells) < sum(one.count for one in self._spellings.values()):
+            return False
+        return bool(IDENTIFIERS.fullmatch(self.name)) or (
+            bool(COUNTERS.fullmatch(self.name)) and all(cell.isdigit() for cell in cells)
+        )
+
+    def decide(self, *, is_category: bool) -> tuple[ColumnKind | None, str]:
+        """Decides what the column holds.
+
+        Args:
+            is_category: The user says that its values are categories.
+
+        Returns:
+            The kind and a note for people, which may be empty; None and the reason where the column is left out.
+
+        Raises:
+            UsageError: numbers with a few texts among them, or amounts that cannot be read; the message names the line.
+        """
+        kinds = {cell: cell_kind(cell) for cell in self._spellings}
+        present = {kind for kind in kinds.values() if kind is not CellKind.EMPTY}
+        if not present and not is_category:
+            return None, "for every cell is empty"
+        if is_category:
+            return ColumnKind.CATEGORY, ""
+        if present == {CellKind.NUMBER}:
+            return ColumnKind.NUMBER, self._lost_digits(kinds)
+        if present <= {CellKind.NUMBER, CellKind.AMOUNT}:
+            return ColumnKind.AMOUNT, ""
+        if CellKind.WORD in present:
+            self._check_amounts()
+            self._check_unmixed([cell for cell, kind in kinds.items() if kind is CellKind.WORD], len(kinds))
+        return self._texts()
+
+    def _texts(self) -> tuple[ColumnKind | None, str]:
+        counts: dict[str, int] = {}
+        for cell, spelling in self._spellings.items():
+            trimmed = trimmed_category(cell)
+            counts[trimmed] = counts.get(trimmed, 0) + spelling.count
+        counts.pop("", None)
+        is_unique = len(counts) > _MOST_RARE and 2 * len(counts) > sum(counts.values())
+        hint = "; columns of its year, month or weekday would do" if self._is_mostly(_DATE.fullmatch) else ""
+        if is_unique:
+            return None, f"for most rows have a text of their own there{hint} (--set data.categories=… keeps it)"
+        return ColumnKind.CATEGORY, ""
+
+    def _lost_digits(self, kinds: dict[str, CellKind]) -> str:
+        """Warns of whole numbers, such as times and identifiers, that float32 cannot tell apart."""
+        wide = np.unique(np.array([self._number(cell) for cell, kind in kinds.items() if kind is CellKind.NUMBER]))
+        lost = len(wide) - len(np.unique(wide.astype(np.float32)))
+        is_whole = bool((wide == np.round(wide)).all())
+        return f"float32 does not tell {lost:,} of its {len(wide):,} values from others" if lost and is_whole else ""
+
+    def _number(self, cell: str) -> float:
+        try:
+            return read_number(cell)
+        except ColumnError:
+            raise self._refusal(cell, "expected a finite number", "correct it") from None
+
+    def _check_amounts(self) -> None:
+        for pattern, expected, cure in (
+            (_DECIMAL_COMMA, "numbers such as 1,234.56", "write a point before the decimals"),
+            (_MONEY, "numbers without a currency", "remove the currency signs"),
+        ):
+            if self._is_mostly(pattern.fullmatch):
+                cell = next(cell for cell in self._spellings if pattern.fullmatch(cell.strip()))
+                raise self._refusal(cell, f"expected {expected}", cure)
+
+    def _check_unmixed(self, words: Sequence[str], distinct_count: int) -> None:
+        is_few = len(words) <= max(_FEW_WORDS, _FEW_SHARE * distinct_count)
+        if is_few and 2 * len(words) < sum(cell_kind(cell) is not CellKind.EMPTY for cell in self._spellings):
+            first = min(words, key=lambda cell: self._spellings[cell].line)
+            raise self._refusal(first, "expected a finite number", "correct it")
+
+    def _refusal(self, cell: str, expected: str, cure: str) -> UsageError:
+        return UsageError(
+            f"{self.path} line {self._spellings[cell].line}, column {self.name!r}: {expected}, got {cell[:80]!r}; "
+            f"{cure}, or --set data.categories={self.name} for a category of each value, or --set data.drop={self.name}"
+        )
+
+    def _is_mostly(self, matches: Callable[[str], object]) -> bool:
+        present = {cell: one.count for cell, one in self._spellings.items() if cell_kind(cell) is not CellKind.EMPTY}
+        return 2 * sum(count for cell, count in present.items() if matches(cell.strip())) > sum(present.values())
