@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,11 +117,7 @@ def _to_bytes(values: Tensor) -> Tensor:
 
 
 def _from_bytes(values: Tensor) -> Tensor:
-    wide = values.to(torch.float32)
-    if wide.device.type == "cpu":
-        return wide.div_(_LARGEST_BYTE)
-    # A GPU divides by a number as it multiplies by its inverse; by a tensor it divides, to the same bits as a CPU.
-    return wide.div_(torch.full((), _LARGEST_BYTE, dtype=torch.float32, device=wide.device))
+    return values.to(torch.float32).div_(_LARGEST_BYTE)
 
 
 class ServedRows(Protocol):
@@ -147,6 +143,7 @@ class DataSet:
         checksums: SHA-256 of the files it was read from, by file name.
         note: Said before training, for example that a published band does not apply.
         files: What a model trained on it is of no use without, by file name, for example its tokenizer.
+        served: The examples as callers give them, where the served graph makes the inputs from them.
     """
 
     name: str
@@ -157,6 +154,7 @@ class DataSet:
     checksums: Mapping[str, str] = field(default_factory=dict)
     note: str = ""
     files: Mapping[str, bytes] = field(default_factory=dict)
+    served: ServedRows | None = None
 
 
 def split_sha256(split: Split) -> str:
@@ -167,9 +165,3 @@ def split_sha256(split: Split) -> str:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
-        served: The examples as callers give them, where the served graph makes the inputs from them.
-        validation: What a run selects by, where the data has such a split of its own.
-        ignored: Settings by dotted key that this data has no use for, though its kind has.
-    served: ServedRows | None = None
-    validation: Split | None = None
-    ignored: tuple[str, ...] = ()
