@@ -17,6 +17,7 @@ from fitserve_exporters.candidate.module_copy import on_cpu
 from fitserve_exporters.candidate.served_module import ServedModule
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.graph.assumptions import constant_axis
+from fitserve_exporters.graph.onnx_forms import OnnxForms
 from fitserve_exporters.graph.recurrent import OnnxRecurrence
 from fitserve_exporters.texts import sentence
 
@@ -31,14 +32,14 @@ _TRACED_SIZE: Final = 2
 
 
 class _Traced(nn.Module):
-    """A module whose recurrent layers are traced as ONNX has them."""
+    """A module whose recurrent layers, and functions without an ONNX form, are traced as ONNX has them."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, *tensors: torch.Tensor) -> object:
-        with OnnxRecurrence():
+        with OnnxForms(), OnnxRecurrence():
             return self.module(*tensors)
 
 
