@@ -86,9 +86,8 @@ def publish_onnx(
     Args:
         file: ONNX from skl2onnx, tf2onnx, onnxmltools or anything else: its path, or its bytes. External data has to
             lie beside it and is taken into the version's file.
-        reference: Takes one array (B, ...) per input by position, in the file's datatypes and texts as `str` objects;
-            returns an array, a tuple in the order of the outputs, or a mapping by their names. An axis of 1 at the end
-            may be missing.
+        reference: Takes one array (B, ...) per input by position, in the file's datatypes, and returns an array, a
+            tuple in the order of the outputs, or a mapping by their names. An axis of 1 at the end may be missing.
         examples: Inputs, each (B, ...): an array, a sequence or a mapping by input name. Real numbers are rounded to
             the file's datatypes.
         repository: Model repository; made where it is not there.
@@ -196,13 +195,13 @@ def _typed(arrays: Arrays, dtypes: Mapping[str, np.dtype[Any]], what: str) -> Ar
     typed = {}
     for name, array in arrays.items():
         dtype = dtypes[name]
-        if not np.can_cast(array.dtype, dtype, "same_kind") or (dtype.kind == "f") != (array.dtype.kind == "f"):
         if "O" in (dtype.kind, array.dtype.kind):
             if dtype.kind != array.dtype.kind:
                 kinds = [("texts" if each.kind == "O" else str(each)) for each in (dtype, array.dtype)]
                 raise ExportError(f"{what}, input '{name}': expected {kinds[0]} as in the file, got {kinds[1]}")
             typed[name] = array
             continue
+        if not np.can_cast(array.dtype, dtype, "same_kind") or (dtype.kind == "f") != (array.dtype.kind == "f"):
             raise ExportError(f"{what}, input '{name}': expected {dtype} as in the file, got {array.dtype}")
         with np.errstate(over="ignore"):
             typed[name] = np.ascontiguousarray(array.astype(dtype))
@@ -211,11 +210,11 @@ def _typed(arrays: Arrays, dtypes: Mapping[str, np.dtype[Any]], what: str) -> Ar
     return typed
 
 
-def _shape(spec: TensorSpec, array: Array, first: TensorSpec, free_axes: FreeAxes | None) -> tuple[int | str, ...]:
 def _torch_dtype(array: Array) -> torch.dtype | None:
     return None if array.dtype.kind == "O" else torch.from_numpy(array[:0]).dtype
 
 
+def _shape(spec: TensorSpec, array: Array, first: TensorSpec, free_axes: FreeAxes | None) -> tuple[int | str, ...]:
     """Finds the shape that is published: named where it stays free, else the size of the examples."""
     assert spec.shape is not None
     assert first.shape is not None
