@@ -96,11 +96,12 @@ class TrainedRun:
         Raises:
             UsageError: the data is not at hand any more.
         """
-        train = self._load_data().train
+        data = self._load_data()
+        train = data.train
         drawn = np.random.default_rng(seed).choice(len(train), min(count, len(train)), replace=False)
-        return {spec.name: x.numpy()[drawn] for spec, x in zip(self.inputs, train.inputs, strict=True)}
         if data.served is not None:
             return data.served.train(drawn)
+        return {spec.name: x.numpy()[drawn] for spec, x in zip(self.inputs, train.inputs, strict=True)}
 
 
 def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
@@ -131,17 +132,17 @@ def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
         training_record=_record(config, summary, _read_json(run_dir / rundir.ENVIRONMENT)),
         tolerance=recipe.tolerance,
         extra_files=form.files if form else {},
-        _load_data=lambda: recipe.load_data(config, places),
         columns=_served_columns(form.files) if form else None,
+        _load_data=lambda: recipe.load_data(config, places),
     )
 
 
-def _form(run_dir: Path, recipe: Recipe) -> Form | None:
 def _served_columns(files: Mapping[str, bytes]) -> TableColumns | None:
     columns = TableColumns.from_bytes(files[COLUMNS_FILE]) if COLUMNS_FILE in files else None
     return None if columns is None or columns.is_joined else columns
 
 
+def _form(run_dir: Path, recipe: Recipe) -> Form | None:
     """Reads the run's form; image recipes are complete without, and their runs of earlier versions have none."""
     is_needed = recipe.for_form is not None and (not recipe.bands or (run_dir / FORM_FILE).is_file())
     return Form.read(run_dir) if is_needed else None
