@@ -13,6 +13,7 @@ _SHARES: Final = ("accuracy", "exact_match")
 
 _WRITTEN: Final = {
     "exact_match": "exact match",
+    "balanced_accuracy": "balanced accuracy",
     "mean_loss": "mean loss",
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
@@ -20,6 +21,9 @@ _WRITTEN: Final = {
     "mae": "mean absolute error",
     "r_squared": "R²",
 }
+
+_MOST_CLASSES: Final = 40
+"""So many classes are shown, of more those with the lowest recall."""
 
 _TORCH: Final = "torch, eager"
 
@@ -52,7 +56,7 @@ def accuracy_section(manifest: Manifest) -> Markup | None:
     metrics = {side: found for side, figures in sides.items() if (found := mapping(mapping(figures).get("metrics")))}
     if not metrics:
         return None
-    names = [name for name in next(iter(metrics.values())) if not name.endswith(("_count", "_interval_95"))]
+    names = [name for name in next(iter(metrics.values())) if not name.endswith(("_count", "_interval_95", "recalls"))]
     rows = [
         (_WRITTEN.get(name, name), side, _value(found, name), _counted(found, name), _interval(found, name) or "–")
         for name in names
@@ -60,7 +64,27 @@ def accuracy_section(manifest: Manifest) -> Markup | None:
     ]
     about = f"On the full held-out set: {_data(manifest)}."
     head = ("", "by", "value", "count", "95 % interval (Wilson)")
-    return section("Accuracy", tag("p", about, class_="note"), table(head, rows))
+    return section("Accuracy", tag("p", about, class_="note"), table(head, rows), _recalls(manifest, metrics))
+
+
+def _recalls(manifest: Manifest, metrics: Mapping[str, Mapping[str, Any]]) -> Markup | None:
+    """Shows the recall of each class by side; of many those that the first side finds least."""
+    recalls = {side: found["recalls"] for side, found in metrics.items() if isinstance(found.get("recalls"), list)}
+    names = manifest.task.class_names if manifest.task else ()
+    if not recalls or any(len(values) != len(names) for values in recalls.values()):
+        return None
+    rows = [(name, *(_recall(values[index]) for values in recalls.values())) for index, name in enumerate(names)]
+    first = next(iter(recalls.values()))
+    if len(rows) > _MOST_CLASSES:
+        known = [index for index, recall in enumerate(first) if isinstance(recall, int | float)]
+        rows = [rows[index] for index in sorted(known, key=lambda index: float(first[index]))[:_MOST_CLASSES]]
+    hidden = len(names) - len(rows)
+    note = f"Recall of each class{f'; {hidden:,} more are in manifest.json' if hidden else ''}."
+    return tag("div", tag("p", note, class_="note"), table(("class", *recalls), rows))
+
+
+def _recall(value: Any) -> str:
+    return "no examples" if value is None else _percent(value)
 
 
 def verification_section(manifest: Manifest) -> Markup | None:

@@ -15,6 +15,7 @@ import onnx
 import torch
 
 from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.scoring import SCORED_AXES
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_exporters.candidate.arguments import (
     check_held_out,
@@ -28,7 +29,10 @@ from fitserve_exporters.candidate.arguments import (
 from fitserve_exporters.candidate.calling import Calling
 from fitserve_exporters.candidate.candidate import Array, Arrays, Candidate, HeldOut, InputSpec, Tolerance
 from fitserve_exporters.candidate.examples import BATCH, Examples, FreeAxes, TensorLike, arrays_of
+from fitserve_exporters.candidate.extra_files import check_extra_files
 from fitserve_exporters.candidate.numpy_reference import NumpyReference, Reference
+from fitserve_exporters.candidate.score_check import check_class_names, check_scores
+from fitserve_exporters.candidate.surroundings import own_surroundings
 from fitserve_exporters.candidate.training_record import json_record
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.graph.onnx_export import ExportedGraph
@@ -86,8 +90,9 @@ def publish_onnx(
     Args:
         file: ONNX from skl2onnx, tf2onnx, onnxmltools or anything else: its path, or its bytes. External data has to
             lie beside it and is taken into the version's file.
-        reference: Takes one array (B, ...) per input by position, in the file's datatypes, and returns an array, a
-            tuple in the order of the outputs, or a mapping by their names. An axis of 1 at the end may be missing.
+        reference: Takes one array (B, ...) per input by position, in the file's datatypes and texts as `str` objects;
+            returns an array, a tuple in the order of the outputs, or a mapping by their names. An axis of 1 at the end
+            may be missing.
         examples: Inputs, each (B, ...): an array, a sequence or a mapping by input name. Real numbers are rounded to
             the file's datatypes.
         repository: Model repository; made where it is not there.
@@ -120,12 +125,12 @@ def publish_onnx(
         "tolerance": check_tolerance(tolerance),
         "training": json_record({} if training is None else training),
         "seed": check_seed(seed),
-        "extra_files": dict(extra_files or {}),
+        "extra_files": check_extra_files(extra_files),
         "allow_coupled_rows": bool(allow_coupled_rows),
         "allow_nan": check_names(allow_nan or None, "allow_nan") or (),
     }
     try:
-        with torch.random.fork_rng():
+        with own_surroundings():
             model = read_onnx(file)
             keep_outputs(model, check_names(outputs, "outputs"))
             candidate, graph = _candidate(
@@ -268,6 +273,7 @@ def _drawn(array: Array, generator: np.random.Generator) -> Array:
 
 def _task(task: Any, class_names: Sequence[str], answers: Arrays, held_out: HeldOut) -> Task | None:
     """Makes the task of a kind and class names, and checks it against the reference's answers."""
+    class_names = class_names if isinstance(class_names, str | bytes) else tuple(class_names)  # an array has no truth
     if isinstance(class_names, str | bytes) or not all(isinstance(one, str) for one in class_names):
         raise ExportError(f"class_names: expected a list of texts, got {str(class_names)[:80]}")
     if class_names and (task is None or isinstance(task, Task)):
@@ -277,6 +283,8 @@ def _task(task: Any, class_names: Sequence[str], answers: Arrays, held_out: Held
     if check_task(made, shapes, {name: array.dtype.kind for name, array in answers.items()}) is None:
         return None
     assert made is not None
+    check_class_names(made)
+    check_scores(made, answers[made.output])
     check_labels_fit(made, held_out.labels, (held_out.example_count, *answers[made.output].shape[1:]))
     return made
 
@@ -290,13 +298,14 @@ def _task_of_kind(task: Any, class_names: tuple[str, ...], answers: Arrays) -> T
     fitting = [
         name
         for name, array in answers.items()
-        if array.dtype.kind == "f" and (is_regression or array.shape[1:] == (len(class_names),))
+        if array.dtype.kind == "f" and (is_regression or _is_scored(kind, array, len(class_names)))
     ]
     if len(fitting) != 1:
         shapes = ", ".join(
             f"'{name}' {array.dtype} (B, {str(array.shape[1:])[1:-1]})" for name, array in answers.items()
         )
-        wanted = "real numbers" if is_regression else f"scores (B, {len(class_names)}), one per class name"
+        axes = ", ".join((*SCORED_AXES.get(kind, ()), str(len(class_names))))
+        wanted = "real numbers" if is_regression else f"scores ({axes}), one per class name"
         raise ExportError(
             f"task: expected exactly one output of {wanted}, got {shapes}; give a Task(kind, output, scores, "
             "class_names) of fitserve_contract.tasks"
@@ -307,9 +316,13 @@ def _task_of_kind(task: Any, class_names: tuple[str, ...], answers: Arrays) -> T
         raise ExportError(str(error)) from error
 
 
+def _is_scored(kind: TaskKind, answers: Array, class_count: int) -> bool:
+    return answers.ndim == len(SCORED_AXES[kind]) + 1 and answers.shape[-1] == class_count
+
+
 def _scores(kind: TaskKind, answers: Array) -> Scores:
-    if kind is not TaskKind.CLASSIFICATION:
+    if kind in (TaskKind.MULTI_LABEL, TaskKind.REGRESSION):
         return Scores.VALUES if kind is TaskKind.REGRESSION else Scores.PROBABILITIES
-    sums = answers.astype(np.float64).sum(axis=1)
+    sums = answers.astype(np.float64).sum(axis=-1)
     is_share = bool(np.all(answers >= 0) and np.all(np.abs(sums - 1) <= _PROBABILITY_SLACK))
     return Scores.PROBABILITIES if is_share else Scores.LOGITS

@@ -84,7 +84,7 @@ def _agreement_lines(agreement: Agreement | None) -> list[str]:
 def _metric_lines(torch_metrics: Mapping[str, Any], ort_metrics: Mapping[str, Any]) -> list[str]:
     rows: list[Sequence[str]] = [("", "torch", "onnxruntime", "95 % interval")]
     for name in torch_metrics:
-        if name.endswith(("_count", "_interval_95")):
+        if name.endswith(("_count", "_interval_95", "recalls")):
             continue
         interval = ort_metrics.get(f"{name}_interval_95")
         between = f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else ""

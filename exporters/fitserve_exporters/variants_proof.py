@@ -23,6 +23,7 @@ from fitserve_exporters.verification.verify import Verification, verify
 _WIDENING: Final = 4.0
 _SCALE: Final = {
     TaskKind.CLASSIFICATION: "accuracy",
+    TaskKind.TOKEN_CLASSIFICATION: "accuracy",
     TaskKind.MULTI_LABEL: "macro_f1",
     TaskKind.REGRESSION: "r_squared",
 }

@@ -69,6 +69,11 @@ def texts_report(texts: Sequence[str], prediction: Prediction, details: VersionD
         FileError: the model has no classes to name.
     """
     task = details.task
+    if task is not None and task.kind is TaskKind.TOKEN_CLASSIFICATION:
+        raise FileError(
+            f"model '{details.model}': expected one answer per text for --text, got one class per token; give a file "
+            "with the token ids, and read the classes of the positions from --json"
+        )
     scores = None if task is None else prediction.outputs.get(task.output)
     if task is None or scores is None or not task.class_names or scores.shape != (len(texts), len(task.class_names)):
         raise FileError(f"model '{details.model}': expected a task with class names for --text, found none")

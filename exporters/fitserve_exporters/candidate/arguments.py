@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from fitserve_contract.repository import check_model_name
-from fitserve_contract.scoring import check_labels
-from fitserve_contract.tasks import Task, TaskKind
+from fitserve_contract.scoring import check_labels, output_fault
+from fitserve_contract.tasks import IGNORED_LABEL, Task, TaskKind
 from fitserve_exporters.candidate.candidate import Array, Tolerance
 from fitserve_exporters.errors import ExportError
 
@@ -99,11 +99,8 @@ def check_task(task: Any, shapes: Mapping[str, tuple[int | str, ...]], kinds: Ma
             f"task: expected output '{task.output}' to be real scores, got other elements; return the scores, not the "
             "class"
         )
-    if task.kind is not TaskKind.REGRESSION and (len(shape) != 2 or shape[1] != len(task.class_names)):
-        raise ExportError(
-            f"task: expected output '{task.output}' of shape (B, {len(task.class_names)}), one score per class name, "
-            f"got {shape}; give one name per column in class_names"
-        )
+    if fault := output_fault(task, shape):
+        raise ExportError(f"task: {fault}")
     return task
 
 
@@ -139,6 +136,9 @@ def check_labels_fit(task: Task | None, labels: Array | None, output_shape: tupl
     """Checks labels against the task and the task's output for as many examples. ExportError: they do not fit."""
     if task is None or labels is None:
         return
+    if task.kind is TaskKind.TOKEN_CLASSIFICATION and labels.ndim == 2:
+        # The axis of positions may be free, and another one in the held-out set than in the example.
+        output_shape = (output_shape[0], labels.shape[1], *output_shape[2:])
     try:
         check_labels(task, labels, output_shape)
     except ValueError as error:
@@ -148,6 +148,8 @@ def check_labels_fit(task: Task | None, labels: Array | None, output_shape: tupl
 def _label_cure(task: Task) -> str:
     return {
         TaskKind.CLASSIFICATION: "classification has one class index per example, int64 (B)",
+        TaskKind.TOKEN_CLASSIFICATION: "token_classification has one class index per position, int64 (B, S), "
+        f"{IGNORED_LABEL} where a position does not count",
         TaskKind.MULTI_LABEL: "multi-label has one 0 or 1 per class, bool (B, C)",
         TaskKind.REGRESSION: "regression has the output's shape; add an axis with y[:, None]",
     }[task.kind]

@@ -59,7 +59,7 @@ class Loaded:
     Args:
         module: Takes the inputs by position and returns a mapping of tensors.
         input_names: In order.
-        task: What can be scored; None for embeddings and tokens.
+        task: What can be scored; None for embeddings.
         class_names: Of the outputs' last axis; empty for embeddings.
         config: transformers' own.
     """
@@ -233,9 +233,9 @@ def _head(
     if problem == "regression" or (count == 1 and task is CheckpointTask.TEXT):
         return Logits(), Task(TaskKind.REGRESSION, "logits", Scores.VALUES), ()
     names = class_names(checkpoint.config, count)
-    if task is CheckpointTask.TOKENS:
-        return Logits(), None, names
     try:
+        if task is CheckpointTask.TOKENS:
+            return Logits(), Task(TaskKind.TOKEN_CLASSIFICATION, "logits", Scores.LOGITS, names), names
         if problem == "multi_label_classification":
             return Probabilities(), Task(TaskKind.MULTI_LABEL, "probabilities", Scores.PROBABILITIES, names), names
         return Logits(), Task(TaskKind.CLASSIFICATION, "logits", Scores.LOGITS, names), names

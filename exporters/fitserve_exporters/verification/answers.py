@@ -1,6 +1,7 @@
 """What the numbers of an output decide, torch against ONNX Runtime: classes and labels, ties apart.
 
-A tie is an answer that torch's own float64 scores do not decide beyond the tolerance. Shapes: B examples, C classes.
+A tie is an answer that torch's own float64 scores do not decide beyond the tolerance. The class axis is the last one.
+Shapes: B examples, S positions, C classes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from fitserve_contract.sums import MULTI_LABEL_THRESHOLD, ClassificationSums, MultiLabelSums, Sums
+from fitserve_contract.scoring import predicted_classes
+from fitserve_contract.sums import (
+    MULTI_LABEL_THRESHOLD,
+    ClassificationSums,
+    MultiLabelSums,
+    Sums,
+    TokenClassificationSums,
+)
 from fitserve_contract.tasks import Task, TaskKind
 from fitserve_exporters.candidate.candidate import Array
 
@@ -56,33 +64,33 @@ class Agreement:
 
 
 def decisions(task: Task, scores: Array) -> Array:
-    """Gives what the scores decide: INT64 (B) for classes, BOOL (B, C) for labels.
+    """Gives what the scores decide: INT64 (B) for classes, (B, S) for classes of positions, BOOL (B, C) for labels.
 
     Args:
-        task: One of n, or any of n; regression decides nothing.
-        scores: (B, C).
+        task: One of n, one of n per position, or any of n; regression decides nothing.
+        scores: (B, C), or (B, S, C) per position.
     """
-    if task.kind is TaskKind.CLASSIFICATION:
-        return np.asarray(scores.argmax(axis=1))
+    if task.kind is not TaskKind.MULTI_LABEL:
+        return predicted_classes(scores)
     return np.asarray(scores >= MULTI_LABEL_THRESHOLD)
 
 
 def is_different(task: Task, left: Array, right: Array) -> Array:
-    """Tells for each example whether two sets of scores (B, C) decide differently; BOOL (B)."""
+    """Tells for each example, or position, whether two sets of scores decide differently; BOOL (B), or (B, S)."""
     differs = decisions(task, left) != decisions(task, right)
-    return differs if differs.ndim == 1 else np.asarray(differs.any(axis=1))
+    return np.asarray(differs.any(axis=1)) if task.kind is TaskKind.MULTI_LABEL else np.asarray(differs)
 
 
 def margins(task: Task, scores: Array) -> Array:
-    """Gives for each example how far its scores (B, C) are from another answer, in the unit of the scores; (B).
+    """Gives for each example, or position, how far its scores are from another answer, in their unit; (B), or (B, S).
 
     The gap of the two best scores for one of n; the least distance from the threshold for any of n.
     """
-    if task.kind is TaskKind.CLASSIFICATION:
-        if scores.shape[1] < 2:
-            return np.full(len(scores), np.inf)
-        best = np.partition(scores.astype(np.float64), -2, axis=1)
-        return np.asarray(best[:, -1] - best[:, -2])
+    if task.kind is not TaskKind.MULTI_LABEL:
+        if scores.shape[-1] < 2:
+            return np.full(scores.shape[:-1], np.inf)
+        best = np.partition(scores.astype(np.float64), -2, axis=-1)
+        return np.asarray(best[..., -1] - best[..., -2])
     return np.asarray(np.abs(scores.astype(np.float64) - MULTI_LABEL_THRESHOLD).min(axis=1, initial=np.inf))
 
 
@@ -108,13 +116,39 @@ def wilson_interval(success_count: int, trial_count: int) -> tuple[float, float]
 def metrics_of(sums: Sums) -> dict[str, Any]:
     """Gives the figures of a task's sums for the manifest; a share of examples has its Wilson interval beside it."""
     if isinstance(sums, ClassificationSums):
-        return _share("accuracy", sums.correct_count, sums.example_count) | {"mean_loss": finite(sums.mean_loss)}
+        return _share("accuracy", sums.correct_count, sums.example_count) | _class_metrics(sums)
+    if isinstance(sums, TokenClassificationSums):
+        return _token_metrics(sums)
     if isinstance(sums, MultiLabelSums):
         exact = _share("exact_match", sums.exact_match_count, sums.example_count)
         figures = {"micro_f1": sums.micro_f1, "macro_f1": sums.macro_f1, "mean_loss": sums.mean_loss}
         return exact | {name: finite(value) for name, value in figures.items()}
     values = {"mse": finite(sums.mse), "mae": finite(sums.mae), "r_squared": finite(sums.r_squared)}
     return {"example_count": sums.example_count, **values}
+
+
+def _class_metrics(sums: ClassificationSums) -> dict[str, Any]:
+    """Gives the figures that look at classes; `recalls` has one per class, in class order, None without examples."""
+    figures: dict[str, Any] = {}
+    if counts := sums.per_class:
+        figures = {
+            "balanced_accuracy": finite(counts.balanced_accuracy),
+            "macro_f1": finite(counts.macro_f1),
+            "recalls": [finite(recall) for recall in counts.recalls],
+        }
+    return {"mean_loss": finite(sums.mean_loss), **figures}
+
+
+def _token_metrics(sums: TokenClassificationSums) -> dict[str, Any]:
+    """Gives the figures of the positions that count, whose accuracy has no interval: they depend on each other."""
+    positions = sums.positions
+    return {
+        **_share("exact_match", sums.exact_match_count, sums.example_count),
+        "position_count": positions.example_count,
+        "correct_position_count": positions.correct_count,
+        "accuracy": finite(positions.accuracy),
+        **_class_metrics(positions),
+    }
 
 
 def finite(value: float) -> float | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fitserve_contract.scoring import score
 from fitserve_contract.sums import Sums
-from fitserve_contract.tasks import Task, TaskKind
+from fitserve_contract.tasks import IGNORED_LABEL, Task, TaskKind
 from fitserve_exporters.candidate.candidate import EAGER_TORCH, Array, Arrays, Candidate, Tolerance
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.sessions import OrtSession
@@ -242,12 +242,17 @@ def _decide(
             served = _run(session, inputs, len(indices), {task.output: eager})[task.output]
             tally.add_scores(served, true_labels)
             if task.kind is not TaskKind.REGRESSION:
-                _compare(tally, task, (served, eager), (truth, indices), tolerance)
+                _compare(tally, task, (served, eager), (truth, indices), tolerance, _counted(task, eager, true_labels))
     return decided
 
 
 def _compare(
-    tally: _Tally, task: Task, scores: tuple[Array, Array], origin: tuple[Truth, Array], tolerance: float
+    tally: _Tally,
+    task: Task,
+    scores: tuple[Array, Array],
+    origin: tuple[Truth, Array],
+    tolerance: float,
+    is_counted: Array,
 ) -> None:
     """Sorts the examples of one batch into same, ties and differences.
 
@@ -256,11 +261,24 @@ def _compare(
     """
     served, eager = scores
     truth, indices = origin
-    differs, margin = is_different(task, served, eager), margins(task, eager)
+    differs, margin = is_different(task, served, eager) & is_counted, margins(task, eager)
     is_tie = margin <= tolerance
-    doubtful = np.flatnonzero(differs | (np.abs(margin - tolerance) <= 2 * truth.rounding))
-    if len(doubtful):
+    is_doubtful = (differs | (np.abs(margin - tolerance) <= 2 * truth.rounding)) & is_counted
+    if len(doubtful := np.flatnonzero(_any(is_doubtful))):
         is_tie[doubtful] = margins(task, truth.exact_scores(indices[doubtful])) <= tolerance
-    tally.ties += indices[is_tie].tolist()
-    tally.tie_differences += indices[is_tie & differs].tolist()
-    tally.differences += indices[~is_tie & differs].tolist()
+    is_difference, is_tie_difference = _any(differs & ~is_tie), _any(differs & is_tie)
+    tally.ties += indices[_any(is_tie & is_counted)].tolist()
+    tally.tie_differences += indices[is_tie_difference & ~is_difference].tolist()
+    tally.differences += indices[is_difference].tolist()
+
+
+def _counted(task: Task, scores: Array, labels: Array | None) -> Array:
+    """Tells which examples are compared, or which positions of each: all but those whose label says that it is not."""
+    if task.kind is not TaskKind.TOKEN_CLASSIFICATION or labels is None:
+        return np.ones(scores.shape[:-1] if task.kind is TaskKind.TOKEN_CLASSIFICATION else len(scores), bool)
+    return np.asarray(labels != IGNORED_LABEL)
+
+
+def _any(values: Array) -> Array:
+    """Tells for each example whether anything in its row holds, (B, ...) to (B)."""
+    return np.asarray(values.any(axis=tuple(range(1, values.ndim))))

@@ -54,6 +54,7 @@ QUANTIZED_MODULE = quietly(lambda: torch.ao.quantization.quantize_dynamic(nn.Seq
 TEXT = np.array([["a", "b"]])
 CLASSES = Task(TaskKind.CLASSIFICATION, "output", Scores.LOGITS, ("a", "b"))
 THREE = Task(TaskKind.CLASSIFICATION, "output", Scores.LOGITS, ("a", "b", "c"))
+TAGS = Task(TaskKind.TOKEN_CLASSIFICATION, "output", Scores.LOGITS, ("O", "B", "I"))
 VALUES = Task(TaskKind.REGRESSION, "output", Scores.VALUES)
 LABELS = torch.tensor([0, 1, 0, 1])
 LOOP: list[Any] = []
@@ -178,7 +179,13 @@ SETTINGS: dict[str, Slip] = {
     "no repository": (linear(), X, {"repository": ""}, "repository: expected the path of a folder"),
     "task": (linear(), X, {"task": "classification"}, "task: expected a Task, got str"),
     "task's output": (linear(), X, {"task": THREE, "output_names": ["y"]}, "expected an output of y, got 'output'"),
-    "classes": (linear(), X, {"task": THREE}, r"of shape \(B, 3\), one score per class name, got \('batch', 2\)"),
+    "classes": (linear(), X, {"task": THREE}, r"expected shape \(B, 3\) .*got \(batch, 2\); give one class name"),
+    "classes per position": (
+        Calls(lambda y: torch.stack((y[:, :3], y[:, 1:]), dim=2)),
+        X,
+        {"task": TAGS},
+        r"expected shape \(B, S, 3\) .*got \(batch, 3, 2\); move the classes to the last axis",
+    ),
     "classes chosen": (Calls(lambda y: y.argmax(1)), X, {"task": CLASSES}, "return the scores, not the class"),
     "held out": (linear(), X, {"held_out": X}, r"held_out: expected \(examples, labels\), got Tensor"),
     "three held out": (linear(), X, {"held_out": (X, LABELS, X)}, "got tuple of 3"),

@@ -18,6 +18,7 @@ from fitserve_exporters.verification.answers import (
 
 CLASSES = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("a", "b", "c"))
 LABELS = Task(TaskKind.MULTI_LABEL, "y", Scores.PROBABILITIES, ("a", "b"))
+TAGS = Task(TaskKind.TOKEN_CLASSIFICATION, "y", Scores.LOGITS, ("O", "B", "I"))
 VALUES = Task(TaskKind.REGRESSION, "y", Scores.VALUES)
 
 
@@ -31,6 +32,13 @@ def test_labels_are_decided_by_the_threshold() -> None:
     scores = np.array([[0.5, 0.4], [0.9, 0.51]])
     assert decisions(LABELS, scores).tolist() == [[True, False], [True, True]]
     assert margins(LABELS, scores) == pytest.approx([0.0, 0.01])
+
+
+def test_each_position_is_decided_by_itself() -> None:
+    scores = np.array([[[0.0, 1.0, 0.5], [3.0, 3.0, 1.0]]])
+    assert decisions(TAGS, scores).tolist() == [[1, 0]]
+    assert margins(TAGS, scores).tolist() == [[0.5, 0.0]]
+    assert is_different(TAGS, scores, np.array([[[0.0, 1.0, 2.0], [4.0, 3.0, 1.0]]])).tolist() == [[True, False]]
 
 
 def test_one_class_alone_is_never_in_doubt() -> None:
@@ -70,6 +78,11 @@ def test_metrics_of_each_task() -> None:
     classes = metrics_of(score(CLASSES, np.eye(3), np.array([0, 1, 0])))
     assert (classes["correct_count"], classes["example_count"]) == (2, 3)
     assert classes["accuracy_interval_95"] == list(wilson_interval(2, 3))
+    assert (classes["recalls"], classes["balanced_accuracy"]) == ([0.5, 1.0, None], 0.75)
+    assert classes["macro_f1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    tags = metrics_of(score(TAGS, np.eye(3)[np.array([[0, 1, 2]])], np.array([[0, 2, -100]])))
+    assert (tags["accuracy"], tags["position_count"], tags["correct_position_count"]) == (0.5, 2, 1)
+    assert (tags["exact_match"], tags["example_count"], tags["recalls"]) == (0.0, 1, [1.0, None, 0.0])
     labels = metrics_of(score(LABELS, np.array([[0.9, 0.1]]), np.array([[True, False]])))
     assert (labels["exact_match"], labels["micro_f1"]) == (1.0, 1.0)
     values = metrics_of(score(VALUES, np.array([[1.0], [2.0]]), np.array([[1.0], [1.0]])))
