@@ -183,12 +183,12 @@ def scan(message: bytes, layout: Layout, most_fields: int) -> Scan | None:
                 raise GroupError
             else:
                 raise MalformedError
-            if axes > MAX_RANK:
-                raise AxesError
             if start >= limit:
                 if start > limit:
                     raise MalformedError
                 part, limit = _MESSAGE, end
+            if axes > MAX_RANK:
+                raise AxesError
     except IndexError:
         raise MalformedError from None
     if limit != end:

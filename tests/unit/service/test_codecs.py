@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fitserve.inference.v1 import inference_pb2 as pb
@@ -127,6 +127,7 @@ def test_contents_with_an_element_are_in_the_way_of_raw_ones() -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(message=st.binary(max_size=200))
+@example(message=b"\x1a\x03\x00\x00\x1a\x80\x03")  # a shape that is longer than its tensor
 @pytest.mark.parametrize("kind", [pb.PredictRequest, pb.EvaluateRequest, oip.ModelInferRequest])
 def test_any_bytes_are_a_message_or_refused(kind: Any, message: bytes) -> None:
     assert refusal(parse, kind, message) in (None, Reason.MALFORMED_MESSAGE)
