@@ -35,8 +35,11 @@ from fitserve_exporters.candidate.examples import (
     calling_of,
     input_specs,
 )
+from fitserve_exporters.candidate.extra_files import check_extra_files
 from fitserve_exporters.candidate.module_copy import unwrapped
+from fitserve_exporters.candidate.score_check import check_class_names, check_scores
 from fitserve_exporters.candidate.served_module import Served, serve
+from fitserve_exporters.candidate.surroundings import own_surroundings
 from fitserve_exporters.candidate.training_record import json_record
 from fitserve_exporters.errors import ExportError, NotVerifiedError
 from fitserve_exporters.graph.quiet import quiet
@@ -51,6 +54,9 @@ _log = logging.getLogger(__name__)
 
 _DRAWN_EXAMPLES: Final = 64
 """So many inputs are drawn where there is no held-out set."""
+
+_DISTINCT_ELEMENTS: Final = 4096
+"""Rows of more elements are drawn at once, which is faster, and hold some elements twice."""
 
 
 def export(
@@ -73,7 +79,8 @@ def export(
 ) -> PublishedVersion:
     """Exports a trained module to ONNX, verifies it against eager torch, and publishes it as the model's next version.
 
-    Neither the module nor torch's random state, default dtype and modes change. While the graph is made, what torch
+    Neither the module nor torch's random state, default dtype and modes change; of several threads one exports, the
+    others wait. While the graph is made, what torch
     and the module write to stdout and stderr is dropped.
 
     Args:
@@ -110,14 +117,14 @@ def export(
     settings: dict[str, Any] = {
         "tolerance": check_tolerance(tolerance),
         "training": json_record({} if training is None else training),
-        "extra_files": dict(extra_files or {}),
+        "extra_files": check_extra_files(extra_files),
         "seed": check_seed(seed),
         "allow_coupled_rows": bool(allow_coupled_rows),
         "allow_nan": check_names(allow_nan or None, "allow_nan") or (),
     }
     names = check_names(input_names, "input_names"), check_names(output_names, "output_names")
     try:
-        with torch.random.fork_rng(), torch.set_grad_enabled(True):
+        with own_surroundings():
             candidate = _candidate(unwrapped(module), example, held_out, task, names, free_axes, settings)
             return publish_candidate(candidate, path, checked_name)
     except (ExportError, NotVerifiedError):
@@ -162,14 +169,25 @@ def _check_task(task: Task | None, served: Served, data: HeldOut) -> None:
     shapes: dict[str, tuple[int | str, ...]] = {name: (BATCH, *shape[1:]) for name, shape in served.shapes.items()}
     if check_task(task, shapes, served.kinds) is not None:
         assert task is not None
+        check_class_names(task)
+        check_scores(task, _answers(served, task.output, data))
         check_labels_fit(task, data.labels, (data.example_count, *served.shapes[task.output][1:]))
+
+
+def _answers(served: Served, output: str, data: HeldOut) -> Array:
+    """Computes one output on the first held-out examples."""
+    rows = data.rows(np.arange(min(_DRAWN_EXAMPLES, data.example_count)))
+    with torch.inference_mode(), quiet():
+        answers = served.module(*map(torch.from_numpy, rows.values()))
+    return np.asarray(dict(zip(served.output_names, answers, strict=True))[output].numpy())
 
 
 def drawn_inputs(arrays: Arrays, seed: int) -> Arrays:
     """Draws inputs that look like the example: its own rows first, then others made of its values.
 
-    Real elements are drawn from all of the tensor, others (token ids, masks, categories) from the same place in
-    another row, since their range may depend on the place.
+    Real elements are drawn from all of the tensor, none twice in a small row: torch and ONNX choose differently among
+    equal ones in topk. Others (token ids, masks, categories) are drawn from the same place in another row, since their
+    range may depend on the place.
 
     Args:
         arrays: Input name to (B, ...).
@@ -182,9 +200,13 @@ def drawn_inputs(arrays: Arrays, seed: int) -> Arrays:
 def _drawn(array: Array, generator: np.random.Generator) -> Array:
     shape = (_DRAWN_EXAMPLES, *array.shape[1:])
     if array.dtype.kind == "f":
-        return generator.choice(array.reshape(-1), shape)
-    rows = generator.integers(0, len(array), shape)
-    return np.asarray(np.take_along_axis(array, rows, axis=0))
+        pool, size = array.reshape(-1), array.size // len(array)
+        if size > _DISTINCT_ELEMENTS:
+            return generator.choice(pool, shape)
+        rows = [generator.choice(pool, size, replace=False) for _ in range(_DRAWN_EXAMPLES)]
+        return np.stack(rows).reshape(shape)
+    places = generator.integers(0, len(array), shape)
+    return np.asarray(np.take_along_axis(array, places, axis=0))
 
 
 def _held_out(

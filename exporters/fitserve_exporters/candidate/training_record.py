@@ -15,6 +15,10 @@ from fitserve_exporters.errors import ExportError
 _MAX_ELEMENTS: Final = 10_000
 """Of one tensor: a manifest holds figures and curves, not data."""
 
+_MAX_DEPTH: Final = 32
+_LARGEST: Final = 2**63 - 1
+"""Readers of JSON in other languages hold integers in 64 bits."""
+
 
 def json_record(record: Any) -> dict[str, Any]:
     """Converts tensors and numpy values to numbers and lists, and tuples to lists.
@@ -30,6 +34,8 @@ def json_record(record: Any) -> dict[str, Any]:
 def _converted(where: str, value: Any, above: tuple[int, ...]) -> Any:
     if id(value) in above:
         raise ExportError(f"{where}: expected a value that JSON can hold, got one that contains itself")
+    if len(above) >= _MAX_DEPTH:
+        raise ExportError(f"{where[:80]}…: expected at most {_MAX_DEPTH} levels, got more; flatten it, or leave it out")
     if isinstance(value, torch.Tensor | np.ndarray | np.generic):
         return _converted(where, _plain(where, value), above)
     if isinstance(value, Mapping):
@@ -40,7 +46,11 @@ def _converted(where: str, value: Any, above: tuple[int, ...]) -> Any:
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
         raise ExportError(f"{where}: expected a finite number, got {value}; write it as text, or leave it out")
-    if value is None or isinstance(value, bool | int | float | str):
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        raise ExportError(f"{where}: expected an integer of 64 bits, got a larger one; write it as text or float")
+    if isinstance(value, str):
+        return _text(where, value)
+    if value is None or isinstance(value, bool | int | float):
         return value
     raise ExportError(
         f"{where}: expected a number, text, list or mapping, got {type(value).__name__}; convert it, or leave it out"
@@ -51,7 +61,17 @@ def _object(where: str, value: Mapping[Any, Any], above: tuple[int, ...]) -> dic
     for key in value:
         if not isinstance(key, str):
             raise ExportError(f"{where}: expected text as keys, got {key!r}; write str(key)")
-    return {key: _converted(f"{where}['{key}']", part, above) for key, part in value.items()}
+    return {_text(where, key): _converted(f"{where}['{key}']", part, above) for key, part in value.items()}
+
+
+def _text(where: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ExportError(
+            f"{where}: expected text that UTF-8 can hold, got {text[:40]!r}; decode bytes with errors='replace'"
+        ) from None
+    return text
 
 
 def _plain(where: str, value: Any) -> Any:

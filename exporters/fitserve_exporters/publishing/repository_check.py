@@ -15,13 +15,16 @@ def check_repository(repository: Any, name: str) -> Path:
     Raises:
         ExportError: it is no path, or a file is in its place or in the model's, or it cannot be written.
     """
-    if not isinstance(repository, str | os.PathLike) or not os.fspath(repository):
+    if not isinstance(repository, str | os.PathLike) or not os.fspath(repository) or "\0" in os.fsdecode(repository):
         raise ExportError(f"repository: expected the path of a folder, got {repository!r}")
     try:
         path = Path(os.fsdecode(repository))
         problem = repository_problem(path, name)
-    except ValueError as error:  # a null byte
-        raise ExportError(f"repository: expected the path of a folder, got {repository!r}: {error}") from error
+    except (OSError, ValueError) as error:  # a name too long
+        reason = getattr(error, "strerror", None) or error
+        raise ExportError(
+            f"repository: expected the path of a folder, got {str(repository)[:200]!r}: {reason}"
+        ) from error
     if problem:
         raise ExportError(problem)
     return path
