@@ -116,7 +116,8 @@ def constant_axis(place: Place, title: str, size: int) -> ExportError:
     if place[1] == 0:
         return ExportError(
             f"export: expected a module that takes any number of examples, but it makes the first axis of '{place[0]}' "
-            f"the constant {size}; compute with x.shape[0] instead of a number"
+            f"the constant {size}; compute with x.shape[0] instead of a number, and on all examples at once instead of "
+            "in a loop over them"
         )
     return ExportError(
         f"free_axes['{place[0]}'][{place[1]}] ('{title}'): expected a free axis, but the module makes it the constant "

@@ -17,6 +17,7 @@ from fitserve_exporters.candidate.module_copy import on_cpu
 from fitserve_exporters.candidate.served_module import ServedModule
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.graph.assumptions import constant_axis
+from fitserve_exporters.graph.cures import cure_of
 from fitserve_exporters.graph.onnx_forms import OnnxForms
 from fitserve_exporters.graph.recurrent import OnnxRecurrence
 from fitserve_exporters.texts import sentence
@@ -88,18 +89,14 @@ def free_axes(candidate: Candidate) -> tuple[dict[int, str], ...]:
 
 
 def reason(error: BaseException) -> str:
-    """Finds the sentence of the innermost cause: the outer ones are advice on torch's own issue tracker."""
+    """Returns the sentence of the innermost cause, and a cure: the outer ones are advice on torch's issue tracker."""
     while error.__cause__ is not None:
         error = error.__cause__
         if isinstance(error, ExportError):
             break
     if isinstance(error, ExportError):
         return str(error).removeprefix("export: ")
-    text = str(error).lower()
-    hint = ""
-    if "data-dependent" in text:
-        hint = "; a branch that depends on tensor values has to become torch.where or torch.cond"
-    return f"{sentence(error)}{hint}"
+    return f"{sentence(error)}; {cure_of(str(error))}"
 
 
 @contextlib.contextmanager
