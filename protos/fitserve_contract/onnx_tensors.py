@@ -20,6 +20,10 @@ Array = npt.NDArray[Any]
 MAX_VALUES: Final = 4096
 """Most elements of a constant or of an attribute that are decoded."""
 MAX_RANK: Final = 64
+MAX_TEXT: Final = 256
+"""Longest text, in bytes, that is read."""
+
+_STRING: Final = 8
 
 _STRING_DATA = short_fields(6)
 _DTYPES: dict[int, npt.DTypeLike] = {
@@ -37,11 +41,13 @@ class TensorConstant:
         dims: Its shape; None where that is no shape.
         data_type: Number of the element type in onnx.proto.
         values: The elements in that shape; None where they are more than MAX_VALUES, external or not of numbers.
+        text: The only element of a tensor of one text; None of any other.
     """
 
     dims: tuple[int, ...] | None
     data_type: int
     values: Array | None
+    text: bytes | None = None
 
 
 def tensor_name(content: memoryview, budget: Budget) -> memoryview:
@@ -68,8 +74,16 @@ def read_tensor(content: memoryview, budget: Budget) -> TensorConstant:
             is_external = True
     if any(size < 0 for size in dims) or len(dims) > MAX_RANK:
         return TensorConstant(None, data_type, None)
+    if data_type == _STRING:
+        text = None if is_external or math.prod(dims) != 1 else _only_text(content, budget)
+        return TensorConstant(tuple(dims), data_type, None, text)
     values = None if is_external or math.prod(dims) > MAX_VALUES else _values(data_type, dims, data, budget)
     return TensorConstant(tuple(dims), data_type, values)
+
+
+def _only_text(content: memoryview, budget: Budget) -> bytes | None:
+    found = [bytes(value) for number, value in fields(content, budget=budget) if number == 6 and len(value) <= MAX_TEXT]
+    return found[0] if len(found) == 1 else None
 
 
 def _values(data_type: int, dims: Sequence[int], data: list[Field], budget: Budget) -> Array | None:

@@ -201,7 +201,7 @@ def constant_of(tensor: TensorConstant, budget: Budget) -> Value:
         budget.spend(2 * values.size)
         elements = np.empty(values.shape, object)
         elements.ravel()[:] = values.ravel().tolist()
-    return Value(Kind.CONSTANT, tensor.dims, None, elements, type=tensor.data_type)
+    return Value(Kind.CONSTANT, tensor.dims, None, elements, type=tensor.data_type, ending=tensor.text or b"")
 
 
 def attribute_constant(attributes: dict[str, Attribute], budget: Budget) -> Value:

@@ -13,6 +13,7 @@ from fitserve_contract.joinability import (
     rules_recurrent,
     rules_reductions,
     rules_sequences,
+    rules_texts,
     rules_windows,
 )
 from fitserve_contract.joinability.calls import Rules
@@ -27,6 +28,7 @@ RULES: Final[dict[str, Rules]] = {
         **rules_recurrent.RULES,
         **rules_reductions.RULES,
         **rules_sequences.RULES,
+        **rules_texts.RULES,
         **rules_windows.RULES,
     },
     "ai.onnx.ml": rules_learners.RULES,

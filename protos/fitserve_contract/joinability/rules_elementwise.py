@@ -76,7 +76,6 @@ BROADCASTING = [
     "Or",
     "PRelu",
     "Pow",
-    "StringConcat",
     "Sub",
     "Sum",
     "Where",

@@ -151,5 +151,4 @@ RULES: Rules = {
     "DynamicQuantizeMatMul": couples("scales by the largest value of all rows"),
     "DynamicQuantizeLSTM": couples("scales by the largest value of all rows"),
     "EyeLike": couples("reads the places of the rows"),
-    "StringSplit": couples("is as wide as the longest row"),
 }

@@ -63,6 +63,7 @@ class Value:
         below: Every element is 0 or more and below that; of an `is_position`, what is added to the row's index times
             `stride`. None where that is not known.
         type: Of its elements: the number in onnx.proto; 0 where that is not known. Known where elements are.
+        ending: What every element, a text, ends with, as far as that is known.
     """
 
     kind: Kind
@@ -76,6 +77,7 @@ class Value:
     stride: Size = 1
     below: Size | None = None
     type: int = 0
+    ending: bytes = b""
 
     @property
     def rank(self) -> int | None:
@@ -106,12 +108,15 @@ def rows(shape: Sequence[Size], row: RowAxis) -> Value:
 
 def like(value: Value, shape: Sequence[Size] | None, row: RowAxis | None) -> Value:
     """A tensor of the same kind with another layout, whose elements are not known."""
-    if shape is value.shape and row is value.row and value.elements is None and value.below is None:
+    is_plain = value.elements is None and value.below is None and not value.ending
+    if shape is value.shape and row is value.row and is_plain:
         return value
     if value.kind is Kind.ROWS and shape is not None and row is not None:
         return typed(rows(shape, row), value.type)
     below = value.below if value.is_position else None
-    return replace(value, shape=None if shape is None else tuple(shape), row=row, elements=None, below=below)
+    return replace(
+        value, shape=None if shape is None else tuple(shape), row=row, elements=None, below=below, ending=b""
+    )
 
 
 def typed(value: Value, number: int) -> Value:
