@@ -81,6 +81,48 @@ def test_evaluate_scores_the_other_tasks(tmp_path: Path, task: Task, labels: Any
         assert (got.exact_match_count, got.loss.units) == (expected.exact_match_count, str(expected.loss.units))
 
 
+def test_evaluate_scores_the_positions_that_count(tmp_path: Path) -> None:
+    task = Task(TaskKind.TOKEN_CLASSIFICATION, "y", Scores.LOGITS, ("O", "B", "I"))
+    builders.publish_version(tmp_path, "m", builders.identity("FP32", ("B", "S", 3)), task=task)
+    random = np.random.default_rng(0)
+    scores, labels = random.standard_normal((6, 5, 3)).astype(np.float32), random.integers(0, 3, (6, 5))
+    labels[:, 3:] = -100
+    scores[0, 4] = np.nan
+    expected = score(task, scores, labels)
+    assert isinstance(expected, sums.TokenClassificationSums)
+    cases = [
+        (labels[:, :4], "labels: expected shape (6, 5), got (6, 4)"),
+        (labels[:, 0], "labels: expected shape (6, "),
+        (np.where(labels < 0, -1, labels), "labels: expected 0..2, or -100 where a position does not count, got -1"),
+    ]
+    with serving(tmp_path) as server, served_stub(server) as stub:
+        answer = stub.Evaluate(evaluate_request("m", scores, labels), timeout=WAIT_S)
+        assert answer.WhichOneof("sums") == task.kind.value
+        got = answer.token_classification
+        assert (got.example_count, got.exact_match_count) == (6, expected.exact_match_count)
+        assert (got.positions.example_count, got.positions.nan_count) == (18, 0)
+        assert tuple(got.positions.true_positive_counts) == expected.positions.true_positive_counts
+        assert tuple(got.positions.false_negative_counts) == expected.positions.false_negative_counts
+        for wrong, text in cases:
+            found = refused(stub.Evaluate, evaluate_request("m", scores, wrong))
+            assert found[:2] == ("INVALID_ARGUMENT", "INVALID_LABELS"), found
+            assert text in found[2]
+
+
+def test_classes_are_counted_however_many_there_are(tmp_path: Path) -> None:
+    count = 300
+    task = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, tuple(map(str, range(count))))
+    builders.publish_version(tmp_path, "m", builders.identity("FP32", ("B", count)), task=task)
+    scores = np.random.default_rng(0).standard_normal((50, count)).astype(np.float32)
+    with serving(tmp_path) as server, served_stub(server) as stub:
+        got = stub.Evaluate(evaluate_request("m", scores, np.arange(50)), timeout=WAIT_S).classification
+    assert not got.confusion_counts
+    expected = score(task, scores, np.arange(50))
+    assert isinstance(expected, sums.ClassificationSums)
+    assert tuple(got.true_positive_counts) == expected.true_positive_counts
+    assert sum(got.true_positive_counts) + sum(got.false_negative_counts) == 50
+
+
 def test_labels_that_do_not_fit_are_refused_before_the_model_runs(tmp_path: Path) -> None:
     builders.publish_version(tmp_path, "m", builders.scaled(), task=builders.classes_task())
     builders.publish_version(tmp_path, "line", builders.scaled(), task=Task(TaskKind.REGRESSION, "y", Scores.VALUES))

@@ -56,7 +56,12 @@ class Reports:
 
 
 def classifier_job(
-    mode: str, capture: Capture | None, said: list[str], device: torch.device = CPU, config: RunConfig = CONFIG
+    mode: str,
+    capture: Capture | None,
+    said: list[str],
+    device: torch.device = CPU,
+    config: RunConfig = CONFIG,
+    weights: list[float] | None = None,
 ) -> Job:
     """A small classifier on noise: 50 examples, 3 full batches an epoch and a ragged one."""
     stream = torch.Generator().manual_seed(5)
@@ -67,8 +72,9 @@ def classifier_job(
     optimizer = make_optimizer(model.parameters(), config, lr, is_on_device=device.type == "cuda")
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=False)
     record, plan = CompileRecord(mode, mode), StepPlan(capture=capture)
-    stepper = Stepper(model, Classification(), optimizer, record, autocast, said.append, plan)
-    return Job(config, model, Classification(), stepper, split, split)
+    objective = Classification(class_weights=None if weights is None else torch.tensor(weights, device=device))
+    stepper = Stepper(model, objective, optimizer, record, autocast, said.append, plan)
+    return Job(config, model, objective, stepper, split, split)
 
 
 def compile_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,12 +83,18 @@ def compile_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", lambda f, dynamic: whole(f, dynamic=dynamic, backend="aot_eager"))
 
 
-def test_replayed_steps_are_the_steps_with_schedule_momentum_and_a_ragged_end(monkeypatch: pytest.MonkeyPatch) -> None:
+both_weights = pytest.mark.parametrize("weights", [None, [0.5, 1.0, 4.0]])
+
+
+@both_weights
+def test_replayed_steps_are_the_steps_with_schedule_momentum_and_a_ragged_end(
+    monkeypatch: pytest.MonkeyPatch, weights: list[float] | None
+) -> None:
     compile_without_code(monkeypatch)
     said: list[str] = []
     replays, plain, replayed = Replays(), Reports(), Reports()
-    eager = classifier_job("off", None, said)
-    job = classifier_job("step", replays.capture, said)
+    eager = classifier_job("off", None, said, weights=weights)
+    job = classifier_job("step", replays.capture, said, weights=weights)
 
     fit(eager, plain)
     fit(job, replayed)
@@ -168,15 +180,16 @@ def test_auto_compiles_no_batches_of_many_lengths(tmp_path: Path) -> None:
 
 
 @pytest.mark.needs_gpu
+@both_weights
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_a_captured_step_is_the_eager_one_on_a_gpu(optimizer: str) -> None:
+def test_a_captured_step_is_the_eager_one_on_a_gpu(optimizer: str, weights: list[float] | None) -> None:
     momentum = 0.9 if optimizer == "sgd" else 0.0
     config = replace(CONFIG, optimizer=optimizer, momentum=momentum, lr=0.01)
     said: list[str] = []
     eager, captured = Reports(), Reports()
-    job = classifier_job("step", capture_step, said, torch.device("cuda:0"), config)
+    job = classifier_job("step", capture_step, said, torch.device("cuda:0"), config, weights)
 
-    fit(classifier_job("off", None, said, torch.device("cuda:0"), config), eager)
+    fit(classifier_job("off", None, said, torch.device("cuda:0"), config, weights), eager)
     fit(job, captured)
 
     record = job.stepper.record
