@@ -1,4 +1,4 @@
-"""Answers per position, torch against ONNX Runtime: what is padding by its label, and what is a tie, decides nothing."""
+"""Answers per position, torch against ONNX Runtime: padding by its label, and ties, decide nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fitserve_contract.tasks import IGNORED_LABEL, Scores, Task, TaskKind
 from fitserve_exporters.verification.verify import _compare, _counted, _Tally
 
 TAGS = Task(TaskKind.TOKEN_CLASSIFICATION, "y", Scores.LOGITS, ("O", "B", "I"))
-TOLERANCE = 1e-3
+TOLERANCE, FIRST = 1e-3, 100
 
 
 @dataclass
@@ -21,11 +21,11 @@ class Known:
     rounding: float = 1e-6
 
     def exact_scores(self, indices: np.ndarray) -> np.ndarray:
-        return self.scores[indices]
+        return self.scores[indices - FIRST]
 
 
 def tally_of(eager: np.ndarray, served: np.ndarray, labels: np.ndarray | None) -> _Tally:
-    tally, indices = _Tally(TAGS), np.arange(len(eager)) + 100
+    tally, indices = _Tally(TAGS), np.arange(len(eager)) + FIRST
     tally.example_count = len(eager)
     _compare(tally, TAGS, (served, eager), (Known(eager), indices), TOLERANCE, _counted(TAGS, eager, labels))  # type: ignore[arg-type]
     return tally
