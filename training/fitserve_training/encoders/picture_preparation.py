@@ -105,7 +105,8 @@ def _affine(where: str, facts: Mapping[str, Any], count: int) -> tuple[tuple[flo
     """Joins rescaling and normalisation: y = (255 x factor - offset - mean) / sd, as transformers' processors do."""
     factor = float(facts.get("rescale_factor", 1 / _LARGEST_BYTE)) if facts.get("do_rescale", True) else 1.0
     offset = 1.0 if facts.get("rescale_offset") else 0.0
-    is_normalized = bool(facts.get("do_normalize", "image_mean" in facts))
+    # A processor of MobileViT writes means of its base class, and normalises nothing.
+    is_normalized = bool(facts.get("do_normalize", "image_mean" in facts and "do_flip_channel_order" not in facts))
     means = _per_channel(where, facts, "image_mean", count) if is_normalized else (0.0,) * count
     sds = _per_channel(where, facts, "image_std", count) if is_normalized else (1.0,) * count
     if facts.get("include_top"):  # EfficientNet divides by the deviation once more
