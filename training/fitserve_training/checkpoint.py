@@ -43,14 +43,34 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         UsageError: the file is unreadable, not a checkpoint, or of another model.
     """
     tensors, metadata = _read(path)
-    if metadata.get("format") != _FORMAT:
-        raise UsageError(f"checkpoint {path}: expected format {_FORMAT}, got {metadata.get('format')}")
-    saved = json.loads(metadata["state"])
+    saved = _state(path, metadata)
     _load_into(model, {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}, path)
     optimizer.load_state_dict(_restore_tensors(saved["optimizer"], tensors))
     _lay_out_like_parameters(optimizer)
     progress: dict[str, Any] = saved["progress"]
     return progress
+
+
+def read_progress(path: Path) -> dict[str, Any]:
+    """Reads `progress` alone, without the tensors.
+
+    Raises:
+        UsageError: the file is unreadable or not a checkpoint.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"checkpoint {path}: cannot be read: {error}") from None
+    progress: dict[str, Any] = _state(path, metadata)["progress"]
+    return progress
+
+
+def _state(path: Path, metadata: dict[str, str]) -> dict[str, Any]:
+    if metadata.get("format") != _FORMAT:
+        raise UsageError(f"checkpoint {path}: expected format {_FORMAT}, got {metadata.get('format')}")
+    state: dict[str, Any] = json.loads(metadata["state"])
+    return state
 
 
 def _lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:

@@ -13,7 +13,7 @@ from fitserve_training.catalogue import DATA_NAMES, ENTRIES, TAKE_PICTURES, name
 from fitserve_training.config import Values, parse_assignments, read_toml
 from fitserve_training.errors import RunStoppedError, UsageError, unknown_name
 from fitserve_training.interrupts import Interrupts
-from fitserve_training.rundir import CHECKPOINT, unfinished_path
+from fitserve_training.rundir import CHECKPOINT, CONFIG, unfinished_path
 
 _EXAMPLE = """\
 example:
@@ -28,7 +28,7 @@ example:
 
 Settings come from the defaults, then --config, then --set and the flags. A finished run in the run directory is
 replaced when the new one is finished; until then the new one is in RUN_DIR.unfinished, where --resume goes on after
-an interruption, and without --resume it is started anew.
+an interruption, and without --resume it is started anew. --resume --set epochs=N trains a finished run longer.
 Exit code 0: finished; 1: the run was stopped; 2: the request cannot be carried out; 130, 143: SIGINT, SIGTERM.
 """
 
@@ -74,7 +74,7 @@ def _interrupted(options: argparse.Namespace) -> str:
     folders = [unfinished_path(run_dir)]
     if options.seeds:
         folders = list(place.with_name(f"{place.name}-seeds").glob("seed-*"))
-    if any((folder / CHECKPOINT).is_file() for folder in folders):
+    if any((folder / CHECKPOINT).is_file() and (folder / CONFIG).is_file() for folder in folders):
         return "interrupted; --resume goes on from the last checkpoint"
     return "interrupted before the first checkpoint; start it again"
 
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto, digits, fashion_mnist, bundled, goemotions (default auto), or a path to your own",
     )
     add("--skip-bad", action="store_true", help="go on without files of your pictures that cannot be read")
-    add("--resume", action="store_true", help="go on with the unfinished run of the run directory")
+    add("--resume", action="store_true", help="go on with the run of the run directory")
     add("--version", action="version", version=f"fitserve-train {version('fitserve')}")
     return parser
 

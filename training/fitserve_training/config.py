@@ -46,7 +46,8 @@ _ELSEWHERE = {
     **dict.fromkeys(("optim", "opt"), "optimizer"),
     **dict.fromkeys(("pretrained", "checkpoint", "weights", "model_name_or_path"), "model.weights"),
     **dict.fromkeys(("label", "target", "label_column"), "data.label"),
-    **dict.fromkeys(("test_size", "val_split", "validation_split", "hold_out"), "data.hold_out"),
+    **dict.fromkeys(("test_size", "test_split", "hold_out"), "data.hold_out"),
+    **dict.fromkeys(("val_split", "validation_split", "val_size", "validation_fraction"), "validation_share"),
 }
 """What other trainers call a setting, and what it is called here."""
 
@@ -90,8 +91,10 @@ class RunConfig:
         label_smoothing: Share of a class label that is spread over all classes, 0..1, for classification.
         class_weights: How much the examples of a class count for in the loss, for classification: `none` for all alike,
             `balanced` for as much as those of any other class together.
-        patience: Stop after so many epochs in a row without a lower held-out loss; 0 means never.
-        keep_weights: Which weights the run ends with: the `last`, or the `best` by held-out loss.
+        patience: Stop after so many epochs in a row without a lower validation loss; 0 means never.
+        keep_weights: Which weights the run ends with: the `last`, or the `best` by validation loss.
+        validation_share: Share of the training examples, above 0 and below 1, that `patience` and `keep_weights=best`
+            choose by and that is not trained on; without them all are trained on.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         threads: CPU threads of one operation; 0 means as many as torch finds. A run records the number it took, for
             sums in another order end in other last bits.
@@ -100,7 +103,7 @@ class RunConfig:
         memory_format: Of weights of four dimensions: `contiguous`, or `channels_last`, which GPUs convolve faster.
         deterministic: On a GPU the same bits each time; without it cuDNN tries what is quickest.
         log_every: A metrics line every so many epochs; 0 means every epoch up to 100, beyond that the first ten and
-            then a hundred spread evenly.
+            then a hundred spread evenly. A run that selects logs every epoch.
         checkpoint_every_s: Seconds between checkpoints at least; they are taken where an epoch ends.
         stop_when_still: Stop once no parameter moved by more than this in an epoch; 0 means never.
         tensorboard: Write TensorBoard events into the run's folder `tensorboard`.
@@ -125,6 +128,7 @@ class RunConfig:
     class_weights: str = "none"
     patience: int = 0
     keep_weights: str = "last"
+    validation_share: float = 0.1
     device: str = "auto"
     threads: int = 0
     compile: str = "auto"
@@ -137,6 +141,11 @@ class RunConfig:
     tensorboard: bool = False
     data: Mapping[str, Scalar] = field(default_factory=lambda: {"name": "auto"})
     model: Mapping[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def is_selecting(self) -> bool:
+        """Whether a validation loss decides when the run stops or which weights it ends with."""
+        return self.patience > 0 or self.keep_weights == "best"
 
     def to_flat(self) -> Values:
         """Gives every setting under its dotted key."""
@@ -171,6 +180,11 @@ def check_ranges(flat: Mapping[str, Scalar]) -> None:
             raise UsageError(f"setting {key!r}: expected at least {least:g}, got {flat[key]}")
     if float(flat["lr"]) <= 0:
         raise UsageError(f"setting 'lr': expected a number above 0, got {flat['lr']}")
+    if not 0 < float(flat["validation_share"]) < 1:
+        raise UsageError(
+            "setting 'validation_share': expected a share above 0 and below 1, got "
+            f"{float(flat['validation_share']):g}; without patience and keep_weights=best nothing is set aside"
+        )
     if float(flat["label_smoothing"]) >= 1:
         raise UsageError(f"setting 'label_smoothing': expected below 1, got {flat['label_smoothing']}")
     for key, choices in _CHOICES.items():

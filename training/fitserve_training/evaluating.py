@@ -11,6 +11,7 @@ from fitserve_training.data.dataset import Split
 from fitserve_training.objectives import Objective
 
 _CHUNK = 1024
+_FIRST = 256
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,20 @@ def evaluate(
     model.train(was_training)
     metrics = objective.metrics(sums.tolist(), len(split)) | objective.figures(outputs, split.targets)
     return Evaluation(metrics, outputs)
+
+
+def first_loss(model: nn.Module, objective: Objective, split: Split, autocast: torch.autocast | None = None) -> float:
+    """Computes the loss of the first 256 examples that `split` gives, in evaluation mode; arguments as for `evaluate`.
+
+    It is infinite or NaN where the weights are of no use, and costs next to nothing.
+    """
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        batch = next(split.chunks(_FIRST))
+        loss = objective.loss(_outputs(model, batch.inputs, autocast), batch.targets)
+    model.train(was_training)
+    return loss.item()
 
 
 def _outputs(model: nn.Module, inputs: tuple[Tensor, ...], autocast: torch.autocast | None) -> Tensor:

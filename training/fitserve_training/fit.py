@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Protocol
 
 import torch
@@ -12,10 +14,12 @@ from torch import Tensor, nn
 
 from fitserve_training.config import RunConfig
 from fitserve_training.data.buckets import bucketed_batches
-from fitserve_training.data.dataset import Split
+from fitserve_training.data.dataset import Batch, Split
+from fitserve_training.data.store.placing import is_to_be_staged
+from fitserve_training.data.store.staging import staged
 from fitserve_training.device import now
 from fitserve_training.errors import RunStoppedError
-from fitserve_training.evaluating import evaluate
+from fitserve_training.evaluating import evaluate, first_loss
 from fitserve_training.objectives import Objective
 from fitserve_training.optim import is_lr_scheduled, learning_rate, set_learning_rate
 from fitserve_training.seeding import generator, seed_global
@@ -36,8 +40,9 @@ class Job:
         objective: What is minimised.
         stepper: Takes the steps.
         train: What is trained on.
-        held_out: What every logged epoch is tested on.
-        scoring: What `held_out` is scored by where that is not the objective.
+        held_out: What every logged epoch is tested on; it decides nothing.
+        validation: What the best epoch is chosen by; None where nothing is selected.
+        scoring: What `held_out` and `validation` are scored by where that is not the objective.
         autocast: The precision of evaluation, which is that of training; None stands for that of the weights.
         is_loss_after_epoch: Train metrics are those of the parameters that an epoch ends with.
         cure: What to change when the loss is not finite.
@@ -49,6 +54,7 @@ class Job:
     stepper: Stepper
     train: Split
     held_out: Split
+    validation: Split | None = None
     scoring: Objective | None = None
     autocast: torch.autocast | None = None
     is_loss_after_epoch: bool = False
@@ -62,19 +68,22 @@ class Progress:
     Args:
         epoch: Epochs done.
         is_last: Whether training is over.
-        best_loss: Lowest held-out loss of the logged epochs; None before there is one.
+        best_loss: Lowest validation loss; None before there is one.
         best_epoch: The epoch it belongs to; 0 before there is one.
+        is_early: Whether it is over for another reason than that all epochs are done, so that more would add nothing.
     """
 
     epoch: int = 0
     is_last: bool = False
     best_loss: float | None = None
     best_epoch: int = 0
+    is_early: bool = False
 
-    def after(self, epoch: int, held_out_loss: float | None) -> Progress:
-        """Gives the progress after an epoch; the loss is None where the epoch was not tested."""
-        if held_out_loss is not None and (self.best_loss is None or held_out_loss < self.best_loss):
-            return replace(self, epoch=epoch, best_loss=held_out_loss, best_epoch=epoch)
+    def after(self, epoch: int, validation_loss: float | None) -> Progress:
+        """Gives the progress after an epoch; the loss is None where nothing is selected."""
+        loss = math.inf if validation_loss is None or math.isnan(validation_loss) else validation_loss
+        if loss < (math.inf if self.best_loss is None else self.best_loss):
+            return replace(self, epoch=epoch, best_loss=loss, best_epoch=epoch)
         return replace(self, epoch=epoch)
 
 
@@ -103,7 +112,7 @@ class EpochReport:
 
     @property
     def is_best(self) -> bool:
-        """Whether no epoch before it had so low a held-out loss."""
+        """Whether no epoch before it had so low a validation loss; never where nothing is selected."""
         return self.progress.best_epoch == self.epoch
 
 
@@ -121,7 +130,7 @@ def fit(job: Job, observer: Observer, progress: Progress | None = None) -> Progr
     """Trains from where `progress` says to the last epoch, or until it is time to stop; gives the progress then.
 
     Raises:
-        RunStoppedError: the loss of an epoch is not finite.
+        RunStoppedError: the loss of an epoch, or of the weights that training ends with, is not finite.
     """
     progress = progress or Progress()
     while not progress.is_last:
@@ -136,14 +145,14 @@ def fit(job: Job, observer: Observer, progress: Progress | None = None) -> Progr
         is_last = is_still or epoch >= job.config.epochs
         report = EpochReport(progress.after(epoch, None))
         if is_last or is_logged(epoch, job.config):
-            test = evaluate(job.model, job.scoring or job.objective, job.held_out, job.autocast)
-            logged = _epoch_metrics(job, epoch, metrics, test.metrics) | speed
+            logged, outputs = _tested(job, _epoch_metrics(job, epoch, metrics))
             points = _points(job, epoch, snapshots)
-            report = EpochReport(progress.after(epoch, logged["test_loss"]), logged, points, test.outputs)
-        is_last = is_last or 0 < job.config.patience <= epoch - report.progress.best_epoch
+            report = EpochReport(progress.after(epoch, logged.get("val_loss")), logged | speed, points, outputs)
+        is_early = is_still or 0 < job.config.patience <= epoch - report.progress.best_epoch
+        is_last = is_last or is_early
         if is_last:
-            _check_finite("test loss", report.metrics["test_loss"], epoch, job)
-        progress = replace(report.progress, is_last=is_last)
+            _check_ending(job, report.progress)
+        progress = replace(report.progress, is_last=is_last, is_early=is_early)
         job.stepper.record.count_graphs()
         observer.on_epoch(replace(report, progress=progress))
     return progress
@@ -158,17 +167,26 @@ def _train_epoch(job: Job, epoch: int, observer: Observer) -> dict[int, list[flo
     sums = job.stepper.sums.zero_()
     is_scheduled = is_lr_scheduled(config)
     job.model.train()
-    for number, indices in enumerate(batches, start=1):
-        if is_scheduled:
-            step = (epoch - 1) * len(batches) + number - 1
-            set_learning_rate(job.stepper.optimizer, learning_rate(config, step, config.epochs * len(batches)))
-        job.stepper.train_on(job.train, indices)
-        if number in marks:
-            snapshots.append(sums.clone())
-            observer.on_progress(epoch, number / len(batches))
+    with _feed(job, batches) as feed:
+        for number, (indices, batch) in enumerate(zip(batches, feed, strict=True), start=1):
+            if is_scheduled:
+                step = (epoch - 1) * len(batches) + number - 1
+                set_learning_rate(job.stepper.optimizer, learning_rate(config, step, config.epochs * len(batches)))
+            job.stepper.train_on(job.train, indices, batch)
+            if number in marks:
+                snapshots.append(sums.clone())
+                observer.on_progress(epoch, number / len(batches))
     stacked = torch.stack(snapshots)
     workers.add_up(stacked)
     return dict(zip(sorted(marks), stacked.tolist(), strict=True))
+
+
+def _feed(job: Job, batches: Sequence[Tensor | None]) -> AbstractContextManager[Iterator[Batch | None]]:
+    """Gives each batch of an epoch where they are worth gathering ahead of time, else None for each."""
+    whole = [indices for indices in batches if indices is not None]
+    if len(whole) < len(batches) or not is_to_be_staged(job.train):
+        return nullcontext(repeat(None, len(batches)))
+    return staged(job.train, [job.stepper.plan.workers.part(indices) for indices in whole])
 
 
 class EpochClock:
@@ -219,7 +237,7 @@ def curve_marks(batch_count: int) -> set[int]:
 
 def is_logged(epoch: int, config: RunConfig) -> bool:
     """Says whether the epoch gets a line of metrics; the last one always does, whatever this says."""
-    if config.patience:
+    if config.is_selecting:
         return True
     if config.log_every:
         return epoch % config.log_every == 0
@@ -239,15 +257,33 @@ def _check_finite(name: str, loss: float, epoch: int, job: Job) -> None:
         raise RunStoppedError(f"the {name} is {loss} at epoch {epoch} with lr {job.config.lr:g}: {job.cure}")
 
 
-def _epoch_metrics(job: Job, epoch: int, running: dict[str, float], test: dict[str, float]) -> dict[str, Any]:
+def _epoch_metrics(job: Job, epoch: int, running: dict[str, float]) -> dict[str, Any]:
     train = running
     if job.is_loss_after_epoch:
         train = evaluate(job.model, job.objective, job.train, job.autocast).metrics
-    return {
-        "epoch": epoch,
-        **{f"train_{name}": value for name, value in train.items()},
-        **{f"test_{name}": value for name, value in test.items()},
-    }
+    return {"epoch": epoch, **{f"train_{name}": value for name, value in train.items()}}
+
+
+def _tested(job: Job, metrics: dict[str, Any]) -> tuple[dict[str, Any], Tensor]:
+    """Adds the metrics of the validation split, if any, and of the held-out one; gives the latter's outputs."""
+    scoring = job.scoring or job.objective
+    if job.validation is not None:
+        found = evaluate(job.model, scoring, job.validation, job.autocast).metrics
+        metrics = metrics | {f"val_{name}": value for name, value in found.items()}
+    test = evaluate(job.model, scoring, job.held_out, job.autocast)
+    return metrics | {f"test_{name}": value for name, value in test.metrics.items()}, test.outputs
+
+
+def _check_ending(job: Job, progress: Progress) -> None:
+    """Checks the weights that a run ends with; its last update may have made them useless."""
+    if job.config.keep_weights == "best":
+        if progress.best_epoch == 0:
+            raise RunStoppedError(
+                f"the validation loss was finite after no epoch, with lr {job.config.lr:g}: {job.cure}"
+            )
+        return
+    loss = first_loss(job.model, job.objective, job.train, job.autocast)
+    _check_finite("loss of the final weights", loss, progress.epoch, job)
 
 
 def _points(job: Job, epoch: int, snapshots: dict[int, list[float]]) -> list[tuple[float, dict[str, float]]]:

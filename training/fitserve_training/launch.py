@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +17,16 @@ from fitserve_training.checkpoint import load_checkpoint, load_weights, save_wei
 from fitserve_training.compiling import CompileRecord, choose_compile
 from fitserve_training.config import RunConfig, Values
 from fitserve_training.constant import compare_with_constant
-from fitserve_training.data.dataset import DataSet, Split
+from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.places import Places
+from fitserve_training.data.store.placing import is_to_be_staged, placed
 from fitserve_training.device import cpu_threads, device_title, resolve_device
 from fitserve_training.environment import describe
 from fitserve_training.errors import UsageError
 from fitserve_training.evaluating import evaluate
 from fitserve_training.fit import Job, Progress, fit
 from fitserve_training.form import Form
+from fitserve_training.ignored import Watch, check_effects, check_read
 from fitserve_training.imbalance import imbalance_line, training_objective
 from fitserve_training.objectives import Objective
 from fitserve_training.optim import by_rate, check_optimizer, is_lr_scheduled, make_optimizer
@@ -35,10 +37,12 @@ from fitserve_training.progress import open_display
 from fitserve_training.recipe import Finish, Recipe
 from fitserve_training.recording import Follower, Recorder, check_tensorboard
 from fitserve_training.report import write_report
+from fitserve_training.resuming import Resumption, check_same_data, plan_resumption, run_folder
 from fitserve_training.rundir import RunWriter
 from fitserve_training.seeding import seed_global, set_determinism
-from fitserve_training.settings import config_text, read_config, resolve_config
+from fitserve_training.settings import config_text, given_settings, resolve_config
 from fitserve_training.stepping import Stepper, StepPlan
+from fitserve_training.validation import with_validation
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Request:
         config_file: Settings in TOML.
         changes: Settings by dotted key, over those of the file.
         data_dir: Where data files are; the environment's DATA_DIR where it is None.
-        is_resumed: Go on with the unfinished run of `run_dir`.
+        is_resumed: Go on with the unfinished run of `run_dir`, or train the finished one longer.
     """
 
     recipe: str
@@ -75,6 +79,7 @@ class Built:
     device: torch.device
     compile_record: CompileRecord
     workers: Workers
+    validation_line: str = ""
 
 
 def train(request: Request, say: Callable[[str], None]) -> Path:
@@ -86,31 +91,35 @@ def train(request: Request, say: Callable[[str], None]) -> Path:
     """
     recipe = _load_recipe(request, say)
     places = Places.default(request.data_dir)
-    if request.is_resumed and rundir.is_finished(request.run_dir) and not _has_unfinished(request.run_dir):
+    plan = _plan(request, recipe, places)
+    if plan is None:
         say(f"run {request.run_dir} is finished already; nothing to resume")
         return request.run_dir
-    config = _resumed_config(request, recipe, places) if request.is_resumed else _fresh_config(request, recipe, places)
-    config = replace(config, threads=config.threads or torch.get_num_threads())
+    config = replace(plan.config, threads=plan.config.threads or torch.get_num_threads())
     device = resolve_device(local_device(config.device))
     with cpu_threads(config.threads), joined_workers(device) as workers:
-        built = _build(recipe, config, places, device, workers)
+        built = _build(recipe, config, plan.changed, places, device, workers)
+        if plan.is_reopened:
+            check_same_data(request.run_dir, built.data)
         if not workers.is_leader:
             return _follow(built, request)
         _announce(built, say)
-        with closing(RunWriter(request.run_dir, request.is_resumed)) as writer:
-            return _lead(built, writer, request.is_resumed, say)
+        with closing(RunWriter(request.run_dir, request.is_resumed and not plan.is_reopened)) as writer:
+            return _lead(built, writer, request.is_resumed, plan.is_reopened, say)
 
 
 def _load_recipe(request: Request, say: Callable[[str], None]) -> Recipe:
-    kept = rundir.kept_recipe(rundir.unfinished_path(request.run_dir)) if request.is_resumed else None
+    kept = rundir.kept_recipe(run_folder(request.run_dir)) if request.is_resumed else None
     recipe = load_recipe(request.recipe, kept)
     if kept is not None and Path(request.recipe).is_file() and Path(request.recipe).read_bytes() != kept:
         say(f"recipe {request.recipe} has changed since the run began; the run goes on with its own copy")
     return recipe
 
 
-def _lead(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str], None]) -> Path:
+def _lead(built: Built, writer: RunWriter, is_resumed: bool, is_reopened: bool, say: Callable[[str], None]) -> Path:
     try:
+        if is_reopened:
+            writer.reopen()
         return _run(built, writer, is_resumed, say)
     except OSError as error:
         what = error.strerror or str(error)
@@ -124,38 +133,40 @@ def _follow(built: Built, request: Request) -> Path:
     return request.run_dir
 
 
-def _has_unfinished(run_dir: Path) -> bool:
-    return (rundir.unfinished_path(run_dir) / rundir.CONFIG).is_file()
+def _plan(request: Request, recipe: Recipe, places: Places) -> Resumption | None:
+    asked = (request.config_file, request.changes, places)
+    if request.is_resumed:
+        return plan_resumption(recipe, request.run_dir, *asked)
+    return Resumption(resolve_config(recipe, *asked), given_settings(recipe, *asked))
 
 
-def _fresh_config(request: Request, recipe: Recipe, places: Places) -> RunConfig:
-    return resolve_config(recipe, request.config_file, request.changes, places)
-
-
-def _resumed_config(request: Request, recipe: Recipe, places: Places) -> RunConfig:
-    path = rundir.unfinished_path(request.run_dir) / rundir.CONFIG
-    if not path.is_file():
-        raise UsageError(f"run directory {request.run_dir}: expected an unfinished run to resume, found none")
-    if request.config_file or request.changes:
-        raise UsageError("--resume: expected no settings beside it, for the run goes on with its own")
-    return resolve_config(recipe, None, read_config(path, recipe.address), places)
-
-
-def _build(recipe: Recipe, config: RunConfig, places: Places, device: torch.device, workers: Workers) -> Built:
+def _build(
+    recipe: Recipe,
+    config: RunConfig,
+    given: Iterable[str],
+    places: Places,
+    device: torch.device,
+    workers: Workers,
+) -> Built:
+    """Builds a run's parts; `given` are the settings that a person chose, none of which may be without effect."""
     _check_settings(config, workers)
+    check_effects(given, config)
+    watch = Watch(config)
     set_determinism(device, config.deterministic)
-    data = recipe.load_data(config, places)
+    loaded = recipe.load_data(watch.config, places)
+    data, validation_line = with_validation(loaded, config)
     recipe = recipe.for_form(Form.of(data)) if recipe.for_form else recipe
     objective = training_objective(recipe, config, data, device)
     seed_global(config.seed, "init")
-    model = recipe.build_model(config).to(device)
+    model = recipe.build_model(watch.config).to(device)
     if config.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if recipe.start:
-        recipe.start(config, model, data)
+        recipe.start(watch.config, model, data)
     record = choose_compile(config.compile, device, places.cache_dir, data.train.lengths is not None)
-    optimizer = _optimizer(recipe, config, model, device, record)
-    return Built(recipe, config, data, objective, model, optimizer, device, record, workers)
+    optimizer = _optimizer(recipe, watch.config, model, device, record)
+    check_read(given, watch, recipe.name, loaded, model)
+    return Built(recipe, config, data, objective, model, optimizer, device, record, workers, validation_line)
 
 
 def _optimizer(
@@ -182,6 +193,8 @@ def _announce(built: Built, say: Callable[[str], None]) -> None:
     if preset := built.recipe.presets.get(name, {}):
         values = ", ".join(f"{key} {config.to_flat()[key]}" for key in preset)
         say(f"settings for {name}: {values}")
+    if built.validation_line:
+        say(built.validation_line)
     if line := imbalance_line(built.recipe, config, built.data):
         say(line)
     record = built.compile_record
@@ -194,12 +207,12 @@ def _announce(built: Built, say: Callable[[str], None]) -> None:
 
 
 def _run(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str], None]) -> Path:
-    writer.write_text(rundir.CONFIG, config_text(built.recipe, built.config))
     if built.recipe.source:
         writer.write_text(rundir.RECIPE, built.recipe.source.decode())
     writer.write_json(rundir.ENVIRONMENT, describe(built.device))
     if built.recipe.for_form:
         Form.of(built.data).write(writer.path)
+    writer.write_text(rundir.CONFIG, config_text(built.recipe, built.config))
     built.workers.wait()
     progress = _load_progress(built, writer.path) if is_resumed else Progress()
     if is_resumed:
@@ -212,21 +225,27 @@ def _run(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str],
 
 def _load_progress(built: Built, folder: Path) -> Progress:
     path = folder / rundir.CHECKPOINT
-    return Progress(**load_checkpoint(path, built.model, built.optimizer)) if path.is_file() else Progress()
+    if not path.is_file():
+        return Progress()
+    progress = Progress(**load_checkpoint(path, built.model, built.optimizer))
+    return replace(progress, is_last=progress.is_early or progress.epoch >= built.config.epochs)
 
 
 def _job(built: Built, say: Callable[[str], None]) -> Job:
     config, objective = built.config, built.objective
     autocast = _autocast(built)
-    capture = choose_capture(built.device, built.optimizer, built.data.train.lengths is not None)
+    train = placed(built.data.train.packed() if built.device.type == "cpu" else built.data.train, built.device)
+    capture = choose_capture(built.device, built.optimizer, train.lengths is not None)
+    capture = None if is_to_be_staged(train) else capture
     plan = StepPlan(config.micro_batch_size, config.clip_norm, built.workers, capture)
     return Job(
         config=config,
         model=built.model,
         objective=objective,
         stepper=Stepper(built.model, objective, built.optimizer, built.compile_record, autocast, say, plan),
-        train=_resident(built.data.train, built.device),
-        held_out=built.data.held_out.to(built.device),
+        train=train,
+        held_out=placed(built.data.held_out, built.device),
+        validation=placed(built.data.validation, built.device) if built.data.validation is not None else None,
         scoring=built.recipe.objective,
         autocast=autocast,
         is_loss_after_epoch=built.recipe.is_loss_after_epoch,
@@ -237,7 +256,8 @@ def _job(built: Built, say: Callable[[str], None]) -> Job:
 def _check_learned(built: Built, say: Callable[[str], None]) -> None:
     if not built.recipe.is_compared_with_constant:
         return
-    train = built.data.train.to(built.device)
+    # Some of the inputs are looked at; all of them may be more than the device holds.
+    train = replace(built.data.train, targets=built.data.train.targets.to(built.device))
     compared = compare_with_constant(built.model, built.objective, train, built.config.seed, _autocast(built))
     if compared is None:
         say("the loss cannot be compared with that of a constant prediction: the outputs have another shape")
@@ -249,17 +269,13 @@ def _autocast(built: Built) -> torch.autocast:
     return torch.autocast(built.device.type, torch.bfloat16, enabled=built.config.precision == "bfloat16")
 
 
-def _resident(train: Split, device: torch.device) -> Split:
-    # A GPU divides by a number as it multiplies by its inverse, so bytes would not give the same bits there.
-    return train.packed() if device.type == "cpu" else train.to(device)
-
-
 def _finish(
     built: Built, writer: RunWriter, progress: Progress, test_outputs: Tensor | None, say: Callable[[str], None]
 ) -> Path:
     rows, points = (rundir.read_lines(writer.path / name) for name in (rundir.METRICS, rundir.CURVE))
     if progress.epoch < built.config.epochs:
-        say(f"stopped after epoch {progress.epoch} of {built.config.epochs}; best epoch {progress.best_epoch}")
+        best = f"; best epoch {progress.best_epoch}" if progress.best_epoch else ""
+        say(f"stopped after epoch {progress.epoch} of {built.config.epochs}{best}")
     if again := built.compile_record.recompilation_count:
         say(f"compiled again after the warm-up: {again} graphs; batches of one shape would need none")
     kept = rows
@@ -268,7 +284,7 @@ def _finish(
         test_outputs = test_outputs if progress.best_epoch == progress.epoch else None
         kept = [row for row in rows if row["epoch"] <= progress.best_epoch]
     if test_outputs is None:
-        held_out = built.data.held_out.to(built.device)
+        held_out = placed(built.data.held_out, built.device)
         test_outputs = evaluate(built.model, built.recipe.objective, held_out, _autocast(built)).outputs
     _check_learned(built, say)
     finish = Finish(built.config, built.model.cpu().eval(), built.data, kept)

@@ -42,7 +42,7 @@ def summarise(
         "examples_per_s": median(speeds) if speeds else None,
         "seed": config.seed,
         "epochs_done": progress.epoch,
-        "best": {"epoch": progress.best_epoch, "test_loss": progress.best_loss},
+        "best": {"epoch": progress.best_epoch, "val_loss": progress.best_loss} if progress.best_epoch else None,
         "device": str(device),
         "compile": vars(compile_record),
         "parameter_count": sum(p.numel() for p in model.parameters()),
@@ -51,6 +51,7 @@ def summarise(
             "name": data.name,
             "source": data.source,
             "train_count": len(data.train),
+            "validation_count": len(data.validation) if data.validation is not None else 0,
             "held_out_count": len(data.held_out),
             "checksums": dict(data.checksums),
             "held_out_sha256": split_sha256(data.held_out),
@@ -112,7 +113,8 @@ def check_required(summary: dict[str, Any]) -> None:
 
 def closing_lines(summary: dict[str, Any]) -> list[str]:
     """Puts a summary into a few lines for people."""
-    told: tuple[str, ...] = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_balanced_accuracy")
+    told: tuple[str, ...] = ("train_loss", "train_accuracy", "val_loss", "val_accuracy")
+    told += ("test_loss", "test_accuracy", "test_balanced_accuracy")
     told += ("test_mae", "test_r2", "test_micro_f1", "test_macro_f1", "test_exact_match")
     metrics = ", ".join(f"{key.replace('_', ' ')} {summary[key]:.7g}" for key in told if summary.get(key) is not None)
     speed = f", {summary['examples_per_s']:,.0f} examples/s on {summary['device']}" if summary["examples_per_s"] else ""

@@ -28,13 +28,14 @@ def draw_curves(rows: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str,
     """Draws loss.svg, and accuracy.svg where there is accuracy.
 
     Args:
-        rows: Lines of metrics.jsonl; the held-out curve comes from them.
+        rows: Lines of metrics.jsonl; the curves of the validation and held-out examples come from them.
         points: Lines of curve.jsonl, several per epoch; the training curve comes from them.
         folder: Where the files go.
     """
     drawn = []
     for metric in ("loss", "accuracy"):
-        curves = {"train": _curve(points or rows, f"train_{metric}"), "test": _curve(rows, f"test_{metric}")}
+        curves = {"train": _curve(points or rows, f"train_{metric}")}
+        curves |= {name: _curve(rows, f"{key}_{metric}") for name, key in (("validation", "val"), ("test", "test"))}
         if any(curves.values()):
             drawn.append(folder / f"{metric}.svg")
             _draw(curves, metric, drawn[-1])

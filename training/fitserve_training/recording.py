@@ -46,7 +46,7 @@ class Recorder:
         self._display.progress(epoch, share)
 
     def on_epoch(self, report: EpochReport) -> None:
-        """Writes the epoch's lines and best weights first and its checkpoint after them, so none is ahead of them."""
+        """Writes the epoch's lines, best weights where the run selects, and its checkpoint last, so none is ahead."""
         if report.metrics:
             self.test_outputs = report.test_outputs
             self._writer.append(rundir.METRICS, [report.metrics])

@@ -7,13 +7,14 @@
     curve.jsonl         five points per logged epoch while it trains
     summary.json        last values, learned parameters, data, device, compile mode
     weights.safetensors final weights
-    checkpoints/        last.safetensors: resumable state; best.safetensors: weights of the lowest held-out loss
+    checkpoints/        last.safetensors: resumable state, which a finished run is trained longer from;
+                        best.safetensors: weights of the lowest validation loss, where the run selects by it
     loss.svg …          curves
     report.html         all of it on one page
     tensorboard/        events, where asked for
 
 A finished run is replaced only by a finished one. An unfinished one goes on with --resume and is otherwise started
-anew.
+anew. A folder is an unfinished run once it has its config.toml, which is written after all else that it begins with.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ class RunWriter:
             raise UsageError(f"run directory {run_dir}: expected an unfinished run to resume, found none")
         if self.path.exists() and not is_resumed:
             self._lock = _lock(self.path)
+            (self.path / CONFIG).unlink(missing_ok=True)
             shutil.rmtree(self.path)
             os.close(self._lock)
         (self.path / CHECKPOINT).parent.mkdir(parents=True, exist_ok=True)
@@ -105,10 +107,16 @@ class RunWriter:
         """Leaves what can be resumed and removes what cannot; says which, for the error text."""
         for part in self.path.rglob(".*.part"):
             part.unlink()
-        if (self.path / CHECKPOINT).is_file():
+        if (self.path / CHECKPOINT).is_file() and (self.path / CONFIG).is_file():
             return f"{self.path} is as at its last checkpoint, and --resume goes on there"
         shutil.rmtree(self.path)
         return "nothing was kept"
+
+    def reopen(self) -> None:
+        """Copies from the finished run what it goes on with; that run stays until this one is finished."""
+        for name in (Path(METRICS), Path(CURVE), CHECKPOINT, BEST, *_files_below(self._run_dir, EVENTS)):
+            if (self._run_dir / name).is_file():
+                _copy(self._run_dir / name, self.path / name)
 
     def write_text(self, name: str, text: str) -> None:
         """Writes a file whole: aside, flushed, renamed."""
@@ -151,6 +159,31 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     complete = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in complete]
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Reads summary.json of a finished run.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"run file {run_dir / SUMMARY}: cannot be read: {error}") from None
+    return summary
+
+
+def _files_below(folder: Path, name: str) -> list[Path]:
+    return [path.relative_to(folder) for path in (folder / name).rglob("*")]
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as read, target.open("wb") as written:
+        shutil.copyfileobj(read, written)
+        written.flush()
+        os.fsync(written.fileno())
 
 
 def _lock(path: Path) -> int:

@@ -10,8 +10,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from fitserve_training import rundir
+from fitserve_training.config import read_toml
 from fitserve_training.errors import UsageError
 from fitserve_training.launch import Request, train
+from fitserve_training.resuming import run_folder
 
 SEEDS_FILE = "seeds.json"
 
@@ -19,7 +21,8 @@ SEEDS_FILE = "seeds.json"
 def train_seeds(request: Request, count: int, say: Callable[[str], None]) -> Path:
     """Trains `count` runs, from the request's seed onwards, into `<run_dir>-seeds/seed-<n>`; gives that folder.
 
-    With `is_resumed`, finished runs are kept, an unfinished one goes on and the others are started.
+    With `is_resumed`, finished runs are kept or trained longer, an unfinished one goes on, and the others are started
+    with the settings of those.
 
     Raises:
         UsageError, RunStoppedError: as `train`; the runs before are there.
@@ -27,6 +30,8 @@ def train_seeds(request: Request, count: int, say: Callable[[str], None]) -> Pat
     place = request.run_dir.resolve()
     folder = place.with_name(f"{place.name}-seeds")
     folder.mkdir(parents=True, exist_ok=True)
+    if request.is_resumed and request.config_file is None:
+        request = replace(request, config_file=_begun_config(folder))
     first = _first_seed(request)
     summaries = []
     for seed in range(first, first + count):
@@ -40,7 +45,8 @@ def train_seeds(request: Request, count: int, say: Callable[[str], None]) -> Pat
 
 
 def _first_seed(request: Request) -> int:
-    seed = request.changes.get("seed", 0)
+    file_values = read_toml(request.config_file) if request.config_file else {}
+    seed = (file_values | request.changes).get("seed", 0)
     try:
         return int(seed)
     except ValueError:
@@ -48,15 +54,21 @@ def _first_seed(request: Request) -> int:
 
 
 def _train_one(request: Request, run_dir: Path, seed: int, say: Callable[[str], None]) -> Path:
-    is_unfinished = (rundir.unfinished_path(run_dir) / rundir.CONFIG).is_file()
-    if request.is_resumed and (is_unfinished or rundir.is_finished(run_dir)):
-        return train(replace(request, run_dir=run_dir, changes={}, config_file=None), say)
-    return train(replace(request, run_dir=run_dir, changes={**request.changes, "seed": seed}, is_resumed=False), say)
+    is_begun = (run_folder(run_dir) / rundir.CONFIG).is_file()
+    changes = {**request.changes, "seed": seed}
+    return train(replace(request, run_dir=run_dir, changes=changes, is_resumed=request.is_resumed and is_begun), say)
+
+
+def _begun_config(folder: Path) -> Path | None:
+    """Finds the settings of the run of the lowest seed that is there already; None where there is none."""
+    found = folder.glob(f"seed-*/{rundir.CONFIG}")
+    return min(found, key=lambda path: int(read_toml(path).get("seed", 0)), default=None)
 
 
 def figures_over(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Gives mean, sample standard deviation, least and greatest of every metric that all the summaries have."""
-    metrics = [key for key, value in summaries[0].items() if key.startswith(("train_", "test_")) and value is not None]
+    prefixes = ("train_", "val_", "test_")
+    metrics = [key for key, value in summaries[0].items() if key.startswith(prefixes) and value is not None]
     figures = {}
     for key in metrics:
         values = [summary[key] for summary in summaries if summary.get(key) is not None]

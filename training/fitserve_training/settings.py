@@ -23,12 +23,43 @@ def resolve_config(recipe: Recipe, config_file: Path | None, changes: Values, pl
         UsageError: a key or a value is wrong, or the file is unreadable or of another recipe.
     """
     file_values = read_config(config_file, recipe.address) if config_file else {}
-    name = str((file_values | changes).get("data.name", "auto"))
-    chosen = _chosen_data(recipe, name, places)
-    flat = own_settings(recipe, chosen, recipe.preset_for(chosen, file_values | changes))
+    chosen, flat = _before_changes(recipe, file_values | changes, places)
     flat = merge(flat, file_values, str(config_file))
     flat = merge(flat, changes, "--set")
     return RunConfig.from_flat({**flat, "data.name": chosen})
+
+
+def _before_changes(recipe: Recipe, values: Values, places: Places) -> tuple[str, Values]:
+    chosen = _chosen_data(recipe, str(values.get("data.name", "auto")), places)
+    return chosen, own_settings(recipe, chosen, recipe.preset_for(chosen, values))
+
+
+def given_settings(recipe: Recipe, config_file: Path | None, changes: Values, places: Places) -> tuple[str, ...]:
+    """Names the settings that a person chose: all of `changes`, and those of the file that it changes.
+
+    A file may be the config.toml of another run, which has every setting.
+    """
+    file_values = read_config(config_file, recipe.address) if config_file else {}
+    _, own = _before_changes(recipe, file_values | changes, places)
+    merged = merge(own, file_values, str(config_file))
+    return (*changes, *(key for key in file_values if key not in changes and merged[key] != own[key]))
+
+
+def changed_settings(recipe: Recipe, config: RunConfig, config_file: Path | None, changes: Values) -> RunConfig:
+    """Lays the settings given beside --resume over those of the run; `auto` stands for the data that the run has.
+
+    Raises:
+        UsageError: as `resolve_config`.
+    """
+    file_values = read_config(config_file, recipe.address) if config_file else {}
+    own = config.to_flat()
+    flat = merge(merge(own, file_values, str(config_file)), changes, "--set")
+    name = str(flat["data.name"])
+    if name == "auto":
+        flat["data.name"] = own["data.name"]
+    elif name not in recipe.data_names and is_path(name):
+        flat["data.name"] = str(Path(name).resolve())
+    return RunConfig.from_flat(flat)
 
 
 def _chosen_data(recipe: Recipe, name: str, places: Places) -> str:

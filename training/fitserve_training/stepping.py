@@ -90,29 +90,37 @@ class Stepper:
         self._descend = plain_descent(optimizer) if record.used == "off" else None
         self._captured: tuple[Split, IndexStep] | None = None
         self.full_size, self.warm_up_examples = 0, 0
-        if record.used == "step" and (not self.plan.is_whole or self._is_search):
+        if record.used != "off" and self._is_search:
+            record.used, record.reason = "off", "optimizer lbfgs asks for the loss several times a step"
+        if record.used == "step" and not self.plan.is_whole:
             record.used, record.reason = "module", "a step of several parts is not compiled as a whole"
         self._warm_up_left = _WARM_UP_STEPS[record.used]
         self._capture = self.plan.capture if record.used == "step" else None
 
-    def train_on(self, split: Split, indices: Tensor | None) -> None:
-        """Trains on the examples of `split` at `indices`, int64 (B,) on its device; None stands for all of them."""
-        if indices is not None and len(indices) == self.full_size and self._warm_up_left == 0:
+    def train_on(self, split: Split, indices: Tensor | None, gathered: Batch | None = None) -> None:
+        """Trains on examples of `split`.
+
+        Args:
+            split: On this stepper's device, or with inputs that are gathered from elsewhere.
+            indices: Which, int64 (B,) on its device; None stands for all of them.
+            gathered: This worker's part of them, where it was gathered ahead of time.
+        """
+        if gathered is None and indices is not None and len(indices) == self.full_size and self._warm_up_left == 0:
             if self._capture:
                 self._capture_step(self._capture, split, indices)
             if self._captured and self._captured[0] is split:
                 self._captured[1](indices)
                 return
-        batch, share = self._own_part(split, indices)
+        batch, share = self._own_part(split, indices, gathered)
         self(batch, self.sums, share)
 
-    def _own_part(self, split: Split, indices: Tensor | None) -> tuple[Batch, float | Tensor]:
+    def _own_part(self, split: Split, indices: Tensor | None, gathered: Batch | None) -> tuple[Batch, float | Tensor]:
         if self.plan.workers.count == 1:
-            return (split.whole() if indices is None else split.take(indices)), 1.0
+            return (split.whole() if indices is None else split.take(indices)) if gathered is None else gathered, 1.0
         if indices is None:
             indices = torch.arange(len(split), device=split.targets.device)
         own = self.plan.workers.part(indices)
-        return split.take(own), self._share(split.targets[own], split.targets[indices])
+        return split.take(own) if gathered is None else gathered, self._share(split.targets[own], split.targets[indices])
 
     def _share(self, part: Tensor, whole: Tensor) -> float | Tensor:
         """Returns the share of some targets in the mean over all of them."""

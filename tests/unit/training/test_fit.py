@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -118,8 +119,19 @@ def test_raw_readings_diverge_at_epoch_11_with_the_cure() -> None:
 
 
 def test_a_last_update_that_overflows_is_no_finished_run() -> None:
-    with pytest.raises(RunStoppedError, match="the test loss is inf at epoch 10"):
+    with pytest.raises(RunStoppedError, match="the loss of the final weights is inf at epoch 10"):
         fit(thermometer_job(RunConfig(epochs=10, batch_size=0, lr=1e-2), input_scale=1.0), Reports())
+
+
+def test_an_infinite_held_out_loss_stops_nothing() -> None:
+    job = classifier_job(RunConfig(epochs=2, batch_size=16))
+    held_out = Split((torch.full((3, 6), torch.inf),), torch.zeros(3, dtype=torch.int64))
+    reports = Reports()
+
+    progress = fit(replace(job, held_out=held_out), reports)
+
+    assert progress.epoch == 2
+    assert not math.isfinite(reports.epochs[-1].metrics["test_loss"])
 
 
 def test_training_stops_when_the_parameters_stand_still() -> None:
@@ -130,6 +142,7 @@ def test_training_stops_when_the_parameters_stand_still() -> None:
 
     assert 1 < reports.epochs[-1].epoch < 5000
     assert reports.epochs[-1].is_last
+    assert reports.epochs[-1].progress.is_early
     assert reports.epochs[-1].metrics["epoch"] == reports.epochs[-1].epoch
 
 

@@ -63,7 +63,6 @@ def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
         "summary.json",
         "weights.safetensors",
         "checkpoints/last.safetensors",
-        "checkpoints/best.safetensors",
         "report.html",
         "loss.svg",
         "fit.svg",
@@ -147,14 +146,6 @@ def test_a_finished_run_needs_no_resuming(tmp_path: Path) -> None:
 
     assert said == [f"run {run_dir} is finished already; nothing to resume"]
     assert (run_dir / rundir.SUMMARY).read_bytes() == before
-
-
-def test_resuming_takes_no_settings(tmp_path: Path) -> None:
-    (tmp_path / "run.unfinished").mkdir()
-    (tmp_path / "run.unfinished" / rundir.CONFIG).write_text('recipe = "linreg"\n')
-
-    with pytest.raises(UsageError, match="--resume: expected no settings beside it"):
-        train(Request("linreg", tmp_path / "run", changes={"lr": 0.1}, is_resumed=True), quiet)
 
 
 def test_the_same_run_twice_gives_the_same_bits_and_pictures(tmp_path: Path) -> None:

@@ -105,9 +105,12 @@ class Reports:
         self.epochs.append(report)
 
 
-def test_patience_counts_epochs_without_a_lower_held_out_loss() -> None:
-    # What is trained on says +1 and what is held out says -1: the first epoch is the best.
-    train_split, held_out = (Split((torch.ones(8, 1),), torch.full((8, 1), value)) for value in (1.0, -1.0))
+def test_patience_counts_epochs_without_a_lower_validation_loss() -> None:
+    # What is trained on says +1 and the validation split -1: the first epoch is the best. What is held out says
+    # that every epoch is better than the last, and decides nothing.
+    train_split, validation, held_out = (
+        Split((torch.ones(8, 1),), torch.full((8, 1), value)) for value in (1.0, -1.0, 2.0)
+    )
     model = nn.Linear(1, 1)
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
@@ -115,11 +118,11 @@ def test_patience_counts_epochs_without_a_lower_held_out_loss() -> None:
     stepper = Stepper(
         model, Regression(), make_optimizer(model.parameters(), config), CompileRecord("off", "off"), OFF, print
     )
-    job, reports = Job(config, model, Regression(), stepper, train_split, held_out), Reports()
+    job, reports = Job(config, model, Regression(), stepper, train_split, held_out, validation), Reports()
 
     progress = fit(job, reports)
 
-    assert (progress.epoch, progress.best_epoch, progress.is_last) == (4, 1, True)
+    assert (progress.epoch, progress.best_epoch, progress.is_last, progress.is_early) == (4, 1, True, True)
     assert [report.is_best for report in reports.epochs] == [True, False, False, False]
 
 
@@ -131,7 +134,7 @@ def test_the_count_of_patience_survives_a_resume() -> None:
     stepper = Stepper(
         model, Regression(), make_optimizer(model.parameters(), config), CompileRecord("off", "off"), OFF, print
     )
-    job = Job(config, model, Regression(), stepper, split, split)
+    job = Job(config, model, Regression(), stepper, split, split, split)
 
     progress = fit(job, Reports(), Progress(epoch=7, best_loss=0.0, best_epoch=5))
 
@@ -143,10 +146,11 @@ def test_a_run_keeps_the_best_weights_where_asked(tmp_path: Path) -> None:
     changes: Values = {"data.example_count": 200, "epochs": 12, "lr": 0.3, "keep_weights": "best"}
     run_dir = train(Request("linreg", tmp_path / "s", changes=changes), quiet)
     summary = json.loads((run_dir / rundir.SUMMARY).read_text())
-    losses = {row["epoch"]: row["test_loss"] for row in rundir.read_lines(run_dir / rundir.METRICS)}
+    losses = {row["epoch"]: row["val_loss"] for row in rundir.read_lines(run_dir / rundir.METRICS)}
     assert min(losses, key=lambda epoch: losses[epoch]) == summary["best"]["epoch"] == summary["epoch"] < 12
     best, kept = load_file(run_dir / rundir.BEST), load_file(run_dir / rundir.WEIGHTS)
     assert all(torch.equal(best[name], kept[name]) for name in best)
+    assert (summary["data"]["train_count"], summary["data"]["validation_count"]) == (180, 20)
 
 
 def test_a_compiled_step_follows_a_schedule_without_compiling_again() -> None:
