@@ -179,7 +179,7 @@ class TableColumns:
             document = json.loads(content)
             columns = tuple(map(_column, document["columns"]))
             return TableColumns(columns, _text(document["label"]))
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ColumnError(f"{COLUMNS_FILE}: expected the columns of a table, got {str(error)[:120]}") from None
 
 

@@ -1,6 +1,7 @@
 """The probe and the held-out examples of a version."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,3 +115,57 @@ def test_link_is_refused_as_unsafe(tmp_path: Path) -> None:
     (tmp_path / PROBE_FILE).symlink_to("elsewhere")
     with pytest.raises(UnsafeFileError):
         read_probe(tmp_path)
+
+
+TEXTS = st.lists(st.binary(max_size=8), min_size=1, max_size=6)
+
+
+def texts(elements: list[bytes]) -> np.ndarray[Any, Any]:
+    array = np.empty((len(elements), 1), object)
+    array[:, 0] = elements
+    return array
+
+
+@given(TEXTS)
+def test_texts_that_were_written_are_read(elements: list[bytes]) -> None:
+    inputs = {"a/b": texts(elements), "x": np.zeros((len(elements), 2), np.float32)}
+    examples = HeldOutExamples(inputs, np.zeros(len(elements), np.int64), np.arange(len(elements)))
+
+    found = HeldOutExamples.from_bytes(examples.to_bytes())
+
+    assert found.inputs.keys() == inputs.keys()
+    assert found.inputs["a/b"].tolist() == [[element] for element in elements]
+    assert found.to_bytes() == examples.to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("content", "lengths"),
+    [
+        (np.zeros(3, np.uint8), np.array([[1], [1]])),
+        (np.zeros(3, np.uint8), np.array([[4], [-1]])),
+        (np.zeros(3, np.uint8), np.array([[2**63 - 1], [2**63 - 1]])),
+        (np.zeros((3, 1), np.uint8), np.array([[1], [2]])),
+        (np.zeros(3, np.int8), np.array([[1], [2]])),
+        (np.zeros(3, np.uint8), np.array([[1.0], [2.0]])),
+        (np.zeros(3, np.uint8), None),
+    ],
+)
+def test_texts_whose_lengths_do_not_fit_are_refused(
+    content: np.ndarray[Any, Any], lengths: np.ndarray[Any, Any] | None
+) -> None:
+    tensors: dict[str, Any] = {
+        "input_texts/a": content,
+        "labels": np.zeros(2),
+        "indices": np.arange(2),
+        "input/x": np.zeros(2),
+    }
+    if lengths is not None:
+        tensors["input_text_lengths/a"] = lengths
+    with pytest.raises(CertificateError, match=r"held_out\.safetensors"):
+        HeldOutExamples.from_bytes(save(tensors))
+
+
+def test_texts_of_another_number_of_examples_are_refused() -> None:
+    examples = HeldOutExamples({"a": texts([b"x", b"y"])}, np.zeros(3), np.arange(3))
+    with pytest.raises(CertificateError, match="expected one number of examples"):
+        HeldOutExamples.from_bytes(examples.to_bytes())
