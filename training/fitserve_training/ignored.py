@@ -1,7 +1,7 @@
 """Refuses settings that a person gave and that the run would ignore.
 
-Settings of data and model are watched while the run is built: what nobody read has no effect. The settings of every
-recipe are read by the trainer, but some have no effect beside others; `_without_effect` says which.
+Settings of data and model are watched while the run is built: what nobody has read has no effect. The settings that
+every recipe has are always read, but some have no effect beside others; `_without_effect` says which.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def check_read(given: Iterable[str], watch: Watch, recipe_name: str, data: DataS
     Raises:
         UsageError: a setting would be ignored.
     """
-    never = f"recipe {recipe_name} on {data.name} never reads it as things are set"
+    never = f"recipe {recipe_name} on {data.name} does not read it as things are set"
     reasons = dict.fromkeys(watch.unread() - {_NAME}, never)
     reasons |= dict.fromkeys(data.ignored, f"{data.name} says by itself what is held out")
     if data.validation is not None:

@@ -81,7 +81,7 @@ def test_what_has_no_classes_is_refused(tmp_path: Path) -> None:
     ("key", "value"), [("data.image_size", 20), ("data.task", "regression"), ("data.skip_bad", True)]
 )
 def test_settings_for_own_data_are_refused_beside_other_data(key: str, value: Any, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=f"setting '{key}': it is for your own data"):
+    with pytest.raises(UsageError, match=f"setting '{key}': it would be ignored"):
         trained("softmax", "digits", tmp_path / "run", **{key: value})
 
 

@@ -113,7 +113,7 @@ def test_what_a_finished_run_cannot_go_on_with_is_refused(tmp_path: Path, change
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
 
     with pytest.raises(UsageError, match=message):
-        resumed(run_dir, **changes)
+        train(Request("linreg", run_dir, changes=changes, is_resumed=True), quiet)
 
     assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

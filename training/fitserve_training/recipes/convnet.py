@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from fitserve_training.config import RunConfig
 from fitserve_training.data.dataset import DataSet
+from fitserve_training.data.own.kinds import IMAGES, kind_of
 from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError
 from fitserve_training.form import Form
@@ -27,10 +29,11 @@ def load_data(config: RunConfig, _places: Places) -> DataSet:
     Raises:
         UsageError: they cannot be read, or are no pictures (N, C, H, W) of at least 8 pixels a side.
     """
-    if int(config.data["image_size"]) < _SMALLEST:
+    is_folder = kind_of(Path(str(config.data["name"]))) == IMAGES
+    if is_folder and int(config.data["image_size"]) < _SMALLEST:
         raise UsageError(f"setting 'data.image_size': expected at least {_SMALLEST}, got {config.data['image_size']}")
     data = own_data.load_data(config, "image")
-    shape = tuple(data.train.inputs[0].shape[1:])
+    (shape,) = data.train.input_shapes
     if len(shape) != 3 or min(shape[1:]) < _SMALLEST:
         raise UsageError(
             f"data {data.name}: expected pictures (N, C, H, W) of at least {_SMALLEST} pixels, got {shape}"

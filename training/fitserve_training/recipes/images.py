@@ -50,15 +50,10 @@ def load_data(config: RunConfig, places: Places, smallest: int = 1) -> DataSet:
         smallest: Pixels a side that the network needs; above 1, arrays have to be pictures (N, C, H, W).
 
     Raises:
-        UsageError: data that cannot be read, that has no classes or is too small, or a setting without effect.
+        UsageError: data that cannot be read, that has no classes or is too small.
     """
     name = str(config.data["name"])
     if name in images.NAMES:
-        for key, value in SETTINGS.items():
-            if config.data[key.removeprefix("data.")] != value:
-                raise UsageError(
-                    f"setting {key!r}: it is for your own data, and {name} has no use for it; leave it out"
-                )
         return images.load(name, places)
     data = own_data.load_data(config, INPUTS[0].name)
     if not data.class_names or data.train.targets.ndim != 1:
@@ -66,7 +61,7 @@ def load_data(config: RunConfig, places: Places, smallest: int = 1) -> DataSet:
             f"data {name}: expected one class for each example, got {data.note}; the recipes convnet and mlp take "
             "other tasks"
         )
-    shape = tuple(data.train.inputs[0].shape[1:])
+    (shape,) = data.train.input_shapes
     if smallest > 1 and (len(shape) != 3 or min(shape[1:]) < smallest):
         raise UsageError(
             f"data {name}: expected pictures (N, C, H, W) of at least {smallest} pixels a side, got (N, "
