@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 import torch
 from tests.checkpoints import text_checkpoint
 from tests.wire.serving import serving, url
+from torch import nn
 
+import fitserve_exporters
 from fitserve_client import Client, InvalidArgumentError
 from fitserve_client import cli as client
 from fitserve_contract.manifest import read_manifest
+from fitserve_contract.pairing import pair
 from fitserve_contract.scoring import score
 from fitserve_contract.sums import TokenClassificationSums
 from fitserve_contract.tasks import IGNORED_LABEL, Scores, Task, TaskKind
@@ -41,6 +45,35 @@ def expected_logits(folder: Path, inputs: dict[str, np.ndarray]) -> np.ndarray:
     model = transformers.AutoModelForTokenClassification.from_pretrained(folder).eval()
     with torch.inference_mode():
         return np.asarray(model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits)
+
+
+def test_a_held_out_set_of_tokens_is_evaluated_and_two_versions_are_compared(tmp_path: Path) -> None:
+    inputs, labels = padded_texts()
+    ids, outputs = torch.from_numpy(inputs["input_ids"]), []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        module = nn.Sequential(nn.Embedding(60, 8), nn.Linear(8, 3)).eval()
+        task, axes = replace(TAGS, output="output"), {"input": {1: "sequence"}}
+        held_out = ([ids], labels)
+        fitserve_exporters.export(module, [ids[:2, :4]], tmp_path, "tags", held_out=held_out, task=task, free_axes=axes)
+        with torch.inference_mode():
+            outputs.append(module(ids).numpy())
+    (tmp_path / "tags" / "model.toml").write_text("keep_versions = 2\n")
+    expected = pair(TAGS, outputs[0], outputs[1], labels, np.arange(COUNT))
+    with serving(tmp_path) as server, Client(url(server)) as open_client:
+        on_server = open_client.evaluate_held_out("tags", version=2)
+        compared = open_client.compare("tags", (1, 2), {"input": inputs["input_ids"]}, labels, batch_size=16)
+    sums = on_server.sums
+    assert isinstance(sums, TokenClassificationSums)
+    assert sums.positions.correct_count == ((outputs[1].argmax(2) == labels) & (labels != IGNORED_LABEL)).sum()
+    assert compared.second.sums.example_count == COUNT
+    assert compared.paired.difference_indices == expected.difference_indices
+    assert compared.mcnemar is not None
+    assert (compared.paired.both_count, compared.paired.first_only_count, compared.paired.second_only_count) == (
+        expected.both_count,
+        expected.first_only_count,
+        expected.second_only_count,
+    )
 
 
 def test_a_checkpoint_of_tokens_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -79,7 +79,7 @@ def _check_classifies(recipe: Recipe, key: str, plain: float | str) -> None:
     if type(recipe.objective) is Classification:
         return
     if recipe.objective.kind is not TaskKind.CLASSIFICATION:
-        raise UsageError(f"setting {key!r}: recipe {recipe.name} does not classify; leave it at {plain}")
+        raise UsageError(f"setting {key!r}: recipe {recipe.name} does not classify one of n; leave it at {plain}")
     raise UsageError(
         f"setting {key!r}: the loss of recipe {recipe.name} is its own; leave it at {plain}, and change the loss there"
     )

@@ -69,6 +69,14 @@ def test_nothing_that_counts_is_no_accuracy() -> None:
     assert sums.exact_match == 1.0
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0), (0, 0)])
+def test_no_examples_and_no_positions_are_scored(shape: tuple[int, int]) -> None:
+    scores, labels = np.zeros((*shape, 3)), np.zeros(shape, np.int64)
+    sums = scored(scores, labels)
+    assert (sums.example_count, sums.positions.example_count) == (shape[0], 0)
+    assert pair(TAGS, scores, scores, labels, np.arange(shape[0])).both_count == shape[0]
+
+
 def test_two_versions_are_right_by_whole_examples() -> None:
     labels = np.array([[1, 2, IGNORED_LABEL], [0, 0, 0]])
     first, second = (np.eye(3)[np.array(classes)] for classes in ([[1, 2, 0], [0, 1, 0]], [[1, 0, 2], [0, 0, 0]]))

@@ -172,7 +172,7 @@ def recipe():
 @pytest.mark.parametrize("key", ["class_weights=balanced", "label_smoothing=0.1"])
 def test_recipes_without_a_cross_entropy_of_ours_are_refused(key: str, tmp_path: Path) -> None:
     name, _, value = key.partition("=")
-    with pytest.raises(UsageError, match=f"'{name}': recipe linreg does not classify; leave it at"):
+    with pytest.raises(UsageError, match=f"'{name}': recipe linreg does not classify one of n; leave it at"):
         train(Request("linreg", tmp_path / "a", changes={name: value}), quiet)
     (tmp_path / "mine.py").write_text(OWN)
     with pytest.raises(UsageError, match=f"'{name}': the loss of recipe mine is its own"):
