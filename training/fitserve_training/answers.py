@@ -17,13 +17,11 @@ class Answers:
 
     Args:
         kind: The task.
-        inputs: The examples, each tensor (N, …).
         outputs: (N, C) logits, or (N, D) values.
         targets: (N,) class indices, bool (N, C), or (N, D) values.
     """
 
     kind: TaskKind
-    inputs: tuple[Tensor, ...]
     outputs: Tensor
     targets: Tensor
 

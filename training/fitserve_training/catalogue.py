@@ -81,8 +81,10 @@ PUBLISHED = tuple(entry.name for entry in ENTRIES[:8])
 DATA_NAMES = ("auto", "digits", "fashion_mnist", "bundled", "goemotions")
 """Data that recipes name themselves: no path, even where a folder is called so."""
 
-TAKE_PICTURES = ("softmax", "lenet", "convnet", "picture-encoder")
-"""Recipes that a folder of the user's pictures trains."""
+PICTURE_SIZES = {"softmax": 28, "lenet": 28, "convnet": 32, "picture-encoder": 0}
+"""Recipes that a folder of the user's pictures trains, with their `data.image_size`; 0 is the checkpoint's."""
+
+TAKE_PICTURES = tuple(PICTURE_SIZES)
 
 _FOR_OWN_DATA = {"images": "convnet", "table": "mlp", "arrays": "mlp", "text": "bert-multilabel"}
 _PRETRAINED = {"images": "picture-encoder", "text": "bert-multilabel"}

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from fitserve_contract.printable import printable
-from fitserve_training.catalogue import DATA_NAMES, ENTRIES, TAKE_PICTURES, names, recipe_for_data
+from fitserve_training.catalogue import DATA_NAMES, ENTRIES, PICTURE_SIZES, TAKE_PICTURES, names, recipe_for_data
 from fitserve_training.config import Values, parse_assignments, read_toml
 from fitserve_training.errors import RunStoppedError, UsageError, unknown_name
 from fitserve_training.interrupts import Interrupts
@@ -166,16 +166,18 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _check_pictures(recipe: str, changes: Values, options: argparse.Namespace) -> None:
-    """Opens the user's pictures before torch is imported, which takes longer than most mistakes are worth."""
+    """Reads the user's pictures before torch is imported, which takes longer than most mistakes are worth."""
     settings = (read_toml(options.config) if options.config else {}) | changes
     name = str(settings.get("data.name", "auto"))
     is_folder = recipe in TAKE_PICTURES and name not in DATA_NAMES and Path(name).is_dir()
     if options.skip_bad and not is_folder:
         raise UsageError(f"--skip-bad: expected --data with a folder of pictures beside it, got {name}")
     if is_folder and str(settings.get("data.skip_bad", "")).lower() != "true":
-        from fitserve_training.data.own.picture_files import check_pictures
+        from fitserve_training.data.own.picture_rows import prepare_pictures
 
-        check_pictures(Path(name))
+        size = str(settings.get("data.image_size", PICTURE_SIZES[recipe]))
+        is_known = PICTURE_SIZES[recipe] > 0 and size.isascii() and size.isdigit()
+        prepare_pictures(Path(name), int(size) if is_known else 0)
 
 
 def _changes(options: argparse.Namespace) -> Values:

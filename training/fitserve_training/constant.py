@@ -6,7 +6,7 @@ Shapes: N training examples, C classes, D outputs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -105,10 +105,7 @@ def _some_rows(train: Split, seed: int) -> Split:
     if len(train) <= _MOST_ROWS:
         return train
     chosen = torch.randperm(len(train), generator=generator(seed, "constant"))[:_MOST_ROWS].sort().values
-    lengths = None if train.lengths is None else train.lengths[chosen]
-    on_device = chosen.to(train.targets.device)
-    inputs = tuple(x[on_device] for x in train.inputs)
-    return replace(train, inputs=inputs, targets=train.targets[on_device], lengths=lengths)
+    return train.subset(chosen)
 
 
 def _constants(objective: Objective, targets: Tensor, outputs: Tensor) -> list[Tensor]:

@@ -37,9 +37,10 @@ class Form:
     @staticmethod
     def of(data: DataSet) -> Form:
         """Gives the form of a data set."""
-        shapes = tuple(tuple(x.shape[1:]) for x in data.train.inputs)
-        dtypes = tuple(x.dtype for x in data.train.inputs)
-        return Form(data.class_names, shapes, dtypes, tuple(data.train.targets.shape[1:]), data.files)
+        train = data.train
+        return Form(
+            data.class_names, train.input_shapes, train.input_dtypes, tuple(train.targets.shape[1:]), data.files
+        )
 
     def write(self, folder: Path) -> None:
         """Writes the form into a run's folder."""

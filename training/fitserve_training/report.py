@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def write_report(recipe: Recipe, finish: Finish, outputs: Tensor, folder: Path) 
     """Writes the page of a run from what its folder holds and from the outputs for the held-out examples, (N, …)."""
     summary, environment = (_read(folder / name) for name in (rundir.SUMMARY, rundir.ENVIRONMENT))
     held_out = finish.data.held_out
-    answers = Answers(recipe.objective.kind, held_out.inputs, outputs, held_out.targets)
+    answers = Answers(recipe.objective.kind, outputs, held_out.targets)
     title = f"{recipe.name} on {finish.data.name}"
     body = [
         f"<h1>{escape(title)}</h1><p>{escape(finish.data.source)} · {escape(summary['device'])} · "
@@ -94,7 +94,7 @@ def _test_metrics(summary: dict[str, Any]) -> list[tuple[str, Any]]:
 
 
 def _tiles(summary: dict[str, Any]) -> str:
-    keys = [key for key in summary if key.startswith(("train_", "test_"))]
+    keys = [key for key in summary if key.startswith(("train_", "val_", "test_"))]
     values = {key.replace("_", " "): summary[key] for key in keys if summary[key] is not None}
     values |= {"parameters": f"{summary['parameter_count']:,}", "epochs": summary["epoch"], "seed": summary["seed"]}
     if summary["examples_per_s"]:
@@ -181,15 +181,18 @@ def _per_label(counts: list[tuple[int, int, int]], names: tuple[str, ...]) -> st
 def _worst(answers: Answers, data: DataSet) -> str:
     places = answers.worst(_WORST_COUNT)
     losses = answers.losses()
-    show = _picture if answers.kind is not TaskKind.REGRESSION and _is_image(answers.inputs[0]) else None
-    if show:
+    inputs = data.held_out.subset(torch.tensor(places, dtype=torch.int64)).whole().inputs
+    if answers.kind is not TaskKind.REGRESSION and _is_image(inputs[0]):
         figures = (
-            f"<figure>{show(answers.inputs[0][i])}<figcaption>{escape(_verdict(answers, data, i))}<br>"
+            f"<figure>{_picture(image)}<figcaption>{escape(_verdict(answers, data, i))}<br>"
             f"loss {losses[i]:.3g}, example {i}</figcaption></figure>"
-            for i in places
+            for i, image in zip(places, inputs[0], strict=True)
         )
         return f'<div class="worst">{"".join(figures)}</div>'
-    rows = ((i, _example_text(answers, data, i), _verdict(answers, data, i), losses[i].item()) for i in places)
+    rows = (
+        (i, _example_text([x[row] for x in inputs], data), _verdict(answers, data, i), losses[i].item())
+        for row, i in enumerate(places)
+    )
     return table(("example", "input", "answer", "loss"), rows)
 
 
@@ -224,10 +227,10 @@ def _names(is_there: Tensor, names: tuple[str, ...]) -> str:
     return ", ".join(names[int(i)] for i in is_there.nonzero().flatten()) or "none"
 
 
-def _example_text(answers: Answers, data: DataSet, place: int) -> str:
-    if "tokenizer.json" in data.files and not answers.inputs[0].is_floating_point():
-        return _sentence(data.files["tokenizer.json"], answers.inputs[0][place][answers.inputs[1][place].bool()])
-    return "; ".join(_values(x[place]) for x in answers.inputs)
+def _example_text(inputs: Sequence[Tensor], data: DataSet) -> str:
+    if "tokenizer.json" in data.files and not inputs[0].is_floating_point():
+        return _sentence(data.files["tokenizer.json"], inputs[0][inputs[1].bool()])
+    return "; ".join(map(_values, inputs))
 
 
 def _sentence(tokenizer_json: bytes, ids: Tensor) -> str:

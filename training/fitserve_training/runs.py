@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from fitserve_contract.columns import COLUMNS_FILE, TableColumns
@@ -19,6 +20,7 @@ from fitserve_training.checkpoint import load_weights
 from fitserve_training.config import RunConfig, read_toml
 from fitserve_training.data.dataset import DataSet, split_sha256
 from fitserve_training.data.places import Places
+from fitserve_training.data.store.expanded import batch_array
 from fitserve_training.errors import UsageError
 from fitserve_training.form import FILE as FORM_FILE
 from fitserve_training.form import Form
@@ -83,8 +85,9 @@ class TrainedRun:
             raise UsageError(f"held-out data {data.name}: expected SHA-256 {expected} as in the run, got {sha256}")
         if data.served is not None:
             return HeldOut(data.served.held_out(), data.held_out.targets.numpy(), data.source, sha256)
-        arrays = {spec.name: x.numpy() for spec, x in zip(self.inputs, data.held_out.inputs, strict=True)}
-        return HeldOut(arrays, data.held_out.targets.numpy(), data.source, sha256)
+        arrays = [batch_array(data.held_out, place) for place in range(len(self.inputs))]
+        named = {spec.name: array for spec, array in zip(self.inputs, arrays, strict=True)}
+        return HeldOut(named, data.held_out.targets.numpy(), data.source, sha256)
 
     def training_inputs(self, count: int, seed: int) -> dict[str, np.ndarray[Any, Any]]:
         """Draws inputs of training examples without repetition, one array per input of the served model, each (B, …).
@@ -101,7 +104,8 @@ class TrainedRun:
         drawn = np.random.default_rng(seed).choice(len(train), min(count, len(train)), replace=False)
         if data.served is not None:
             return data.served.train(drawn)
-        return {spec.name: x.numpy()[drawn] for spec, x in zip(self.inputs, train.inputs, strict=True)}
+        taken = train.subset(torch.from_numpy(drawn)).whole().inputs
+        return {spec.name: x.numpy() for spec, x in zip(self.inputs, taken, strict=True)}
 
 
 def open_run(run_dir: Path, *, data_dir: Path | None = None) -> TrainedRun:
@@ -155,7 +159,7 @@ def _read_recipe(path: Path, places: Places) -> tuple[Recipe, RunConfig]:
 
 def _record(config: RunConfig, summary: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     kept = ("recipe", "seed", "data", "device", "compile", "parameter_count", "parameters")
-    metrics = {key: value for key, value in summary.items() if key.startswith(("train_", "test_", "epoch"))}
+    metrics = {key: value for key, value in summary.items() if key.startswith(("train_", "val_", "test_", "epoch"))}
     return {
         **{key: summary[key] for key in kept},
         "config": config.to_flat(),

@@ -120,7 +120,8 @@ class Stepper:
         if indices is None:
             indices = torch.arange(len(split), device=split.targets.device)
         own = self.plan.workers.part(indices)
-        return split.take(own) if gathered is None else gathered, self._share(split.targets[own], split.targets[indices])
+        share = self._share(split.targets[own], split.targets[indices])
+        return split.take(own) if gathered is None else gathered, share
 
     def _share(self, part: Tensor, whole: Tensor) -> float | Tensor:
         """Returns the share of some targets in the mean over all of them."""

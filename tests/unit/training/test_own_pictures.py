@@ -19,7 +19,7 @@ from fitserve_contract.manifest import TensorSpec
 from fitserve_training.catalogue import TAKE_PICTURES, load_recipe, names
 from fitserve_training.cli import main
 from fitserve_training.data.dataset import DataSet
-from fitserve_training.data.own.picture_files import check_pictures, read_pictures
+from fitserve_training.data.own.picture_files import BadPictureError, check_pictures, decode_picture
 from fitserve_training.data.own.picture_layout import find_pictures
 from fitserve_training.data.own.pictures import load_pictures
 from fitserve_training.errors import UsageError
@@ -78,7 +78,8 @@ def test_splits_inside_of_classes_flat_splits_and_a_train_folder_alone(tmp_path:
 def test_test_is_held_out_and_val_set_aside_where_there_are_both(tmp_path: Path) -> None:
     data = loaded(pictures(tmp_path, *(f"{split}/{name}" for split in ("train", "val", "test") for name in "ab")))
     assert (len(data.train), len(data.held_out)) == (6, 6)
-    assert "6 pictures of the split val are neither trained on nor tested on" in data.note
+    assert data.validation is not None
+    assert (len(data.validation), data.ignored) == (6, ("data.hold_out",))
 
 
 @given(st.sampled_from(["{}.{}", "{}{}", "{}_{:04}", "{} ({})", "{}-{}"]), st.integers(2, 400))
@@ -176,9 +177,8 @@ def test_pictures_are_turned_as_the_camera_was_held(tmp_path: Path, orientation:
     path = tmp_path / f"phone.{suffix}"
     Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
 
-    (found,) = read_pictures([path], 2)
+    found = decode_picture(path, 2)
 
-    assert isinstance(found, np.ndarray)
     grey = found if found.ndim == 2 else found[..., 0]
     assert np.abs(grey.astype(int) - [[255, 120], [0, 0]]).max() < 40
 
@@ -202,8 +202,7 @@ def test_every_mode_becomes_grey_or_colour(
 ) -> None:
     path = picture(tmp_path / name, 255, mode, **options)
     check_pictures_of(path)
-    (found,) = read_pictures([path], SIZE)
-    assert isinstance(found, np.ndarray)
+    found = decode_picture(path, SIZE)
     assert found.shape == ((SIZE, SIZE) if channels == 1 else (SIZE, SIZE, 3))
     assert found[-1, -1].min() >= 250, "white stays white"
 
@@ -231,9 +230,8 @@ def test_the_client_reads_a_png_as_training_does(tmp_path: Path, mode: str, orie
         image = (image if mode == "LA" else image.convert("RGB")).convert(mode)
     image.save(tmp_path / "x.png", exif=exif)
 
-    (trained,) = read_pictures([tmp_path / "x.png"], SIZE)
+    trained = decode_picture(tmp_path / "x.png", SIZE)
 
-    assert isinstance(trained, np.ndarray)
     planes = trained[None] if trained.ndim == 2 else trained.transpose(2, 0, 1)
     spec = TensorSpec("image", "FP32", ("B", len(planes), SIZE, SIZE))
     asked, _notes = read_picture(tmp_path / "x.png", spec, is_inverted=False)
@@ -245,11 +243,13 @@ def test_sixteen_bits_keep_their_brightness_and_floats_are_refused(tmp_path: Pat
     Image.fromarray(deep).save(tmp_path / "deep.png")
     Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(tmp_path / "float.tiff")
     Image.fromarray(np.full((9, 9), 1 << 20, np.int32)).save(tmp_path / "wide.tiff")
-    found, real, wide = read_pictures([tmp_path / name for name in ("deep.png", "float.tiff", "wide.tiff")], SIZE)
-    assert isinstance(found, np.ndarray)
-    assert (found == 128).all()
-    assert str(real) == "pixels of floating point, not of 8 or 16 bits"
-    assert str(wide) == "pixels from 1048576 to 1048576, not of 8 or 16 bits"
+    assert (decode_picture(tmp_path / "deep.png", SIZE) == 128).all()
+    for name, reason in (
+        ("float.tiff", "pixels of floating point, not of 8 or 16 bits"),
+        ("wide.tiff", "pixels from 1048576 to 1048576, not of 8 or 16 bits"),
+    ):
+        with pytest.raises(BadPictureError, match=reason):
+            decode_picture(tmp_path / name, SIZE)
 
 
 def test_grey_among_colour_has_three_equal_channels(tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ def test_grey_among_colour_has_three_equal_channels(tmp_path: Path) -> None:
     for index in range(3):
         picture(root / "b" / f"{index}.png", 90, "L")
     data = loaded(root)
-    grey = data.train.inputs[0][data.train.targets == 1][0]
+    grey = data.train.whole().inputs[0][data.train.targets == 1][0]
     assert tuple(grey.shape) == (3, SIZE, SIZE)
     assert (grey[0] == grey[1]).all()
     assert (grey[0] == grey[2]).all()

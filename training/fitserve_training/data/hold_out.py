@@ -10,14 +10,22 @@ from fitserve_training.seeding import generator
 
 
 def hold_out(inputs: tuple[Tensor, ...], targets_N: Tensor, share: float, seed: int) -> tuple[Split, Split]:
-    """Splits examples into those trained on and those held out; the same seed gives the same split.
+    """Splits examples in memory into those trained on and those held out, as `hold_out_rows` says."""
+    train, held_out = hold_out_rows(targets_N, share, seed)
+    return _rows(inputs, targets_N, train), _rows(inputs, targets_N, held_out)
+
+
+def hold_out_rows(targets_N: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Chooses the examples trained on and those held out; the same seed gives the same ones.
 
     Args:
-        inputs: Each (N, …).
         targets_N: (N,) of int64 class indices are split class by class, so that every class of at least two examples
             is on both sides; others (N, …) as a whole.
         share: What is held out, above 0 and below 1; at least one example is, and one is trained on.
         seed: Root seed.
+
+    Returns:
+        Places of both, int64, each in order.
     """
     stream = generator(seed, "data", "hold_out")
     order_N = torch.randperm(len(targets_N), generator=stream)
@@ -27,8 +35,7 @@ def hold_out(inputs: tuple[Tensor, ...], targets_N: Tensor, share: float, seed: 
     held_out = torch.cat([group[:count] for group, count in zip(groups, counts, strict=True)]).sort().values
     is_train = torch.ones(len(targets_N), dtype=torch.bool)
     is_train[held_out] = False
-    train = is_train.nonzero().flatten()
-    return _rows(inputs, targets_N, train), _rows(inputs, targets_N, held_out)
+    return is_train.nonzero().flatten(), held_out
 
 
 def _rows(inputs: tuple[Tensor, ...], targets: Tensor, rows: Tensor) -> Split:

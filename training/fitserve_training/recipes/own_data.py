@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fitserve_training.config import RunConfig, Scalar
 from fitserve_training.data.dataset import DataSet
+from fitserve_training.data.moments import moments
 from fitserve_training.data.own.arrays import load_arrays
 from fitserve_training.data.own.kinds import ARRAYS, IMAGES, kind_of
 from fitserve_training.data.own.picture_files import BICUBIC
@@ -121,19 +122,22 @@ class Standardised(nn.Module):
 def start(_config: RunConfig, model: nn.Module, data: DataSet) -> None:
     """Takes the scalings from the training examples."""
     assert isinstance(model, Standardised)
-    x = data.train.inputs[0]
-    shared = [0] + [axis for axis, size in enumerate(model.input_mean.shape, start=1) if size == 1 < x.shape[axis]]
-    scale(model.input_mean, model.input_sd, x, shared)
+    sizes = zip(model.input_mean.shape, data.train.input_shapes[0], strict=True)
+    shared = [0] + [axis for axis, (size, found) in enumerate(sizes, start=1) if size == 1 < found]
+    set_scale(model.input_mean, model.input_sd, *moments(data.train, shared))
     if not data.class_names:
         scale(model.output_mean, model.output_sd, data.train.targets, [0])
 
 
 def scale(mean: Tensor, sd: Tensor, values: Tensor, axes: list[int]) -> None:
     """Sets a scaling to the mean and standard deviation of values over some axes."""
-    mean.copy_(values.mean(dim=axes).reshape(mean.shape))
-    found = values.std(dim=axes, correction=0).reshape(sd.shape)
-    # What never varies is only shifted.
-    sd.copy_(torch.where(found > 0, found, torch.ones_like(found)))
+    set_scale(mean, sd, values.mean(dim=axes), values.std(dim=axes, correction=0))
+
+
+def set_scale(mean: Tensor, sd: Tensor, found_mean: Tensor, found_sd: Tensor) -> None:
+    """Sets a scaling; what never varies is only shifted."""
+    mean.copy_(found_mean.reshape(mean.shape))
+    sd.copy_(torch.where(found_sd > 0, found_sd, torch.ones_like(found_sd)).reshape(sd.shape))
 
 
 class Sigmoid(nn.Module):

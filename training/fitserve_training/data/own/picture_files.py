@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from fitserve_training.data.own.picture_layout import find_pictures
 from fitserve_training.errors import UsageError
 
 Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+S = TypeVar("S")
 T = TypeVar("T")
 
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")
@@ -39,18 +41,41 @@ def check_pictures(root: Path) -> None:
         UsageError: the folder has no layout that is read, or files are unreadable; the message names all of them.
     """
     files = [file.path for file in find_pictures(root).files]
-    found = zip(files, _each(files, _checked), strict=True)
+    found = zip(files, each(files, _checked), strict=True)
     if bad := [(path, reason) for path, reason in found if reason is not None]:
         raise unreadable(root, bad)
 
 
-def read_pictures(files: Sequence[Path], size: int, resample: int = BICUBIC) -> list[Pixels | BadPictureError]:
-    """Reads files as (S, S) where they are grey and (S, S, 3) otherwise, 8 bits each; in order, with all cores.
+def decode_picture(path: Path, size: int, resample: int = BICUBIC) -> Pixels:
+    """Reads a file as (S, S) where it is grey and (S, S, 3) otherwise, 8 bits each.
 
     Pictures are turned upright as EXIF says, transparent parts become white, 16 bits become 8, and the proportions are
     not kept. `resample` is Pillow's number of a filter.
+
+    Raises:
+        BadPictureError: it is no picture.
     """
-    return _each(files, lambda path: _read(path, size, resample))
+    with _opened(path) as image:
+        image.load()
+        return np.asarray(_flat(_upright(image)).resize((size, size), resample))
+
+
+def content_sha256(files: Sequence[Path]) -> tuple[list[str], int]:
+    """Hashes each file's content, with all cores; a file that cannot be read has the hash of its reason.
+
+    Returns:
+        SHA-256 in the order of the files, and how many bytes they have together.
+    """
+    found = each(files, _content_sha256)
+    return [digest for digest, _ in found], sum(size for _, size in found)
+
+
+def _content_sha256(path: Path) -> tuple[str, int]:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        return hashlib.sha256(f"unreadable: {error.strerror}".encode()).hexdigest(), 0
 
 
 def unreadable(root: Path, bad: Sequence[tuple[Path, BadPictureError]]) -> UsageError:
@@ -67,13 +92,14 @@ def bad_files(root: Path, bad: Sequence[tuple[Path, BadPictureError]]) -> str:
     return ", ".join(f"{path.relative_to(root)} ({reason})" for path, reason in bad)
 
 
-def _each(files: Sequence[Path], work: Callable[[Path], T]) -> list[T]:
+def each(items: Iterable[S], work: Callable[[S], T]) -> list[T]:
+    """Does Pillow's work on each item in as many threads as there are cores; Pillow decodes without Python's lock."""
     from PIL import Image
 
     # Pillow warns of pictures above half of its limit on stderr; those above the limit are errors, and are named.
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return list(pool.map(work, files))
+        return list(pool.map(work, items))
 
 
 def _checked(path: Path) -> BadPictureError | None:
@@ -85,15 +111,6 @@ def _checked(path: Path) -> BadPictureError | None:
     except BadPictureError as error:
         return error
     return None
-
-
-def _read(path: Path, size: int, resample: int) -> Pixels | BadPictureError:
-    try:
-        with _opened(path) as image:
-            image.load()
-            return np.asarray(_flat(_upright(image)).resize((size, size), resample))
-    except BadPictureError as error:
-        return error
 
 
 @contextmanager

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fitserve_training.data.dataset import DataSet, Split
-from fitserve_training.data.hold_out import hold_out
+from fitserve_training.data.hold_out import hold_out_rows
 from fitserve_training.data.own.kinds import check_classes
-from fitserve_training.data.own.picture_files import (
-    BICUBIC,
-    BadPictureError,
-    Pixels,
-    bad_files,
-    read_pictures,
-    unreadable,
-)
+from fitserve_training.data.own.picture_files import BICUBIC, bad_files, unreadable
 from fitserve_training.data.own.picture_layout import TEST, TRAIN, VAL, PictureFile, find_pictures
+from fitserve_training.data.own.picture_rows import PictureRows, picture_rows
+from fitserve_training.data.store.array_file import Array
+from fitserve_training.data.store.tensors import tensor_of
 from fitserve_training.errors import UsageError
-
-_LARGEST_BYTE = np.float32(255)
 
 
 def load_pictures(
     path: Path, size: int, held_out_share: float, seed: int, is_bad_skipped: bool, resample: int = BICUBIC
 ) -> DataSet:
-    """Reads a folder of pictures as float32 (N, C, S, S) in 0..1: grey where all are, otherwise colour.
+    """Reads a folder of pictures, (N, C, S, S) in 0..1: grey where all are, otherwise colour; kept as bytes.
 
-    Where folders say the splits, test is held out, or else val; otherwise a share of the pictures is.
+    Where folders say the splits, test is held out and val is there to select by; without test, val is held out.
+    Otherwise a share of the pictures is.
 
     Args:
         path: As `find_pictures` takes it.
@@ -49,28 +42,28 @@ def load_pictures(
     if size < 1:
         raise UsageError(f"setting 'data.image_size': expected at least 1, got {size}")
     folder = find_pictures(path)
-    read = list(zip(folder.files, read_pictures([file.path for file in folder.files], size, resample), strict=True))
-    bad = [(file.path, pixels) for file, pixels in read if isinstance(pixels, BadPictureError)]
+    decoded = picture_rows([file.path for file in folder.files], size, resample)
+    bad = [(folder.files[row].path, reason) for row, reason in decoded.bad.items()]
     if bad and not is_bad_skipped:
         raise unreadable(path, bad)
-    good = [(file, pixels) for file, pixels in read if not isinstance(pixels, BadPictureError)]
-    files = [file for file, _ in good]
+    good = [row for row in range(len(folder.files)) if row not in decoded.bad]
+    files = [folder.files[row] for row in good]
     _check_counts(path, files, folder.class_names)
-    images, colour = _planes([pixels for _, pixels in good])
-    place = {name: i for i, name in enumerate(folder.class_names)}
-    labels = torch.tensor([place[file.class_name] for file in files])
-    train, held_out, how = _splits(files, images, labels, held_out_share, seed)
+    every, colour = _every(decoded, good, [folder.class_names.index(file.class_name) for file in files])
+    train, held_out, how = _splits(files, every, held_out_share, seed)
     notes = [*folder.notes]
     notes += [f"left out {len(bad)} unreadable files: {bad_files(path, bad)}"] if bad else []
-    notes += _split_notes(files) + _copies_note(train, held_out)
+    notes += _copies_note(train, held_out, decoded.digests)
     return DataSet(
         name=str(path),
-        source=f"{len(labels):,} {colour} pictures of {len(place)} classes ({_shown(folder.class_names)}) in {path} "
-        f"({len(train):,} to train on, {len(held_out):,} held out {how})",
+        source=f"{len(files):,} {colour} pictures of {len(folder.class_names)} classes ({_shown(folder.class_names)}) "
+        f"in {path} ({len(train):,} to train on, {len(held_out):,} held out {how})",
         train=train,
         held_out=held_out,
         class_names=folder.class_names,
         note="; ".join(notes),
+        validation=_validation(files, every),
+        ignored=("data.hold_out",) if _held_out_split(files) else (),
     )
 
 
@@ -78,14 +71,16 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
 
 
-def _planes(pictures: Sequence[Pixels]) -> tuple[Tensor, str]:
-    """Stacks pictures to float32 (N, C, S, S); grey ones among others get three equal channels."""
-    if all(pixels.ndim == 2 for pixels in pictures):
-        planes, colour = np.stack(pictures)[:, None], "grey"
-    else:
-        three = [pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2) for pixels in pictures]
-        planes, colour = np.stack(three).transpose(0, 3, 1, 2), "colour"
-    return torch.from_numpy(np.ascontiguousarray(planes.astype(np.float32) / _LARGEST_BYTE)), colour
+def _every(decoded: PictureRows, good: Sequence[int], labels: Sequence[int]) -> tuple[Split, str]:
+    """Makes one split of all pictures that could be read, and says whether they are grey."""
+    every = Split(
+        (tensor_of(decoded.pixels),),
+        torch.tensor(labels),
+        is_bytes=True,
+        rows=torch.tensor(good),
+        sums=tensor_of(decoded.sums),
+    )
+    return every, "grey" if decoded.pixels.shape[1] == 1 else "colour"
 
 
 def _check_counts(path: Path, files: Sequence[PictureFile], class_names: Sequence[str]) -> None:
@@ -105,15 +100,14 @@ def _below(path: Path, file: PictureFile) -> str:
     return parts[1] if len(parts) > 2 and not file.split else ""
 
 
-def _splits(
-    files: Sequence[PictureFile], images: Tensor, labels: Tensor, share: float, seed: int
-) -> tuple[Split, Split, str]:
+def _splits(files: Sequence[PictureFile], every: Split, share: float, seed: int) -> tuple[Split, Split, str]:
     held_out = _held_out_split(files)
-    if not held_out:
-        return *hold_out((images,), labels, share, seed), f"by seed {seed}"
-    rows = {name: torch.tensor([file.split == name for file in files]) for name in (TRAIN, held_out)}
-    train, test = (Split((images[chosen],), labels[chosen]) for chosen in rows.values())
-    return train, test, f"as the folder {held_out} says"
+    if held_out:
+        train_rows, held_out_rows = (_rows_in(name, files) for name in (TRAIN, held_out))
+    else:
+        train_rows, held_out_rows = hold_out_rows(every.targets, share, seed)
+    how = f"as the folder {held_out} says" if held_out else f"by seed {seed}"
+    return every.subset(train_rows), every.subset(held_out_rows), how
 
 
 def _held_out_split(files: Sequence[PictureFile]) -> str:
@@ -121,17 +115,19 @@ def _held_out_split(files: Sequence[PictureFile]) -> str:
     return next((name for name in (TEST, VAL) if name in found), "")
 
 
-def _split_notes(files: Sequence[PictureFile]) -> list[str]:
-    counts = Counter(file.split for file in files)
-    if counts[VAL] and counts[TEST]:
-        return [f"{counts[VAL]} pictures of the split val are neither trained on nor tested on, for there is test"]
-    return []
+def _validation(files: Sequence[PictureFile], every: Split) -> Split | None:
+    is_apart = {TEST, VAL} <= {file.split for file in files}
+    return every.subset(_rows_in(VAL, files)) if is_apart else None
 
 
-def _copies_note(train: Split, held_out: Split) -> list[str]:
+def _rows_in(split: str, files: Sequence[PictureFile]) -> Tensor:
+    return torch.tensor([row for row, file in enumerate(files) if file.split == split])
+
+
+def _copies_note(train: Split, held_out: Split, digests: Array) -> list[str]:
     """Warns of pictures on both sides, as the model sees them."""
-    known = set(map(_digest, train.inputs[0]))
-    count = sum(_digest(image) in known for image in held_out.inputs[0])
+    known = set(_digests_of(train, digests))
+    count = sum(digest in known for digest in _digests_of(held_out, digests))
     if not count:
         return []
     return [
@@ -140,5 +136,6 @@ def _copies_note(train: Split, held_out: Split) -> list[str]:
     ]
 
 
-def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.contiguous().numpy().tobytes(), digest_size=16).digest()
+def _digests_of(split: Split, digests: Array) -> list[bytes]:
+    assert split.rows is not None
+    return [digests[row].tobytes() for row in split.rows.tolist()]
