@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fitserve_exporters.graph.layer_forms import attention, embedding_bag, reversed_difference
+
 
 class OnnxForms(TorchFunctionMode):
     """While it is entered, the functions in `FORMS` are traced as their compositions."""
@@ -29,7 +31,8 @@ class OnnxForms(TorchFunctionMode):
         """Replaces a call that a form takes; runs all others as they are."""
         form = FORMS.get(getattr(func, "__name__", ""))
         given = kwargs or {}
-        if form is None or "out" in given or not args or not isinstance(args[0], Tensor):
+        first = next(iter((*args, *given.values())), None)
+        if form is None or "out" in given or not isinstance(first, Tensor):
             return func(*args, **given)
         answer = form(*args, **given)
         return func(*args, **given) if answer is NotImplemented else answer
@@ -187,5 +190,9 @@ FORMS: Final[Mapping[str, Callable[..., Any]]] = {
     "median": _median,
     "kthvalue": _kthvalue,
     "searchsorted": _searchsorted,
+    "scaled_dot_product_attention": attention,
+    "embedding_bag": embedding_bag,
+    "rsub": reversed_difference,
+    "__rsub__": reversed_difference,
 }
 """Name of a function or method of torch to what is traced in its place."""

@@ -19,7 +19,6 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.graph.equivalents import EQUIVALENTS
 
 _GATES: Final = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 """torch's function to the place of each of ONNX's gates among torch's."""
@@ -28,7 +27,7 @@ _PACKING: Final = ("_pack_padded_sequence", "_pad_packed_sequence")
 
 
 class OnnxRecurrence(TorchFunctionMode):
-    """While it is entered, recurrent layers are traced as calls of `recurrent_layer`, and others as EQUIVALENTS names.
+    """While it is entered, recurrent layers are traced as calls of `recurrent_layer`.
 
     Raises:
         ExportError: a packed sequence, which ONNX does not have.
@@ -37,7 +36,7 @@ class OnnxRecurrence(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Replaces the calls of recurrent layers and of EQUIVALENTS; runs all others as they are."""
+        """Replaces the calls that are recurrent layers; runs all others as they are."""
         name = getattr(func, "__name__", "")
         if name in _PACKING:
             raise ExportError(
@@ -52,8 +51,6 @@ class OnnxRecurrence(TorchFunctionMode):
                     "output"
                 )
             return _layers(name, *args)
-        if name in EQUIVALENTS:
-            return EQUIVALENTS[name](func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
