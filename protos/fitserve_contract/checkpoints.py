@@ -20,11 +20,16 @@ PREPROCESSOR_FILE: Final = "preprocessor_config.json"
 
 _MAX_JSON_BYTES: Final = 64 << 20
 _FOREIGN_WEIGHTS: Final = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.h5", "*.msgpack", "*.gguf")
+_VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _MERGE: Final = "merge it first: model.merge_and_unload().save_pretrained(...)"
 
 
 _UNLIMITED: Final = 1_000_000
 """transformers writes 1e30 for a tokenizer without a limit."""
+
+
+_POSITIONS: Final = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "max_seq_length")
+"""What configurations call the length of their table of positions: BERT, GPT-2, CTRL, MPT."""
 
 
 class CheckpointError(Exception):
@@ -139,11 +144,34 @@ def read_json(path: Path) -> dict[str, Any]:
     return document
 
 
+def check_tokenizer(checkpoint: Checkpoint) -> Path:
+    """Finds tokenizer.json or the vocabulary that one can be made of; transformers would make an empty one of nothing.
+
+    Raises:
+        CheckpointError: there is neither, or a tokenizer of code of its own.
+    """
+    if path := checkpoint.find_file(TOKENIZER_FILE):
+        return path
+    config = checkpoint.find_file("tokenizer_config.json")
+    if config and read_json(config).get("auto_map"):
+        raise CheckpointError(
+            f"'{config}': expected a tokenizer of transformers, got code of its own, which is never run"
+        )
+    path = next((path for name in _VOCABULARIES if (path := checkpoint.find_file(name))), None)
+    if path is None:
+        raise CheckpointError(
+            f"checkpoint '{checkpoint.folder}': expected {TOKENIZER_FILE} or a vocabulary "
+            f"({', '.join(_VOCABULARIES)}), found neither; write it with "
+            "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        )
+    return path
+
+
 def max_token_count(checkpoint: Checkpoint) -> int:
     """Returns the largest number of tokens that the model takes; 0 where no file tells."""
     path = checkpoint.find_file("tokenizer_config.json")
     known = [sentence_config(checkpoint).get("max_seq_length"), read_json(path).get("model_max_length") if path else 0]
-    positions = checkpoint.config.get("max_position_embeddings")
+    positions = next((size for key in _POSITIONS if (size := checkpoint.config.get(key))), None)
     pad = checkpoint.config.get("pad_token_id")
     if isinstance(positions, int) and isinstance(pad, int) and "roberta" in str(checkpoint.config["model_type"]):
         positions -= pad + 1  # its positions begin behind the padding's

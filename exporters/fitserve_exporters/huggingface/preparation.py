@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
-from fitserve_contract.checkpoints import TOKENIZER_FILE, Checkpoint, max_token_count, read_json, sentence_config
+from fitserve_contract.checkpoints import TOKENIZER_FILE, Checkpoint, check_tokenizer, max_token_count, sentence_config
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.texts import sentence
 
 PROMPTS_FILE: Final = "config_sentence_transformers.json"
 
-_VOCABULARIES: Final = ("vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model", "tokenizer.model")
 _WRITE: Final = "write it with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
 
 
@@ -18,18 +18,19 @@ def tokenizer_json(checkpoint: Checkpoint) -> bytes:
     """Returns the tokenizer of a text model as tokenizer.json, cutting at the model's length and padding.
 
     Raises:
-        ExportError: there is none, or it is a Python class of its own.
+        ExportError: it cannot be read.
+        CheckpointError: there is none, or it is a Python class of its own.
     """
     from tokenizers import Tokenizer
     from tokenizers.normalizers import Lowercase, Sequence
 
-    path = checkpoint.find_file(TOKENIZER_FILE)
+    path = check_tokenizer(checkpoint)
     try:
-        tokenizer = Tokenizer.from_file(str(path)) if path else _converted(checkpoint)
+        tokenizer = Tokenizer.from_file(str(path)) if path.name == TOKENIZER_FILE else _converted(checkpoint, path)
     except ExportError:
         raise
     except Exception as error:  # the library raises nothing narrower
-        raise ExportError(f"'{path or checkpoint.folder}': expected a tokenizer, got {sentence(error)}") from error
+        raise ExportError(f"'{path}': expected a tokenizer, got {sentence(error)}") from error
     _check_ids(checkpoint, tokenizer)
     length = max_token_count(checkpoint)
     if length and (tokenizer.truncation is None or tokenizer.truncation["max_length"] > length):
@@ -53,21 +54,12 @@ def _check_ids(checkpoint: Checkpoint, tokenizer: Any) -> None:
         )
 
 
-def _converted(checkpoint: Checkpoint) -> Any:
+def _converted(checkpoint: Checkpoint, path: Path) -> Any:
     """Makes the fast tokenizer of a vocabulary of before tokenizer.json."""
-    path = checkpoint.find_file("tokenizer_config.json")
-    if path and read_json(path).get("auto_map"):
-        raise ExportError(f"'{path}': expected a tokenizer of transformers, got code of its own, which is never run")
-    if not any(checkpoint.find_file(name) for name in _VOCABULARIES):
-        raise ExportError(
-            f"checkpoint '{checkpoint.folder}': expected {TOKENIZER_FILE} or a vocabulary "
-            f"({', '.join(_VOCABULARIES)}), found neither; {_WRITE}"
-        )
     from transformers import AutoTokenizer
 
-    place = path.parent if path else checkpoint.model_folder
     try:
-        fast = AutoTokenizer.from_pretrained(str(place), local_files_only=True, trust_remote_code=False)
+        fast = AutoTokenizer.from_pretrained(str(path.parent), local_files_only=True, trust_remote_code=False)
         return fast.backend_tokenizer
     except Exception as error:  # the library raises what its parsers raise
         raise ExportError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from fitserve_contract.checkpoints import Checkpoint, max_token_count
+from fitserve_contract.checkpoints import Checkpoint, CheckpointError, check_tokenizer, max_token_count
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.pretrained import told
 from fitserve_training.data.sentences import Corpus, Sentences
@@ -37,21 +37,12 @@ def checkpoint_tokenizer(weights: str, checkpoint: Checkpoint, max_length: int) 
     Raises:
         UsageError: there is none, it has no token for padding, more tokens than the model, or longer texts.
     """
-    folder, longest = checkpoint.model_folder, max_token_count(checkpoint)
+    longest = max_token_count(checkpoint)
     if 0 < longest < max_length:
         raise UsageError(
             f"setting 'data.max_length': expected at most the {longest} tokens that {weights} takes, got {max_length}"
         )
-    with told(weights, "tokenizer"):
-        from tokenizers import Tokenizer
-        from transformers import AutoTokenizer
-
-        if (folder / FILE).is_file():
-            tokenizer = Tokenizer.from_file(str(folder / FILE))
-        else:
-            read: Any = AutoTokenizer.from_pretrained
-            fast = read(str(folder), local_files_only=True, trust_remote_code=False)
-            tokenizer = fast.backend_tokenizer
+    tokenizer = _read_tokenizer(weights, checkpoint)
     count, most = checkpoint.config.get("vocab_size"), max(tokenizer.get_vocab().values(), default=0)
     if isinstance(count, int) and most >= count:
         raise UsageError(
@@ -59,6 +50,23 @@ def checkpoint_tokenizer(weights: str, checkpoint: Checkpoint, max_length: int) 
             "its tokenizer; is it the tokenizer of another model?"
         )
     return _prepared(tokenizer, max_length, weights, checkpoint.config.get("pad_token_id"))
+
+
+def _read_tokenizer(weights: str, checkpoint: Checkpoint) -> Tokenizer:
+    try:
+        path = check_tokenizer(checkpoint)
+    except CheckpointError as error:
+        raise UsageError(f"model.weights {weights}: {error}") from None
+    with told(weights, "tokenizer"):
+        from tokenizers import Tokenizer
+        from transformers import AutoTokenizer
+
+        if path.name == FILE:
+            return Tokenizer.from_file(str(path))
+        read: Any = AutoTokenizer.from_pretrained
+        fast = read(str(path.parent), local_files_only=True, trust_remote_code=False)
+        tokenizer: Tokenizer = fast.backend_tokenizer
+        return tokenizer
 
 
 def read_tokenizer(content: bytes) -> Tokenizer:
