@@ -25,6 +25,10 @@ _BATCHES: Final = (5, 7, 1)
 """Sizes of batch that every output is looked at with: two that few other axes have, and one example alone."""
 
 
+_SAME: Final = 1e-5
+"""Two copies of a module run the same code on the same inputs: more than this apart is no rounding."""
+
+
 class ServedModule(nn.Module):
     """Takes the inputs of a version by position and returns its outputs as a tuple, each with the batch first.
 
@@ -103,6 +107,8 @@ def serve(
         if axis:
             notes.append(f"output '{name}': the batch is axis {axis} in torch and the first axis here")
     one = ServedModule(copied, calling, outputs)
+    fresh = ServedModule(_uncalled_copy(module, copied), calling, outputs)
+    _check_forgets(module, one, fresh, rows, [name for name, _ in named])
     answers = dict(zip((name for name, _ in named), one(*(tensor[:1] for tensor in rows)), strict=True))
     return Served(
         module=one,
@@ -111,6 +117,47 @@ def serve(
         shapes={name: tuple(answer.shape) for name, answer in answers.items()},
         kinds={name: answer.numpy().dtype.kind for name, answer in answers.items()},
     )
+
+
+def _uncalled_copy(module: nn.Module, like: nn.Module) -> nn.Module:
+    """Copies a module once more, without the hooks that the other copy was relieved of."""
+    copied = on_cpu(module)
+    widen_bfloat16(copied)
+    for part, other in zip(copied.modules(), like.modules(), strict=True):
+        if not other._forward_hooks and not other._forward_pre_hooks:
+            part._forward_hooks.clear()
+            part._forward_pre_hooks.clear()
+    return copied
+
+
+def _check_forgets(
+    module: nn.Module, one: ServedModule, fresh: ServedModule, rows: Sequence[torch.Tensor], names: Sequence[str]
+) -> None:
+    """Refuses a module that remembers the inputs of its first call: it would answer by the example's ever after.
+
+    Args:
+        module: The user's.
+        one: Was called with the example.
+        fresh: Is called with other inputs first: the example's, each row reversed.
+        rows: The example.
+        names: Of the outputs.
+    """
+    try:
+        with torch.inference_mode():
+            fresh(*(tensor.flip(-1) if tensor.ndim > 1 else tensor.clone() for tensor in rows))
+            answers = [served(*(tensor.clone() for tensor in rows)) for served in (one, fresh)]
+    except Exception:  # a user's forward may refuse such values: then nothing is known
+        return
+    for name, first, second in zip(names, *answers, strict=True):
+        is_same = first.shape == second.shape and torch.allclose(
+            first.double(), second.double(), rtol=_SAME, atol=_SAME, equal_nan=True
+        )
+        if not is_same:
+            raise ExportError(
+                f"output '{name}': expected the same answer to the same inputs, got others from "
+                f"{type(module).__name__} after a first call with other inputs: the module draws random numbers or "
+                "keeps state; compute what it keeps in __init__, from the weights alone"
+            )
 
 
 def _drop_idle_hooks(
@@ -174,6 +221,8 @@ def _cure(error: Exception, module: nn.Module) -> str:
     if "dtype" in text or "expected scalar type" in text:
         dtype = next((parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()), None)
         return f"; the module's weights are {dtype}: give real inputs of that dtype" if dtype else ""
+    if "no padding token" in text:
+        return "; set pad_token_id in config.json to the id of a token that pads, as tokenizer.pad_token_id"
     if "_pack_padded_sequence" in text or "lengths" in text:
         return "; packed sequences need lengths of at least 1 for every example, as int64"
     return ""

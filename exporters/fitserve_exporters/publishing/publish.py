@@ -15,6 +15,7 @@ from fitserve_exporters.candidate.numpy_reference import NumpyReference
 from fitserve_exporters.card import model_card
 from fitserve_exporters.errors import NotVerifiedError
 from fitserve_exporters.graph.onnx_export import ExportedGraph, describe, export_graph, parameter_count
+from fitserve_exporters.graph.randomness import check_nothing_is_drawn
 from fitserve_exporters.graph.signature import output_specs
 from fitserve_exporters.latency import measure_latency
 from fitserve_exporters.provenance import environment, utc_now
@@ -70,6 +71,7 @@ def publish_graph(
     Raises:
         ExportError, NotVerifiedError: as `publish_candidate`.
     """
+    check_nothing_is_drawn(graph.content)
     content, sessions = graph.content, sessions_here(graph.content)
     candidate, sizes = prove_sizes(candidate, sessions, graph.assumptions)
     truth = Truth(candidate)
