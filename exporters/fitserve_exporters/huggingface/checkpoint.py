@@ -37,6 +37,19 @@ def find_folder(source: str, revision: str | None = None) -> Path:
         raise ExportError(missing) from error
 
 
+def check_id2label(config: Mapping[str, Any]) -> None:
+    """Checks what can be known of id2label before a model is made. ExportError: no mapping of numbers to names."""
+    labels = config.get("id2label")
+    if labels is None:
+        return
+    is_named = isinstance(labels, dict) and all(isinstance(name, str | int | float) for name in labels.values())
+    if not is_named or not all(str(key).isdecimal() for key in labels):
+        raise ExportError(
+            f"{CONFIG_FILE}: id2label: expected a mapping of class index to name, as {{'0': 'bad', '1': 'good'}}, got "
+            f"{str(labels)[:120]}; name every class"
+        )
+
+
 def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
     """Returns the names of the classes in order, from id2label.
 
@@ -49,6 +62,6 @@ def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
     if not isinstance(labels, dict) or sorted(map(str, labels)) != sorted(map(str, range(count))):
         raise ExportError(
             f"{CONFIG_FILE}: id2label: expected one name for each of the {count} outputs, 0 to {count - 1}, got "
-            f"{str(labels)[:120]}"
+            f"{str(labels)[:120]}; number them without a gap, or take id2label out of {CONFIG_FILE}"
         )
     return tuple(str(labels[str(index)]) for index in range(count))

@@ -15,10 +15,10 @@ from typing import Any, Final
 import torch
 from torch import nn
 
-from fitserve_contract.checkpoints import Checkpoint
+from fitserve_contract.checkpoints import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_exporters.errors import ExportError
-from fitserve_exporters.huggingface.checkpoint import class_names
+from fitserve_exporters.huggingface.checkpoint import check_id2label, class_names
 from fitserve_exporters.texts import first_line, sentence
 
 _TEXT_INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
@@ -145,6 +145,7 @@ def load(checkpoint: Checkpoint, task: CheckpointTask, embedding: nn.Module | No
         ExportError: transformers does not know the architecture, weights are missing or do not fit, or the model takes
             other inputs than tokens or pictures.
     """
+    check_id2label(checkpoint.config)
     model = _model(checkpoint, task)
     config = model.config
     if getattr(config, "is_encoder_decoder", False) and task is CheckpointTask.EMBEDDING:
@@ -182,12 +183,23 @@ def _model(checkpoint: Checkpoint, task: CheckpointTask) -> Any:
         kind = checkpoint.config["model_type"]
         raise ExportError(
             f"{where}: transformers {transformers.__version__} does not load it as {task} (model_type '{kind}'): "
-            f"{first_line(error)}"
+            f"{first_line(error)}; {_cure(str(error))}"
         ) from error
     _check_complete(where, info, is_embedding=task is CheckpointTask.EMBEDDING)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     return model.eval()
+
+
+def _cure(text: str) -> str:
+    """Returns what to do about a message of transformers or safetensors."""
+    if "deserializing" in text:
+        return f"{WEIGHTS_FILE} or a shard is cut short, or no safetensors: fetch all files of it again"
+    if "mismatch" in text:
+        return f"{CONFIG_FILE} is of other sizes than the weights: look at num_labels, id2label and vocab_size"
+    if "model type" in text or "recognize" in text:
+        return "it may be newer than the installed transformers: pip install --upgrade transformers"
+    return f"see that {CONFIG_FILE} and the weights are those that save_pretrained(...) wrote together"
 
 
 def _check_complete(where: str, info: Mapping[str, Any], *, is_embedding: bool) -> None:
@@ -230,7 +242,7 @@ def _head(
         return embedding or HiddenState(), None, ()
     count = int(config.num_labels)
     problem = getattr(config, "problem_type", None)
-    if problem == "regression" or (count == 1 and task is CheckpointTask.TEXT):
+    if problem == "regression" or (count == 1 and problem is None and task is CheckpointTask.TEXT):
         return Logits(), Task(TaskKind.REGRESSION, "logits", Scores.VALUES), ()
     names = class_names(checkpoint.config, count)
     try:

@@ -26,6 +26,7 @@ from fitserve_exporters.candidate.candidate import Array
 from fitserve_exporters.errors import ExportError
 from fitserve_exporters.huggingface.checkpoint import find_folder
 from fitserve_exporters.huggingface.loading import CheckpointTask, Loaded, load, task_of
+from fitserve_exporters.huggingface.picture_check import check_preprocessing
 from fitserve_exporters.huggingface.preparation import PROMPTS_FILE, tokenizer_json
 from fitserve_exporters.huggingface.sentence_modules import read_sentence_modules
 from fitserve_exporters.module_export import export
@@ -140,6 +141,7 @@ def _picture_parts(
     content, facts = read_preprocessing(checkpoint)
     height, width = image_size(facts, checkpoint.config)
     channels = int(getattr(loaded.config, "num_channels", 3))
+    check_preprocessing(facts, channels, (height, width))
     pictures = generator.normal(size=(_PICTURES, channels, height, width)).astype(np.float32)
     return {PREPROCESSOR_FILE: content}, {"preprocessing": facts}, {"pixel_values": pictures}
 
