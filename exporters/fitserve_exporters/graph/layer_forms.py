@@ -56,7 +56,8 @@ def embedding_bag(input: Tensor, weight: Tensor, offsets: Tensor | None = None, 
     found = functional.embedding(input, weight)
     if (weights := settings.get("per_sample_weights")) is not None:
         found = found * weights.unsqueeze(-1)
-    return {"sum": found.sum, "mean": found.mean, "max": found.amax}[settings.get("mode", "mean")](1)
+    mode = settings.get("mode", "mean")
+    return found.amax(1) if mode == "max" else found.sum(1) if mode == "sum" else found.mean(1)
 
 
 def reversed_difference(x: Tensor, other: Any, *, alpha: float = 1) -> Any:
