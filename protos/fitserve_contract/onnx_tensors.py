@@ -82,8 +82,9 @@ def read_tensor(content: memoryview, budget: Budget) -> TensorConstant:
 
 
 def _only_text(content: memoryview, budget: Budget) -> bytes | None:
-    found = [bytes(value) for number, value in fields(content, budget=budget) if number == 6 and len(value) <= MAX_TEXT]
-    return found[0] if len(found) == 1 else None
+    found = [value for number, value in fields(content, budget=budget) if number == 6]
+    text = found[0] if len(found) == 1 else None
+    return bytes(text) if isinstance(text, memoryview) and len(text) <= MAX_TEXT else None
 
 
 def _values(data_type: int, dims: Sequence[int], data: list[Field], budget: Budget) -> Array | None:

@@ -60,6 +60,9 @@ class Front(Protocol):
     def encode(self, inputs: Arrays) -> Arrays:
         """Computes the module's inputs from those of the version, by name, (B, ...) each."""
 
+    def probes(self, row: Arrays) -> Arrays:
+        """Makes rows of the version's inputs that its graph has to be tried on, from one row (1, ...) of each."""
+
     def attach(self, model: onnx.ModelProto) -> onnx.ModelProto:
         """Returns a model of the version's inputs, in order, made from one of the module's; that one may be changed."""
 

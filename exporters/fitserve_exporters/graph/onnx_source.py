@@ -69,7 +69,7 @@ def keep_outputs(model: onnx.ModelProto, names: Sequence[str] | None) -> None:
         raise ExportError(f"outputs: expected some of {', '.join(there)}, got {', '.join(unknown)}")
     kept = [there[name] for name in (there if names is None else names)]
     for value in kept:
-        _check_numbers("output", value)
+        _check_elements("output", value)
     chosen = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
     del model.graph.output[:]
     model.graph.output.extend(chosen)
@@ -83,7 +83,7 @@ def input_values(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     """
     values = graph_inputs(model)
     for value in values:
-        _check_numbers("input", value)
+        _check_elements("input", value)
         shape = tensor_spec(value).shape
         if not shape:
             raise ExportError(
@@ -154,16 +154,14 @@ def output_specs_of(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     return tuple(tensor_spec(value) for value in model.graph.output)
 
 
-def _check_numbers(what: str, value: Any) -> None:
+def _check_elements(what: str, value: Any) -> None:
     if value.type.WhichOneof("value") == "sequence_type":
         raise ExportError(f"{what} '{value.name}': {_ZIPMAP}; or leave it out with outputs=[...]")
     elements = value.type.tensor_type.elem_type
     if elements == onnx.TensorProto.STRING:
-        cure = (
-            "leave it out with outputs=[...]: scores and class_names say the same"
-            if what == "output"
-            else "encode text as numbers before the model"
-        )
+        if what == "input":
+            return
+        cure = "leave it out with outputs=[...]: scores and class_names say the same"
         raise ExportError(f"{what} '{value.name}': expected numbers, got strings, which no certificate holds; {cure}")
     if elements in (onnx.TensorProto.BFLOAT16, onnx.TensorProto.UNDEFINED):
         raise ExportError(f"{what} '{value.name}': expected elements that numpy has, got bfloat16 or none declared")

@@ -25,11 +25,13 @@ from fitserve_exporters.replay import MAX_PROBE_EXAMPLES, check_replay, make_pro
 from fitserve_exporters.report import verification_text
 from fitserve_exporters.sessions import OrtSession, sessions_here
 from fitserve_exporters.variants import make_variants, variant_files
+from fitserve_exporters.verification.front import prove_front
 from fitserve_exporters.verification.judge import objections
 from fitserve_exporters.verification.rows import prove_row_independence
 from fitserve_exporters.verification.sampling import sampled_indices
 from fitserve_exporters.verification.sizes import prove_sizes
 from fitserve_exporters.verification.truth import Truth
+from fitserve_exporters.verification.values import prove_values
 from fitserve_exporters.verification.verify import Verification, verify
 
 MAX_HELD_OUT_EXAMPLES: Final = 2000
@@ -80,7 +82,11 @@ def publish_graph(
     if reasons:
         raise NotVerifiedError("\n".join([verification_text(verification), "not published:", *reasons]))
     rows = prove_row_independence(candidate, content, sessions, truth)
-    proof = {"sizes": [one.to_json() for one in sizes], "rows": rows.to_json()}
+    values = prove_values(candidate, sessions, truth)
+    proof: dict[str, Any] = {"sizes": [one.to_json() for one in sizes], "rows": rows.to_json()}
+    proof["values"] = values.to_json()
+    if candidate.front is not None:
+        proof["input_probe_count"] = prove_front(candidate, sessions, truth)
     record = _record(verification, candidate, sessions) | proof
     made = make_variants(candidate, content, variants, truth)
     others, other_facts = variant_files(made)

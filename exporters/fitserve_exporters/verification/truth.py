@@ -111,6 +111,15 @@ class Truth:
         """Computes the condition of every element of the answers to one batch, see `Noise`."""
         return self._noise.of(inputs, self._reference.fp64(inputs))
 
+    @property
+    def first(self) -> Array:
+        """The place of the first held-out example that is verified, (1,)."""
+        return sampled_indices(self._candidate, LARGEST_BATCH)[:1]
+
+    def answers(self, inputs: Arrays) -> tuple[Arrays, Arrays]:
+        """Returns what the module answers to one batch: as trained, and in float64."""
+        return self._reference.fp32(inputs), self._reference.fp64(inputs)
+
     def run(self, inputs: Arrays) -> Arrays | None:
         """Returns what the module answers to one batch, as trained; None where it refuses the values."""
         try:

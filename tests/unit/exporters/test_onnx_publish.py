@@ -298,3 +298,70 @@ def test_slips_are_told_with_their_cure(tmp_path: Path, slip: str) -> None:
     with pytest.raises((ExportError, NotVerifiedError), match=message):
         publish_onnx(file, function, X[:5], tmp_path / "repository", "colours", **settings)
     assert not (tmp_path / "repository").exists()
+
+
+def word_scores() -> onnx.ModelProto:
+    """Builds a lookup of words beside a number, as converters write pipelines of categories."""
+    nodes = [
+        helper.make_node(
+            "LabelEncoder",
+            ["word"],
+            ["code"],
+            domain="ai.onnx.ml",
+            keys_strings=["ja", "Köln"],
+            values_floats=[1.0, 2.0],
+            default_float=-1.0,
+        ),
+        helper.make_node("Mul", ["code", "x"], ["score"]),
+    ]
+    inputs = [
+        helper.make_tensor_value_info("word", TensorProto.STRING, [None, 1]),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, 1]),
+    ]
+    output = helper.make_tensor_value_info("score", TensorProto.FLOAT, [None, 1])
+    graph = helper.make_graph(nodes, "words", inputs, [output])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def scores_of(words: np.ndarray[Any, Any], x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    known = {"ja": 1.0, "Köln": 2.0}
+    return np.array([[known.get(word, -1.0)] for word in words.reshape(-1)], np.float32) * x
+
+
+@pytest.mark.parametrize("dtype", [object, str])
+def test_file_that_takes_texts_is_proved_with_them(dtype: Any, tmp_path: Path) -> None:
+    words = np.array([["ja"], ["Köln"], [""], ["nein"]] * 5, dtype)
+    x = np.arange(20, dtype=np.float32).reshape(20, 1)
+
+    published = publish_onnx(
+        word_scores().SerializeToString(),
+        scores_of,
+        {"word": words, "x": x},
+        tmp_path,
+        "words",
+        held_out=({"word": words, "x": x}, scores_of(words, x)),
+        task="regression",
+    )
+
+    held_out = read_held_out(published.folder)
+    assert held_out is not None
+    assert held_out.inputs["word"][:2].tolist() == [[b"ja"], ["Köln".encode()]]
+    assert [(spec.name, spec.datatype) for spec in published.manifest.inputs] == [("word", "BYTES"), ("x", "FP32")]
+    assert published.manifest.onnx["joining"] == "joinable"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (np.ones((4, 1), np.float32), "examples, input 'word': expected texts as in the file, got float32"),
+        (np.array([["a"], [1], ["b"], ["c"]], object), "examples, input 'word': expected an array of str or bytes"),
+    ],
+)
+def test_other_values_than_texts_are_refused(words: np.ndarray[Any, Any], message: str, tmp_path: Path) -> None:
+    x = np.ones((4, 1), np.float32)
+    with pytest.raises(ExportError, match=message):
+        publish_onnx(word_scores().SerializeToString(), scores_of, {"word": words, "x": x}, tmp_path, "words")
+    texts = np.array([["a"]] * 4)
+    with pytest.raises(ExportError, match="examples, input 'x': expected float32 as in the file, got texts"):
+        publish_onnx(word_scores().SerializeToString(), scores_of, {"word": texts, "x": texts}, tmp_path, "words")
