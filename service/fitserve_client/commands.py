@@ -162,7 +162,8 @@ def _predict_texts(asking: _Asking, details: VersionDetails, texts: Sequence[str
     if answering is not details and (its_own := asking.tokenizer(answering)) != tokenizer:
         pinned = replace(asking, version=prediction.version, label=None)
         prediction = pinned.predict(answering, encoded_texts(texts, its_own, answering))
-    return texts_report(texts, prediction, answering)
+        tokenizer = its_own
+    return texts_report(texts, tokenizer, prediction, answering)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from fitserve_client.errors import FileError
 from fitserve_client.models import VersionDetails
 from fitserve_client.prediction import Prediction
 from fitserve_client.reports import Report
+from fitserve_client.token_texts import token_report
 from fitserve_contract.sums import MULTI_LABEL_THRESHOLD
 from fitserve_contract.tasks import Scores, TaskKind
 from fitserve_contract.tensor_bytes import Array
@@ -41,10 +42,15 @@ def encoded_texts(texts: Sequence[str], tokenizer_json: bytes, details: VersionD
         raise FileError(
             f"model '{details.model}': expected inputs of {', '.join(_INPUTS)} for --text, got {foreign[0]}"
         )
-    encodings = _tokenizer(tokenizer_json, details).encode_batch(list(texts))
+    encodings = encodings_of(texts, tokenizer_json, details)
     return {
         name: np.array([getattr(encoding, _INPUTS[name]) for encoding in encodings], dtype=np.int64) for name in names
     }
+
+
+def encodings_of(texts: Sequence[str], tokenizer_json: bytes, details: VersionDetails) -> list[Any]:
+    """Encodes texts, padded to the longest, as the tokenizers library does. FileError: as `encoded_texts`."""
+    return list(_tokenizer(tokenizer_json, details).encode_batch(list(texts)))
 
 
 def _tokenizer(content: bytes, details: VersionDetails) -> Any:
@@ -62,18 +68,23 @@ def _tokenizer(content: bytes, details: VersionDetails) -> Any:
     return tokenizer
 
 
-def texts_report(texts: Sequence[str], prediction: Prediction, details: VersionDetails) -> Report:
-    """Lists the likeliest labels of each text with their probabilities.
+def texts_report(
+    texts: Sequence[str], tokenizer_json: bytes, prediction: Prediction, details: VersionDetails
+) -> Report:
+    """Lists the likeliest labels of each text with their probabilities, or the class of each of its tokens.
+
+    Args:
+        texts: What was asked.
+        tokenizer_json: Of the version that answered.
+        prediction: The answer.
+        details: The version that answered.
 
     Raises:
         FileError: the model has no classes to name.
     """
     task = details.task
     if task is not None and task.kind is TaskKind.TOKEN_CLASSIFICATION:
-        raise FileError(
-            f"model '{details.model}': expected one answer per text for --text, got one class per token; give a file "
-            "with the token ids, and read the classes of the positions from --json"
-        )
+        return token_report(texts, encodings_of(texts, tokenizer_json, details), prediction, details, task)
     scores = None if task is None else prediction.outputs.get(task.output)
     if task is None or scores is None or not task.class_names or scores.shape != (len(texts), len(task.class_names)):
         raise FileError(f"model '{details.model}': expected a task with class names for --text, found none")

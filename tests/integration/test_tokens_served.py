@@ -121,5 +121,20 @@ def test_a_checkpoint_of_tokens_is_evaluated(tmp_path: Path, capsys: pytest.Capt
         document = json.loads(capsys.readouterr().out)
         assert [each["name"] for each in document["classes"]] == list(NAMES)
         assert document["figures"]["macro_f1"] == pytest.approx(found["macro_f1"])
-        assert client.main(["predict", "names", "--text", "w7 w8", "--server", url(server)]) == client.UNUSABLE
-        assert "one class per token" in capsys.readouterr().err
+        texts = ["w7 w8 w9", "w30"]
+        arguments = [
+            "predict",
+            "names",
+            *(part for text in texts for part in ("--text", text)),
+            "--server",
+            url(server),
+        ]
+        assert client.main([*arguments, "--json"]) == 0
+        answers = json.loads(capsys.readouterr().out)["texts"]
+        alone = expected_logits(
+            folder, {name: array[:1, :1] for name, array in inputs.items()} | {"input_ids": np.array([[30]])}
+        )
+        assert [[token["text"] for token in answer["tokens"]] for answer in answers] == [["w7", "w8", "w9"], ["w30"]]
+        assert answers[1]["tokens"][0]["name"] == NAMES[alone[0, 0].argmax()]
+        assert client.main(arguments) == 0
+        assert "w30" in capsys.readouterr().out
