@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 _CURES: Final = (
+    (r"grouped_mm", "choose experts that have one: model.set_experts_implementation('batched_mm') of transformers"),
     (
         r"no onnx function found for <opoverload\(op='(?P<operator>[\w.:]+)'",
         "compute {operator} from other functions of torch, or outside of the model",

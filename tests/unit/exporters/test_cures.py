@@ -57,5 +57,10 @@ def test_refusal_names_a_cure(tmp_path: Path, module: nn.Module, message: str) -
         fitserve_exporters.export(module, torch.rand(3, 4) / 2, tmp_path, "m")
 
 
+def test_experts_of_transformers_have_a_form_to_choose() -> None:
+    text = "No ONNX function found for <OpOverload(op='transformers.grouped_mm_fallback', overload='default')>"
+    assert "model.set_experts_implementation('batched_mm')" in cure_of(text)
+
+
 def test_what_nobody_foresaw_has_a_cure_too() -> None:
     assert "publish_onnx" in cure_of("Something else happened")
