@@ -13,12 +13,13 @@ import numpy as np
 from fitserve_client.errors import FileError
 from fitserve_client.messages import Inputs
 from fitserve_client.models import VersionDetails
-from fitserve_client.pictures import read_picture
+from fitserve_client.pictures import BICUBIC, read_picture
 from fitserve_contract.manifest import TensorSpec
 from fitserve_contract.tensor_bytes import Array
 
 LABELS: Final = "labels"
-SUFFIXES: Final = (".npy", ".npz", ".png")
+PICTURE: Final = ".png"
+SUFFIXES: Final = (".npy", ".npz", PICTURE)
 TABLE: Final = ".csv"
 """Read by `table_examples`."""
 
@@ -40,13 +41,16 @@ class Examples:
     label_column: str = ""
 
 
-def read_examples(path: Path, details: VersionDetails, *, is_inverted: bool = False) -> Examples:
+def read_examples(
+    path: Path, details: VersionDetails, *, is_inverted: bool = False, resample: int = BICUBIC
+) -> Examples:
     """Reads the examples of a file for a model.
 
     Args:
         path: A .npy, .npz or .png file.
         details: The version that is to take them.
         is_inverted: Exchange light and dark in a picture.
+        resample: Pillow's number of the filter that resizes a picture.
 
     Raises:
         FileError: the file is not there, is no such file, or does not suit the model.
@@ -54,10 +58,10 @@ def read_examples(path: Path, details: VersionDetails, *, is_inverted: bool = Fa
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise FileError(f"file '{path}': expected one of {', '.join((*SUFFIXES, TABLE))}, got '{path.suffix}'")
-    if is_inverted and suffix != ".png":
+    if is_inverted and suffix != PICTURE:
         raise FileError(f"file '{path}': expected a .png file for --invert, got '{path.suffix}'")
-    if suffix == ".png":
-        picture, notes = read_picture(path, _only_input(details), is_inverted=is_inverted)
+    if suffix == PICTURE:
+        picture, notes = read_picture(path, _only_input(details), is_inverted=is_inverted, resample=resample)
         return Examples(picture, notes=tuple(f"file '{path}': {note}" for note in notes))
     if suffix == ".npy":
         return Examples(_arrays(path, ".npy")[""])

@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 _MODES: Final = {1: "L", 3: "RGB"}
 """Channel count to Pillow's mode."""
 
+BICUBIC: Final = 3
+"""Pillow's own choice of a filter for resizing."""
+
+FILTERS: Final = range(6)
+"""Pillow's numbers of its filters, nearest to Hamming."""
+
 _SIXTEEN_BIT_SCALE: Final = 255 / 65535
 _BRIGHT: Final = 0.5
 """A mean above this looks like dark ink on white paper."""
@@ -37,7 +43,9 @@ class _Form:
     width: int | None
 
 
-def read_picture(path: Path, spec: TensorSpec, *, is_inverted: bool) -> tuple[Array, list[str]]:
+def read_picture(
+    path: Path, spec: TensorSpec, *, is_inverted: bool, resample: int = BICUBIC
+) -> tuple[Array, list[str]]:
     """Reads a PNG for an input.
 
     The picture is turned upright as its EXIF data says. Colours become grey where the input has one channel (ITU-R
@@ -47,6 +55,7 @@ def read_picture(path: Path, spec: TensorSpec, *, is_inverted: bool) -> tuple[Ar
         path: The file.
         spec: The input: (B, C, H, W) with 1 or 3 channels, or (B, H, W).
         is_inverted: Exchange light and dark.
+        resample: Pillow's number of the filter that resizes.
 
     Returns:
         Array of the input's shape with B = 1: float32 0..1, or uint8 0..255 where the input takes integers; and
@@ -61,7 +70,7 @@ def read_picture(path: Path, spec: TensorSpec, *, is_inverted: bool) -> tuple[Ar
     size = (form.width or image.width, form.height or image.height)
     if image.size != size:
         notes.append(f"resized from {image.width}x{image.height} to {size[0]}x{size[1]}")
-        image = image.resize(size)
+        image = image.resize(size, resample)
     pixels = np.asarray(image.convert(_MODES[form.channel_count or 1]))
     if is_inverted:
         pixels = 255 - pixels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from fitserve_client.client import Client
 from fitserve_client.errors import FileError
-from fitserve_client.example_files import TABLE, Examples, read_examples
+from fitserve_client.example_files import PICTURE, TABLE, Examples, read_examples
 from fitserve_client.models import VersionDetails
+from fitserve_client.pictures import BICUBIC, FILTERS
+from fitserve_contract.checkpoints import PREPROCESSOR_FILE
 from fitserve_contract.columns import COLUMNS_FILE, Column, ColumnError, ColumnKind, TableColumns, class_name
 from fitserve_contract.csv_table import FIRST_LINE, CsvTable, read_csv
 from fitserve_contract.datatypes import BYTES
@@ -31,7 +34,8 @@ def examples_of(client: Client, path: Path, details: VersionDetails, *, is_inver
         FileError: the file is not there, is no such file, or does not suit the model.
     """
     if path.suffix.lower() != TABLE:
-        return read_examples(path, details, is_inverted=is_inverted)
+        resample = _resize_filter(client, details) if path.suffix.lower() == PICTURE else BICUBIC
+        return read_examples(path, details, is_inverted=is_inverted, resample=resample)
     if is_inverted:
         raise FileError(f"file '{path}': expected a .png file for --invert, got '{path.suffix}'")
     try:
@@ -39,6 +43,18 @@ def examples_of(client: Client, path: Path, details: VersionDetails, *, is_inver
     except ColumnError as error:
         text = str(error).removeprefix(str(path)).lstrip(": ")
         raise FileError(f"file '{path}': {text}") from None
+
+
+def _resize_filter(client: Client, details: VersionDetails) -> int:
+    """Returns Pillow's number of the filter that a version's pictures are resized by, as its training did."""
+    if PREPROCESSOR_FILE not in _files(details):
+        return BICUBIC
+    content = client.version_file(details.model, PREPROCESSOR_FILE, version=details.version.version)
+    try:
+        resample = json.loads(content).get("resample")
+    except (ValueError, AttributeError):
+        resample = None
+    return resample if resample in FILTERS else BICUBIC
 
 
 def table_examples(path: Path, details: VersionDetails, columns: TableColumns) -> Examples:
