@@ -119,6 +119,8 @@ def closing_lines(summary: dict[str, Any]) -> list[str]:
     metrics = ", ".join(f"{key.replace('_', ' ')} {summary[key]:.7g}" for key in told if summary.get(key) is not None)
     speed = f", {summary['examples_per_s']:,.0f} examples/s on {summary['device']}" if summary["examples_per_s"] else ""
     lines = [f"{summary['recipe']}: {metrics}{speed}"]
+    if summary.get("test_loss") is None:
+        lines.append("warning: the test loss is not finite, though that of the training examples is: look for outliers")
     lines += _recall_lines(summary.get("classes", []))
     if summary["parameters"]:
         lines.append("parameters: " + ", ".join(f"{k} {v:.6g}" for k, v in summary["parameters"].items()))

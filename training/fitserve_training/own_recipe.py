@@ -6,8 +6,8 @@
 
 - model: an nn.Module.
 - data: (inputs, targets), of which a share is held out by the seed, or {"train": (inputs, targets), "test": (inputs,
-  targets)}, with "class_names" if there are any. Targets int64 (N,) are classes, bool (N, C) any of C labels, real
-  numbers (N, D) values; these decide the metrics and the task that is served.
+  targets)}, with "val" to select by and "class_names" if there are any. Targets int64 (N,) are classes, bool (N, C)
+  any of C labels, real numbers (N, D) values; these decide the metrics and the task that is served.
 - loss: called with the model's outputs and the targets, gives a scalar, a mean over the examples.
 - config: settings by dotted key, as for --set.
 
@@ -43,6 +43,7 @@ from fitserve_training.seeding import seed_global
 
 FUNCTION = "recipe"
 _HELD_OUT_SHARE = 0.2
+_DATA_KEYS = {"train", "test", "val", "class_names"}
 
 
 @dataclass(frozen=True)
@@ -155,18 +156,29 @@ def _load_data(function: Callable[[], Any], path: Path, config: RunConfig, sourc
     seed_global(config.seed, "data")
     data = _called(function, path).data
     names: tuple[str, ...] = ()
+    validation = None
     if isinstance(data, Mapping):
-        if not {"train", "test"} <= set(data):
-            raise UsageError(f"recipe {path}: data: expected keys train and test, got {', '.join(map(str, data))}")
+        _check_keys(data, path)
         train, held_out = (_split(data[key], f"recipe {path}: data[{key!r}]") for key in ("train", "test"))
+        validation = _split(data["val"], f"recipe {path}: data['val']") if "val" in data else None
         names = tuple(map(str, data.get("class_names", ())))
     else:
         every, share = _split(data, f"recipe {path}: data"), float(config.data["hold_out"])
         train, held_out = hold_out(every.inputs, every.targets, share, config.seed)
     digest = hashlib.sha256(source).hexdigest()
     told = f"data of {path} ({len(train):,} to train on, {len(held_out):,} held out)"
-    names = names or _class_names(train.targets, held_out.targets)
-    return DataSet("own", told, train, held_out, names, checksums={path.name: digest})
+    splits = (train, held_out) if validation is None else (train, held_out, validation)
+    names = names or _class_names(*(split.targets for split in splits))
+    return DataSet("own", told, train, held_out, names, checksums={path.name: digest}, validation=validation)
+
+
+def _check_keys(data: Mapping[Any, Any], path: Path) -> None:
+    found = ", ".join(map(str, data))
+    if not {"train", "test"} <= set(data):
+        raise UsageError(f"recipe {path}: data: expected keys train and test, got {found}")
+    if unknown := set(data) - _DATA_KEYS:
+        known = ", ".join(sorted(_DATA_KEYS))
+        raise UsageError(f"recipe {path}: data: expected no keys but {known}, got {', '.join(map(str, unknown))}")
 
 
 def _split(pair: Any, what: str) -> Split:

@@ -28,7 +28,9 @@ def test_parts_are_the_batch(count: int, workers: int) -> None:
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-@pytest.mark.parametrize("weighted", [{}, {"class_weights": "balanced", "micro_batch_size": 16}])
+@pytest.mark.parametrize(
+    "weighted", [{}, {"class_weights": "balanced", "micro_batch_size": 16, "keep_weights": "best", "epochs": 4}]
+)
 def test_two_processes_give_the_curve_of_one(tmp_path: Path, weighted: Values) -> None:
     settings = SETTINGS | weighted
     alone = train(Request("softmax", tmp_path / "alone", changes=settings), lambda _line: None)

@@ -56,7 +56,7 @@ def test_list_and_a_wrong_recipe_need_no_torch() -> None:
         (["linreg", "--device", "tpu"], "setting 'device': expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["linreg", "--config", "absent.toml"], "config file absent.toml: No such file or directory"),
         (["lenet", "--data-dir", "absent"], "data directory absent: expected an existing directory, found none"),
-        (["linreg", "--resume"], "expected an unfinished run to resume, found none"),
+        (["linreg", "--resume"], "expected a run to resume, found none; start it without --resume"),
     ],
 )
 def test_a_wrong_request_is_one_sentence_and_writes_nothing(

@@ -155,6 +155,25 @@ def test_a_selecting_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
         assert all(torch.equal(expected[key], found[key]) for key in expected)
 
 
+def test_a_recipe_of_the_users_may_bring_its_own_split(tmp_path: Path) -> None:
+    source = """
+import torch
+from torch import nn
+
+def recipe():
+    parts = {name: (torch.randn(count, 2), torch.arange(count) % 2) for name, count in COUNTS.items()}
+    return nn.Linear(2, 2), parts, nn.CrossEntropyLoss(), {"epochs": 2, "keep_weights": "best", "compile": "off"}
+"""
+    (tmp_path / "mine.py").write_text(source + 'COUNTS = {"train": 40, "val": 10, "test": 20}\n')
+    run_dir = train(Request(str(tmp_path / "mine.py"), tmp_path / "run"), quiet)
+    counts = json.loads((run_dir / rundir.SUMMARY).read_text())["data"]
+    assert [counts[key] for key in ("train_count", "validation_count", "held_out_count")] == [40, 10, 20]
+
+    (tmp_path / "mine.py").write_text(source + 'COUNTS = {"train": 40, "dev": 10, "test": 20}\n')
+    with pytest.raises(UsageError, match="expected no keys but class_names, test, train, val, got dev"):
+        train(Request(str(tmp_path / "mine.py"), tmp_path / "run"), quiet)
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_published_recipes_select_nothing(name: str) -> None:
     recipe = load_recipe(name)

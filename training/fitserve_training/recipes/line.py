@@ -53,9 +53,9 @@ def parameters(module: nn.Module) -> dict[str, float]:
 
 
 def measure(finish: Finish) -> dict[str, float]:
-    """Gives how far w or b is from the closed form; for plain gradient descent, the only one that has it."""
+    """Gives how far w or b is from the closed form; for plain gradient descent on all points, which alone has it."""
     config = finish.config
-    if config.optimizer != "sgd" or config.momentum or config.weight_decay:
+    if config.optimizer != "sgd" or config.momentum or config.weight_decay or config.is_selecting:
         return {}
     goal, x_N = torch.tensor(GOAL, dtype=torch.float64), torch.tensor(X, dtype=torch.float64)
     expected = line_closed_form(_pair(_fresh(config)), goal, x_N, config.lr, int(finish.rows[-1]["epoch"]))
