@@ -75,6 +75,49 @@ def test_splits_inside_of_classes_flat_splits_and_a_train_folder_alone(tmp_path:
     assert (len(alone.train), len(alone.held_out), alone.class_names) == (4, 2, ("cat", "dog"))
 
 
+@pytest.mark.parametrize("form", ["{}_set", "{}-images", "seg_{}", "{}2017", "{}ing_set", "{} data", "{}set"])
+def test_split_folders_of_other_spellings_are_splits(tmp_path: Path, form: str) -> None:
+    names = (form.format("train"), form.format("test"))
+    data = loaded(pictures(tmp_path, *(f"{split}/{name}" for split in names for name in "ab")))
+    assert (data.class_names, len(data.train), len(data.held_out)) == (("a", "b"), 6, 6)
+
+
+@pytest.mark.parametrize("other", ["dev", "Eval", "holdout"])
+def test_other_names_are_splits_beside_train_and_classes_elsewhere(tmp_path: Path, other: str) -> None:
+    beside = loaded(pictures(tmp_path / "x", "train/a", "train/b", f"{other}/a", f"{other}/b"))
+    assert (beside.class_names, len(beside.held_out)) == (("a", "b"), 6)
+    assert loaded(pictures(tmp_path / "y", other, "ops")).class_names == tuple(sorted((other, "ops")))
+
+
+@pytest.mark.parametrize("wrap", ["dataset", "dataset/dataset", "a b/ü"])
+def test_splits_inside_of_the_only_folder_are_found(tmp_path: Path, wrap: str) -> None:
+    root = pictures(tmp_path, *(f"{wrap}/{split}/{name}" for split in ("train", "test") for name in "ab"))
+    (root / "README.md").write_text("notes")
+    (root / "__MACOSX").mkdir()
+    data = loaded(root)
+    assert (data.class_names, len(data.train), len(data.held_out)) == (("a", "b"), 6, 6)
+    assert f"read from {wrap}/, which holds the splits" in data.note
+
+
+def test_labels_in_a_table_are_named(tmp_path: Path) -> None:
+    pictures(tmp_path, "images")
+    (tmp_path / "labels.csv").write_text("file,label\n0.png,cat\n")
+    message = said(tmp_path)
+    assert "got only 'images'. Labels in a table (labels.csv) are not read; move each picture into a folder" in message
+    shutil.move(tmp_path / "images/0.png", tmp_path / "party.png")
+    shutil.rmtree(tmp_path / "images")
+    assert "party.png says no class. Labels in a table (labels.csv) are not read" in said(tmp_path)
+
+
+def test_animations_give_their_first_picture(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((9, 9, 3), shade, np.uint8)) for shade in (200, 20)]
+    for suffix in ("gif", "webp", "png"):
+        frames[0].save(tmp_path / f"x.{suffix}", save_all=True, append_images=frames[1:], duration=50)
+    for path in tmp_path.iterdir():
+        found = decode_picture(path, SIZE)
+        assert np.abs(found.astype(int) - 200).max() < 3
+
+
 def test_test_is_held_out_and_val_set_aside_where_there_are_both(tmp_path: Path) -> None:
     data = loaded(pictures(tmp_path, *(f"{split}/{name}" for split in ("train", "val", "test") for name in "ab")))
     assert (len(data.train), len(data.held_out)) == (6, 6)

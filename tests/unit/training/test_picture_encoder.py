@@ -21,7 +21,7 @@ from fitserve_contract.checkpoints import Checkpoint, open_checkpoint
 from fitserve_training import rundir
 from fitserve_training.catalogue import recipe_for_data
 from fitserve_training.cli import main
-from fitserve_training.data.own.picture_files import read_pictures
+from fitserve_training.data.own.picture_files import decode_picture
 from fitserve_training.encoders.networks import PICTURES, find_heads
 from fitserve_training.encoders.picture_classifier import PictureClassifier
 from fitserve_training.encoders.picture_preparation import Preparation, read_preparation
@@ -89,10 +89,9 @@ def test_the_preparation_is_that_of_transformers(
         Image.fromarray(pixels).save(Path(folder) / "x.png")
         checkpoint = Checkpoint(Path(folder), Path(folder), {"model_type": "vit"})
         preparation = read_preparation("here", checkpoint, 3, 16)
-        (read,) = read_pictures([Path(folder) / "x.png"], 16, preparation.resample)
+        read = decode_picture(Path(folder) / "x.png", 16, preparation.resample)
     expected = made(Image.fromarray(pixels), return_tensors="np")["pixel_values"]
 
-    assert isinstance(read, np.ndarray)
     values = torch.from_numpy(read.transpose(2, 0, 1)[None].astype(np.float32) / 255)
     scale, shift = (torch.tensor(part).reshape(-1, 1, 1) for part in (preparation.scale, preparation.shift))
     found = values * scale + shift
@@ -122,8 +121,7 @@ def test_the_served_module_is_the_checkpoint_behind_its_preprocessing(
     callers = transformers.ViTImageProcessorPil(**facts)
     image_file = next((pictures / "red").iterdir())
     prepared = callers(Image.open(image_file), return_tensors="pt")["pixel_values"]
-    (read,) = read_pictures([image_file], 16, 2)
-    assert isinstance(read, np.ndarray)
+    read = decode_picture(image_file, 16, 2)
     np.testing.assert_allclose(prepared[0].numpy(), read.transpose(2, 0, 1) / 255, atol=1e-6)
 
 

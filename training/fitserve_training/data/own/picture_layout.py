@@ -11,11 +11,18 @@ from fitserve_training.data.own.kinds import check_present
 from fitserve_training.errors import UsageError
 
 TRAIN, VAL, TEST = "train", "val", "test"
-_SPLITS = {
-    **dict.fromkeys(("train", "training"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation"), VAL),
-    **dict.fromkeys(("test", "testing"), TEST),
-}
+_SPLITS = re.compile(
+    r"(?:(?:seg|images?|data|my)[ _.-]?)?"
+    r"(?:(?P<train>train(?:ing)?)|(?P<val>val(?:id(?:ation)?)?)|(?P<test>test(?:ing)?))"
+    r"(?:[ _.-]?(?:data)?set|[ _.-]?(?:data|images?|imgs?|pictures|folder|split)|[ _.-]?\d{4})?",
+    re.IGNORECASE,
+)
+"""Names of split folders: train, Validation, test_set, train-images, seg_test, val2017."""
+
+_BESIDE_TRAIN = {**dict.fromkeys(("dev", "development"), VAL), **dict.fromkeys(("eval", "evaluation", "holdout"), TEST)}
+"""Names that are splits beside a folder called train, and may be classes elsewhere."""
+
+_TABLES = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")
 _CLUTTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin")
 _PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
@@ -53,34 +60,78 @@ class PictureFolder:
 def find_pictures(root: Path) -> PictureFolder:
     """Finds `root/<class>/…`, `root/<split>/<class>/…`, `root/<class>/<split>/…`, or flat files named like `cat.1.png`.
 
-    Folders called train, val, valid, validation or test, in any case, are splits and never classes. Hidden entries and
-    the clutter of file managers are passed over; links are followed.
+    Folders called train, val, valid, validation or test, in any case, are splits and never classes, and so are
+    train_set, seg_test, val2017 and the like. They may lie in one folder inside of another
+    (root/dataset/train/cat/1.png). Hidden entries and the clutter of file managers are passed over; links are followed.
 
     Raises:
         UsageError: the folder has another layout; the message names what is in the way and the layouts that are read.
     """
     check_present(root)
-    folders = _folders(root)
-    parts = [folder for folder in folders if folder.name.lower() in _SPLITS]
+    inner = _unwrapped(root)
+    folders, splits = _folders(inner), _splits_in(inner)
+    parts = list(splits)
     if parts and len(parts) < len(folders):
-        other = next(folder for folder in folders if folder not in parts)
+        other = next(folder for folder in folders if folder not in splits)
         raise UsageError(
             f"data {root}: expected folders of splits or of classes, got both: {parts[0].name} and {other.name}; "
             f"move or rename one of them. {_layouts(root)}"
         )
     found: list[PictureFile] = []
     classes: list[str] = []
-    notes: list[str] = []
+    notes = [] if inner == root else [f"read from {inner.relative_to(root)}/, which holds the splits"]
     for part in parts or [root]:
-        split = _SPLITS[part.name.lower()] if parts else ""
+        split = splits.get(part, "")
         inside = _classes_in(root, part, split)
         found += inside.files
         classes += inside.class_names
         notes += inside.notes
     if not found and not classes:
         raise UsageError(f"data {root}: found no pictures in it. {_layouts(root)}")
+    if len(set(classes)) == 1 and (table := _table(root)):
+        raise UsageError(f"data {root}: expected at least two classes, got only {classes[0]!r}. {table}")
     _check_splits(root, found)
     return PictureFolder(tuple(found), tuple(sorted(set(classes))), tuple(notes))
+
+
+def _split_of(name: str) -> str:
+    """Returns the split that a folder's name says; empty where it says none."""
+    match = _SPLITS.fullmatch(name)
+    return str(match.lastgroup) if match else ""
+
+
+def _splits_in(folder: Path) -> dict[Path, str]:
+    """Returns the folders that are splits."""
+    inside = _folders(folder)
+    found = {entry: split for entry in inside if (split := _split_of(entry.name))}
+    if TRAIN in found.values():
+        found |= {entry: _BESIDE_TRAIN[entry.name.lower()] for entry in inside if entry.name.lower() in _BESIDE_TRAIN}
+    return dict(sorted(found.items()))
+
+
+def _unwrapped(root: Path) -> Path:
+    """Follows folders that hold one folder alone down to folders of splits, as archives unpack them."""
+    folder, seen = root, {root.resolve()}
+    while True:
+        folders = _folders(folder)
+        loose = any(entry.suffix.lower() in _PICTURES for entry in _entries(folder) if not entry.is_dir())
+        if len(folders) != 1 or loose or _split_of(folders[0].name):
+            return root
+        folder = folders[0]
+        if folder.resolve() in seen:
+            return root
+        seen.add(folder.resolve())
+        splits = _splits_in(folder)
+        if splits and all(_folders(split) for split in splits):
+            return folder
+
+
+def _table(root: Path) -> str:
+    """Says that a table beside the pictures is not read as their labels; empty where there is none."""
+    name = next((entry.name for entry in _entries(root) if entry.suffix.lower() in _TABLES), "")
+    if not name:
+        return ""
+    return f"Labels in a table ({name}) are not read; move each picture into a folder of its class. {_layouts(root)}"
 
 
 def _classes_in(root: Path, part: Path, split: str) -> PictureFolder:
@@ -89,7 +140,7 @@ def _classes_in(root: Path, part: Path, split: str) -> PictureFolder:
     if not folders:
         return _flat(root, loose, split)
     for folder in folders:
-        if folder.name.lower() in _SPLITS:
+        if _split_of(folder.name):
             raise UsageError(
                 f"data {root}: expected folders of classes in {part.name}/, got the split {part.name}/{folder.name}/; "
                 f"move what is in it up. {_layouts(root)}"
@@ -98,7 +149,7 @@ def _classes_in(root: Path, part: Path, split: str) -> PictureFolder:
     for folder in folders:
         for path in _files_below(folder, frozenset((part.resolve(),))):
             below = path.relative_to(folder).parts
-            inner = _SPLITS.get(below[0].lower(), "") if len(below) > 1 and not split else split
+            inner = _split_of(below[0]) if len(below) > 1 and not split else split
             files.append(PictureFile(path, folder.name, inner))
     left_out = [path.name for path in loose if path.suffix.lower() in _PICTURES]
     return PictureFolder(tuple(files), tuple(folder.name for folder in folders), _loose_note(part, left_out))
@@ -118,7 +169,7 @@ def _flat(root: Path, files: Sequence[Path], split: str) -> PictureFolder:
     for path in pictures:
         match = _NUMBERED.fullmatch(path.stem)
         if match is None or _CAMERA.match(path.stem):
-            raise UsageError(f"data {root}: {path.relative_to(root)} says no class. {_layouts(root)}")
+            raise UsageError(f"data {root}: {path.relative_to(root)} says no class. {_table(root) or _layouts(root)}")
         found.append(PictureFile(path, match["name"], split))
     names = sorted({file.class_name for file in found})
     note = f"classes from the names of the files: {', '.join(names)}"
