@@ -32,7 +32,7 @@ _SPELLINGS = {"precision": {"fp32": "float32", "bf16": "bfloat16"}}
 """Other spellings of a value, which a run records as the first one."""
 
 _ELSEWHERE = {
-    **dict.fromkeys(("class_weight", "balanced", "weights_of_classes", "pos_weight"), "class_weights"),
+    **dict.fromkeys(("class_weight", "class_balance", "pos_weight"), "class_weights"),
     **dict.fromkeys(("grad_clip", "gradient_clip", "clip_grad_norm", "max_grad_norm", "max_norm"), "clip_norm"),
     **dict.fromkeys(("accumulate", "grad_accum", "gradient_accumulation_steps"), "micro_batch_size"),
     **dict.fromkeys(("warmup", "warmup_steps", "num_warmup_steps", "lr_warmup"), "lr_warmup_steps"),
