@@ -47,6 +47,7 @@ MISSING_PATTERN: Final = r"[ \t]*([-?.]|--|[nN]/?[aA]|[nN][aA][nN]|[nN][uU][lL][
 _NUMBER: Final = re.compile(NUMBER_PATTERN)
 _AMOUNT: Final = re.compile(AMOUNT_PATTERN)
 _MISSING: Final = re.compile(MISSING_PATTERN)
+_GROUPED: Final = re.compile(rf"[+-]?{_GROUPS}")
 _CODE: Final = re.compile(r"[+-]?0[0-9]+")
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
@@ -244,10 +245,16 @@ def served_cells(column: Column, cells: Sequence[str], first_line: int = 1) -> A
     return values
 
 
+def plain_label(label: str) -> str:
+    """Returns a label without space around, and a number without thousands separators."""
+    trimmed = label.strip()
+    return trimmed.replace(",", "") if _GROUPED.fullmatch(trimmed) else trimmed
+
+
 def class_name(label: str) -> str:
     """Returns the name of a label's class: without space around, a whole number in its shortest spelling; digits with
     leading zeros are a code and stay as they are."""
-    trimmed = label.strip()
+    trimmed = plain_label(label)
     if (trimmed.isdigit() and trimmed != "0" and trimmed.startswith("0")) or not _is_whole(trimmed):
         return trimmed
     return str(int(float(trimmed)))

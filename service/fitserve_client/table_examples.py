@@ -14,7 +14,15 @@ from fitserve_client.example_files import PICTURE, TABLE, Examples, read_example
 from fitserve_client.models import VersionDetails
 from fitserve_client.pictures import BICUBIC, FILTERS
 from fitserve_contract.checkpoints import PREPROCESSOR_FILE
-from fitserve_contract.columns import COLUMNS_FILE, Column, ColumnError, ColumnKind, TableColumns, class_name
+from fitserve_contract.columns import (
+    COLUMNS_FILE,
+    Column,
+    ColumnError,
+    ColumnKind,
+    TableColumns,
+    class_name,
+    plain_label,
+)
 from fitserve_contract.csv_table import FIRST_LINE, CsvTable, read_csv
 from fitserve_contract.datatypes import BYTES
 from fitserve_contract.manifest import Manifest, ManifestError
@@ -107,7 +115,7 @@ def _values(cells: Sequence[str], label: str) -> Array | None:
     values = np.empty((len(cells), 1), np.float32)
     for place, cell in enumerate(cells):
         try:
-            values[place, 0] = float(cell)
+            values[place, 0] = float(plain_label(cell))
         except ValueError:
             raise ColumnError(
                 f"line {FIRST_LINE + place}, column {label!r}: expected a number, got {cell[:80]!r}"

@@ -24,6 +24,7 @@ from fitserve_contract.columns import (
     TableColumns,
     cell_kind,
     class_name,
+    plain_label,
     read_amount,
     read_number,
 )
@@ -168,3 +169,9 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes, text: str) -> N
         read_csv(tmp_path / "t.csv")
     with pytest.raises(ColumnError, match="expected a table in UTF-8"):
         read_csv(tmp_path / "other.csv")
+
+
+def test_labels_with_thousands_separators_are_numbers() -> None:
+    labels = {"1,234": "1234", " -1,234,567.5 ": "-1234567.5", "1,23": "1,23", "0,123": "0,123", "a, b": "a, b"}
+    assert {label: plain_label(label) for label in labels} == labels
+    assert class_name("1,000.0") == "1000"

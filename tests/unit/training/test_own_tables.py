@@ -15,7 +15,8 @@ import torch
 
 from fitserve_contract.columns import COLUMNS_FILE, TableColumns
 from fitserve_training.data.dataset import DataSet
-from fitserve_training.data.own.tables import TableSettings, load_table
+from fitserve_training.data.own.table_settings import TableSettings
+from fitserve_training.data.own.tables import load_table
 from fitserve_training.errors import UsageError
 from fitserve_training.launch import Request, train
 from fitserve_training.recipes.table_network import EMBEDDING_SIZE, TableNetwork
@@ -211,3 +212,15 @@ def test_codes_that_no_training_row_has_stand_for_nothing(tmp_path: Path) -> Non
     assert rows.shape == (8, EMBEDDING_SIZE)
     assert rows[[0, 1, 4, 5]].eq(0).all()
     assert rows[[2, 3, 6, 7]].ne(0).all()
+
+
+def test_labels_with_thousands_separators_are_values(tmp_path: Path) -> None:
+    data = loaded(tmp_path, {"a": cycled("x", "y")}, labels=[f"{1000 + 37 * row:,}" for row in range(ROWS)])
+    assert data.class_names == ()
+    assert float(data.train.targets.min()) >= 1000
+
+
+def test_a_name_with_a_line_end_stays_on_its_line(tmp_path: Path) -> None:
+    data = loaded(tmp_path, {"a\nb": cycled("x", "y")})
+    assert "from a\\nb (" in data.source
+    assert "\n" not in data.source + data.note

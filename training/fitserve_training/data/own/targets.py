@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitserve_contract.columns import class_name
+from fitserve_contract.columns import class_name, plain_label
 from fitserve_training.data.own.kinds import check_classes
 from fitserve_training.errors import UsageError
 
@@ -51,7 +51,7 @@ def check_task(task: str, known: Sequence[str]) -> None:
 
 
 def targets_of(path: Path, labels: Sequence[str], first_line: int, task: str) -> Targets:
-    """Turns label texts into targets; space around them counts for nothing.
+    """Turns label texts into targets; space around them and thousands separators count for nothing.
 
     Args:
         path: For error messages.
@@ -63,7 +63,7 @@ def targets_of(path: Path, labels: Sequence[str], first_line: int, task: str) ->
         UsageError: an unknown task, one class, or a value that is no number.
     """
     check_task(task, (AUTO, CLASSIFICATION, REGRESSION))
-    texts = [label.strip() for label in labels]
+    texts = [plain_label(label) for label in labels]
     if task == AUTO:
         _check_unmixed(path, texts, first_line)
     chosen, reason = (task, "") if task != AUTO else _task_of_texts(texts)
@@ -75,6 +75,11 @@ def targets_of(path: Path, labels: Sequence[str], first_line: int, task: str) ->
             raise UsageError(f"{path} line {first_line + i}: label: expected a class, got {labels[i]!r}")
     targets, names = class_targets(path, texts)
     return Targets(targets, names, _note(chosen, reason))
+
+
+def value_targets(values: Tensor, task: str) -> Targets:
+    """Makes targets of finite numbers of a table, float32 (N, D), of which far more than twenty are different."""
+    return Targets(values, (), _note(REGRESSION, "" if task == REGRESSION else f"numbers, but not {_FEW}"))
 
 
 def class_targets(path: Path, labels: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
