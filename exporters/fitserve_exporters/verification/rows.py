@@ -169,7 +169,8 @@ class _Trial:
             gap = differences(other, one, wide, bounds)
             if gap.beyond_count and not is_exact(one):
                 noise = self._truth.noise_of(probe)[name].reshape(-1)
-                gap = differences(other, one, wide, bounds.widened(noise, 2 * _WIDENING * self._tolerance.factor))
+                if len(noise) == one.size:  # else the row alone has another shape
+                    gap = differences(other, one, wide, bounds.widened(noise, 2 * _WIDENING * self._tolerance.factor))
             if not gap.is_within:
                 return f"output '{name}' moves by {gap.worst_error:.3g}" if gap.beyond_count else f"output '{name}'"
         return ""

@@ -62,3 +62,11 @@ def test_independent_rows_are_joinable(tmp_path: Path) -> None:
     version = export(Does(lambda x: torch.softmax(x * 3, 1).cos()), torch.randn(4, 4), tmp_path, "model")
     assert version.manifest.onnx["joining"] == "joinable"
     assert version.manifest.verification["rows"]["is_proved_by_graph"] is True
+
+
+def test_output_that_is_as_long_as_the_batch_by_chance_is_refused(tmp_path: Path) -> None:
+    """One element of each example is above 0, but not of other rows: the row alone had another shape, an IndexError."""
+    torch.manual_seed(1076)
+    layer, example = nn.Linear(4, 4), torch.randn(5, 4)
+    with pytest.raises(ExportError, match="rows depend on each other: .*NonZero lists the places of all rows"):
+        export(nn.Sequential(layer, Does(lambda y: y[y > 0])), example, tmp_path, "model")
