@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from fitserve_exporters.graph.index_forms import embedding, gather, one_hot
 from fitserve_exporters.graph.layer_forms import attention, embedding_bag, reversed_difference
 
 
@@ -126,7 +127,7 @@ def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Any:
     axis = dim % x.ndim
     if any(x.shape[one] != indices.shape[one] for one in range(1, x.ndim) if one != axis):
         return NotImplemented
-    return torch.gather(x, axis, indices)
+    return torch.gather(x, axis, indices)  # which in ONNX counts from the end, as this function does in torch
 
 
 def _fmax(x: Tensor, other: Tensor) -> Tensor:
@@ -192,6 +193,9 @@ FORMS: Final[Mapping[str, Callable[..., Any]]] = {
     "searchsorted": _searchsorted,
     "scaled_dot_product_attention": attention,
     "embedding_bag": embedding_bag,
+    "embedding": embedding,
+    "gather": gather,
+    "one_hot": one_hot,
     "rsub": reversed_difference,
     "__rsub__": reversed_difference,
 }

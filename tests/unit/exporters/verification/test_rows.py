@@ -68,5 +68,5 @@ def test_output_that_is_as_long_as_the_batch_by_chance_is_refused(tmp_path: Path
     """One element of each example is above 0, but not of other rows: the row alone had another shape, an IndexError."""
     torch.manual_seed(1076)
     layer, example = nn.Linear(4, 4), torch.randn(5, 4)
-    with pytest.raises(ExportError, match="rows depend on each other: .*NonZero lists the places of all rows"):
+    with pytest.raises(ExportError, match=r"rows depend on each other: .*NonZero lists the places of all rows"):
         export(nn.Sequential(layer, Does(lambda y: y[y > 0])), example, tmp_path, "model")
