@@ -65,7 +65,7 @@ ENTRIES = (
     ),
     Entry(
         "mlp",
-        "your own numbers (--data TABLE.csv --set data.label=COLUMN, or .npz): fully connected layers",
+        "your own tables (--data TABLE.csv --set data.label=COLUMN) or numbers (.npz): fully connected layers",
         "fitserve_training.recipes.mlp",
     ),
     Entry(
