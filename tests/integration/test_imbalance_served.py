@@ -35,7 +35,7 @@ def test_balanced_figures_are_the_same_everywhere(tmp_path: Path, capsys: pytest
     assert "of the training examples are 'well'" in capsys.readouterr().out
     weighted = [*settings, "--set", "class_weights=balanced"]
     assert trainer.main(["--data", str(table), "--run-dir", str(run), *weighted]) == 0
-    assert "recall: ill " in capsys.readouterr().out
+    assert "recall: ill=" in capsys.readouterr().out
     assert exporter.main([str(run), "--repository", str(repository), "--name", "state"]) == 0
     summary = json.loads((run / "summary.json").read_text())
     manifest, held_out = read_manifest(repository / "state" / "1"), read_held_out(repository / "state" / "1")

@@ -139,4 +139,4 @@ def _recall_lines(classes: Sequence[Mapping[str, Any]]) -> list[str]:
     if len(known) > _MOST_CLASSES:
         what = f"lowest recall of {len(known):,} classes"
         known = sorted(known, key=lambda each: float(each["recall"]))[:_MOST_CLASSES]
-    return [f"{what}: " + ", ".join(f"{each['name']} {each['recall']:.4g}" for each in known)]
+    return [f"{what}: " + ", ".join(f"{each['name']}={each['recall']:.4g}" for each in known)]

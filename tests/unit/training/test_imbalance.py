@@ -135,7 +135,7 @@ def test_balanced_weights_find_the_small_class(unlike: Path, tmp_path: Path) -> 
     recalls = [each["recall"] for each in weighted["classes"]]  # type: ignore[attr-defined]
     assert weighted["test_balanced_accuracy"] == pytest.approx(sum(recalls) / 2)
     assert {"test_balanced_accuracy", "test_macro_f1"} <= set(rundir.read_lines(run_dir / rundir.METRICS)[0])
-    assert [line for line in closing_lines(weighted) if line.startswith("recall: 0 ")]
+    assert [line for line in closing_lines(weighted) if line.startswith("recall: 0=")]
     report = (run_dir / rundir.REPORT).read_text()
     assert "<h2>Classes</h2>" in report
     assert "test balanced accuracy" in report
