@@ -104,8 +104,14 @@ test: setup ## run the tests
 
 check: setup lint types layers protos-check test ## what CI runs first: all but check-slow
 
-check-slow: setup ## the tests that take long: what joins, 32 callers, the demo, ... (CI runs them after check)
+check-slow: setup $(VENV)/architectures ## the tests that take long: what joins, 32 callers, the demo, ... (CI runs them after check)
 	$(BIN)/python -m pytest -n 2 -m slow --show-capture=stdout tests
+
+# Beside the environment, not in it: transformers behaves otherwise where torchvision is there.
+$(VENV)/architectures: tests/architectures/requirements.txt | setup
+	@rm -rf $@
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@ -r $< && touch $@ || \
+		{ rm -rf $@; echo "check-slow: the tests of torchvision and timm are skipped: pip could not install them"; }
 
 lint: setup ## ruff, formatting included
 	$(BIN)/ruff check .
