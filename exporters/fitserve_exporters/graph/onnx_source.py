@@ -54,7 +54,12 @@ def read_onnx(file: bytes | str | os.PathLike[str]) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(model)
     except onnx.checker.ValidationError as error:
-        raise ExportError(f"file: expected valid ONNX, got: {first_line(error)}") from error
+        cure = (
+            "; declare the shape of each input and output, as onnx.shape_inference.infer_shapes(model) does"
+            if "'shape'" in str(error)
+            else ""
+        )
+        raise ExportError(f"file: expected valid ONNX, got: {first_line(error)}{cure}") from error
     return model
 
 

@@ -93,6 +93,8 @@ def prove_row_independence(
         "compute each row from its own values, as with dim=1 in place of dim=0, or accept a version that is never "
         "joined with allow_coupled_rows=True"
         if unproved
+        else "the graph itself does not do so: take what mixes rows out, such as 0 * x.mean()"
+        if seen.startswith("in torch")
         else "the graph does not show how: please report it with the module"
     )
     raise ExportError(
