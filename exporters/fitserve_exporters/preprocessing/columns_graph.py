@@ -2,7 +2,8 @@
 
 A number is handed on. A category goes through a LabelEncoder of every known spelling. An amount is text whose
 thousands separators are taken out: ONNX has no operator for that, so the text is split at them and its parts are
-joined. Texts that are no number are replaced before the cast, which would refuse the whole batch for one of them.
+joined. Texts that are no number are replaced before the cast, which would refuse the whole batch for one of them: a
+missing one by "nan", any other by "inf".
 Shapes: B rows, K categories.
 """
 
@@ -111,12 +112,11 @@ class _Front:
         is_number = self.node("RegexFullMatch", [cell], pattern=AMOUNT_PATTERN)
         is_missing = self.node("RegexFullMatch", [cell], pattern=MISSING_PATTERN)
         is_share = self.node("RegexFullMatch", [cell], pattern=r"[^%]*%[^%]*")
-        readable = self.node("Where", [is_number, cell, self._string("0")])
+        other = self.node("Where", [is_missing, self._string("nan"), self._string("inf")])
+        readable = self.node("Where", [is_number, cell, other])
         number = self.node("Cast", [self._without_percent(self._without_separators(readable))], to=TensorProto.DOUBLE)
         hundredth = self.node("Div", [number, self._constant(np.array(100.0))])
         value = self.node("Where", [is_share, hundredth, number])
-        value = self.node("Where", [is_number, value, self._constant(np.array(np.inf))])
-        value = self.node("Where", [is_missing, self._constant(np.array(np.nan)), value])
         return self.node("Cast", [value], to=TensorProto.FLOAT)
 
     def _without_separators(self, text: str) -> str:
