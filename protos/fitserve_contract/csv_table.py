@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -47,12 +48,31 @@ def read_csv(path: Path) -> CsvTable:
         raise ColumnError(f"{path}: expected a table in UTF-8, got {error}") from None
     if not lines:
         raise ColumnError(f"{path}: expected a header and rows, got an empty file")
-    if len(lines[0]) == 1 and any(mark in lines[0][0] for mark in _OTHER_MARKS):
-        raise ColumnError(f"{path} line 1: expected commas between the columns, got {lines[0][0][:80]!r}")
-    header = tuple(name.strip() for name in lines[0])
+    header = checked_header(path, lines[0])
+    for line, row in enumerate(lines[1:], start=FIRST_LINE):
+        check_row(path, line, row, header)
+    return CsvTable(header, tuple(lines[1:]))
+
+
+def checked_header(path: Path, cells: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names in a table's first line, without space around.
+
+    Raises:
+        ColumnError: they are not apart by commas, or one is there twice.
+    """
+    if len(cells) == 1 and any(mark in cells[0] for mark in _OTHER_MARKS):
+        raise ColumnError(f"{path} line 1: expected commas between the columns, got {cells[0][:80]!r}")
+    header = tuple(name.strip() for name in cells)
     if twice := [name for name, count in Counter(header).items() if count > 1]:
         raise ColumnError(f"{path} line 1: expected a name of its own for each column, got {twice[0]!r} twice")
-    for line, row in enumerate(lines[1:], start=FIRST_LINE):
-        if len(row) != len(header):
-            raise ColumnError(f"{path} line {line}: expected {len(header)} cells as in the header, got {len(row)}")
-    return CsvTable(header, tuple(lines[1:]))
+    return header
+
+
+def check_row(path: Path, line: int, row: Sequence[str], header: Sequence[str]) -> None:
+    """Checks that a row has a cell for each column.
+
+    Raises:
+        ColumnError: it has not.
+    """
+    if len(row) != len(header):
+        raise ColumnError(f"{path} line {line}: expected {len(header)} cells as in the header, got {len(row)}")

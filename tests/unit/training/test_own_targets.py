@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fitserve_training.data.own.arrays import load_arrays
-from fitserve_training.data.own.tables import TableSettings, load_table
+from fitserve_training.data.own.table_settings import TableSettings
+from fitserve_training.data.own.tables import load_table
 from fitserve_training.data.own.targets import Targets, array_targets, targets_of
 from fitserve_training.errors import UsageError
 

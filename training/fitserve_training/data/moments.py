@@ -45,3 +45,9 @@ def _of_bytes(split: Split, sums_MC2: Tensor) -> tuple[Tensor, Tensor]:
     # count * second - first**2 is exact in whole numbers, and so never below 0.
     sd = [(count * second - first * first) ** 0.5 / scale for first, second in found]
     return torch.tensor(mean, dtype=torch.float64), torch.tensor(sd, dtype=torch.float64)
+
+
+def column_of(split: Split, place: int) -> Tensor:
+    """Gathers one column of the first input, (N,) of (N, D); all columns together may be more than memory."""
+    values = split.inputs[0][:, place]
+    return values if split.rows is None else values.index_select(0, split.rows)

@@ -19,7 +19,8 @@ from fitserve_training.data.own.arrays import load_arrays
 from fitserve_training.data.own.kinds import ARRAYS, IMAGES, kind_of
 from fitserve_training.data.own.picture_files import BICUBIC
 from fitserve_training.data.own.pictures import load_pictures
-from fitserve_training.data.own.tables import TableSettings, load_table
+from fitserve_training.data.own.table_settings import TableSettings
+from fitserve_training.data.own.tables import load_table
 from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError
 from fitserve_training.form import Form

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from fitserve_contract.columns import TableColumns
 from fitserve_training.data.dataset import DataSet
-from fitserve_training.recipes.own_data import scale
+from fitserve_training.data.moments import column_of
+from fitserve_training.recipes.own_data import scale, set_scale
 
 EMBEDDING_SIZE = 8
 
@@ -71,15 +72,20 @@ class TableNetwork(nn.Module):
         # 0 for numbers and NaN for infinities, which layers behind might lose.
         return outputs + (numbers * 0).sum(dim=1, keepdim=True)
 
+    def _take_scaling(self, place: int, numbers: Tensor) -> None:
+        median = numbers.nanmedian()
+        wide = torch.where(torch.isnan(numbers), median, numbers).double()
+        set_scale(self.mean[place], self.sd[place], wide.mean(), wide.std(correction=0))
+        self.median[place] = median
+
     def take_scalings(self, data: DataSet) -> None:
         """Takes medians and scalings from the training rows; a code that none of them has stands for nothing."""
         if self._number_count:
-            numbers = data.train.inputs[0]
-            self.median.copy_(numbers.nanmedian(dim=0).values)
-            scale(self.mean, self.sd, torch.where(torch.isnan(numbers), self.median.to(numbers), numbers), [0])
+            for place in range(self._number_count):
+                self._take_scaling(place, column_of(data.train, place))
         if self.embedding is not None:
             seen = torch.zeros(self.embedding.num_embeddings, dtype=torch.bool)
-            seen[(data.train.inputs[-1].cpu() + self.first_codes.cpu()).flatten()] = True
+            seen[(data.train.whole().inputs[-1].cpu() + self.first_codes.cpu()).flatten()] = True
             with torch.no_grad():
                 self.embedding.weight[~seen] = 0
         if not data.class_names:

@@ -6,7 +6,6 @@ Reading, telling the kinds of columns and encoding are apart: a reader that give
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,38 +18,20 @@ from torch import Tensor
 from fitserve_contract.column_encoding import encoded
 from fitserve_contract.columns import COLUMNS_FILE, ColumnError, ColumnKind, TableColumns
 from fitserve_contract.csv_table import FIRST_LINE, CsvTable, read_csv
+from fitserve_contract.printable import printable
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.hold_out import hold_out
 from fitserve_training.data.own.column_kinds import ColumnTally
 from fitserve_training.data.own.column_specs import described
 from fitserve_training.data.own.kinds import check_present
+from fitserve_training.data.own.large_tables import load_large_table
+from fitserve_training.data.own.table_settings import TableSettings, column_notes, label_place, named_columns
 from fitserve_training.data.own.targets import targets_of
+from fitserve_training.data.store.rows import is_on_disk
 from fitserve_training.errors import UsageError
 
 _FEWEST_ROWS = 4
-_SHOWN = 12
-"""Columns of a kind that are named."""
-
-
-@dataclass(frozen=True)
-class TableSettings:
-    """How a table is read.
-
-    Args:
-        label: Name of the label's column.
-        task: `classification`, `regression` or `auto`.
-        held_out_share: Share of the rows held out.
-        seed: Decides which.
-        categories: Columns whose values are categories, whatever they look like; names separated by commas.
-        drop: Columns that are left out.
-    """
-
-    label: str
-    task: str
-    held_out_share: float
-    seed: int
-    categories: str = ""
-    drop: str = ""
+_IN_MEMORY = "read into memory, for not all columns are plain numbers"
 
 
 def load_table(path: Path, settings: TableSettings) -> DataSet:
@@ -64,6 +45,10 @@ def load_table(path: Path, settings: TableSettings) -> DataSet:
     Raises:
         UsageError: no such column, or a cell that may be a mistake; the message names line and column.
     """
+    check_present(path)
+    is_large = is_on_disk(0, path.stat().st_size)
+    if is_large and (data := load_large_table(path, settings)) is not None:
+        return data
     table = read_rows(path)
     label = table.header[label_place(path, table.header, settings.label)]
     cells = {name: table.cells(name) for name in table.header if name != label}
@@ -83,14 +68,14 @@ def load_table(path: Path, settings: TableSettings) -> DataSet:
     served = TableRows(columns, cells, train.inputs[0], held_out.inputs[0])
     what = f"{len(targets.names)} classes" if targets.names else "one value"
     counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {settings.seed}"
-    names = ", ".join(column.name for column in columns.columns)
+    names = printable(", ".join(column.name for column in columns.columns))
     return DataSet(
         name=str(path),
         source=f"{len(table.rows):,} rows of {path}: {label!r} ({what}) from {names} ({counts})",
         train=Split(served.network_inputs(train.inputs[0]), train.targets),
         held_out=Split(served.network_inputs(held_out.inputs[0]), held_out.targets),
         class_names=targets.names,
-        note="; ".join((targets.note, *_notes(columns), *left_out.values())),
+        note=printable("; ".join((targets.note, *column_notes(columns), *left_out.values(), *[_IN_MEMORY] * is_large))),
         files={COLUMNS_FILE: columns.to_bytes()},
         served=None if columns.is_joined else served,
     )
@@ -134,8 +119,8 @@ def _kinds(
     path: Path, cells: Mapping[str, Sequence[str]], settings: TableSettings
 ) -> tuple[dict[str, ColumnKind], dict[str, str]]:
     """Tells the kinds of the columns; gives those that are kept, and for the others a sentence why they are not."""
-    categories = _named(path, "data.categories", settings.categories, cells)
-    drop = _named(path, "data.drop", settings.drop, cells)
+    categories = named_columns(path, "data.categories", settings.categories, cells)
+    drop = named_columns(path, "data.drop", settings.drop, cells)
     kinds: dict[str, ColumnKind] = {}
     left_out = {name: f"column {name!r} is left out, as data.drop says" for name in drop}
     for name in cells:
@@ -156,53 +141,8 @@ def _kinds(
     return kinds, left_out
 
 
-def _named(path: Path, setting: str, value: str, names: Mapping[str, object]) -> list[str]:
-    """Reads a setting of column names, quoted as in a CSV where they hold commas."""
-    wanted = [name.strip() for name in next(csv.reader([value]), []) if name.strip()]
-    for name in wanted:
-        if name not in names:
-            raise UsageError(f"setting '{setting}': expected columns of {path}, {', '.join(names)}, got {name!r}")
-    return wanted
-
-
-def _notes(columns: TableColumns) -> list[str]:
-    """Says what each column was taken for, but for a table of plain numbers."""
-    if columns.is_joined:
-        missing = [column.name for column in columns.columns if column.has_missing]
-        return [f"missing values of {_listed(missing)} become the median"] if missing else []
-    words = {
-        ColumnKind.NUMBER: "numbers: {}",
-        ColumnKind.AMOUNT: "numbers with thousands separators or percent signs (12 % is 0.12): {}",
-        ColumnKind.CATEGORY: "categories, with one more for other values: {}",
-    }
-    said = []
-    for kind, text in words.items():
-        of_kind = [column for column in columns.columns if column.kind is kind]
-        if of_kind:
-            counted = [f"{one.name} ({len(one.categories)})" if one.categories else one.name for one in of_kind]
-            said.append(text.format(_listed(counted)))
-    renamed = [f"column {one.name!r} is the input {one.input!r}" for one in columns.columns if one.input != one.name]
-    return [*said, *renamed]
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
-
-
 def _rows(cells: Sequence[str], rows: Tensor) -> list[str]:
     return [cells[row] for row in rows.tolist()]
-
-
-def label_place(path: Path, header: Sequence[str], label: str) -> int:
-    """Finds the label's column.
-
-    Raises:
-        UsageError: there is none of that name.
-    """
-    if label.strip() not in header or not label.strip():
-        hint = "--set data.label=COLUMN" if not label else f"a column {label!r}"
-        raise UsageError(f"data {path}: expected {hint}, the columns are {', '.join(header)}")
-    return header.index(label.strip())
 
 
 def read_rows(path: Path) -> CsvTable:

@@ -18,7 +18,8 @@ import torch
 from fitserve_contract.csv_table import FIRST_LINE
 from fitserve_training.data.hold_out import hold_out
 from fitserve_training.data.own.kinds import check_classes, check_present
-from fitserve_training.data.own.tables import label_place, read_rows
+from fitserve_training.data.own.table_settings import label_place
+from fitserve_training.data.own.tables import read_rows
 from fitserve_training.data.own.targets import AUTO, CLASSIFICATION, MULTI_LABEL, check_task, class_targets
 from fitserve_training.data.sentences import Corpus, Sentences, multi_hot
 from fitserve_training.errors import UsageError
