@@ -313,6 +313,15 @@ def test_heads_are_what_is_above_the_encoder() -> None:
         find_heads("here", {"model_type": "perceiver", "architectures": []}, PICTURES)
 
 
+def test_frozen_has_settings_of_its_own() -> None:
+    recipe = picture_encoder.RECIPE
+    assert (
+        recipe.preset_for("p", {"model.frozen": "true"}) == recipe.preset_for("p", {"model.frozen": True}) == "frozen"
+    )
+    assert recipe.preset_for("p", {"model.frozen": False}) == recipe.preset_for("p", {}) == "p"
+    assert float(recipe.presets["frozen"]["lr"]) > float(recipe.defaults["lr"])
+
+
 def test_weights_choose_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "x.npz").touch()
     assert recipe_for_data(str(tmp_path), is_pretrained=True) == "picture-encoder"

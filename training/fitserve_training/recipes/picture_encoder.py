@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fitserve_contract.checkpoints import PREPROCESSOR_FILE, Checkpoint
-from fitserve_training.config import RunConfig
+from fitserve_training.config import RunConfig, Scalar
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.places import Places
 from fitserve_training.data.pretrained import open_weights, told
@@ -40,6 +40,7 @@ from fitserve_training.recipes import own_data
 ENCODER_FILE = "encoder.json"
 """The run's file of network, head and preprocessing, with which it opens without the checkpoint."""
 
+_FROZEN = "frozen"
 _CHANNELS = 3
 """Of a network whose configuration names no number of them."""
 
@@ -195,6 +196,11 @@ def rate_factors(config: RunConfig, heads: tuple[str, ...] = ()) -> dict[str, fl
     return {f"network.{head}.": factor for head in heads}
 
 
+def preset_for(data_name: str, values: Mapping[str, Scalar]) -> str:
+    """Returns `frozen` where the head alone is trained, which takes a larger rate and more epochs, else the name."""
+    return _FROZEN if str(values.get("model.frozen", "")).lower() == "true" else data_name
+
+
 def for_form(form: Form) -> Recipe:
     """Fits input, outputs and files to the data and the encoder."""
     end, heads = own_data.ending(form), _encoder(form).heads
@@ -225,6 +231,8 @@ RECIPE = Recipe(
         # The new layer begins at random: it has a longer way to go than the encoder.
         "model.head_lr_factor": 10.0,
     },
+    presets={_FROZEN: {"lr": 3e-4, "epochs": 10}},
+    preset_for=preset_for,
     choose_data=own_data.choose_data,
     data_names=(),
     load_data=load_data,
