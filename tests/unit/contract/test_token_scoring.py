@@ -112,8 +112,6 @@ def test_the_ignored_label_is_for_positions_alone() -> None:
 
 
 def test_a_kind_that_is_not_known_is_named() -> None:
-    with pytest.raises(
-        ValueError, match=r"task\.kind: expected one of .*got 'ranking'; update fitserve"
-    ):
+    with pytest.raises(ValueError, match=r"task\.kind: expected one of .*got 'ranking'; update fitserve"):
         Task.from_json({**TAGS.to_json(), "kind": "ranking"})
     assert Task.from_json(TAGS.to_json()) == TAGS
