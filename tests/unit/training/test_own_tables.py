@@ -101,6 +101,9 @@ def test_columns_without_use_are_left_out_with_a_line(
         ),
         (cycled("0,123", "0,5"), "line 2, column 'a': expected numbers such as 1,234.56"),
         (cycled("$1,234", "$5", "$7"), "line 2, column 'a': expected numbers without a currency, got '[$]1,234'"),
+        (cycled("1,000", "1e39"), "line 3, column 'a': expected an amount such as 1,234.5, got '1e39'"),
+        (cycled("1,000", "5\u00a0"), "line 3, column 'a': expected an amount such as"),
+        (cycled("1,000", "\u00a0"), "line 3, column 'a': expected an amount such as"),
         (cycled(1, "1e39"), "line 3, column 'a': expected a finite number, got '1e39'"),
     ],
 )

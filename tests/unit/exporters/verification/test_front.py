@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from torch import nn
 from fitserve_contract.certificate import read_held_out, read_probe
 from fitserve_contract.column_encoding import CODES, NUMBERS
 from fitserve_contract.columns import Column, ColumnKind, TableColumns
+from fitserve_contract.repository import MODEL_FILE
 from fitserve_contract.tasks import Scores, Task, TaskKind
 from fitserve_exporters.candidate.candidate import Arrays, Candidate, HeldOut
+from fitserve_exporters.cli import main
 from fitserve_exporters.errors import NotVerifiedError
 from fitserve_exporters.preprocessing.columns_front import ColumnsFront
 from fitserve_exporters.publishing.publish import publish_candidate
@@ -69,13 +71,13 @@ class Scaled(ColumnsFront):
         return {**made, NUMBERS: np.where(is_share, made[NUMBERS] * np.float32(1e4), made[NUMBERS])}
 
 
-def candidate(front: ColumnsFront) -> Candidate:
+def candidate(front: ColumnsFront, inputs: Arrays | None = None) -> Candidate:
     labels = np.arange(40) % 2
     return Candidate(
         module=Network().eval(),
         inputs=front.inputs,
         output_names=("logits",),
-        held_out=HeldOut(TABLE.inputs(CELLS), labels, "made"),
+        held_out=HeldOut(inputs or TABLE.inputs(CELLS), labels, "made"),
         task=Task(TaskKind.CLASSIFICATION, "logits", Scores.LOGITS, ("a", "b")),
         front=front,
     )
@@ -98,6 +100,19 @@ def test_columns_and_network_are_proved_as_one_graph(tmp_path: Path) -> None:
     assert probe is not None
     assert held_out.inputs["gain"].tolist() == [[cell.encode()] for cell in CELLS["gain"]]
     assert probe.inputs["job"].dtype == object
+
+
+def test_inputs_may_be_called_as_anything(tmp_path: Path) -> None:
+    names = ("fitserve_columns_constant_0", "numbers", "linear.weight\n")
+    columns = tuple(replace(column, input=name) for column, name in zip(TABLE.columns, names, strict=True))
+    table = replace(TABLE, columns=columns)
+    inputs = {name: array for name, array in zip(names, TABLE.inputs(CELLS).values(), strict=True)}
+    made = candidate(ColumnsFront(table), inputs)
+
+    published = publish_candidate(made, tmp_path, "table")
+
+    assert tuple(spec.name for spec in published.manifest.inputs) == names
+    assert main(["lint", str(published.folder / MODEL_FILE)]) == 0
 
 
 @pytest.mark.parametrize("front", [Changed(TABLE), Scaled(TABLE)])

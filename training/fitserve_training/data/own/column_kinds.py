@@ -14,12 +14,22 @@ from typing import Final
 
 import numpy as np
 
-from fitserve_contract.columns import CellKind, ColumnError, ColumnKind, cell_kind, read_number, trimmed_category
+from fitserve_contract.columns import (
+    CellKind,
+    ColumnError,
+    ColumnKind,
+    cell_kind,
+    read_amount,
+    read_number,
+    trimmed_category,
+)
 from fitserve_training.data.own.kinds import COUNTERS, IDENTIFIERS
 from fitserve_training.errors import UsageError
 
 _MOST_RARE: Final = 20
 """Texts that a column may have without any of them recurring much."""
+
+_LARGEST: Final = float(np.finfo(np.float32).max)
 
 _FEW_WORDS: Final = 2
 _FEW_SHARE: Final = 0.05
@@ -95,6 +105,7 @@ class ColumnTally:
         if present == {CellKind.NUMBER}:
             return ColumnKind.NUMBER, self._lost_digits(kinds)
         if present <= {CellKind.NUMBER, CellKind.AMOUNT}:
+            self._check_readable()
             return ColumnKind.AMOUNT, ""
         if CellKind.WORD in present:
             self._check_amounts()
@@ -125,6 +136,12 @@ class ColumnTally:
             return read_number(cell)
         except ColumnError:
             raise self._refusal(cell, "expected a finite number", "correct it") from None
+
+    def _check_readable(self) -> None:
+        """Refuses amounts that the served graph cannot read: beyond float32, or with other spaces than blanks."""
+        for cell in self._spellings:
+            if abs(read_amount(cell)) > _LARGEST:
+                raise self._refusal(cell, "expected an amount such as 1,234.5", "correct it")
 
     def _check_amounts(self) -> None:
         for pattern, expected, cure in (
