@@ -19,7 +19,7 @@ from tests.architectures.architecture import Architecture
 from tests.architectures.examine import Finding, examine
 from tests.architectures.handmade import HANDMADE
 from tests.architectures.libraries import FOLDER
-from tests.architectures.texts_and_more import TRANSFORMERS
+from tests.architectures.transformer_models import TRANSFORMERS
 from tests.architectures.vision import TIMM, TORCHVISION
 
 ARCHITECTURES: dict[str, Architecture] = HANDMADE | TORCHVISION | TIMM | TRANSFORMERS
