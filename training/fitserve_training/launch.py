@@ -21,6 +21,7 @@ from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.places import Places
 from fitserve_training.data.store.placing import is_to_be_staged, placed
 from fitserve_training.device import cpu_threads, device_title, resolve_device
+from fitserve_training.encoders.features import frozen_part
 from fitserve_training.environment import describe
 from fitserve_training.errors import UsageError
 from fitserve_training.evaluating import evaluate
@@ -37,7 +38,7 @@ from fitserve_training.progress import open_display
 from fitserve_training.recipe import Finish, Recipe
 from fitserve_training.recording import Follower, Recorder, check_tensorboard
 from fitserve_training.report import write_report
-from fitserve_training.resuming import Resumption, check_same_data, plan_resumption, run_folder
+from fitserve_training.resuming import Resumption, check_same_data, data_record, plan_resumption, run_folder
 from fitserve_training.rundir import RunWriter
 from fitserve_training.seeding import seed_global, set_determinism
 from fitserve_training.settings import config_text, given_settings, resolve_config
@@ -99,7 +100,7 @@ def train(request: Request, say: Callable[[str], None]) -> Path:
     device = resolve_device(local_device(config.device))
     with cpu_threads(config.threads), joined_workers(device) as workers:
         built = _build(recipe, config, plan.changed, places, device, workers)
-        if plan.is_reopened:
+        if request.is_resumed:
             check_same_data(request.run_dir, built.data)
         if not workers.is_leader:
             return _follow(built, request)
@@ -210,6 +211,7 @@ def _run(built: Built, writer: RunWriter, is_resumed: bool, say: Callable[[str],
     if built.recipe.source:
         writer.write_text(rundir.RECIPE, built.recipe.source.decode())
     writer.write_json(rundir.ENVIRONMENT, describe(built.device))
+    writer.write_json(rundir.DATA, data_record(built.data))
     if built.recipe.for_form:
         Form.of(built.data).write(writer.path)
     writer.write_text(rundir.CONFIG, config_text(built.recipe, built.config))
@@ -238,14 +240,20 @@ def _job(built: Built, say: Callable[[str], None]) -> Job:
     capture = choose_capture(built.device, built.optimizer, train.lengths is not None)
     capture = None if is_to_be_staged(train) else capture
     plan = StepPlan(config.micro_batch_size, config.clip_norm, built.workers, capture)
+    model, held_out, validation = built.model, placed(built.data.held_out, built.device), built.data.validation
+    validation = placed(validation, built.device) if validation is not None else None
+    if part := frozen_part(model, train):
+        say("the features of the frozen encoder are computed once, and the epochs train the head on them")
+        model, train, held_out = part.head, part.encode(train, autocast), part.encode(held_out, autocast)
+        validation = part.encode(validation, autocast) if validation is not None else None
     return Job(
         config=config,
-        model=built.model,
+        model=model,
         objective=objective,
-        stepper=Stepper(built.model, objective, built.optimizer, built.compile_record, autocast, say, plan),
+        stepper=Stepper(model, objective, built.optimizer, built.compile_record, autocast, say, plan),
         train=train,
-        held_out=placed(built.data.held_out, built.device),
-        validation=placed(built.data.validation, built.device) if built.data.validation is not None else None,
+        held_out=held_out,
+        validation=validation,
         scoring=built.recipe.objective,
         autocast=autocast,
         is_loss_after_epoch=built.recipe.is_loss_after_epoch,

@@ -6,13 +6,18 @@ with the bits of one that had its settings from the start.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from fitserve_training import rundir
 from fitserve_training.checkpoint import read_progress
 from fitserve_training.config import RunConfig, Values
-from fitserve_training.data.dataset import DataSet, split_sha256
+from fitserve_training.data.dataset import DataSet, Split, split_sha256
 from fitserve_training.data.places import Places
 from fitserve_training.errors import UsageError
 from fitserve_training.fit import Progress
@@ -21,6 +26,9 @@ from fitserve_training.settings import changed_settings, read_config, resolve_co
 
 FREE = ("epochs", "log_every", "checkpoint_every_s", "tensorboard")
 """Settings that may be changed: none of them decides what an epoch computes."""
+
+_SAMPLED_BYTES = 1 << 26
+_FEWEST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -122,17 +130,36 @@ def _check_reopening(run_dir: Path, before: RunConfig, config: RunConfig) -> Non
         )
 
 
+def data_record(data: DataSet) -> dict[str, Any]:
+    """Describes the examples of a run, so that it goes on with no others: each split's count and a SHA-256 of its rows.
+
+    Of all rows where they have at most 64 MiB, else of so many, evenly spaced.
+    """
+    splits = {"train": data.train, "validation": data.validation, "held_out": data.held_out}
+    record: dict[str, Any] = {}
+    for name, split in splits.items():
+        if split is not None:
+            row_bytes = sum(prod(shape) * dtype.itemsize for shape, dtype in _inputs(split))
+            count = min(len(split), max(_FEWEST_ROWS, _SAMPLED_BYTES // max(1, row_bytes)))
+            places = torch.arange(count) * len(split) // count
+            record[name] = {"count": len(split), "sha256": split_sha256(split.subset(places))}
+    return record
+
+
+def _inputs(split: Split) -> Iterator[tuple[tuple[int, ...], torch.dtype]]:
+    return zip(split.input_shapes, split.input_dtypes, strict=True)
+
+
 def check_same_data(run_dir: Path, data: DataSet) -> None:
-    """Checks that a finished run that goes on finds the data that it was trained on.
+    """Checks that a run that goes on finds the data that it began with; runs of earlier versions have no record of it.
 
     Raises:
         UsageError: the data has changed since.
     """
-    record = rundir.read_summary(run_dir)["data"]
-    found = {"train_count": len(data.train), "held_out_sha256": split_sha256(data.held_out)}
-    for key, value in found.items():
-        if record[key] != value:
-            raise UsageError(
-                f"data {data.name}: it has changed since the run {run_dir}: {key} was {record[key]}, is {value}; start "
-                "a new run with another --run-dir"
-            )
+    path = run_folder(run_dir) / rundir.DATA
+    if path.is_file() and (record := rundir.read_json(path)) != (found := data_record(data)):
+        name = next(name for name in (*record, *found) if record.get(name) != found.get(name))
+        raise UsageError(
+            f"data {data.name}: it has changed since the run {run_dir} began: its split {name} is another one; put the "
+            "data back, or start a new run with another --run-dir"
+        )

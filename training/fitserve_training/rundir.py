@@ -3,6 +3,7 @@
     config.toml         every setting, resolved
     recipe.py           a copy of the user's own recipe, which the run goes on with whatever becomes of the file
     environment.json    versions, machine, device
+    data.json           how many examples each split has, and a digest, so that a run goes on with no others
     metrics.jsonl       a line per logged epoch
     curve.jsonl         five points per logged epoch while it trains
     summary.json        last values, learned parameters, data, device, compile mode
@@ -33,6 +34,7 @@ from fitserve_training.errors import UsageError
 CONFIG = "config.toml"
 RECIPE = "recipe.py"
 ENVIRONMENT = "environment.json"
+DATA = "data.json"
 METRICS = "metrics.jsonl"
 CURVE = "curve.jsonl"
 SUMMARY = "summary.json"
@@ -104,13 +106,13 @@ class RunWriter:
         os.close(self._lock)
 
     def give_up(self) -> str:
-        """Leaves what can be resumed and removes what cannot; says which, for the error text."""
+        """Leaves what can be resumed and removes what cannot; returns which, for the error text."""
         for part in self.path.rglob(".*.part"):
             part.unlink()
         if (self.path / CHECKPOINT).is_file() and (self.path / CONFIG).is_file():
             return f"{self.path} is as at its last checkpoint, and --resume goes on there"
         shutil.rmtree(self.path)
-        return "nothing was kept"
+        return f"the run in {self._run_dir} stays as it was" if is_finished(self._run_dir) else "nothing was kept"
 
     def reopen(self) -> None:
         """Copies from the finished run what it goes on with; that run stays until this one is finished."""
@@ -161,17 +163,17 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete]
 
 
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Reads summary.json of a finished run.
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a file of a run.
 
     Raises:
         UsageError: it cannot be read.
     """
     try:
-        summary: dict[str, Any] = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UsageError(f"run file {run_dir / SUMMARY}: cannot be read: {error}") from None
-    return summary
+        raise UsageError(f"run file {path}: cannot be read: {error}") from None
+    return value
 
 
 def _files_below(folder: Path, name: str) -> list[Path]:

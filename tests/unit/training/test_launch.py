@@ -58,6 +58,7 @@ def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
     assert names == {
         "config.toml",
         "environment.json",
+        "data.json",
         "metrics.jsonl",
         "curve.jsonl",
         "summary.json",
