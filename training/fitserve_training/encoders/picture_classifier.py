@@ -42,6 +42,12 @@ class HeadedEncoder(nn.Module):
                 part.eval()
         return self
 
+    @property
+    def only_head(self) -> nn.Module | None:
+        """The one part that learns behind a frozen encoder; None where others do."""
+        heads = [part for name, part in self.network.named_children() if name in self._heads]
+        return heads[0] if self._is_frozen and len(heads) == 1 else None
+
     def _frozen_parts(self) -> list[nn.Module]:
         return [part for name, part in self.network.named_children() if name not in self._heads]
 
