@@ -108,6 +108,16 @@ def test_several_labels_are_served_as_probabilities(tmp_path: Path) -> None:
     assert ((found > 0) & (found < 1)).all()
 
 
+def test_texts_that_are_cut_are_counted(reviews: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    values = {"data.name": str(reviews), "data.text": "review", "data.label": "mood", "data.max_length": 4}
+    values |= {"model.weights": str(encoder(tmp_path / "weights")), "threads": 1, "epochs": 1}
+    train(Request("bert-multilabel", tmp_path / "cut", changes=values), said.append)
+    assert "9 of 24 texts are cut at 4 tokens (--set data.max_length=… for more of them)" in said[0]
+    train(Request("bert-multilabel", tmp_path / "whole", changes=values | {"data.max_length": 6}), said.append)
+    assert sum("are cut at" in line for line in said) == 1
+
+
 def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 

@@ -122,20 +122,34 @@ def tokenized(corpus: Corpus, tokenizer: Tokenizer, files: Mapping[str, bytes]) 
         tokenizer: Travels with the model.
         files: What else does.
     """
+    (train, cut), (held_out, held_out_cut) = (_encoded(part, tokenizer) for part in (corpus.train, corpus.held_out))
+    notes = [corpus.note, _cut_note(cut + held_out_cut, len(train) + len(held_out), _length(tokenizer))]
     return DataSet(
         name=corpus.name,
         source=corpus.source,
-        train=_encoded(corpus.train, tokenizer),
-        held_out=_encoded(corpus.held_out, tokenizer),
+        train=train,
+        held_out=held_out,
         class_names=corpus.class_names,
         checksums=corpus.checksums,
-        note=corpus.note,
+        note="; ".join(note for note in notes if note),
         files={FILE: tokenizer.to_str().encode(), **files},
     )
 
 
-def _encoded(sentences: Sentences, tokenizer: Tokenizer) -> Split:
+def _length(tokenizer: Tokenizer) -> int:
+    return int((tokenizer.truncation or {}).get("max_length", 0))
+
+
+def _cut_note(cut: int, count: int, length: int) -> str:
+    if not cut:
+        return ""
+    return f"{cut:,} of {count:,} texts are cut at {length} tokens (--set data.max_length=… for more of them)"
+
+
+def _encoded(sentences: Sentences, tokenizer: Tokenizer) -> tuple[Split, int]:
+    """Encodes sentences; returns how many of them are cut beside the split."""
     encodings = tokenizer.encode_batch(list(sentences.texts))
     ids_NS = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
     mask_NS = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
-    return Split((ids_NS, mask_NS), sentences.labels, mask_NS.sum(dim=1))
+    cut = sum(bool(encoding.overflowing) for encoding in encodings)
+    return Split((ids_NS, mask_NS), sentences.labels, mask_NS.sum(dim=1)), cut
