@@ -41,8 +41,9 @@ AMOUNT_PATTERN: Final = rf"[ \t]*[+-]?({_DIGITS}([eE][+-]?[0-9]{{1,2}})?|{_GROUP
 """A number that may have thousands separators and a percent sign. Its length and exponent are bounded, so that float64
 holds each. RE2 and Python read the pattern alike."""
 
-MISSING_PATTERN: Final = r"[ \t]*([-?.]|--|[nN]/?[aA]|[nN][aA][nN]|[nN][uU][lL][lL]|[nN][oO][nN][eE])?[ \t]*"
-"""Cells of numbers that stand for no value: empty, `-`, `--`, `.`, `?`, `NA`, `N/A`, `NaN`, `null`, `None`."""
+MISSING_PATTERN: Final = r"[ \t]*([-?.]|--|#?[nN]/?[aA]|<NA>|[nN][aA][nN]|[nN][uU][lL][lL]|[nN][oO][nN][eE])?[ \t]*"
+"""Cells of numbers that stand for no value: empty, `-`, `--`, `.`, `?`, `NA`, `N/A`, `#N/A`, `<NA>`, `NaN`,
+`null`, `None`."""
 
 _NUMBER: Final = re.compile(NUMBER_PATTERN)
 _AMOUNT: Final = re.compile(AMOUNT_PATTERN)
@@ -197,7 +198,7 @@ def cell_kind(cell: str) -> CellKind:
 
 
 def trimmed_category(cell: str) -> str:
-    """Returns the spelling that stands for a category: without space around, composed (NFC)."""
+    """Returns the spelling that stands for a category or a label: without space around, composed (NFC)."""
     return unicodedata.normalize("NFC", cell.strip())
 
 
@@ -246,8 +247,8 @@ def served_cells(column: Column, cells: Sequence[str], first_line: int = 1) -> A
 
 
 def plain_label(label: str) -> str:
-    """Returns a label without space around, and a number without thousands separators."""
-    trimmed = label.strip()
+    """Returns a label without space around, composed (NFC), and a number without thousands separators."""
+    trimmed = trimmed_category(label)
     return trimmed.replace(",", "") if _GROUPED.fullmatch(trimmed) else trimmed
 
 

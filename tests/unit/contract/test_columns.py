@@ -39,7 +39,7 @@ TABLE = TableColumns((AGE, JOB, GAIN), "income")
 @pytest.mark.parametrize(
     ("kind", "cells"),
     [
-        (CellKind.EMPTY, ["", "  ", "NA", "n/a", "NaN", "nan", "null", "None", "?", "-", "--", " . "]),
+        (CellKind.EMPTY, ["", "  ", "NA", "n/a", "NaN", "nan", "null", "None", "?", "-", "--", " . ", "#N/A", "<NA>"]),
         (CellKind.NUMBER, ["1", " 1.5 ", "-.5", "+3.", "1e5", "2E-300", "0", "-0.0", "0.5"]),
         (CellKind.AMOUNT, ["1,234", "1,234.5", "-12,345,678", "12%", "12.5 %", " 1,000 % "]),
         (CellKind.CODE, ["01234", "007", "-01"]),
@@ -172,6 +172,6 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes, text: str) -> N
 
 
 def test_labels_with_thousands_separators_are_numbers() -> None:
-    labels = {"1,234": "1234", " -1,234,567.5 ": "-1234567.5", "1,23": "1,23", "0,123": "0,123", "a, b": "a, b"}
+    labels = {"1,234": "1234", " -1,234,567.5 ": "-1234567.5", "1,23": "1,23", "0,123": "0,123", "a, b": "a, b", "u\u0308": "\u00fc"}
     assert {label: plain_label(label) for label in labels} == labels
     assert class_name("1,000.0") == "1000"
