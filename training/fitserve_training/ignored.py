@@ -84,13 +84,21 @@ def _without_effect(config: RunConfig) -> Iterator[tuple[str, str]]:
         yield "patience", f"no run of {config.epochs} epochs waits for {config.patience} (patience below epochs)"
     if config.dampening and not config.momentum:
         yield "dampening", "there is no momentum"
-    if config.micro_batch_size > config.batch_size > 0:
-        yield "micro_batch_size", f"a batch has only {config.batch_size} examples (batch_size)"
     if config.optimizer == "rprop" and is_lr_scheduled(config):
         for key in ("lr_schedule", "lr_warmup_steps"):
             yield key, "optimizer rprop reads the learning rate in its first step alone"
     if config.optimizer == "lbfgs" and config.compile in ("module", "step"):
         yield "compile", "optimizer lbfgs is not compiled"
+
+
+def _without_effect_on(example_count: int, config: RunConfig) -> Iterator[tuple[str, str]]:
+    """Gives the settings that change nothing with so many training examples, with the reason."""
+    batch_size = min(config.batch_size or example_count, example_count)
+    if config.micro_batch_size > batch_size:
+        yield "micro_batch_size", f"a batch has only {batch_size} examples"
+    step_count = config.epochs * -(-example_count // batch_size)
+    if config.lr_schedule != "constant" and config.lr_warmup_steps >= step_count:
+        yield "lr_schedule", f"the warm-up takes all {step_count} steps (lr_warmup_steps)"
 
 
 def check_read(given: Iterable[str], watch: Watch, recipe_name: str, data: DataSet, model: nn.Module) -> None:
@@ -111,6 +119,7 @@ def check_read(given: Iterable[str], watch: Watch, recipe_name: str, data: DataS
     reasons |= dict.fromkeys(data.ignored, f"{data.name} says by itself what is held out")
     if data.validation is not None:
         reasons["validation_share"] = f"{data.name} has a validation split of its own"
+    reasons |= dict(_without_effect_on(len(data.train), watch.config))
     is_told = watch.config.memory_format != "contiguous"
     if is_told and not any(parameter.ndim == 4 for parameter in model.parameters()):
         reasons["memory_format"] = f"recipe {recipe_name} on {data.name} has no weights of four dimensions"

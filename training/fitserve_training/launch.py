@@ -38,7 +38,7 @@ from fitserve_training.progress import open_display
 from fitserve_training.recipe import Finish, Recipe
 from fitserve_training.recording import Follower, Recorder, check_tensorboard
 from fitserve_training.report import write_report
-from fitserve_training.resuming import Resumption, check_same_data, data_record, plan_resumption, run_folder
+from fitserve_training.resuming import RunPlan, check_same_data, data_record, plan_resumption, run_folder
 from fitserve_training.rundir import RunWriter
 from fitserve_training.seeding import seed_global, set_determinism
 from fitserve_training.settings import config_text, given_settings, resolve_config
@@ -99,7 +99,7 @@ def train(request: Request, say: Callable[[str], None]) -> Path:
     config = replace(plan.config, threads=plan.config.threads or torch.get_num_threads())
     device = resolve_device(local_device(config.device))
     with cpu_threads(config.threads), joined_workers(device) as workers:
-        built = _build(recipe, config, plan.changed, places, device, workers)
+        built = _build(recipe, config, plan.given, places, device, workers)
         if request.is_resumed:
             check_same_data(request.run_dir, built.data)
         if not workers.is_leader:
@@ -134,11 +134,11 @@ def _follow(built: Built, request: Request) -> Path:
     return request.run_dir
 
 
-def _plan(request: Request, recipe: Recipe, places: Places) -> Resumption | None:
+def _plan(request: Request, recipe: Recipe, places: Places) -> RunPlan | None:
     asked = (request.config_file, request.changes, places)
     if request.is_resumed:
         return plan_resumption(recipe, request.run_dir, *asked)
-    return Resumption(resolve_config(recipe, *asked), given_settings(recipe, *asked))
+    return RunPlan(resolve_config(recipe, *asked), given_settings(recipe, *asked))
 
 
 def _build(

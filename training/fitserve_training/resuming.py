@@ -32,17 +32,17 @@ _FEWEST_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Resumption:
-    """How a run goes on.
+class RunPlan:
+    """How a run begins or goes on.
 
     Args:
-        config: Its settings, changes included.
-        changed: Dotted keys of the changes.
+        config: Its settings.
+        given: Dotted keys of the settings that a person chose; of a run that goes on, those that are changed.
         is_reopened: Whether the run is finished, and trained longer.
     """
 
     config: RunConfig
-    changed: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     is_reopened: bool = False
 
 
@@ -55,7 +55,7 @@ def run_folder(run_dir: Path) -> Path:
 
 def plan_resumption(
     recipe: Recipe, run_dir: Path, config_file: Path | None, changes: Values, places: Places
-) -> Resumption | None:
+) -> RunPlan | None:
     """Plans how a run goes on; None where it is finished and no other settings are asked for.
 
     Args:
@@ -94,7 +94,7 @@ def plan_resumption(
     _check_epochs(before, config)
     if is_reopened:
         _check_reopening(run_dir, before, config)
-    return Resumption(config, changed, is_reopened)
+    return RunPlan(config, changed, is_reopened)
 
 
 def _check_epochs(before: RunConfig, config: RunConfig) -> None:

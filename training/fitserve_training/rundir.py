@@ -24,6 +24,7 @@ import fcntl
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -151,7 +152,8 @@ class RunWriter:
         if place.exists():
             os.rename(place, replaced)
         os.rename(self.path, place)
-        shutil.rmtree(replaced, ignore_errors=True)
+        for left in {replaced, *_replaced(place)}:
+            shutil.rmtree(left, ignore_errors=True)
         return self._run_dir
 
 
@@ -174,6 +176,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UsageError(f"run file {path}: cannot be read: {error}") from None
     return value
+
+
+def _replaced(place: Path) -> list[Path]:
+    """Finds runs that were moved away from `place` by processes that were killed before they deleted them."""
+    pattern = re.compile(re.escape(place.name) + r"\.replaced-\d+")
+    return [path for path in place.parent.iterdir() if pattern.fullmatch(path.name) and is_finished(path)]
 
 
 def _files_below(folder: Path, name: str) -> list[Path]:

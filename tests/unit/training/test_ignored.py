@@ -66,6 +66,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ("convnet", "pictures", "data.categories", "y"),
         ("convnet", "split", "data.hold_out", 0.5),
         ("linreg", "synthetic", "validation_share", 0.2),
+        ("linreg", "synthetic", "micro_batch_size", 11),
+        ("thermometer", "readings", "micro_batch_size", 12),
     ],
 )
 def test_a_setting_without_effect_is_refused(
@@ -78,6 +80,13 @@ def test_a_setting_without_effect_is_refused(
         train(Request(recipe, tmp_path / "run", changes=changes), quiet)
 
     assert not list(tmp_path.iterdir())
+
+
+def test_a_warm_up_over_all_steps_leaves_no_use_for_a_schedule(tmp_path: Path) -> None:
+    changes: Values = {**QUICK, "lr_schedule": "cosine", "lr_warmup_steps": 99}
+    train(Request("linreg", tmp_path / "run", changes=changes), quiet)
+    with pytest.raises(UsageError, match=r"'lr_schedule': it would be ignored, for the warm-up takes all 100 steps"):
+        train(Request("linreg", tmp_path / "run", changes={**changes, "lr_warmup_steps": 100}), quiet)
 
 
 def test_a_split_of_the_data_leaves_no_use_for_a_share(data: dict[str, str], tmp_path: Path) -> None:
@@ -135,7 +144,6 @@ def recipe():
         ({"keep_weights": "best", "log_every": 2}, "log_every"),
         ({"validation_share": 0.2}, "validation_share"),
         ({"dampening": 0.5}, "dampening"),
-        ({"micro_batch_size": 300, "batch_size": 200}, "micro_batch_size"),
         ({"optimizer": "rprop", "lr_schedule": "cosine"}, "lr_schedule"),
         ({"optimizer": "rprop", "lr_warmup_steps": 5}, "lr_warmup_steps"),
         ({"optimizer": "lbfgs", "compile": "step"}, "compile"),

@@ -82,6 +82,13 @@ def test_the_root_is_no_run_directory() -> None:
         rundir.unfinished_path(Path("/"))
 
 
+def test_a_finished_run_takes_away_what_killed_processes_left(tmp_path: Path) -> None:
+    finish_run(tmp_path / "run.replaced-1234", "left behind")
+    finish_run(tmp_path / "run.replaced-by-me", "another run")
+    finish_run(tmp_path / "run", "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.replaced-by-me"]
+
+
 def test_one_process_at_a_time_writes_a_run(tmp_path: Path) -> None:
     writer = RunWriter(tmp_path / "run", is_resumed=False)
 
