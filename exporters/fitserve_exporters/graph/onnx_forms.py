@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -37,13 +37,6 @@ class OnnxForms(TorchFunctionMode):
             return func(*args, **given)
         answer = form(*args, **given)
         return func(*args, **given) if answer is NotImplemented else answer
-
-
-class _Selected(NamedTuple):
-    """Values and their places along an axis, as torch returns them."""
-
-    values: Tensor
-    indices: Tensor
 
 
 def _log_sigmoid(x: Tensor) -> Tensor:
@@ -151,13 +144,20 @@ def _copysign(x: Tensor, other: Tensor | float) -> Tensor:
 
 
 def _median(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
-    return NotImplemented if dim is None else _kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+    if dim is None:
+        return NotImplemented
+    return torch.return_types.median(_of_rank(x, (x.shape[dim] + 1) // 2, dim, keepdim))
 
 
-def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> _Selected:
+def _kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    return torch.return_types.kthvalue(_of_rank(x, k, dim, keepdim))
+
+
+def _of_rank(x: Tensor, k: int, dim: int, keepdim: bool) -> tuple[Tensor, Tensor]:
+    """Returns the k-th smallest values along an axis, and their places."""
     values, indices = torch.sort(x, dim)
-    picked = [one.narrow(dim, k - 1, 1) for one in (values, indices)]
-    return _Selected(*(picked if keepdim else [one.squeeze(dim) for one in picked]))
+    value, index = values.narrow(dim, k - 1, 1), indices.narrow(dim, k - 1, 1)
+    return (value, index) if keepdim else (value.squeeze(dim), index.squeeze(dim))
 
 
 def _searchsorted(

@@ -90,8 +90,18 @@ class Odd(nn.Module):
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         one = {name: function(x) for name, function in ELEMENTWISE.items()}
         two = {name: function(x, x.flip(1)) for name, function in PAIRWISE.items()}
-        along = {"cumprod": x.cumprod(1), "logcumsumexp": x.logcumsumexp(1), "median": x.median(1).values}
+        along = {"cumprod": x.cumprod(1), "logcumsumexp": x.logcumsumexp(1), "second": x.kthvalue(2, 1).values}
         return one | two | along
+
+
+def test_values_and_places_are_served_in_torchs_order(tmp_path: Path) -> None:
+    class Median(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return x.median(1)
+
+    published = fitserve_exporters.export(Median(), EVEN, tmp_path, "m")
+    session = onnxruntime.InferenceSession(str(published.folder / MODEL_FILE))
+    assert [answer.tolist() for answer in session.run(None, {"x": EVEN.numpy()})] == [[2.5, 1.0], [2, 2]]
 
 
 def test_served_answers_are_torchs_beyond_the_example(tmp_path: Path) -> None:
