@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _carry_out(options: argparse.Namespace) -> int:
     try:
-        return _train(options) if options.index is None else _index(options.index)
+        return _train(options) if options.index is None else _index(options)
     except UsageError as error:
         return _fail(str(error), 2)
     except RunStoppedError as error:
@@ -129,7 +129,11 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _index(runs: Path) -> int:
+def _index(options: argparse.Namespace) -> int:
+    others = [key for key, value in vars(options).items() if value and key != "index"]
+    if others:
+        raise UsageError(f"--index: expected nothing beside it, got {', '.join(others)}")
+    runs: Path = options.index
     if not runs.is_dir():
         raise UsageError(f"folder of runs {runs}: expected a folder, found none")
     from fitserve_training.report import write_index

@@ -56,6 +56,8 @@ def test_list_and_a_wrong_recipe_need_no_torch() -> None:
         (["linreg", "--device", "tpu"], "setting 'device': expected auto, cpu, cuda or cuda:N, got 'tpu'"),
         (["linreg", "--config", "absent.toml"], "config file absent.toml: No such file or directory"),
         (["lenet", "--data-dir", "absent"], "data directory absent: expected an existing directory, found none"),
+        (["linreg", "--index", "runs"], "--index: expected nothing beside it, got recipe"),
+        (["--index", "runs", "--set", "lr=1"], "--index: expected nothing beside it, got set"),
         (["linreg", "--resume"], "expected a run to resume, found none; start it without --resume"),
     ],
 )
