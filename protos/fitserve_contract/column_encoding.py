@@ -7,7 +7,7 @@ Shapes: B rows, D numbers, K categories.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -40,15 +40,20 @@ def encoded(table: TableColumns, inputs: Mapping[str, Array]) -> dict[str, Array
 def _numbers(column: Column, array: Array) -> Array:
     if column.kind is ColumnKind.NUMBER:
         return array
-    values = np.array([read_amount(_text(cell)) for cell in array.reshape(-1)], np.float64)
     with np.errstate(over="ignore"):
-        return values.astype(np.float32).reshape(array.shape)
+        return _each(array, read_amount).astype(np.float64).astype(np.float32)
 
 
 def _codes(column: Column, array: Array) -> Array:
     codes = column.codes()
-    found = [codes.get(_text(cell), OTHER) for cell in array.reshape(-1)]
-    return np.array(found, np.int64).reshape(array.shape)
+    return _each(array, lambda cell: codes.get(cell, OTHER)).astype(np.int64)
+
+
+def _each(array: Array, read: Callable[[str], float]) -> Array:
+    """Reads every cell, each different one once."""
+    cells = array.reshape(-1).tolist()
+    known = {cell: read(_text(cell)) for cell in set(cells)}
+    return np.array(list(map(known.__getitem__, cells))).reshape(array.shape)
 
 
 def _text(cell: bytes | str) -> str:

@@ -237,13 +237,14 @@ def served_cells(column: Column, cells: Sequence[str], first_line: int = 1) -> A
         texts = np.empty((len(cells), 1), object)
         texts[:, 0] = [cell.encode() for cell in cells]
         return texts
-    values = np.empty((len(cells), 1), np.float32)
-    for row, cell in enumerate(cells):
+    known: dict[str, float] = {}
+    for cell in dict.fromkeys(cells):
         try:
-            values[row, 0] = read_number(cell)
+            known[cell] = read_number(cell)
         except ColumnError as error:
-            raise ColumnError(f"line {first_line + row}, column {column.name!r}: {error}") from None
-    return values
+            line = first_line + cells.index(cell)
+            raise ColumnError(f"line {line}, column {column.name!r}: {error}") from None
+    return np.array([known[cell] for cell in cells], np.float64).astype(np.float32).reshape(-1, 1)
 
 
 def plain_label(label: str) -> str:

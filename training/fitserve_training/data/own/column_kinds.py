@@ -7,6 +7,7 @@ texts that recur are categories. What only numbers or names the rows is left out
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,14 +42,6 @@ _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*|[0-9]{1,2}[./-][0-9]{1,
 
 
 @dataclass
-class _Spelling:
-    """One text of a column: how many cells have it, and the line of the first."""
-
-    count: int
-    line: int
-
-
-@dataclass
 class ColumnTally:
     """The different cells of one column.
 
@@ -59,7 +52,8 @@ class ColumnTally:
 
     path: Path
     name: str
-    _spellings: dict[str, _Spelling] = field(default_factory=dict)
+    _counts: Counter[str] = field(default_factory=Counter)
+    _lines: dict[str, int] = field(default_factory=dict)
 
     def add(self, cells: Sequence[str], first_line: int) -> None:
         """Counts the cells of a block of rows.
@@ -68,17 +62,15 @@ class ColumnTally:
             cells: In order.
             first_line: Line number of the first.
         """
-        known = self._spellings
-        for line, cell in enumerate(cells, start=first_line):
-            if (spelling := known.get(cell)) is None:
-                known[cell] = _Spelling(1, line)
-            else:
-                spelling.count += 1
+        lines = range(first_line + len(cells) - 1, first_line - 1, -1)
+        # Of equal cells the last one is kept: from behind, the first in the file.
+        self._lines = dict(zip(reversed(cells), lines, strict=True)) | self._lines
+        self._counts.update(cells)
 
     def is_index(self) -> bool:
         """Tells whether the column only numbers or names the rows: called like one, and another value in every row."""
-        cells = {cell.strip() for cell in self._spellings}
-        if len(cells) < sum(one.count for one in self._spellings.values()):
+        cells = {cell.strip() for cell in self._counts}
+        if len(cells) < self._counts.total():
             return False
         return bool(IDENTIFIERS.fullmatch(self.name)) or (
             bool(COUNTERS.fullmatch(self.name)) and all(cell.isdigit() for cell in cells)
@@ -96,7 +88,7 @@ class ColumnTally:
         Raises:
             UsageError: numbers with a few texts among them, or amounts that cannot be read; the message names the line.
         """
-        kinds = {cell: cell_kind(cell) for cell in self._spellings}
+        kinds = {cell: cell_kind(cell) for cell in self._counts}
         present = {kind for kind in kinds.values() if kind is not CellKind.EMPTY}
         if not present and not is_category:
             return None, "for every cell is empty"
@@ -114,9 +106,9 @@ class ColumnTally:
 
     def _texts(self) -> tuple[ColumnKind | None, str]:
         counts: dict[str, int] = {}
-        for cell, spelling in self._spellings.items():
+        for cell, count in self._counts.items():
             trimmed = trimmed_category(cell)
-            counts[trimmed] = counts.get(trimmed, 0) + spelling.count
+            counts[trimmed] = counts.get(trimmed, 0) + count
         counts.pop("", None)
         is_unique = len(counts) > _MOST_RARE and 2 * len(counts) > sum(counts.values())
         hint = "; columns of its year, month or weekday would do" if self._is_mostly(_DATE.fullmatch) else ""
@@ -139,7 +131,7 @@ class ColumnTally:
 
     def _check_readable(self) -> None:
         """Refuses amounts that the served graph cannot read: beyond float32, or with other spaces than blanks."""
-        for cell in self._spellings:
+        for cell in self._counts:
             if abs(read_amount(cell)) > _LARGEST:
                 raise self._refusal(cell, "expected an amount such as 1,234.5", "correct it")
 
@@ -149,21 +141,21 @@ class ColumnTally:
             (_MONEY, "numbers without a currency", "remove the currency signs"),
         ):
             if self._is_mostly(pattern.fullmatch):
-                cell = next(cell for cell in self._spellings if pattern.fullmatch(cell.strip()))
+                cell = next(cell for cell in self._counts if pattern.fullmatch(cell.strip()))
                 raise self._refusal(cell, f"expected {expected}", cure)
 
     def _check_unmixed(self, words: Sequence[str], distinct_count: int) -> None:
         is_few = len(words) <= max(_FEW_WORDS, _FEW_SHARE * distinct_count)
-        if is_few and 2 * len(words) < sum(cell_kind(cell) is not CellKind.EMPTY for cell in self._spellings):
-            first = min(words, key=lambda cell: self._spellings[cell].line)
+        if is_few and 2 * len(words) < sum(cell_kind(cell) is not CellKind.EMPTY for cell in self._counts):
+            first = min(words, key=self._lines.__getitem__)
             raise self._refusal(first, "expected a finite number", "correct it")
 
     def _refusal(self, cell: str, expected: str, cure: str) -> UsageError:
         return UsageError(
-            f"{self.path} line {self._spellings[cell].line}, column {self.name!r}: {expected}, got {cell[:80]!r}; "
+            f"{self.path} line {self._lines[cell]}, column {self.name!r}: {expected}, got {cell[:80]!r}; "
             f"{cure}, or --set data.categories={self.name} for a category of each value, or --set data.drop={self.name}"
         )
 
     def _is_mostly(self, matches: Callable[[str], object]) -> bool:
-        present = {cell: one.count for cell, one in self._spellings.items() if cell_kind(cell) is not CellKind.EMPTY}
+        present = {cell: count for cell, count in self._counts.items() if cell_kind(cell) is not CellKind.EMPTY}
         return 2 * sum(count for cell, count in present.items() if matches(cell.strip())) > sum(present.values())

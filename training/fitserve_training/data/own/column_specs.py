@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
@@ -60,7 +61,7 @@ def _input_name(name: str, place: int, taken: Collection[str], names: Collection
 
 def _uselessness(kind: ColumnKind, cells: Sequence[str]) -> str:
     if kind is not ColumnKind.CATEGORY:
-        is_empty = all(cell_kind(cell) is CellKind.EMPTY for cell in cells)
+        is_empty = all(cell_kind(cell) is CellKind.EMPTY for cell in set(cells))
         return "for it is empty in every row to train on" if is_empty else ""
     counts = _counts(cells)
     if not any(count >= _FEWEST for value, count in counts.items() if value):
@@ -71,7 +72,7 @@ def _uselessness(kind: ColumnKind, cells: Sequence[str]) -> str:
 def _column(name: str, title: str, kind: ColumnKind, cells: Sequence[str]) -> Column:
     if kind is not ColumnKind.CATEGORY:
         read = read_number if kind is ColumnKind.NUMBER else read_amount
-        return Column(name, title, kind, has_missing=any(math.isnan(read(cell)) for cell in cells))
+        return Column(name, title, kind, has_missing=any(math.isnan(read(cell)) for cell in set(cells)))
     spellings: dict[str, dict[str, None]] = {}
     for cell in dict.fromkeys(cells):
         spellings.setdefault(trimmed_category(cell), {})[cell] = None
@@ -82,7 +83,7 @@ def _column(name: str, title: str, kind: ColumnKind, cells: Sequence[str]) -> Co
 
 def _counts(cells: Sequence[str]) -> dict[str, int]:
     counts: dict[str, int] = {}
-    for cell in cells:
+    for cell, count in Counter(cells).items():
         value = trimmed_category(cell)
-        counts[value] = counts.get(value, 0) + 1
+        counts[value] = counts.get(value, 0) + count
     return counts
