@@ -22,7 +22,7 @@ def library(name: str) -> Any:
     """Imports a module of torchvision or timm, or skips the test with the way to get it."""
     _prepare()
     if importlib.util.find_spec(name.partition(".")[0]) is None:
-        pytest.skip(f"{name.partition('.')[0]} is not installed: `make check-slow` puts it into {FOLDER.name}")
+        pytest.skip(f"{name.partition('.')[0]} is not installed: `make check-slow` puts it into {FOLDER}")
     return importlib.import_module(name)
 
 
