@@ -208,7 +208,9 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path) -> None:
     other = small_checkpoint(tmp_path / "other")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
-    with pytest.raises(UsageError, match=r"expected an encoder of texts with an attention mask, .* got model type gpt2"):
+    with pytest.raises(
+        UsageError, match=r"expected an encoder of texts with an attention mask, .* got model type gpt2"
+    ):
         trained(tmp_path / "run", model__weights=str(other))
     assert not (tmp_path / "run.unfinished").exists()
 
