@@ -21,7 +21,7 @@ PICTURES, TEXTS = "AutoModelForImageClassification", "AutoModelForSequenceClassi
 """Classes of transformers that make a classifier of any architecture that has one."""
 
 _KINDS = {PICTURES: "pictures", TEXTS: "texts"}
-_OTHER_RECIPES = {PICTURES: TEXTS, TEXTS: PICTURES}
+_OTHER_MAKER = {PICTURES: TEXTS, TEXTS: PICTURES}
 _ODD_COUNT = 7919
 """Outputs that no layer of a network has by chance: those that have are the head."""
 
@@ -49,8 +49,8 @@ def check_kind(weights: str, config: Mapping[str, Any], maker: str) -> None:
     if kind in _names(maker):
         return
     found = f"'{kind}'"
-    if kind in _names(_OTHER_RECIPES[maker]):
-        found = f"'{kind}', which is for {_KINDS[_OTHER_RECIPES[maker]]}"
+    if kind in _names(_OTHER_MAKER[maker]):
+        found = f"'{kind}', which is for {_KINDS[_OTHER_MAKER[maker]]}"
     raise UsageError(
         f"model.weights {weights}: expected a checkpoint of an encoder of {_KINDS[maker]} that transformers can make "
         f"classify, got model_type {found}"
