@@ -64,15 +64,17 @@ def test_an_encoder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert manifest.files_for_callers == ("encoder.json", "preprocessor_config.json")
     with serving(repository) as server:
         check_answers(url(server), "colours", run)
-        file = tmp_path / "pictures" / "blue" / "3.png"
+        file = tmp_path / "noise.png"
+        Image.fromarray(random.integers(0, 256, (40, 30, 3)).astype(np.uint8)).save(file)
         capsys.readouterr()
         assert client.main(["predict", "colours", str(file), "--server", url(server), "--json"]) == 0
         answer = json.loads(capsys.readouterr().out)["answers"][0]
-    resized = Image.open(file).resize((16, 16), Image.Resampling.BILINEAR)
-    pixels_BCHW = torch.from_numpy(np.asarray(resized).transpose(2, 0, 1)[None].astype(np.float32) / 255)
-    shares = open_run(run).module(pixels_BCHW).softmax(dim=1)[0]
-    assert answer[0]["name"] == "blue"
-    assert answer[0]["probability"] == pytest.approx(float(shares.max()), abs=1e-4)
+    shares = {}
+    for filter_ in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+        pixels_CHW = np.asarray(Image.open(file).resize((16, 16), filter_)).transpose(2, 0, 1).astype(np.float32) / 255
+        shares[filter_] = float(open_run(run).module(torch.from_numpy(pixels_CHW[None])).softmax(dim=1).max())
+    assert answer[0]["probability"] == pytest.approx(shares[Image.Resampling.BILINEAR], abs=1e-5)
+    assert abs(shares[Image.Resampling.BICUBIC] - shares[Image.Resampling.BILINEAR]) > 1e-4
 
 
 def test_an_encoder_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
