@@ -142,7 +142,7 @@ def _kinds(
 
 
 def _rows(cells: Sequence[str], rows: Tensor) -> list[str]:
-    return [cells[row] for row in rows.tolist()]
+    return list(map(cells.__getitem__, rows.tolist()))
 
 
 def read_rows(path: Path) -> CsvTable:
