@@ -27,7 +27,7 @@ PACKAGES := fitserve_contract fitserve_oip fitserve_training fitserve_exporters 
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-locked demo train-and-export serve bench bench-serve bench-overload gpu-check hostile chaos soak sbom test check check-slow lint types layers protos protos-check format reproduce clean
+.PHONY: help setup setup-locked demo train-and-export serve bench bench-serve drill-data bench-overload gpu-check hostile chaos soak sbom test check check-slow lint types layers protos protos-check format reproduce clean
 
 help: ## list the targets and variables
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
@@ -85,6 +85,9 @@ gpu-check: setup ## train, export, serve and benchmark LeNet on a GPU, and repor
 
 hostile: setup ## 1,000,000 hostile requests and 1,000 hostile models while innocents measure
 	$(BIN)/fitserve-bench hostile --requests 1000000 --models 1000 --output-dir $(RESULTS)
+
+drill-data: setup ## train on data larger than memory, made by the drill, under a limit of 4 GB, into RESULTS
+	$(BIN)/fitserve-bench large-data --output-dir $(RESULTS)
 
 bench-overload: setup ## ten times what a server can do, and what it does meanwhile, into RESULTS
 	$(BIN)/fitserve-bench overload --output-dir $(RESULTS)

@@ -17,6 +17,7 @@ from fitserve_benchmarks.fault_commands import FAULT_COMMANDS, add_fault_command
 from fitserve_benchmarks.first_request_command import add_first_request, first_request
 from fitserve_benchmarks.hostile_commands import HOSTILE_COMMANDS, add_hostile_commands
 from fitserve_benchmarks.joining.command import add_joining, joining
+from fitserve_benchmarks.large_data.command import add_large_data, large_data
 from fitserve_benchmarks.latency_command import add_latency, check_trials, latency
 from fitserve_benchmarks.option_values import positive_numbers
 from fitserve_benchmarks.overload_command import add_overload, overload
@@ -97,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
             "joining", formatter_class=formatter, help="which models' requests share a run, and why not"
         )
     )
+    add_large_data(commands)
     add_first_request(
         commands.add_parser("first-request", formatter_class=formatter, help="what a server's first request costs")
     )
@@ -290,4 +292,5 @@ _COMMANDS: Final = {
     **HOSTILE_COMMANDS,
     "overload": overload,
     "joining": joining,
+    "large-data": large_data,
 }

@@ -41,13 +41,19 @@ def evaluate(
     was_training = model.training
     model.eval()
     sums = torch.zeros(objective.sum_count, dtype=torch.float64, device=split.targets.device)
-    found = []
+    every, done = torch.empty(0), 0
     with torch.inference_mode():
         for batch in split.chunks(_CHUNK):
             outputs = _outputs(model, batch.inputs, autocast)
             sums += objective.sums(outputs, batch.targets, objective.loss(outputs, batch.targets))
-            found.append(outputs)
-        outputs = _in_order(torch.cat(found), split)
+            # One tensor for all: small ones that are kept would lie where the last chunk's inputs were, and the next
+            # chunk's would not fit there; memory grew by a chunk with each.
+            if not done:
+                row_count = len(split) * len(outputs) // len(batch.targets)
+                every = outputs.new_empty((row_count, *outputs.shape[1:]))
+            every[done : done + len(outputs)] = outputs
+            done += len(outputs)
+        outputs = _in_order(every, split)
     model.train(was_training)
     metrics = objective.metrics(sums.tolist(), len(split)) | objective.figures(outputs, split.targets)
     return Evaluation(metrics, outputs)

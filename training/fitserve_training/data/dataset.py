@@ -18,7 +18,7 @@ _TOKENS_PER_CHUNK = {"cpu": 1024, "cuda": 65536}
 """Padded sequences are evaluated in chunks of at most so many tokens: on a CPU what its cache holds, on a GPU what
 keeps it busy."""
 
-_VALUES_PER_CHUNK = 1 << 23
+_VALUES_PER_CHUNK = 1 << 22
 """Other examples in chunks of at most so many values of an input: pictures of 224 x 224 fill memory otherwise."""
 
 _LARGEST_BYTE = 255
@@ -115,8 +115,7 @@ class Split:
         In order; padded sequences by length and cut to it.
         """
         if self.lengths is None or (order := self.chunk_order()) is None:
-            largest = max(prod(shape) for shape in self.input_shapes)
-            size = max(1, min(size, _VALUES_PER_CHUNK // max(1, largest)))
+            size = self._bounded(size)
             for start in range(0, len(self), size):
                 end = start + size
                 yield Batch(self._values(self._kept_span(start, end)), self.targets[start:end])
@@ -129,6 +128,11 @@ class Split:
             width = max(1, lengths[end - 1])
             inputs = tuple(x.index_select(0, rows.to(x.device))[:, :width] for x in self.inputs)
             yield Batch(self._values(inputs), self.targets.index_select(0, places))
+
+    def _bounded(self, size: int) -> int:
+        """Bounds how many examples are taken at once by how large they are."""
+        largest = max(prod(shape) for shape in self.input_shapes)
+        return max(1, min(size, _VALUES_PER_CHUNK // max(1, largest)))
 
     def _kept_span(self, start: int, end: int) -> tuple[Tensor, ...]:
         if self.rows is None:
@@ -155,7 +159,8 @@ class Split:
         if self.rows is None:
             return values.to(device, non_blocking=True)
         moved = torch.empty((len(self), *values.shape[1:]), dtype=values.dtype, device=device)
-        for rows, place in zip(torch.split(self.rows, _ROWS_AT_ONCE), torch.split(moved, _ROWS_AT_ONCE), strict=True):
+        size = self._bounded(_ROWS_AT_ONCE)
+        for rows, place in zip(torch.split(self.rows, size), torch.split(moved, size), strict=True):
             place.copy_(values.index_select(0, rows))
         return moved
 
@@ -248,11 +253,11 @@ class DataSet:
 def split_sha256(split: Split) -> str:
     """Gives the SHA-256 of a split's tensors as batches have them: dtype, shape, row-major bytes, the inputs first."""
     digest = hashlib.sha256()
-    count = len(split)
+    count, size = len(split), split._bounded(_ROWS_AT_ONCE)
     for place, (shape, dtype) in enumerate(zip(split.input_shapes, split.input_dtypes, strict=True)):
         digest.update(f"{_numpy_dtype(dtype)}{(count, *shape)}".encode())
-        for start in range(0, count, _ROWS_AT_ONCE):
-            rows = split._values(split._kept_span(start, start + _ROWS_AT_ONCE))[place]
+        for start in range(0, count, size):
+            rows = split._values(split._kept_span(start, start + size))[place]
             digest.update(rows.detach().cpu().contiguous().numpy().data)
     targets = split.targets.detach().cpu().contiguous().numpy()
     digest.update(f"{targets.dtype.str}{targets.shape}".encode())

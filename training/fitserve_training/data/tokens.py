@@ -9,12 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from fitserve_contract.checkpoints import Checkpoint, CheckpointError, check_tokenizer, max_token_count
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.pretrained import told
 from fitserve_training.data.sentences import Corpus, Sentences
+from fitserve_training.data.store.tensors import tensor_of
+from fitserve_training.data.token_rows import token_rows
 from fitserve_training.errors import UsageError
 
 if TYPE_CHECKING:
@@ -148,8 +151,7 @@ def _cut_note(cut: int, count: int, length: int) -> str:
 
 def _encoded(sentences: Sentences, tokenizer: Tokenizer) -> tuple[Split, int]:
     """Encodes sentences; returns how many of them are cut beside the split."""
-    encodings = tokenizer.encode_batch(list(sentences.texts))
-    ids_NS = torch.tensor([encoding.ids for encoding in encodings], dtype=torch.int64)
-    mask_NS = torch.tensor([encoding.attention_mask for encoding in encodings], dtype=torch.int64)
-    cut = sum(bool(encoding.overflowing) for encoding in encodings)
-    return Split((ids_NS, mask_NS), sentences.labels, mask_NS.sum(dim=1)), cut
+    rows = token_rows(sentences.texts, tokenizer)
+    kept = (tensor_of(rows.ids), tensor_of(rows.mask))
+    lengths = torch.from_numpy(rows.lengths.astype(np.int64))
+    return Split(kept, sentences.labels, lengths, dtypes=(torch.int64, torch.int64)), rows.cut_count

@@ -36,6 +36,9 @@ _MOST_LABELS: Final = 100_000
 _TALLIED_ROWS: Final = 2_000
 """Of the first rows every cell is tallied, which says how many numbers a column has beside what is none."""
 
+_MOST_TOLD: Final = 1_000
+"""Different texts behind the first rows that are tallied: more are no mistakes, whatever they are."""
+
 _WHOLE_UP_TO: Final = 2.0**24
 """float32 has each whole number up to here."""
 
@@ -263,7 +266,7 @@ def _fill(source: _Source, names: Sequence[str], label: str, most_rows: int, wri
 
 @dataclass
 class _NumberColumn:
-    """Reads the cells of a column, and keeps what is no plain number; `too_large` names one that float32 does not hold."""
+    """Reads the cells of a column, and keeps what is no plain number; `too_large` names what float32 does not hold."""
 
     path: Path
     name: str
@@ -272,6 +275,7 @@ class _NumberColumn:
     _is_whole: bool = True
     _is_rounded: bool = False
     _is_odd: bool = False
+    _told: set[str] = field(default_factory=set)
     _tally: ColumnTally = field(init=False)
 
     def __post_init__(self) -> None:
@@ -310,8 +314,10 @@ class _NumberColumn:
         known = {text: self._odd_value(text) for text in set(texts)}
         values[rows] = [known[text] for text in texts]
         for row, text in zip((first_row + rows).tolist(), texts, strict=True):
-            if row >= _TALLIED_ROWS and cell_kind(text) is not CellKind.NUMBER:
-                self._tally.add((text,), FIRST_LINE + row)
+            if row >= _TALLIED_ROWS and text not in self._told and len(self._told) < _MOST_TOLD:
+                self._told.add(text)
+                if cell_kind(text) is not CellKind.NUMBER:
+                    self._tally.add((text,), FIRST_LINE + row)
         return values
 
     def _odd_value(self, text: str) -> float:

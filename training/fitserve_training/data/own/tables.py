@@ -31,6 +31,9 @@ from fitserve_training.data.store.rows import is_on_disk
 from fitserve_training.errors import UsageError
 
 _FEWEST_ROWS = 4
+_MEMORY_PER_BYTE = 16
+"""Cells in memory, an object each, take so many times the bytes of their file."""
+
 _IN_MEMORY = "read into memory, for not all columns are plain numbers"
 
 
@@ -46,7 +49,7 @@ def load_table(path: Path, settings: TableSettings) -> DataSet:
         UsageError: no such column, or a cell that may be a mistake; the message names line and column.
     """
     check_present(path)
-    is_large = is_on_disk(0, path.stat().st_size)
+    is_large = is_on_disk(_MEMORY_PER_BYTE * path.stat().st_size)
     if is_large and (data := load_large_table(path, settings)) is not None:
         return data
     table = read_rows(path)
