@@ -144,7 +144,7 @@ def test_a_file_of_settings_may_ask_for_more_epochs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_schedule_over_all_epochs_is_not_stretched(tmp_path: Path, schedule: str) -> None:
-    run_dir = begun(tmp_path / "run", lr_schedule=schedule)
+    run_dir = begun(tmp_path / "run", lr_schedule=schedule, lr_warmup_steps=2)
     with pytest.raises(UsageError, match=f"'epochs': the run has 3, over which lr_schedule={schedule} brings"):
         resumed(run_dir, epochs=9)
 
