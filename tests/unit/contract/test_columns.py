@@ -172,6 +172,13 @@ def test_another_file_is_refused(tmp_path: Path, content: bytes, text: str) -> N
 
 
 def test_labels_with_thousands_separators_are_numbers() -> None:
-    labels = {"1,234": "1234", " -1,234,567.5 ": "-1234567.5", "1,23": "1,23", "0,123": "0,123", "a, b": "a, b", "u\u0308": "\u00fc"}
+    labels = {
+        "1,234": "1234",
+        " -1,234,567.5 ": "-1234567.5",
+        "1,23": "1,23",
+        "0,123": "0,123",
+        "a, b": "a, b",
+        "u\u0308": "\u00fc",
+    }
     assert {label: plain_label(label) for label in labels} == labels
     assert class_name("1,000.0") == "1000"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fitserve_contract.columns import COLUMNS_FILE, TableColumns
+from fitserve_training.config import Values
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.own.table_settings import TableSettings
 from fitserve_training.data.own.tables import load_table
@@ -26,7 +27,7 @@ ROWS = 60
 LABELS = ["up", "down"] * (ROWS // 2)
 
 
-def written(path: Path, columns: dict[str, Sequence[Any]], encoding: str = "utf-8") -> Path:
+def written(path: Path, columns: Mapping[str, Sequence[Any]], encoding: str = "utf-8") -> Path:
     with path.open("w", newline="", encoding=encoding) as file:
         writer = csv.writer(file)
         writer.writerow(columns)
@@ -34,7 +35,7 @@ def written(path: Path, columns: dict[str, Sequence[Any]], encoding: str = "utf-
     return path
 
 
-def loaded(tmp_path: Path, columns: dict[str, Sequence[Any]], **settings: Any) -> DataSet:
+def loaded(tmp_path: Path, columns: Mapping[str, Sequence[Any]], **settings: Any) -> DataSet:
     path = written(tmp_path / "t.csv", {**columns, "label": settings.pop("labels", LABELS)})
     return load_table(path, TableSettings("label", "auto", 0.2, 0, **settings))
 
@@ -178,7 +179,7 @@ def passengers(path: Path, count: int = 120) -> Path:
 
 def test_a_mixed_table_is_learned_and_opened_again(tmp_path: Path) -> None:
     path = passengers(tmp_path / "p.csv")
-    settings = {"data.name": str(path), "data.label": "survived", "epochs": 25, "threads": 1}
+    settings: Values = {"data.name": str(path), "data.label": "survived", "epochs": 25, "threads": 1}
     said: list[str] = []
 
     run = open_run(train(Request("mlp", tmp_path / "run", changes=settings), said.append))
@@ -194,7 +195,7 @@ def test_a_mixed_table_is_learned_and_opened_again(tmp_path: Path) -> None:
 
 def test_missing_values_of_plain_numbers_become_the_median_inside_the_model(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", {"a": cycled(1, 2, "", 9, 2), "b": cycled(1, 2), "label": LABELS})
-    settings = {"data.name": str(path), "data.label": "label", "epochs": 1, "threads": 1}
+    settings: Values = {"data.name": str(path), "data.label": "label", "epochs": 1, "threads": 1}
 
     run = open_run(train(Request("mlp", tmp_path / "run", changes=settings), lambda _line: None))
 
@@ -207,7 +208,7 @@ def test_missing_values_of_plain_numbers_become_the_median_inside_the_model(tmp_
 
 def test_codes_that_no_training_row_has_stand_for_nothing(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", {"a": cycled("x", "y"), "b": cycled("u", "v"), "label": LABELS})
-    settings = {"data.name": str(path), "data.label": "label", "epochs": 2, "threads": 1}
+    settings: Values = {"data.name": str(path), "data.label": "label", "epochs": 2, "threads": 1}
     run = open_run(train(Request("mlp", tmp_path / "run", changes=settings), lambda _line: None))
     assert isinstance(run.module, TableNetwork)
     assert run.module.embedding is not None
