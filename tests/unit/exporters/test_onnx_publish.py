@@ -326,7 +326,7 @@ def word_scores() -> onnx.ModelProto:
 
 def scores_of(words: np.ndarray[Any, Any], x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     known = {"ja": 1.0, "Köln": 2.0}
-    return np.array([[known.get(word, -1.0)] for word in words.reshape(-1)], np.float32) * x
+    return np.asarray(np.array([[known.get(word, -1.0)] for word in words.reshape(-1)], np.float32) * x)
 
 
 @pytest.mark.parametrize("dtype", [object, str])

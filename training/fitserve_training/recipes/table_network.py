@@ -11,6 +11,7 @@ from fitserve_training.data.moments import column_of
 from fitserve_training.recipes.own_data import scale, set_scale
 
 EMBEDDING_SIZE = 8
+"""Features of each category, whatever its number of values."""
 
 
 class TableNetwork(nn.Module):
