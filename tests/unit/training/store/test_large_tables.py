@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from fitserve_training import rundir
 from fitserve_training.data.dataset import DataSet
-from fitserve_training.data.own import plain_tables
+from fitserve_training.data.own import plain_columns, plain_tables
 from fitserve_training.data.own.large_tables import load_large_table
 from fitserve_training.data.own.table_settings import TableSettings
 from fitserve_training.data.own.tables import load_table
@@ -49,7 +49,7 @@ def stored_in(folder: Path, residence: str) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plain_tables, "_BLOCK_BYTES", 300)
-    monkeypatch.setattr(plain_tables, "_TALLIED_ROWS", 7)
+    monkeypatch.setattr(plain_columns, "_TALLIED_ROWS", 7)
 
 
 def written(path: Path, columns: dict[str, Sequence[Any]]) -> Path:
@@ -114,13 +114,13 @@ def tables(draw: st.DrawFn) -> dict[str, list[str]]:
     }
 
 
-@given(tables(), st.sampled_from([25, plain_tables._MOST_LABELS]), st.sampled_from(["auto", "regression"]))
+@given(tables(), st.sampled_from([25, plain_columns._MOST_LABELS]), st.sampled_from(["auto", "regression"]))
 @settings(deadline=None, max_examples=50)
 def test_a_table_is_the_same_by_blocks_and_in_memory(columns: dict[str, list[str]], most: int, task: str) -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch:
         path = written(Path(name) / "t.csv", columns)
         expected = outcome(path, "memory", TableSettings("label", task, 0.2, 0))
-        patch.setattr(plain_tables, "_MOST_LABELS", most)
+        patch.setattr(plain_columns, "_MOST_LABELS", most)
         found = outcome(path, "disk", TableSettings("label", task, 0.2, 0))
         if isinstance(expected, str) and most == 25 and "label: expected a finite number" in expected:
             assert found.partition("number")[0] == expected.partition("number")[0]  # the line is the same

@@ -9,17 +9,17 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from fitserve_contract.columns import NUMBER_PATTERN, CellKind, ColumnError, cell_kind, read_number
+from fitserve_contract.columns import ColumnError
 from fitserve_contract.csv_table import FIRST_LINE, check_row, checked_header
-from fitserve_training.data.own.column_kinds import ColumnTally
 from fitserve_training.data.own.kinds import COUNTERS, IDENTIFIERS
+from fitserve_training.data.own.plain_columns import Labels, MixedColumnError, NumberColumn
 from fitserve_training.data.own.table_settings import TableSettings, label_place, named_columns
 from fitserve_training.data.store.array_file import Array, ArrayPlan
 from fitserve_training.data.store.bar import counted
@@ -28,19 +28,6 @@ from fitserve_training.errors import UsageError
 
 _FORMAT: Final = "plain-table-1"
 _BLOCK_BYTES: Final = 8 << 20
-_CODE_PATTERN: Final = r"^[+-]?0[0-9]+$"
-_LARGEST: Final = float(np.finfo(np.float32).max)
-_MOST_LABELS: Final = 100_000
-"""Different texts of labels that are kept; where there are more, only their numbers are."""
-
-_TALLIED_ROWS: Final = 2_000
-"""Of the first rows every cell is tallied, which says how many numbers a column has beside what is none."""
-
-_MOST_TOLD: Final = 1_000
-"""Different texts behind the first rows that are tallied: more are no mistakes, whatever they are."""
-
-_WHOLE_UP_TO: Final = 2.0**24
-"""float32 has each whole number up to here."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +53,6 @@ class PlainTable:
     label_codes: Array
     label_values: Array
     left_out: Mapping[str, str]
-
-
-class _MixedError(Exception):
-    """Columns hold more than plain numbers."""
 
 
 class _EmptyColumnsError(Exception):
@@ -105,7 +88,7 @@ def read_plain_table(path: Path, settings: TableSettings) -> PlainTable | None:
                 return _stored(source, names, label, (content, most_rows), left_out)
             except _EmptyColumnsError as error:
                 left_out |= {name: f"column {name!r} is left out, for every cell is empty" for name in error.args[0]}
-    except _MixedError:
+    except MixedColumnError:
         return None
 
 
@@ -185,7 +168,8 @@ def _index_columns(source: _Source, names: Sequence[str], content: str) -> list[
     def fill(_writer: Writer) -> dict[str, Any]:
         return {"found": [name for name in called if _is_index(source, name)]}
 
-    _, facts = stored_rows(key_of(_FORMAT, "index", content, called), {}, "row numbers", fill, _BLOCK_BYTES**2)
+    size = source.path.stat().st_size
+    _, facts = stored_rows(key_of(_FORMAT, "index", content, called), {}, "row numbers", fill, size)
     return list(facts["found"])
 
 
@@ -234,8 +218,8 @@ def _stored(
 
 
 def _fill(source: _Source, names: Sequence[str], label: str, most_rows: int, writer: Writer) -> dict[str, Any]:
-    columns = [_NumberColumn(source.path, name) for name in names]
-    labels = _Labels()
+    columns = [NumberColumn(source.path, name) for name in names]
+    labels = Labels()
     count = 0
     with counted("rows of the table", most_rows) as done:
         for first, (*cells, label_cells) in source.blocks([*names, label]):
@@ -262,147 +246,3 @@ def _fill(source: _Source, names: Sequence[str], label: str, most_rows: int, wri
         "notes": {column.name: note for column in columns if (note := column.note)},
         "label_texts": labels.texts,
     }
-
-
-@dataclass
-class _NumberColumn:
-    """Reads the cells of a column, and keeps what is no plain number; `too_large` names what float32 does not hold."""
-
-    path: Path
-    name: str
-    missing_count: int = 0
-    too_large: str = ""
-    _is_whole: bool = True
-    _is_rounded: bool = False
-    _is_odd: bool = False
-    _told: set[str] = field(default_factory=set)
-    _tally: ColumnTally = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._tally = ColumnTally(self.path, self.name)
-
-    @property
-    def note(self) -> str:
-        """What is lost of the column; empty where nothing is."""
-        if not (self._is_whole and self._is_rounded):
-            return ""
-        return f"float32 rounds its whole numbers, some of which are above {int(_WHOLE_UP_TO):,}"
-
-    def read(self, cells: Any, first_row: int) -> Array:
-        """Reads a block as float64 (B,), NaN where a cell is missing or no number."""
-        import pyarrow
-        import pyarrow.compute as pc
-
-        if first_row < _TALLIED_ROWS:
-            self._tally.add(cells.slice(0, _TALLIED_ROWS - first_row).to_pylist(), FIRST_LINE + first_row)
-        is_plain = pc.match_substring_regex(cells, f"^({NUMBER_PATTERN})$")
-        plain = cells if pc.all(is_plain).as_py() else pc.if_else(is_plain, cells, None)
-        values: Array = pc.cast(plain, pyarrow.float64()).to_numpy(zero_copy_only=False)
-        odd = ~is_plain.to_numpy(zero_copy_only=False) | _are_codes(cells, values)
-        if odd.any():
-            values = self._with_odd(values.copy(), cells, np.flatnonzero(odd), first_row)
-        if not self.too_large and (too_large := np.abs(values) > _LARGEST).any():
-            row = int(too_large.argmax())
-            self.too_large = f"{self.path} line {FIRST_LINE + first_row + row}, column {self.name!r}: "
-            self.too_large += f"expected a finite number, got {cells[row].as_py()[:80]!r}"
-        self.missing_count += int(np.isnan(values).sum())
-        self._note(values[~np.isnan(values)])
-        return values
-
-    def _with_odd(self, values: Array, cells: Any, rows: Array, first_row: int) -> Array:
-        texts = cells.take(rows).to_pylist()
-        known = {text: self._odd_value(text) for text in set(texts)}
-        values[rows] = [known[text] for text in texts]
-        for row, text in zip((first_row + rows).tolist(), texts, strict=True):
-            if row >= _TALLIED_ROWS and text not in self._told and len(self._told) < _MOST_TOLD:
-                self._told.add(text)
-                if cell_kind(text) is not CellKind.NUMBER:
-                    self._tally.add((text,), FIRST_LINE + row)
-        return values
-
-    def _odd_value(self, text: str) -> float:
-        if cell_kind(text) in (CellKind.EMPTY, CellKind.NUMBER):
-            try:
-                return read_number(text)
-            except ColumnError:
-                return float("inf")
-        self._is_odd = True
-        return float("nan")
-
-    def _note(self, present: Array) -> None:
-        self._is_whole = self._is_whole and bool((present == np.round(present)).all())
-        self._is_rounded = self._is_rounded or bool((np.abs(present) > _WHOLE_UP_TO).any())
-
-    def check(self, *, is_over: bool) -> None:
-        """Decides by all that is no plain number so far.
-
-        Args:
-            is_over: Whether that is all. Before, what looks like a mistake may turn out to be a category.
-
-        Raises:
-            UsageError: it may be a mistake; the message names the line.
-            _MixedError: the column holds something else than numbers.
-        """
-        if not self._is_odd:
-            return
-        try:
-            self._tally.decide(is_category=False)
-        except UsageError:
-            if is_over:
-                raise
-            return
-        raise _MixedError
-
-
-def _are_codes(cells: Any, values: Array) -> Array:
-    """Tells digits behind a zero, such as 007, which are no numbers."""
-    import pyarrow.compute as pc
-
-    found = np.zeros(len(values), bool)
-    with np.errstate(invalid="ignore"):
-        rows = np.flatnonzero(values == np.round(values))
-    if len(rows):
-        matched = pc.match_substring_regex(cells.take(rows) if len(rows) < len(values) else cells, _CODE_PATTERN)
-        found[rows] = matched.to_numpy(zero_copy_only=False)
-    return found
-
-
-@dataclass
-class _Labels:
-    """Reads labels as codes of their texts, as long as these are few, and as numbers."""
-
-    texts: list[str] = field(default_factory=list)
-    _codes: dict[str, int] = field(default_factory=dict)
-    _are_few: bool = True
-
-    def read(self, cells: Any) -> tuple[Array, Array]:
-        """Gives codes int32 (B,) and numbers float64 (B,), NaN where a text is none."""
-        encoded = cells.dictionary_encode()
-        texts, places = encoded.dictionary.to_pylist(), encoded.indices.to_numpy(zero_copy_only=False)
-        numbers = _numbers(encoded.dictionary, texts)[places]
-        if self._are_few:
-            for text in texts:
-                self._codes.setdefault(text, len(self._codes))
-            self._are_few = len(self._codes) <= _MOST_LABELS
-            self.texts = list(self._codes) if self._are_few else []
-        if not self._are_few:
-            return np.zeros(len(places), np.int32), numbers
-        return np.array([self._codes[text] for text in texts], np.int32)[places], numbers
-
-
-def _numbers(cells: Any, texts: Sequence[str]) -> Array:
-    import pyarrow
-    import pyarrow.compute as pc
-
-    try:
-        found: Array = pc.cast(cells, pyarrow.float64()).to_numpy(zero_copy_only=False)
-    except pyarrow.ArrowInvalid:
-        return np.array([_number(text) for text in texts], np.float64)
-    return found
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return float("nan")
