@@ -67,7 +67,7 @@ def traced_program(candidate: Candidate) -> torch.export.ExportedProgram:
 
 
 def traced_example(candidate: Candidate) -> Arrays:
-    """Gives the inputs that are traced: held-out rows, each free axis at least 2 long."""
+    """Gives the module's inputs that are traced: held-out rows, each free axis at least 2 long."""
     example = {}
     held_out = candidate.held_out.rows(np.arange(min(_TRACED_SIZE, candidate.held_out.example_count)))
     given = candidate.module_arrays(held_out)
@@ -81,7 +81,7 @@ def traced_example(candidate: Candidate) -> Arrays:
 
 
 def free_axes(candidate: Candidate) -> tuple[dict[int, str], ...]:
-    """Gives for each input its free axes and their names."""
+    """Gives for each input of the module its free axes and their names."""
     return tuple(
         {axis: size for axis, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in candidate.module_inputs
