@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import struct
 import threading
 from collections.abc import Iterator
@@ -124,6 +125,10 @@ def test_places_come_from_the_environment(tmp_path: Path, monkeypatch: pytest.Mo
 
     assert Places.default() == Places(tmp_path / "data", tmp_path / "xdg" / "fitserve")
     assert Places.default(tmp_path / "named").data_dir == tmp_path / "named"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # a user of a container, whom no file of users knows
+    assert Places.default().cache_dir == Path("/nonexistent/.cache/fitserve")
 
 
 def test_nothing_at_hand_means_digits(tmp_path: Path) -> None:

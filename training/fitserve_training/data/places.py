@@ -16,6 +16,8 @@ from fitserve_training.errors import UsageError
 
 _TIMEOUT_S = 30.0
 _CHUNK_BYTES = 1 << 20
+_NO_HOME = Path("/nonexistent")
+"""The home of users that have none, by Debian's policy."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class Places:
 
     @staticmethod
     def default(data_dir: Path | None = None) -> Places:
-        """Takes `data_dir`, else the environment's DATA_DIR; the cache is ${XDG_CACHE_HOME:-~/.cache}/fitserve."""
+        """Takes `data_dir`, else the environment's DATA_DIR; the cache is ${XDG_CACHE_HOME:-~/.cache}/fitserve.
+
+        A user without a home, as in containers, gets a folder that cannot be made, which readers do without.
+        """
         named = data_dir or (Path(os.environ["DATA_DIR"]) if os.environ.get("DATA_DIR") else None)
-        cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        return Places(named, Path(cache) / "fitserve")
+        return Places(named, Path(os.environ.get("XDG_CACHE_HOME") or _home_cache()) / "fitserve")
 
     def find(self, folder: str, checksums: Mapping[str, str]) -> Path | None:
         """Finds the first `folder` that holds every file of `checksums`; None where there is none.
@@ -44,6 +48,13 @@ class Places:
             if place is not None and all((place / folder / name).is_file() for name in checksums):
                 return place / folder
         return None
+
+
+def _home_cache() -> Path:
+    try:
+        return Path.home() / ".cache"
+    except RuntimeError:
+        return _NO_HOME / ".cache"
 
 
 def check_files(folder: Path, checksums: Mapping[str, str]) -> None:

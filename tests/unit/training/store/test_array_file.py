@@ -75,3 +75,17 @@ def test_a_file_that_was_not_finished_is_damaged(tmp_path: Path) -> None:
     os.close(descriptor)
     with pytest.raises(DamagedFileError):
         open_arrays(tmp_path / "a")
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=2).map(tuple), st.floats(0, 1), st.integers(1, 255))
+@settings(deadline=None, max_examples=30)
+def test_any_byte_of_the_arrays_that_changed_is_damage(shape: tuple[int, ...], share: float, flip: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a"
+        write(path, {"x": np.full(shape, 200, np.uint8), "y": np.full(shape, 200, np.uint8)})
+        content = bytearray(path.read_bytes())
+        places = [place for place, byte in enumerate(content) if place >= 4096 and byte == 200]
+        content[places[int(share * (len(places) - 1))]] ^= flip
+        path.write_bytes(content)
+        with pytest.raises(DamagedFileError, match="its content has another checksum"):
+            open_arrays(path)

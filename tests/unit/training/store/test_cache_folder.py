@@ -67,6 +67,43 @@ def test_a_damaged_file_is_made_anew(folder: Path, capsys: pytest.CaptureFixture
     assert "it is made anew" in capsys.readouterr().err
 
 
+def test_changed_bytes_of_the_rows_are_noticed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows("a", 7)
+    (name,) = files(folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content.replace(b"\x07" * 4000, b"\x07" * 3999 + b"\x06"))
+    assert (rows("a", 9) == 9).all()
+    assert "its content has another checksum; it is made anew" in capsys.readouterr().err
+
+
+def test_a_file_that_may_not_be_read_or_touched_is_no_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows("a", 7)
+
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    with monkeypatch.context() as of_another_user:
+        of_another_user.setattr(os, "utime", refuse)
+        assert (rows("a", 8) == 7).all()
+    (name,) = files(folder)
+    opened = cache_folder.open_arrays
+    monkeypatch.setattr(
+        cache_folder, "open_arrays", lambda path, **options: refuse() if path.name == name else opened(path, **options)
+    )
+    assert (rows("a", 9) == 9).all()
+
+
+def test_rows_whose_file_makes_room_at_once_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced = os.replace
+
+    def replace_and_make_room(part: Path, path: Path) -> None:
+        replaced(part, path)
+        path.unlink()  # as another process may that needs the room
+
+    monkeypatch.setattr(os, "replace", replace_and_make_room)
+    assert (rows("a", 7) == 7).all()
+
+
 def test_work_that_fails_leaves_nothing(folder: Path) -> None:
     def fail(_writer: Writer) -> dict[str, int]:
         raise KeyboardInterrupt

@@ -1,7 +1,8 @@
 """Arrays in one file that is mapped into memory, never read whole. torch is not needed.
 
 Layout: a page of magic, place, length and SHA-256 of the description; the arrays, each from a page's start; the
-description in JSON, which names the arrays. The first page is written last, so a file without it is unfinished.
+description in JSON, which names the arrays and has the digest of all their bytes. The first page is written last, so a
+file without it is unfinished.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import struct
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -21,9 +23,10 @@ import numpy as np
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 
-_MAGIC: Final = b"fitserve-rows-1\n"
+_MAGIC: Final = b"fitserve-rows-2\n"
 _HEAD: Final = struct.Struct("<16sQQ32s")
 _PAGE: Final = 4096
+_BLOCK: Final = 16 << 20
 _UNSUPPORTED: Final = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -78,7 +81,8 @@ class ArrayFileWriter:
     def finish(self, facts: Mapping[str, Any]) -> None:
         """Writes the description with `facts`, JSON-able, and has all of it on the disk."""
         arrays = {name: [plan.dtype, plan.shape, self._offsets[name]] for name, plan in self._plans.items()}
-        text = json.dumps({"arrays": arrays, "facts": facts}).encode()
+        content = _content_sha256(self._descriptor, self._end)
+        text = json.dumps({"arrays": arrays, "facts": facts, "content": content}).encode()
         os.pwrite(self._descriptor, text, self._end)
         os.fsync(self._descriptor)
         os.pwrite(self._descriptor, _HEAD.pack(_MAGIC, self._end, len(text), hashlib.sha256(text).digest()), 0)
@@ -95,11 +99,25 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
 
-def open_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
+def _content_sha256(descriptor: int, end: int) -> str:
+    """Hashes the arrays' bytes, block by block with all cores; SHA-256 of the SHA-256 of the blocks."""
+
+    def digest(place: int) -> bytes:
+        return hashlib.sha256(os.pread(descriptor, min(_BLOCK, end - place), place)).digest()
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, range(_PAGE, end, _BLOCK)))).hexdigest()
+
+
+def open_arrays(path: Path, *, is_just_written: bool = False) -> tuple[dict[str, Array], dict[str, Any]]:
     """Maps the arrays of a file, read-only; gives them by name, and the facts.
 
+    Args:
+        path: The file.
+        is_just_written: Trusts the arrays; otherwise all of their bytes are read once and compared with their digest.
+
     Raises:
-        DamagedFileError: it is unfinished, cut, or its description is not the one that was written.
+        DamagedFileError: it is unfinished, cut, or not what was written.
         OSError: it cannot be opened.
     """
     with path.open("rb") as file:
@@ -112,9 +130,11 @@ def open_arrays(path: Path) -> tuple[dict[str, Array], dict[str, Any]]:
             raise DamagedFileError(f"expected {end + length} bytes after {_MAGIC!r}, got {size} after {magic!r}")
         file.seek(end)
         text = file.read(length)
-    if hashlib.sha256(text).digest() != digest:
-        raise DamagedFileError("its description has another checksum")
-    document = json.loads(text)
+        if hashlib.sha256(text).digest() != digest:
+            raise DamagedFileError("its description has another checksum")
+        document = json.loads(text)
+        if not is_just_written and _content_sha256(file.fileno(), end) != document["content"]:
+            raise DamagedFileError("its content has another checksum")
     arrays = {name: _mapped(path, *spec) for name, spec in document["arrays"].items()}
     return arrays, document["facts"]
 

@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Final
@@ -37,19 +37,18 @@ Stored = tuple[dict[str, Array], dict[str, Any]]
 
 
 def find(key: str) -> Stored | None:
-    """Opens the file of a key; None where there is none, or where it is damaged, which is removed."""
+    """Opens the file of a key; None where there is none that can be read, or where it is damaged, which is removed."""
     path = _folder() / f"{key}{_SUFFIX}"
     try:
         found = open_arrays(path)
-        os.utime(path)  # the oldest by use goes first
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return None
-    except PermissionError:
-        return found
     except DamagedFileError as error:
         print(f"cache file {path}: {error}; it is made anew", file=sys.stderr, flush=True)
         path.unlink(missing_ok=True)
         return None
+    with suppress(OSError):  # another user's, or another process has just removed it to make room
+        os.utime(path)  # the oldest by use goes first
     return found
 
 
@@ -81,11 +80,12 @@ def make(
             with room_for(need, what):
                 writer = ArrayFileWriter(descriptor, plans)
                 writer.finish(fill(writer))
+                stored = open_arrays(Path(part), is_just_written=True)  # its name may soon be gone, to make room
                 os.replace(part, folder / f"{key}{_SUFFIX}")
         finally:
             Path(part).unlink(missing_ok=True)
             os.close(descriptor)
-    return open_arrays(folder / f"{key}{_SUFFIX}")
+    return stored
 
 
 @contextmanager
