@@ -93,7 +93,7 @@ def test_a_file_that_may_not_be_read_or_touched_is_no_error(folder: Path, monkey
     assert (rows("a", 9) == 9).all()
 
 
-def test_rows_whose_file_makes_room_at_once_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_whose_file_makes_room_at_once_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
     replaced = os.replace
 
     def replace_and_make_room(part: Path, path: Path) -> None:
