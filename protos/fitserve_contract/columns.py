@@ -50,6 +50,8 @@ _AMOUNT: Final = re.compile(AMOUNT_PATTERN)
 _MISSING: Final = re.compile(MISSING_PATTERN)
 _GROUPED: Final = re.compile(rf"[+-]?{_GROUPS}")
 _CODE: Final = re.compile(r"[+-]?0[0-9]+")
+_INTEGER: Final = re.compile(r"[+-]?[0-9]+")
+_MOST_EXACT: Final = 2.0**53
 _LARGEST: Final = float(np.finfo(np.float32).max)
 
 
@@ -255,18 +257,14 @@ def plain_label(label: str) -> str:
 
 def class_name(label: str) -> str:
     """Returns the name of a label's class: without space around, a whole number in its shortest spelling; digits with
-    leading zeros are a code and stay as they are."""
+    leading zeros are a code and stay as they are, and so do whole numbers that float64 does not hold."""
     trimmed = plain_label(label)
-    if (trimmed.isdigit() and trimmed != "0" and trimmed.startswith("0")) or not _is_whole(trimmed):
+    if not _NUMBER.fullmatch(trimmed) or (trimmed != "0" and trimmed.startswith("0") and trimmed.isdigit()):
         return trimmed
-    return str(int(float(trimmed)))
-
-
-def _is_whole(text: str) -> bool:
-    try:
-        return float(text).is_integer()
-    except ValueError:
-        return False
+    if _INTEGER.fullmatch(trimmed):
+        return str(int(trimmed))
+    value = float(trimmed)
+    return str(int(value)) if value.is_integer() and abs(value) <= _MOST_EXACT else trimmed
 
 
 def _spaced(text: str) -> Iterator[str]:

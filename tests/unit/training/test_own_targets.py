@@ -85,6 +85,61 @@ def test_a_word_among_quantities_is_named_and_one_among_few_numbers_is_a_class()
     assert len(of_texts([f"{i}{letter}" for i in range(25) for letter in ("", "a", "b")] * 2).names) == 75
 
 
+@pytest.mark.parametrize("mark", ["NA", "n/a", "#N/A", "<NA>", "?", "None", "null", " N/A "])
+@pytest.mark.parametrize("others", [["yes", "no"], ["0", "1"]])
+def test_marks_of_missing_labels_are_no_class_unless_the_task_is_set(mark: str, others: list[str]) -> None:
+    labels = [*others * 10, mark, mark]
+    with pytest.raises(UsageError, match=r"line 22: label: expected a class, got .*--set data\.task=classification"):
+        of_texts(labels)
+    assert set(of_texts(labels, "classification").names) == {*others, mark.strip()}
+    for blank in ("", " ", "NaN"):
+        with pytest.raises(UsageError, match=r"expected a class, got .*remove the lines without a label$"):
+            of_texts([*others * 10, blank, blank], "classification")
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        (["1_2", "12"], ("12", "1_2")),
+        (["12345678901234567", "12345678901234568"], ("12345678901234567", "12345678901234568")),
+        (["90071992547409930.0", "90071992547409931.0"], ("90071992547409930.0", "90071992547409931.0")),
+        (["\u0661", "1"], ("1", "\u0661")),
+        (["1e2", "100"], None),
+    ],
+)
+def test_labels_that_are_spelled_apart_are_not_joined(labels: list[str], names: tuple[str, ...] | None) -> None:
+    if names is None:
+        with pytest.raises(UsageError, match="only '100'"):
+            of_texts(labels * 10)
+    else:
+        assert of_texts(labels * 10).names == names
+
+
+def test_classes_that_differ_in_case_alone_are_named() -> None:
+    assert "warning: the classes 'Yes' and 'yes' differ in case alone" in of_texts(["yes", "Yes", "no"] * 5).note
+    assert "warning" not in of_texts(["yes", "no"] * 5).note
+
+
+@pytest.mark.parametrize("sign", ["${}", "{}%", "{} €", "{},5", "1 {:03}", "1'{:03}"])
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_amounts_are_no_classes(sign: str, repeats: int) -> None:
+    labels = [sign.format(value) for value in range(30)] * repeats
+    with pytest.raises(UsageError, match=r"line 2: label: expected a number such as 1234\.5, got .*point before"):
+        of_texts(labels)
+    if repeats > 1:
+        assert len(of_texts(labels, "classification").names) == 30
+    assert len(of_texts([sign.format(value) for value in range(4)] * 5).names) == 4
+
+
+@pytest.mark.parametrize("large", ["1e30", "-1e39", "9" * 30])
+def test_values_whose_squares_float32_does_not_hold_are_named(large: str) -> None:
+    with pytest.raises(UsageError, match=r"line 42: label: expected a number of at most 1e\+18, got "):
+        of_texts([*[f"{value}.5" for value in range(40)], large])
+    values = np.append(np.arange(40.0) / 3, float(large))
+    with pytest.raises(UsageError, match=r"array 'labels' row 40: expected numbers of at most 1e\+18, got "):
+        array_targets(Path("a.npz"), values, "auto")
+
+
 HOT = np.eye(3)[np.arange(ROWS) % 3]
 SEVERAL = np.stack([np.arange(ROWS) % 2, np.arange(ROWS) % 3 == 0], axis=1)
 
@@ -178,7 +233,9 @@ def test_index_columns_are_left_out_with_a_line(
     tmp_path: Path, name: str, cells: Sequence[object], is_dropped: bool
 ) -> None:
     labels = ["up", "down"] * (ROWS // 2)
-    data = load_table(table(tmp_path / "t.csv", f"{name},a,l", [list(cells), range(ROWS), labels]), TableSettings("l", "auto", 0.2, 0))
+    data = load_table(
+        table(tmp_path / "t.csv", f"{name},a,l", [list(cells), range(ROWS), labels]), TableSettings("l", "auto", 0.2, 0)
+    )
     assert data.train.inputs[0].shape[1] == (1 if is_dropped else 2)
     assert (f"column {name!r} is left out" in data.note) is is_dropped
 

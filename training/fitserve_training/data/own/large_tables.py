@@ -14,7 +14,7 @@ from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.hold_out import hold_out_rows
 from fitserve_training.data.own.plain_tables import PlainTable, read_plain_table
 from fitserve_training.data.own.table_settings import TableSettings, column_notes
-from fitserve_training.data.own.targets import CLASSIFICATION, Targets, targets_of, value_targets
+from fitserve_training.data.own.targets import CLASSIFICATION, Targets, check_values, targets_of, value_targets
 from fitserve_training.data.store.array_file import Array
 from fitserve_training.data.store.tensors import tensor_of
 from fitserve_training.errors import UsageError
@@ -72,6 +72,7 @@ def _targets(path: Path, table: PlainTable, task: str) -> Targets:
     if not (is_finite := np.isfinite(values)).all():
         line = FIRST_LINE + int((~is_finite).argmax())
         raise UsageError(f"{path} line {line}: label: expected a finite number, as in most lines; correct it")
+    check_values(values, f"data {path}: label")
     return value_targets(torch.from_numpy(values.astype(np.float32)).unsqueeze(1), task)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fitserve_contract.columns import class_name, plain_label
+from fitserve_contract.columns import NUMBER_PATTERN, class_name, plain_label
 from fitserve_training.data.own.kinds import check_classes
 from fitserve_training.errors import UsageError
 
@@ -21,7 +22,17 @@ AUTO, CLASSIFICATION, REGRESSION, MULTI_LABEL = "auto", "classification", "regre
 _MOST_CLASSES = 20
 """More different whole numbers than this are taken for quantities."""
 
-_MISSING = ("", "nan", "null", "none")
+_BLANK = ("", "nan")
+_MISSING = (*_BLANK, "null", "none", "na", "n/a", "#n/a", "<na>", "?")
+"""Labels that stand for none, but for classes of such a name, which the setting `data.task` says."""
+
+_NOTED = re.compile(r"[+-]?\s*(?:[$€£¥]\s*)?[0-9][0-9.,' \u00a0\u202f]*\s*[$€£¥%]?")
+"""Numbers as people write them, of which those that are none of `NUMBER_PATTERN` are not read as labels."""
+
+_LARGEST = 1e18
+"""float32 holds the squares of smaller errors."""
+
+_NUMBER = re.compile(NUMBER_PATTERN)
 _FEW = f"at most {_MOST_CLASSES} different whole numbers, each of two or more examples on average"
 
 
@@ -71,10 +82,14 @@ def targets_of(path: Path, labels: Sequence[str], first_line: int, task: str) ->
         values = [number(text, f"{path} line {first_line + i}: label") for i, text in enumerate(texts)]
         return Targets(torch.tensor(values, dtype=torch.float32).unsqueeze(1), (), _note(chosen, reason))
     for i, text in enumerate(texts):
-        if text.lower() in _MISSING:
-            raise UsageError(f"{path} line {first_line + i}: label: expected a class, got {labels[i]!r}")
+        if text.lower() in (_MISSING if task == AUTO else _BLANK):
+            own = "" if text.lower() in _BLANK else f", or --set data.task={CLASSIFICATION} if it is a class of its own"
+            raise UsageError(
+                f"{path} line {first_line + i}: label: expected a class, got {labels[i]!r}; remove the lines without a "
+                f"label{own}"
+            )
     targets, names = class_targets(path, texts)
-    return Targets(targets, names, _note(chosen, reason))
+    return Targets(targets, names, _note(chosen, reason) + _alike(names))
 
 
 def value_targets(values: Tensor, task: str) -> Targets:
@@ -114,6 +129,7 @@ def array_targets(path: Path, labels: np.ndarray[Any, Any], task: str) -> Target
     column = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     chosen, reason = (task, "") if task != AUTO else _task_of_array(column)
     if chosen == REGRESSION:
+        check_values(labels, f"data {path}: array 'labels'")
         values = torch.from_numpy(labels.astype(np.float32).reshape(len(labels), -1))
         return Targets(values, (), _note(chosen, reason))
     if chosen == MULTI_LABEL:
@@ -131,18 +147,41 @@ def array_targets(path: Path, labels: np.ndarray[Any, Any], task: str) -> Target
 
 
 def number(text: str, what: str) -> float:
-    """Reads a finite number.
+    """Reads a number whose square float32 holds.
 
     Raises:
         UsageError: it is none; the message begins with `what`.
     """
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise UsageError(f"{what}: expected a finite number, got {text!r}")
+    if not _is_number(text):
+        raise UsageError(f"{what}: expected a finite number, got {text!r}; correct it or remove the line")
+    if abs(value := float(text)) > _LARGEST:
+        raise UsageError(f"{what}: expected a number of at most {_LARGEST:g}, got {text!r}; correct it")
     return value
+
+
+def check_values(values: np.ndarray[Any, Any], what: str) -> None:
+    """Checks that float32 holds the squares of finite values, (N,) or (N, D), to be learned.
+
+    Raises:
+        UsageError: it does not; the message begins with `what`.
+    """
+    if (is_large := np.abs(values.reshape(len(values), -1).astype(np.float64)).max(axis=1) > _LARGEST).any():
+        raise UsageError(
+            f"{what} row {int(is_large.argmax())}: expected numbers of at most {_LARGEST:g}, got "
+            f"{np.abs(values[int(is_large.argmax())]).max():g}; give them in a larger unit, or correct it"
+        )
+
+
+def _alike(names: Sequence[str]) -> str:
+    """Warns of classes that differ in upper and lower case alone."""
+    folded: dict[str, list[str]] = {}
+    for name in names:
+        folded.setdefault(name.casefold(), []).append(name)
+    twins = [those for those in folded.values() if len(those) > 1]
+    if not twins:
+        return ""
+    shown = " and ".join(map(repr, twins[0]))
+    return f"; warning: the classes {shown} differ in case alone; spell them alike if they are one"
 
 
 def _note(task: str, reason: str) -> str:
@@ -156,8 +195,16 @@ def _note(task: str, reason: str) -> str:
 
 def _check_unmixed(path: Path, texts: Sequence[str], first_line: int) -> None:
     """Refuses a few words among many different numbers, which are quantities with a mistake and not classes."""
-    distinct = {text for text in texts if text.lower() not in _MISSING}
+    distinct = {text for text in texts if text.lower() not in (*_BLANK, "null", "none")}
     words = {text for text in distinct if not _is_number(text)}
+    noted = {text for text in words if _NOTED.fullmatch(text)}
+    if noted and len(distinct) > _MOST_CLASSES and 2 * (len(distinct) - len(words) + len(noted)) > len(distinct):
+        place = next(i for i, text in enumerate(texts) if text in noted)
+        raise UsageError(
+            f"{path} line {first_line + place}: label: expected a number such as 1234.5, got {texts[place]!r}; remove "
+            "signs of currency and percent, and write a point before the decimals, or --set "
+            f"data.task={CLASSIFICATION} for a class of each value"
+        )
     if words and len(distinct) - len(words) > max(_MOST_CLASSES, len(words)):
         place = next(i for i, text in enumerate(texts) if text in words)
         raise UsageError(
@@ -222,10 +269,7 @@ def _unfit(path: Path, expected: str, labels: np.ndarray[Any, Any]) -> UsageErro
 
 
 def _is_number(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    return bool(_NUMBER.fullmatch(text)) and math.isfinite(float(text))
 
 
 def _is_whole(text: str) -> bool:
