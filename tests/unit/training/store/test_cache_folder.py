@@ -157,6 +157,19 @@ def test_a_folder_that_cannot_be_written_is_replaced_by_a_temporary_one(
     assert "temporary file" in said
 
 
+def test_files_in_a_folder_that_cannot_be_written_are_used(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows("a", 7)
+    # Permissions do not bind root, who runs tests in containers: another folder stands for the temporary one.
+    (tmp_path / "other").mkdir()
+    monkeypatch.setattr(cache_folder, "_folder", lambda: tmp_path / "other")
+    assert (rows("a", 8) == 7).all()
+    assert (rows("b", 9) == 9).all()
+    assert files(folder) == [f"{key_of('a')}.rows"]
+    assert files(tmp_path / "other") == [f"{key_of('b')}.rows"]
+
+
 CHILD = """
 import resource, signal, sys, time
 import numpy as np

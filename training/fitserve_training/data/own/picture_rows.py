@@ -66,12 +66,20 @@ def prepare_pictures(root: Path, size: int) -> None:
     byte_count = sum(path.stat().st_size for path in files if path.is_file())
     if size < 1 or not is_on_disk(len(files) * _COLOUR * size * size, byte_count):
         check_pictures(root)
-    elif bad := picture_rows(files, size).bad:
+    elif bad := picture_rows(files, size, is_content_checked=False).bad:
         raise unreadable(root, [(files[row], reason) for row, reason in bad.items()])
 
 
-def picture_rows(files: Sequence[Path], size: int, resample: int = BICUBIC) -> PictureRows:
+def picture_rows(
+    files: Sequence[Path], size: int, resample: int = BICUBIC, *, is_content_checked: bool = True
+) -> PictureRows:
     """Decodes files as `decode_picture` does, or finds them decoded: the same contents at the same size and filter.
+
+    Args:
+        files: In the order of the rows.
+        size: S.
+        resample: Pillow's number of a filter.
+        is_content_checked: Whether rows that are found are compared with their digest; what is said of them is anyway.
 
     Raises:
         UsageError: the disk is full.
@@ -79,10 +87,11 @@ def picture_rows(files: Sequence[Path], size: int, resample: int = BICUBIC) -> P
     digests, byte_count = content_sha256(files)
     # A folder begins with one class: where its first picture is grey, most likely all are.
     is_grey = _is_first_grey(files, size, resample)
+    rows = partial(_rows, files, size, resample, (digests, byte_count), is_content_checked)
     try:
-        return _rows(files, size, resample, (digests, byte_count), 1 if is_grey else _COLOUR)
+        return rows(1 if is_grey else _COLOUR)
     except _ColourFoundError:
-        return _rows(files, size, resample, (digests, byte_count), _COLOUR)
+        return rows(_COLOUR)
 
 
 def _is_first_grey(files: Sequence[Path], size: int, resample: int) -> bool:
@@ -95,7 +104,12 @@ def _is_first_grey(files: Sequence[Path], size: int, resample: int) -> bool:
 
 
 def _rows(
-    files: Sequence[Path], size: int, resample: int, content: tuple[Sequence[str], int], channels: int
+    files: Sequence[Path],
+    size: int,
+    resample: int,
+    content: tuple[Sequence[str], int],
+    is_content_checked: bool,
+    channels: int,
 ) -> PictureRows:
     count, (digests, byte_count) = len(files), content
     plans = {
@@ -105,7 +119,7 @@ def _rows(
     }
     key = key_of(_FORMAT, _decoders(), size, resample, channels, digests)
     fill = partial(_fill, files, partial(decode_picture, size=size, resample=resample), channels)
-    arrays, facts = stored_rows(key, plans, "decoded pictures", fill, byte_count)
+    arrays, facts = stored_rows(key, plans, "decoded pictures", fill, byte_count, is_content_checked=is_content_checked)
     bad = {row: BadPictureError(reason) for row, reason in facts["bad"]}
     return PictureRows(arrays["pixels"], arrays["sums"], arrays["digests"], bad)
 

@@ -109,12 +109,12 @@ def _content_sha256(descriptor: int, end: int) -> str:
         return hashlib.sha256(b"".join(pool.map(digest, range(_PAGE, end, _BLOCK)))).hexdigest()
 
 
-def open_arrays(path: Path, *, is_just_written: bool = False) -> tuple[dict[str, Array], dict[str, Any]]:
+def open_arrays(path: Path, *, is_content_checked: bool = True) -> tuple[dict[str, Array], dict[str, Any]]:
     """Maps the arrays of a file, read-only; gives them by name, and the facts.
 
     Args:
         path: The file.
-        is_just_written: Trusts the arrays; otherwise all of their bytes are read once and compared with their digest.
+        is_content_checked: Reads all bytes of the arrays once and compares them with their digest.
 
     Raises:
         DamagedFileError: it is unfinished, cut, or not what was written.
@@ -133,7 +133,7 @@ def open_arrays(path: Path, *, is_just_written: bool = False) -> tuple[dict[str,
         if hashlib.sha256(text).digest() != digest:
             raise DamagedFileError("its description has another checksum")
         document = json.loads(text)
-        if not is_just_written and _content_sha256(file.fileno(), end) != document["content"]:
+        if is_content_checked and _content_sha256(file.fileno(), end) != document["content"]:
             raise DamagedFileError("its content has another checksum")
     arrays = {name: _mapped(path, *spec) for name, spec in document["arrays"].items()}
     return arrays, document["facts"]

@@ -36,16 +36,24 @@ Stored = tuple[dict[str, Array], dict[str, Any]]
 """Arrays by name, and facts."""
 
 
-def find(key: str) -> Stored | None:
+def find(key: str, *, is_content_checked: bool = True) -> Stored | None:
     """Opens the file of a key; None where there is none that can be read, or where it is damaged, which is removed."""
-    path = _folder() / f"{key}{_SUFFIX}"
+    # A folder that cannot be written may hold what another user, or another machine, has made.
+    for folder in dict.fromkeys((_named_folder(), _folder())):
+        if (found := _opened(folder / f"{key}{_SUFFIX}", is_content_checked)) is not None:
+            return found
+    return None
+
+
+def _opened(path: Path, is_content_checked: bool) -> Stored | None:
     try:
-        found = open_arrays(path)
-    except (FileNotFoundError, PermissionError):
-        return None
+        found = open_arrays(path, is_content_checked=is_content_checked)
     except DamagedFileError as error:
         print(f"cache file {path}: {error}; it is made anew", file=sys.stderr, flush=True)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return None
+    except OSError:
         return None
     with suppress(OSError):  # another user's, or another process has just removed it to make room
         os.utime(path)  # the oldest by use goes first
@@ -80,7 +88,7 @@ def make(
             with room_for(need, what):
                 writer = ArrayFileWriter(descriptor, plans)
                 writer.finish(fill(writer))
-                stored = open_arrays(Path(part), is_just_written=True)  # its name may soon be gone, to make room
+                stored = open_arrays(Path(part), is_content_checked=False)  # its name may soon be gone, to make room
                 os.replace(part, folder / f"{key}{_SUFFIX}")
         finally:
             Path(part).unlink(missing_ok=True)
@@ -108,8 +116,12 @@ def room_for(byte_count: int, what: str) -> Iterator[Path]:
         ) from None
 
 
+def _named_folder() -> Path:
+    return Places.default().cache_dir / "rows"
+
+
 def _folder() -> Path:
-    return _usable(Places.default().cache_dir / "rows")
+    return _usable(_named_folder())
 
 
 @cache
@@ -140,6 +152,9 @@ def _locked(folder: Path, name: str) -> Iterator[None]:
     """Lets one process at a time do what is inside."""
     with (folder / f".lock-{name}").open("w") as file:
         try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another run that writes to {folder}", file=sys.stderr, flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):

@@ -82,6 +82,8 @@ def stored_rows(
     what: str,
     fill: Callable[[Writer], Mapping[str, Any]],
     source_byte_count: int = 0,
+    *,
+    is_content_checked: bool = True,
 ) -> Stored:
     """Gives the arrays of a key, filled unless a file has them already.
 
@@ -91,12 +93,13 @@ def stored_rows(
         what: Of what the rows are, for messages.
         fill: Writes all rows and returns facts, JSON-able.
         source_byte_count: Of the files that they are computed from.
+        is_content_checked: Whether all bytes of a file that is found are compared with their digest; facts alone are.
 
     Raises:
         UsageError: the disk is full.
     """
     if is_on_disk(sum(plan.byte_count for plan in plans.values()), source_byte_count):
-        found = cache_folder.find(key)
+        found = cache_folder.find(key, is_content_checked=is_content_checked)
         return cache_folder.make(key, plans, what, fill) if found is None else found
     writer = MemoryWriter(plans)
     facts = fill(writer)
