@@ -11,7 +11,7 @@ import numpy as np
 
 from fitserve_contract.columns import NUMBER_PATTERN, CellKind, ColumnError, cell_kind, read_number
 from fitserve_contract.csv_table import FIRST_LINE
-from fitserve_training.data.own.column_kinds import ColumnTally
+from fitserve_training.data.own.column_kinds import ColumnTally, cell_refusal
 from fitserve_training.data.store.array_file import Array
 from fitserve_training.errors import UsageError
 
@@ -36,15 +36,15 @@ class MixedColumnError(Exception):
 
 @dataclass
 class NumberColumn:
-    """Reads the cells of a column, and keeps what is no plain number; `too_large` names what float32 does not hold."""
+    """Reads the cells of a column, and tallies what float32 does not hold or is no plain number."""
 
     path: Path
     name: str
     missing_count: int = 0
-    too_large: str = ""
     _is_whole: bool = True
     _is_rounded: bool = False
     _is_odd: bool = False
+    _is_too_large: bool = False
     _told: set[str] = field(default_factory=set)
     _tally: ColumnTally = field(init=False)
 
@@ -71,10 +71,11 @@ class NumberColumn:
         odd = ~is_plain.to_numpy(zero_copy_only=False) | _are_codes(cells, values)
         if odd.any():
             values = self._with_odd(values.copy(), cells, np.flatnonzero(odd), first_row)
-        if not self.too_large and (too_large := np.abs(values) > _LARGEST).any():
+        if (too_large := np.abs(values) > _LARGEST).any() and not self._is_too_large:
+            self._is_too_large = True
             row = int(too_large.argmax())
-            self.too_large = f"{self.path} line {FIRST_LINE + first_row + row}, column {self.name!r}: "
-            self.too_large += f"expected a finite number, got {cells[row].as_py()[:80]!r}"
+            if first_row + row >= _TALLIED_ROWS:
+                self._tally.add((cells[row].as_py(),), FIRST_LINE + first_row + row)
         self.missing_count += int(np.isnan(values).sum())
         self._note(values[~np.isnan(values)])
         return values
@@ -110,10 +111,10 @@ class NumberColumn:
             is_over: Whether that is all. Before, what looks like a mistake may turn out to be a category.
 
         Raises:
-            UsageError: it may be a mistake; the message names the line.
+            UsageError: it may be a mistake, or float32 does not hold it; the message names the line.
             MixedColumnError: the column holds something else than numbers.
         """
-        if not self._is_odd:
+        if not (self._is_odd or self._is_too_large):
             return
         try:
             self._tally.decide(is_category=False)

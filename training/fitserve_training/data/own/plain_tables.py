@@ -236,8 +236,6 @@ def _fill(source: _Source, names: Sequence[str], label: str, most_rows: int, wri
             done(len(label_cells))
     for column in columns:
         column.check(is_over=True)
-    if too_large := [column.too_large for column in columns if column.too_large]:
-        raise UsageError(too_large[0])
     if empty := [column.name for column in columns if column.missing_count == count]:
         raise _EmptyColumnsError(empty)
     return {
