@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,13 @@ _FEW_SHARE: Final = 0.05
 """So few different texts among numbers are taken for mistakes."""
 
 _DECIMAL_COMMA: Final = re.compile(r"[+-]?([0-9]{1,3}([. ][0-9]{3})+|[0-9]+),[0-9]+\s*%?")
-_MONEY: Final = re.compile(r"[+-]?\s*([$€£¥]\s*[0-9.,]+|[0-9.,]+\s*[$€£¥])")
+_CURRENCY: Final = r"(?:[$€£¥₹]|USD|EUR|GBP|CHF|JPY|CAD|AUD|INR|CNY|Rs\.?|kr\.?)"
+_MONEY: Final = re.compile(rf"[+-]?\s*({_CURRENCY}\s*[+-]?[0-9][0-9.,]*|[0-9][0-9.,]*\s*{_CURRENCY})")
+_SPACED: Final = re.compile(r"[+-]?[1-9][0-9]{0,2}([ '’\u00a0\u202f][0-9]{3})+([.,][0-9]+)?")
+_MINUS: Final = re.compile(r"\(\s*[0-9][0-9.,]*\s*\)|[−–]\s?[0-9][0-9.,]*|[0-9][0-9.,]*\s?[-−]")
+"""Negative numbers as bookkeepers and word processors write them."""
+
+_UNIT: Final = re.compile(r"[+-]?[0-9][0-9.,]*\s*[^\W\d_][^\W_]{0,9}(/[^\W\d_]+)?")
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}.*|[0-9]{1,2}[./-][0-9]{1,2}[./-][0-9]{2,4}.*", re.DOTALL)
 
 
@@ -112,6 +119,7 @@ class ColumnTally:
         counts.pop("", None)
         is_unique = len(counts) > _MOST_RARE and 2 * len(counts) > sum(counts.values())
         hint = "; columns of its year, month or weekday would do" if self._is_mostly(_DATE.fullmatch) else ""
+        hint = "; numbers without their unit would do" if self._is_mostly(_UNIT.fullmatch) else hint
         if is_unique:
             return None, f"for most rows have a text of their own there{hint} (--set data.categories=… keeps it)"
         return ColumnKind.CATEGORY, ""
@@ -139,9 +147,12 @@ class ColumnTally:
         for pattern, expected, cure in (
             (_DECIMAL_COMMA, "numbers such as 1,234.56", "write a point before the decimals"),
             (_MONEY, "numbers without a currency", "remove the currency signs"),
+            (_SPACED, "numbers such as 1,234.56", "remove what is between the thousands"),
+            (_MINUS, "negative numbers such as -5", "write a hyphen before them"),
         ):
-            if self._is_mostly(pattern.fullmatch):
-                cell = next(cell for cell in self._counts if pattern.fullmatch(cell.strip()))
+            words = (cell for cell in self._counts if cell_kind(cell) is CellKind.WORD)
+            cell = next((cell for cell in words if pattern.fullmatch(cell.strip())), None)
+            if cell is not None and self._is_mostly(partial(_is_number_or, pattern)):
                 raise self._refusal(cell, f"expected {expected}", cure)
 
     def _check_unmixed(self, words: Sequence[str], distinct_count: int) -> None:
@@ -151,11 +162,17 @@ class ColumnTally:
             raise self._refusal(first, "expected a finite number", "correct it")
 
     def _refusal(self, cell: str, expected: str, cure: str) -> UsageError:
+        settings = f"--set data.categories={self.name} for a category of each value, or --set data.drop={self.name}"
+        others = settings if self.name else "give the column a name to set how it is read"
+        line = self._lines[cell]
         return UsageError(
-            f"{self.path} line {self._lines[cell]}, column {self.name!r}: {expected}, got {cell[:80]!r}; "
-            f"{cure}, or --set data.categories={self.name} for a category of each value, or --set data.drop={self.name}"
+            f"{self.path} line {line}, column {self.name!r}: {expected}, got {cell[:80]!r}; {cure}, or {others}"
         )
 
     def _is_mostly(self, matches: Callable[[str], object]) -> bool:
         present = {cell: count for cell, count in self._counts.items() if cell_kind(cell) is not CellKind.EMPTY}
         return 2 * sum(count for cell, count in present.items() if matches(cell.strip())) > sum(present.values())
+
+
+def _is_number_or(pattern: re.Pattern[str], cell: str) -> bool:
+    return cell_kind(cell) in (CellKind.NUMBER, CellKind.AMOUNT) or pattern.fullmatch(cell) is not None

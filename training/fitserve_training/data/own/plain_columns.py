@@ -11,7 +11,7 @@ import numpy as np
 
 from fitserve_contract.columns import NUMBER_PATTERN, CellKind, ColumnError, cell_kind, read_number
 from fitserve_contract.csv_table import FIRST_LINE
-from fitserve_training.data.own.column_kinds import ColumnTally, cell_refusal
+from fitserve_training.data.own.column_kinds import ColumnTally
 from fitserve_training.data.store.array_file import Array
 from fitserve_training.errors import UsageError
 
