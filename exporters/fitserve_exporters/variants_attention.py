@@ -62,9 +62,17 @@ class _ToMultiHead(pattern.RewriteRuleClassBase):
     ) -> Any:
         scale = float(scalar_of(q_scale) or 0.0) * float(scalar_of(k_scale) or 0.0)
         heads = _head_count(query_BSND)
-        return op.MultiHeadAttention(
-            query, key, value, None, None, mask, num_heads=heads, scale=scale, _domain=_DOMAIN, _version=1
+        # The node answers NaN to a query whose mask is -inf for every key, where the pattern's Where answers 0.
+        finite = op.Max(mask, op.Constant(value_float=float(np.finfo(np.float32).min)))
+        attended = op.MultiHeadAttention(
+            query, key, value, None, None, finite, num_heads=heads, scale=scale, _domain=_DOMAIN, _version=1
         )
+        best = op.ReduceMax(mask, op.Constant(value_ints=[-1]), keepdims=1)
+        has_key = op.Cast(op.Not(op.IsInf(best, detect_positive=0)), to=ir.DataType.FLOAT)
+        apart = op.Reshape(attended, op.Constant(value_ints=[0, 0, heads, -1]))
+        # A product, for NaN among the values stays NaN behind weights of 0.
+        kept = op.Mul(apart, op.Transpose(has_key, perm=_HEADS_FIRST))
+        return op.Reshape(kept, op.Constant(value_ints=[0, 0, -1]))
 
 
 class _ToAttention(pattern.RewriteRuleClassBase):
