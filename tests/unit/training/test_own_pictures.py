@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -382,3 +383,14 @@ def test_the_same_picture_on_both_sides_is_warned_of(tmp_path: Path) -> None:
 
 def test_the_recipes_that_take_pictures_are_those_the_command_checks() -> None:
     assert {name for name in names() if "images" in load_recipe(name).own_data} == set(TAKE_PICTURES)
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe", b"ca\nt", b"c\x1b[2Jat", "\u202etac".encode()])
+@pytest.mark.parametrize("place", [b"", b"dog/"])
+def test_names_that_cannot_be_shown_are_refused(tmp_path: Path, name: bytes, place: bytes) -> None:
+    root = pictures(tmp_path / "p", "cat", "dog")
+    shutil.copytree(root / "cat", os.fsdecode(os.fsencode(root) + b"/" + place + name))
+    text = said(root)
+    assert "expected names in UTF-8 without control characters, got b'" in text
+    assert text.endswith("; rename it")
+    assert text.isprintable()

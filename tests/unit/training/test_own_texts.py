@@ -180,3 +180,20 @@ def test_what_is_wrong_with_a_line_is_named(tmp_path: Path, line: str, expected:
 def test_a_label_of_one_text_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="class 'c': expected at least two examples, got 1"):
         loaded(of_labels(tmp_path / "t.jsonl", ["a", "a", "b", "b", "c"]))
+
+
+@pytest.mark.parametrize(
+    "row", [{"text": "bad \ud800 half", "label": "a"}, {"text": "bad", "labels": ["a", "n\udfff"]}]
+)
+def test_half_a_character_is_named_with_its_line(tmp_path: Path, row: dict[str, Any]) -> None:
+    path = of_labels(tmp_path / "t.jsonl", ["a", "b"] * 4)
+    path.write_text(path.read_text() + json.dumps(row) + "\n")
+    with pytest.raises(UsageError, match=r"line 9: expected characters of Unicode, got half a surrogate pair, '\\ud"):
+        loaded(path)
+
+
+def test_json_that_is_nested_too_deep_is_named_with_its_line(tmp_path: Path) -> None:
+    path = of_labels(tmp_path / "t.jsonl", ["a", "b"] * 4)
+    path.write_text(path.read_text() + "[" * 100_000 + "\n")
+    with pytest.raises(UsageError, match="line 9: expected JSON, got "):
+        loaded(path)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fitserve_contract.printable import printable
 from fitserve_training.data.own.kinds import check_present
 from fitserve_training.errors import UsageError
 
@@ -203,9 +205,16 @@ def _layouts(root: Path) -> str:
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(
+    entries = sorted(
         entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.name.lower() not in _CLUTTER
     )
+    for entry in entries:
+        if printable(entry.name) != entry.name:
+            raise UsageError(
+                f"data {folder}: expected names in UTF-8 without control characters, got {os.fsencode(entry.name)!r}; "
+                "rename it"
+            )
+    return entries
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -121,7 +121,7 @@ def _json_rows(path: Path, text: str, label: str) -> list[_Row]:
 def _json_row(where: str, line: str, text: str, label: str) -> _Row:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{where}: expected JSON, got {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get(text), str):
         raise UsageError(f'{where}: expected an object with a "{text}", got {line[:80]}')
@@ -146,6 +146,13 @@ def _label_text(value: Any) -> str | None:
 def _checked(where: str, text: str, labels: Sequence[str], is_single: bool) -> _Row:
     if not text.strip():
         raise UsageError(f"{where}: expected a text, got {text!r}")
+    for part in (text, *labels):
+        if part != (sound := part.encode(errors="replace").decode()):
+            place = next(place for place, (found, other) in enumerate(zip(part, sound, strict=True)) if found != other)
+            raise UsageError(
+                f"{where}: expected characters of Unicode, got half a surrogate pair, {part[place]!r}, at character "
+                f"{place + 1} of {part[max(0, place - 20) : place + 1]!r}; write the file anew in UTF-8"
+            )
     trimmed = tuple(label.strip() for label in labels)
     if "" in trimmed:
         raise UsageError(f"{where}: expected a label, got {labels[trimmed.index('')]!r}")
