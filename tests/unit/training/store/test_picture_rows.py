@@ -117,20 +117,21 @@ def test_unreadable_files_are_remembered_with_their_reasons(tmp_path: Path, fold
     root = pictures(tmp_path / "p")
     (root / "a/notes.txt").write_text("notes")
     (root / "b/gone.png").symlink_to(root / "nowhere")
+    os.mkfifo(root / "b/pipe.png")
     said = []
     for _ in range(2):
         with pytest.raises(UsageError) as caught:
             load_pictures(root, SIZE, 0.25, 0, False)
         said.append(str(caught.value))
     assert said[0] == said[1]
-    assert "2 files are unreadable" in said[0]
-    assert "a/notes.txt (no picture), b/gone.png (a link to nothing)" in said[0]
+    assert "3 files are unreadable" in said[0]
+    assert "a/notes.txt (no picture), b/gone.png (a link to nothing), b/pipe.png (no regular file)" in said[0]
     data = load_pictures(root, SIZE, 0.25, 0, True)
     assert len(data.train) + len(data.held_out) == 12
     assert len(stored(folder)) == 1
     (root / "b/gone.png").unlink()
     picture(root / "b/gone.png", 999)
-    with pytest.raises(UsageError, match="1 file is unreadable"):
+    with pytest.raises(UsageError, match="2 files are unreadable"):
         load_pictures(root, SIZE, 0.25, 0, False)
 
 

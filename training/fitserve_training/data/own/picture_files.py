@@ -71,6 +71,8 @@ def content_sha256(files: Sequence[Path]) -> tuple[list[str], int]:
 
 
 def _content_sha256(path: Path) -> tuple[str, int]:
+    if not path.is_file():  # a pipe would keep its reader waiting
+        return hashlib.sha256(b"unreadable: no regular file").hexdigest(), 0
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest(), os.fstat(file.fileno()).st_size
