@@ -246,3 +246,41 @@ def test_a_table_of_row_numbers_alone_is_refused_and_the_label_is_never_dropped(
         load_table(path, TableSettings("label", "auto", 0.2, 0))
     path = table(tmp_path / "t.csv", "a,index", [range(ROWS), range(ROWS)])
     assert load_table(path, TableSettings(" index", "auto", 0.2, 0)).train.targets.is_floating_point()
+
+
+@pytest.mark.parametrize("place", ["x", "labels"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.longdouble])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_float32_does_not_hold_are_named(place: str, dtype: type, value: float, tmp_path: Path) -> None:
+    with np.errstate(over="ignore"):
+        bad = dtype(value)
+    arrays = {"x": np.ones((ROWS, 2), dtype), "labels": (np.arange(ROWS) / 7).astype(dtype)}
+    arrays[place][3] = bad
+    np.savez(tmp_path / "a.npz", **arrays)
+    expected = rf"array '{place}' row 3: expected finite numbers that float32 holds, got (NaN or infinity|1e\+300)"
+    with pytest.raises(UsageError, match=expected):
+        load_arrays(tmp_path / "a.npz", "x", "auto", 0.2, 0)
+
+
+@pytest.mark.parametrize("shape", [(ROWS,), (ROWS, 0), (ROWS, 1, 0, 4)])
+def test_arrays_without_an_axis_of_features_are_refused(shape: tuple[int, ...], tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones(shape, np.float32), labels=np.arange(ROWS) % 2)
+    with pytest.raises(
+        UsageError, match=r"array 'x': expected features \(N, D\) or pictures .*one feature is \(N, 1\)"
+    ):
+        load_arrays(tmp_path / "a.npz", "x", "auto", 0.2, 0)
+
+
+def test_one_example_is_too_few(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.ones((1, 2), np.float32), labels=np.zeros(1, int))
+    with pytest.raises(UsageError, match="expected at least two examples, got 1"):
+        load_arrays(tmp_path / "a.npz", "x", "auto", 0.2, 0)
+
+
+def test_pictures_of_bytes_are_told_to_differ_from_what_the_client_sends(tmp_path: Path) -> None:
+    pixels = np.arange(ROWS * 12).reshape(ROWS, 1, 3, 4) % 256
+    for array, is_told in ((pixels.astype(np.uint8), True), ((pixels / 255).astype(np.float32), False)):
+        np.savez(tmp_path / "a.npz", image=array, labels=np.arange(ROWS) % 2)
+        note = load_arrays(tmp_path / "a.npz", "image", "auto", 0.2, 0).note
+        assert ("array values reach 255" in note) == is_told
+        assert "warning" not in load_arrays(tmp_path / "a.npz", "x", "auto", 0.2, 0).note

@@ -19,6 +19,7 @@ from fitserve_training.errors import UsageError
 
 _FORMAT: Final = "array-1"
 _BLOCK_BYTES: Final = 8 << 20
+_LARGEST: Final = np.float64(np.finfo(np.float32).max)
 
 
 def array_rows(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -57,15 +58,20 @@ def header_of(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]] | 
 
 
 def check_finite_rows(path: Path, name: str, rows: Array, first: int = 0) -> None:
-    """Checks that rows hold finite numbers.
+    """Checks that rows hold finite numbers, as float32 has them.
 
     Raises:
         UsageError: one does not; the message names it, counted from `first`.
     """
-    bad = ~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1) if rows.size else np.zeros(0, bool)
+    if rows.dtype.kind != "f" or not rows.size:
+        return
+    flat = rows.reshape(len(rows), -1)
+    bad = ~(np.isfinite(flat) & (np.abs(flat) <= _LARGEST)).all(axis=1)
     if bad.any():
+        row = int(bad.argmax())
+        found = "NaN or infinity" if not np.isfinite(flat[row]).all() else f"{np.abs(flat[row]).max():g}"
         raise UsageError(
-            f"data {path}: array '{name}' row {first + int(bad.argmax())}: expected finite numbers, got NaN or infinity"
+            f"data {path}: array '{name}' row {first + row}: expected finite numbers that float32 holds, got {found}"
         )
 
 

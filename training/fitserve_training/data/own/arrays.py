@@ -26,6 +26,8 @@ from fitserve_training.errors import UsageError
 
 LABELS = "labels"
 _FLOAT_BYTES = 4
+_PICTURE_AXES = 4
+_LOOKED_AT = 1000
 _NO_TARGETS = torch.empty(0)
 _INPUT_NAMES = ("x", "image")
 """What recipes call their input; an array of either name is taken by all of them."""
@@ -53,8 +55,15 @@ def load_arrays(path: Path, input_name: str, task: str, held_out_share: float, s
         )
     labels, kept = _read(path, LABELS), _kept(path, array_name)
     _check_finite(path, LABELS, labels)
-    if (count := len(kept.inputs[0])) != len(labels) or count < 2:
+    if (count := len(kept.inputs[0])) != len(labels):
         raise UsageError(f"data {path}: expected as many labels as examples, got {len(labels)} and {count}")
+    if count < 2:
+        raise UsageError(f"data {path}: expected at least two examples, got {count}")
+    if not kept.input_shapes[0] or 0 in kept.input_shapes[0]:
+        raise UsageError(
+            f"data {path}: array '{array_name}': expected features (N, D) or pictures (N, C, H, W), got "
+            f"{tuple(kept.inputs[0].shape)}; one feature is (N, 1)"
+        )
     if labels.ndim > 2:
         raise UsageError(f"data {path}: array '{LABELS}': expected (N,) or (N, D), got {labels.shape}")
     targets = array_targets(path, labels, task)
@@ -66,7 +75,20 @@ def load_arrays(path: Path, input_name: str, task: str, held_out_share: float, s
     counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {seed}"
     source = f"{len(labels):,} examples of {path} ({counts})"
     renamed = "" if array_name == input_name else f"; array '{array_name}' becomes the model's input '{input_name}'"
-    return DataSet(str(path), source, train, held_out, targets.names, note=targets.note + renamed)
+    return DataSet(
+        str(path), source, train, held_out, targets.names, note=targets.note + renamed + _range_note(kept, input_name)
+    )
+
+
+def _range_note(kept: Split, input_name: str) -> str:
+    """Warns of pictures in another unit than that of the pictures that `fitserve-client` sends."""
+    largest = float(kept.inputs[0][:_LOOKED_AT].max())
+    if input_name != "image" or kept.inputs[0].ndim != _PICTURE_AXES or largest <= 1:
+        return ""
+    return (
+        f"; warning: array values reach {largest:g}, and fitserve-client sends the values of a picture file as 0..1, "
+        "for which the model is not trained; divide by 255 to predict picture files"
+    )
 
 
 def _kept(path: Path, name: str) -> Split:
