@@ -6,6 +6,7 @@ with the bits of one that had its settings from the start.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -131,12 +132,14 @@ def _check_reopening(run_dir: Path, before: RunConfig, config: RunConfig) -> Non
 
 
 def data_record(data: DataSet) -> dict[str, Any]:
-    """Describes the examples of a run, so that it goes on with no others: each split's count and a SHA-256 of its rows.
+    """Describes the examples of a run, so that it goes on with no others: each split's count and a SHA-256 of its rows,
+    the names of the classes, and a SHA-256 of each file of the data, such as its columns.
 
     Of all rows where they have at most 64 MiB, else of so many, evenly spaced.
     """
-    splits = {"train": data.train, "validation": data.validation, "held_out": data.held_out}
-    record: dict[str, Any] = {}
+    splits = {"split train": data.train, "split validation": data.validation, "split held_out": data.held_out}
+    files = {f"file {name}": hashlib.sha256(content).hexdigest() for name, content in sorted(data.files.items())}
+    record: dict[str, Any] = {"list of classes": list(data.class_names), **files}
     for name, split in splits.items():
         if split is not None:
             row_bytes = sum(prod(shape) * dtype.itemsize for shape, dtype in _inputs(split))
@@ -160,6 +163,6 @@ def check_same_data(run_dir: Path, data: DataSet) -> None:
     if path.is_file() and (record := rundir.read_json(path)) != (found := data_record(data)):
         name = next(name for name in (*record, *found) if record.get(name) != found.get(name))
         raise UsageError(
-            f"data {data.name}: it has changed since the run {run_dir} began: its split {name} is another one; put the "
+            f"data {data.name}: it has changed since the run {run_dir} began: its {name} is another one; put the "
             "data back, or start a new run with another --run-dir"
         )

@@ -83,6 +83,11 @@ class TrainedRun:
         sha256, expected = split_sha256(data.held_out), self.training_record["data"]["held_out_sha256"]
         if sha256 != expected:
             raise UsageError(f"held-out data {data.name}: expected SHA-256 {expected} as in the run, got {sha256}")
+        if data.files.get(COLUMNS_FILE) != self.extra_files.get(COLUMNS_FILE):
+            raise UsageError(
+                f"held-out data {data.name}: its columns or their values have changed since the run; put the data "
+                "back, or train anew"
+            )
         if data.served is not None:
             return HeldOut(data.served.held_out(), data.held_out.targets.numpy(), data.source, sha256)
         arrays = [batch_array(data.held_out, place) for place in range(len(self.inputs))]

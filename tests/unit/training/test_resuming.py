@@ -21,6 +21,7 @@ from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.errors import UsageError
 from fitserve_training.launch import Request, train
 from fitserve_training.resuming import data_record
+from fitserve_training.runs import open_run
 from fitserve_training.seeds import train_seeds
 
 SMALL: Values = {"data.example_count": 60, "epochs": 3, "optimizer": "adam", "lr_warmup_steps": 20}
@@ -193,6 +194,30 @@ def test_an_unfinished_run_notices_one_value_that_changed(tmp_path: Path) -> Non
     table.write_text("\n".join(["a,b,y", *rows[:-1], "39,5,7"]) + "\n")
     with pytest.raises(UsageError, match=r"t\.csv: it has changed since the run"):
         resumed(tmp_path / "run", recipe="mlp")
+
+
+@pytest.mark.parametrize(
+    ("found", "other", "what"),
+    [
+        ("a,b,colour", "b,a,colour", "file columns.json"),
+        ("red", "rod", "file columns.json"),
+        (",no\n", ",nay\n", "list of classes"),
+    ],
+)
+def test_names_that_changed_are_other_data(tmp_path: Path, found: str, other: str, what: str) -> None:
+    rows = [f"{row},{row * row % 7},{('red', 'blue')[row % 2]},{('yes', 'no')[row % 3 % 2]}\n" for row in range(40)]
+    table, text = tmp_path / "t.csv", "a,b,colour,y\n" + "".join(rows)
+    table.write_text(text)
+    changes: Values = {"data.name": str(table), "data.label": "y", "epochs": 1}
+    run_dir = train(Request("mlp", tmp_path / "run", changes=changes), lambda _line: None)
+    table.write_text(text.replace(found, other))
+    with pytest.raises(UsageError, match=f"it has changed since the run .* its {what} is another one"):
+        resumed(run_dir, recipe="mlp", epochs=2)
+    if what == "file columns.json":
+        with pytest.raises(UsageError, match="its columns or their values have changed since the run"):
+            open_run(run_dir).held_out()
+    table.write_text(text)
+    assert len(open_run(run_dir).held_out().labels) == 8
 
 
 def test_rows_of_large_splits_are_sampled() -> None:
