@@ -17,7 +17,7 @@ from typing import Any, Final
 import numpy as np
 
 from fitserve_contract.columns import ColumnError
-from fitserve_contract.csv_table import FIRST_LINE, check_row, checked_header
+from fitserve_contract.csv_table import FIRST_LINE, check_row, checked_header, not_text
 from fitserve_training.data.own.kinds import COUNTERS, IDENTIFIERS
 from fitserve_training.data.own.plain_columns import Labels, MixedColumnError, NumberColumn
 from fitserve_training.data.own.table_settings import TableSettings, label_place, named_columns
@@ -136,7 +136,7 @@ class _Source:
         except ColumnError as found:
             return UsageError(f"data {found}")
         except (OSError, UnicodeDecodeError, csv.Error) as found:
-            return UsageError(f"data {self.path}: expected a table in UTF-8, got {found}")
+            return UsageError(f"data {self.path}: expected a table in UTF-8, got {not_text(self.path, found)}")
         return UsageError(f"data {self.path}: expected a table in UTF-8, got {str(error).splitlines()[0]}")
 
 
@@ -145,7 +145,7 @@ def _first_row(path: Path) -> list[str]:
         with path.open(newline="", encoding="utf-8-sig") as file:
             return next((row for row in csv.reader(file) if row), [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ColumnError(f"{path}: expected a table in UTF-8, got {error}") from None
+        raise ColumnError(f"{path}: expected a table in UTF-8, got {not_text(path, error)}") from None
 
 
 def _content(path: Path) -> tuple[str, int]:
