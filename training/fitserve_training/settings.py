@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from fitserve_training.config import RunConfig, Values, merge, read_toml, to_toml
@@ -58,7 +59,7 @@ def changed_settings(recipe: Recipe, config: RunConfig, config_file: Path | None
     if name == "auto":
         flat["data.name"] = own["data.name"]
     elif name not in recipe.data_names and is_path(name):
-        flat["data.name"] = str(Path(name).resolve())
+        flat["data.name"] = os.path.realpath(name)
     return RunConfig.from_flat(flat)
 
 
@@ -75,7 +76,7 @@ def _chosen_data(recipe: Recipe, name: str, places: Places) -> str:
             f"data {name}: recipe {recipe.name} takes {takes}, and this is of kind {kind}; "
             "without a recipe the one for it is taken"
         )
-    return str(Path(name).resolve())
+    return os.path.realpath(name)
 
 
 def own_settings(recipe: Recipe, data_name: str, preset: str) -> Values:

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fitserve_contract.columns import COLUMNS_FILE, TableColumns
+from fitserve_training.cli import main
 from fitserve_training.config import Values
 from fitserve_training.data.dataset import DataSet
 from fitserve_training.data.own.table_settings import TableSettings
@@ -242,3 +243,24 @@ def test_a_name_with_a_line_end_stays_on_its_line(tmp_path: Path) -> None:
     data = loaded(tmp_path, {"a\nb": cycled("x", "y")})
     assert "from a\\nb (" in data.source
     assert "\n" not in data.source + data.note
+
+
+@pytest.mark.parametrize("store", ["memory", "disk"])
+def test_what_is_said_of_a_table_stays_short_and_in_its_line(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FITSERVE_DATA_STORE", store)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    columns = {f"c\n{place}\x1b[2J": cycled(*range(place, place + 9)) for place in range(200)}
+    data = loaded(tmp_path, {**columns, "empty\n": cycled("")})
+    assert "and 188 more" in data.source
+    assert len(data.source) < 1000
+    assert data.source.isprintable()
+    assert data.note.isprintable()
+
+
+def test_a_link_to_itself_is_no_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").symlink_to("t.csv")
+    arguments = ["--data", str(tmp_path / "t.csv"), "--set", "data.label=y", "--run-dir", str(tmp_path / "run")]
+    assert main(arguments) == 2
+    assert "t.csv: expected a folder with a folder of pictures per class, a .csv table" in capsys.readouterr().err

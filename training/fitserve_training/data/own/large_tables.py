@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fitserve_contract.columns import COLUMNS_FILE, JOINED_INPUT, Column, ColumnKind, TableColumns
 from fitserve_contract.csv_table import FIRST_LINE
+from fitserve_contract.printable import printable
 from fitserve_training.data.dataset import DataSet, Split
 from fitserve_training.data.hold_out import hold_out_rows
 from fitserve_training.data.own.plain_tables import PlainTable, read_plain_table
-from fitserve_training.data.own.table_settings import TableSettings, column_notes
+from fitserve_training.data.own.table_settings import TableSettings, column_notes, listed_columns
 from fitserve_training.data.own.targets import CLASSIFICATION, Targets, check_values, targets_of, value_targets
 from fitserve_training.data.store.array_file import Array
 from fitserve_training.data.store.tensors import tensor_of
@@ -44,7 +45,7 @@ def load_large_table(path: Path, settings: TableSettings) -> DataSet | None:
     described = TableColumns(columns, table.label)
     every = Split((tensor_of(table.values),), targets.values)
     what = f"{len(targets.names)} classes" if targets.names else "one value"
-    names = ", ".join(table.names)
+    names = printable(listed_columns(table.names))
     counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {settings.seed}"
     return DataSet(
         name=str(path),
@@ -52,7 +53,7 @@ def load_large_table(path: Path, settings: TableSettings) -> DataSet | None:
         train=every.subset(train),
         held_out=every.subset(held_out),
         class_names=targets.names,
-        note="; ".join((targets.note, *column_notes(described), *table.left_out.values())),
+        note=printable("; ".join((targets.note, *column_notes(described), *table.left_out.values()))),
         files={COLUMNS_FILE: described.to_bytes()},
     )
 

@@ -64,7 +64,7 @@ def column_notes(columns: TableColumns) -> list[str]:
     """Says what each column was taken for, but for a table of plain numbers."""
     if columns.is_joined:
         missing = [column.name for column in columns.columns if column.has_missing]
-        return [f"missing values of {_listed(missing)} become the median"] if missing else []
+        return [f"missing values of {listed_columns(missing)} become the median"] if missing else []
     words = {
         ColumnKind.NUMBER: "numbers: {}",
         ColumnKind.AMOUNT: "numbers with thousands separators or percent signs (12 % is 0.12): {}",
@@ -75,10 +75,11 @@ def column_notes(columns: TableColumns) -> list[str]:
         of_kind = [column for column in columns.columns if column.kind is kind]
         if of_kind:
             counted = [f"{one.name} ({len(one.categories)})" if one.categories else one.name for one in of_kind]
-            said.append(text.format(_listed(counted)))
+            said.append(text.format(listed_columns(counted)))
     renamed = [f"column {one.name!r} is the input {one.input!r}" for one in columns.columns if one.input != one.name]
     return [*said, *renamed]
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed_columns(names: Sequence[str]) -> str:
+    """Lists the first names of columns, and says how many more there are."""
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

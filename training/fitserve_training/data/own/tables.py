@@ -25,7 +25,13 @@ from fitserve_training.data.own.column_kinds import ColumnTally
 from fitserve_training.data.own.column_specs import described
 from fitserve_training.data.own.kinds import check_present
 from fitserve_training.data.own.large_tables import load_large_table
-from fitserve_training.data.own.table_settings import TableSettings, column_notes, label_place, named_columns
+from fitserve_training.data.own.table_settings import (
+    TableSettings,
+    column_notes,
+    label_place,
+    listed_columns,
+    named_columns,
+)
 from fitserve_training.data.own.targets import targets_of
 from fitserve_training.data.store.rows import is_on_disk
 from fitserve_training.errors import UsageError
@@ -71,7 +77,7 @@ def load_table(path: Path, settings: TableSettings) -> DataSet:
     served = TableRows(columns, cells, train.inputs[0], held_out.inputs[0])
     what = f"{len(targets.names)} classes" if targets.names else "one value"
     counts = f"{len(train):,} to train on, {len(held_out):,} held out by seed {settings.seed}"
-    names = printable(", ".join(column.name for column in columns.columns))
+    names = printable(listed_columns([column.name for column in columns.columns]))
     return DataSet(
         name=str(path),
         source=f"{len(table.rows):,} rows of {path}: {label!r} ({what}) from {names} ({counts})",
