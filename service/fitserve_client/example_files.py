@@ -15,9 +15,13 @@ from fitserve_client.messages import Inputs
 from fitserve_client.models import VersionDetails
 from fitserve_client.pictures import BICUBIC, read_picture
 from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.tasks import TaskKind
 from fitserve_contract.tensor_bytes import Array
 
 LABELS: Final = "labels"
+_INPUT_NAMES: Final = ("x", "image")
+"""What training takes for its one input, by either name."""
+
 PICTURE: Final = ".png"
 SUFFIXES: Final = (".npy", ".npz", PICTURE)
 TABLE: Final = ".csv"
@@ -82,10 +86,36 @@ def labels_of(examples: Examples, path: Path) -> Array:
 
 
 def _named(arrays: dict[str, Array], details: VersionDetails) -> Examples:
-    """Arrays named `labels` are labels, unless the model has an input of that name."""
-    is_input = any(spec.name == LABELS for spec in details.inputs)
-    labels = None if is_input else arrays.pop(LABELS, None)
-    return Examples(arrays, labels)
+    """Arrays named `labels` are labels, unless the model has an input of that name; `x` and `image` are each other."""
+    names = [spec.name for spec in details.inputs]
+    labels = None if LABELS in names else arrays.pop(LABELS, None)
+    if len(names) == 1 and len(arrays) == 1 and {*names, *arrays} == set(_INPUT_NAMES):
+        arrays = dict(zip(names, arrays.values(), strict=True))
+    return Examples(arrays, labels if labels is None else _scored(labels, details))
+
+
+def _scored(labels: Array, details: VersionDetails) -> Array:
+    """Brings labels that training takes to the form that is scored, where nothing is lost: one-hot rows, columns (N, 1)
+    and whole floats to classes, 0 and 1 to booleans, values (N,) to (N, 1)."""
+    task = details.task
+    if task is None or labels.dtype.kind not in "biuf":
+        return labels
+    if task.kind is TaskKind.REGRESSION:
+        output = details.output(task.output)
+        is_column = output is not None and output.shape is not None and tuple(output.shape[1:]) == (1,)
+        labels = labels[:, None] if labels.ndim == 1 and is_column else labels
+        return labels.astype(np.float32) if labels.dtype.kind in "biu" else labels
+    is_zero_or_one = bool(((labels == 0) | (labels == 1)).all())
+    if task.kind is TaskKind.MULTI_LABEL:
+        return labels.astype(np.bool_) if is_zero_or_one else labels
+    if task.kind is not TaskKind.CLASSIFICATION:
+        return labels
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim == 2 and labels.shape[1] == len(task.class_names) and is_zero_or_one:
+        labels = labels.argmax(axis=1) if bool((labels.sum(axis=1) == 1).all()) else labels
+    is_whole = bool((labels == np.round(labels)).all()) if labels.dtype.kind == "f" else labels.dtype.kind == "b"
+    return labels.astype(np.int64) if is_whole else labels
 
 
 def _only_input(details: VersionDetails) -> TensorSpec:

@@ -1,6 +1,7 @@
 """Examples from .npy, .npz and .png files."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from fitserve_client.errors import FileError
 from fitserve_client.example_files import labels_of, read_examples
 from fitserve_client.models import ModelVersion, VersionDetails
 from fitserve_contract.manifest import TensorSpec
+from fitserve_contract.tasks import Scores, Task, TaskKind
 
 
 def _details(*inputs: TensorSpec) -> VersionDetails:
@@ -37,6 +39,40 @@ def test_an_npz_file_has_an_array_per_input_and_labels(tmp_path: Path):
     assert labels_of(examples, path).tolist() == [1, 0]
     with_input = read_examples(path, _details(GREY, TensorSpec("labels", "INT64", ("B",))))
     assert set(with_input.inputs) == {"image", "labels"}
+
+
+CLASSES = Task(TaskKind.CLASSIFICATION, "y", Scores.LOGITS, ("0", "1", "2"))
+SEVERAL = Task(TaskKind.MULTI_LABEL, "y", Scores.PROBABILITIES, ("0", "1", "2"))
+VALUES = Task(TaskKind.REGRESSION, "y", Scores.VALUES)
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "expected"),
+    [
+        (CLASSES, np.eye(3)[[2, 0, 1]], np.array([2, 0, 1])),
+        (CLASSES, np.eye(3, dtype=bool)[[2, 0, 1]], np.array([2, 0, 1])),
+        (CLASSES, np.array([2.0, 0.0, 1.0], np.float16), np.array([2, 0, 1])),
+        (CLASSES, np.array([[2], [0], [1]], np.uint8), np.array([2, 0, 1], np.uint8)),
+        (CLASSES, np.array([True, False, True]), np.array([1, 0, 1])),
+        (CLASSES, np.array([0.5, 0.0, 1.0]), np.array([0.5, 0.0, 1.0])),
+        (CLASSES, np.array([[1.0, 1.0, 0.0]] * 3), None),
+        (SEVERAL, np.array([[1.0, 1.0, 0.0]] * 3), np.array([[True, True, False]] * 3)),
+        (VALUES, np.array([3, 4, 5]), np.array([[3.0], [4.0], [5.0]], np.float32)),
+    ],
+)
+def test_labels_that_training_takes_are_scored(
+    task: Task, labels: np.ndarray, expected: np.ndarray | None, tmp_path: Path
+):
+    np.savez(tmp_path / "x.npz", x=np.zeros((3, 2)), labels=labels)
+    outputs = (TensorSpec("y", "FP32", ("B", 3 if task.class_names else 1)),)
+    details = replace(_details(TensorSpec("image", "FP32", ("B", 2))), outputs=outputs, task=task)
+    examples = read_examples(tmp_path / "x.npz", details)
+    assert list(examples.inputs) == ["image"], "x and image are each other"
+    found = labels_of(examples, tmp_path / "x.npz")
+    if expected is not None:
+        assert (found.dtype, found.shape, found.tolist()) == (expected.dtype, expected.shape, expected.tolist())
+    else:
+        assert found.ndim == 2, "what is no class is for the server to refuse"
 
 
 @pytest.mark.parametrize("name", ["x.npy", "x.npz"])
