@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from fitserve_benchmarks.chaos import run_chaos
 from fitserve_benchmarks.chaos_load import MODEL, VerifiedLoad
 from fitserve_client import Prediction
 
 
+@pytest.mark.slow
 def test_every_kind_of_fault_once_loses_nothing(tmp_path: Path) -> None:
     result = run_chaos(tmp_path, 3, 0, lambda _: None, caller_count=2)
 

@@ -63,6 +63,7 @@ def test_a_step_that_fails_is_named_and_ends_the_demo(tmp_path: Path) -> None:
     assert not (tmp_path / "models").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_leaves_no_process_behind(tmp_path: Path) -> None:
     command = [*DEMO, "--train-option=--data=digits", "--train-option=--set=epochs=100000", *places(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:

@@ -77,6 +77,7 @@ def test_an_encoder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert abs(shares[Image.Resampling.BICUBIC] - shares[Image.Resampling.BILINEAR]) > 1e-4
 
 
+@pytest.mark.slow
 def test_an_encoder_of_texts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import transformers
 

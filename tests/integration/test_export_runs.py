@@ -85,6 +85,7 @@ def test_image_recipe_carries_its_accuracy_and_its_proof(tmp_path: Path, capsys:
     assert np.abs(replayed - probe.fp64["logits"]).max() <= tolerance
 
 
+@pytest.mark.slow
 def test_exporters_that_race_get_two_versions(tmp_path: Path) -> None:
     run_dir = run_of(tmp_path, "linreg", "epochs=1")
     script = "import sys; from fitserve_exporters.cli import main; sys.exit(main())"

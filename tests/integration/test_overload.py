@@ -8,6 +8,7 @@ from pathlib import Path
 import grpc
 import numpy as np
 import onnxruntime
+import pytest
 
 from fitserve.inference.v1 import inference_pb2
 from fitserve.types.v1 import tensor_pb2
@@ -22,6 +23,7 @@ def answered(*contents: bytes) -> bytes:
     return bytes(inference_pb2.PredictResponse(outputs=outputs).SerializeToString())
 
 
+@pytest.mark.slow
 def test_every_request_is_answered_rightly_or_refused_and_health_goes_on() -> None:
     plan = OverloadPlan(seconds=1.0, times=6.0, options=("--canary", "off"))
     result = run_overload(plan, lambda _: None)

@@ -37,6 +37,7 @@ def test_a_folder_of_pictures_is_served(tmp_path: Path, capsys: pytest.CaptureFi
             assert answer["answers"][0][0]["name"] == name
 
 
+@pytest.mark.slow
 def test_texts_are_answered_by_the_tokenizer_that_travels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [(f"{word} day number {i}", label) for i in range(20) for word, label in (("good", "up"), ("bad", "down"))]
     lines = [json.dumps({"text": text, "labels": [label]}) for text, label in rows]

@@ -76,6 +76,7 @@ def test_a_held_out_set_of_tokens_is_evaluated_and_two_versions_are_compared(tmp
     )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_tokens_is_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = text_checkpoint(
         tmp_path / "checkpoint", "BertForTokenClassification", id2label=dict(enumerate(NAMES)), num_labels=3

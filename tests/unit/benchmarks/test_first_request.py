@@ -17,6 +17,7 @@ def result(*ratios: float) -> FirstResult:
     return FirstResult({"model": "m"}, {}, starts)
 
 
+@pytest.mark.slow
 def test_each_start_has_a_first_a_later_and_a_paused_request_with_right_answers(tmp_path: Path) -> None:
     builders.bare_version(tmp_path / "repository", "m", 1, builders.linear())
     lines: list[str] = []

@@ -216,6 +216,7 @@ def test_a_device_that_is_not_there_is_refused_whoever_names_it(tmp_path: Path) 
     assert Loader("cuda:99").load(path, Overrides({"device": "cpu"})).provider == "CPUExecutionProvider"
 
 
+@pytest.mark.slow
 def test_a_model_whose_runs_are_long_has_a_queue_that_is_short_in_time(tmp_path: Path) -> None:
     slow = builders.bare_version(tmp_path, "slow", 1, builders.slow())
     quick = builders.bare_version(tmp_path, "quick", 1, builders.scaled())

@@ -30,6 +30,7 @@ TYPES = np.zeros_like(IDS)
 INPUTS = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": TYPES}
 
 
+@pytest.mark.slow
 def test_the_command_publishes_a_classifier_that_answers_as_transformers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
