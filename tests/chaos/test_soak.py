@@ -45,6 +45,7 @@ def test_too_short_a_run_is_refused() -> None:
         growths(samples()[:5])
 
 
+@pytest.mark.slow
 def test_a_server_under_load_and_swaps_keeps_its_size(tmp_path: Path) -> None:
     result = soak(tmp_path, 0, 9, lambda _: None)
 

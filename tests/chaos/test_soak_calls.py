@@ -10,7 +10,7 @@ import pytest
 from fitserve_benchmarks.soak_calls import CallSoakPlan, soak_calls
 
 
-@pytest.mark.parametrize("transport", ["fast", "stock"])
+@pytest.mark.parametrize("transport", ["fast", pytest.param("stock", marks=pytest.mark.slow)])
 def test_a_server_under_calls_and_nonsense_keeps_its_size(transport: str, tmp_path: Path) -> None:
     result = soak_calls(tmp_path, CallSoakPlan(8_000, transport, rude_rate=100.0, period_s=0.1), lambda _: None)
 

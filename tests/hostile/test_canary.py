@@ -148,6 +148,7 @@ def test_an_endless_model_is_ended_and_the_next_one_passes(tmp_path: Path) -> No
         made.try_out(good, NO_OVERRIDES)
 
 
+@pytest.mark.slow
 def test_a_slow_model_has_its_time_for_each_run_not_for_all(tmp_path: Path) -> None:
     """Runs of one row fit into the limit; the probe's eight rows at once do not, and have eight times as long."""
     limit_s = 2.0

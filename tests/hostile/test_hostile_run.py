@@ -7,7 +7,7 @@ import pytest
 from fitserve_benchmarks.hostile import HostilePlan, run_hostile
 
 
-@pytest.mark.parametrize("transport", ["fast", "stock"])
+@pytest.mark.parametrize("transport", ["fast", pytest.param("stock", marks=pytest.mark.slow)])
 def test_nothing_is_lost_under_attack(transport: str) -> None:
     plan = HostilePlan(requests=3_000, models=30, seed=7, options=("--transport", transport))
     result = run_hostile(plan, lambda _: None)

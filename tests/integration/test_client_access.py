@@ -65,7 +65,7 @@ def served(folder: Path, *flags: str) -> Iterator[tuple[str, Path, list[str]]]:
     log += (folder / "server.log").read_text().splitlines()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_tokens_hold_in_every_worker_and_are_in_no_log(tmp_path: Path, workers: str) -> None:
     ci = new_token(tmp_path, "ci", "--scopes", "infer", "--models", "open")
     ops = new_token(tmp_path, "ops", "--scopes", "infer,control", "--days", "1")

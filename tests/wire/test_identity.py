@@ -31,7 +31,7 @@ from fitserve_contract.repository import MANIFEST_FILE, MODEL_FILE, publish, pub
 from fitserve_oip import inference_pb2 as oip
 from fitserve_service.server import Server
 
-pytestmark = pytest.mark.parametrize("transport", ["fast", "stock"])
+pytestmark = pytest.mark.parametrize("transport", ["fast", pytest.param("stock", marks=pytest.mark.slow)])
 
 METHODS = "/inference.GRPCInferenceService"
 ROWS = np.array([[1, 2]], np.float32)

@@ -42,7 +42,7 @@ def has_crashed(running: Running, count: int) -> bool:
     return running.log.read_text().count("crashed (SIGFPE) while running killer version 1") == count
 
 
-@pytest.mark.parametrize(("workers", "limit"), [(1, 3), (2, 2)])
+@pytest.mark.parametrize(("workers", "limit"), [pytest.param(1, 3, marks=pytest.mark.slow), (2, 2)])
 def test_a_model_that_crashes_is_set_aside_and_the_others_go_on(tmp_path: Path, workers: int, limit: int) -> None:
     builders.bare_version(tmp_path, "twice", 1, builders.scaled())
     path = builders.bare_version(tmp_path, "killer", 1, builders.killer())

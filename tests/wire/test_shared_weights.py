@@ -138,6 +138,7 @@ def test_two_workers_hold_the_weights_once_and_give_them_back(tmp_path: Path, is
     assert list((tmp_path / "copies").glob("fitserve-weights-*")) == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_started_again_maps_what_is_there(tmp_path: Path) -> None:
     builders.bare_version(tmp_path / "repository", "m", 1, layers(1))
     with started(tmp_path) as (process, _, metrics):

@@ -35,7 +35,7 @@ from tests.wire.commands import (
     wait_until,
 )
 
-TRANSPORTS = ["fast", "stock"]
+TRANSPORTS = ["fast", pytest.param("stock", marks=pytest.mark.slow)]
 WORKERS = ["1", "2"]
 HARMLESS = [signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGALRM, signal.SIGUSR1]
 FREE = ("--metrics-port", "0", "--log-format", "text")
@@ -112,6 +112,7 @@ def test_a_signal_to_the_parent_and_to_every_worker_drains_once(tmp_path: Path, 
         assert "starting another" not in command.log()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_signalled_alone_drains_and_is_followed_by_another(tmp_path: Path) -> None:
     with started(slow_repository(tmp_path), *FREE, "--workers", "1") as command:
         (worker,) = command.workers()
@@ -204,6 +205,7 @@ def test_a_terminal_that_closes_drains_what_runs_in_it(tmp_path: Path) -> None:
     assert command.log().count("the terminal has closed") == 1
 
 
+@pytest.mark.slow
 def test_one_that_its_terminal_left_behind_is_reloaded_by_whoever_asks(tmp_path: Path) -> None:
     # As `disown` does, or setsid: no SIGHUP comes when the terminal closes, but its descriptors are hung up.
     terminal = Terminal(slow_repository(tmp_path), has_session=False)
@@ -229,7 +231,7 @@ def test_one_that_outlives_its_terminal_by_request_reloads_alone(tmp_path: Path)
         assert command.process.wait(WAIT_S) == 0
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", [pytest.param("0", marks=pytest.mark.slow), "2"])
 def test_closed_standard_descriptors_are_no_error(tmp_path: Path, workers: str) -> None:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -18,7 +18,7 @@ from fitserve_client import Client
 CLIENT = (sys.executable, "-c", "import sys; from fitserve_client.cli import main; sys.exit(main())")
 
 
-@pytest.mark.parametrize("transport", ["fast", "stock"])
+@pytest.mark.parametrize("transport", ["fast", pytest.param("stock", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_path_is_served_to_its_owner_and_kept_to_one_server(tmp_path: Path, workers: str, transport: str) -> None:
     root, path = tmp_path / "models", tmp_path / "s"
@@ -44,6 +44,7 @@ def test_a_path_is_served_to_its_owner_and_kept_to_one_server(tmp_path: Path, wo
     assert sorted(os.listdir(tmp_path)) == ["models", "models.log"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_or_server_leaves_is_taken_over(tmp_path: Path) -> None:
     root, path = tmp_path / "models", tmp_path / "s"
     address, flags = ("--host", f"unix:{path}"), ("--metrics-port", "off", "--log-format", "text")

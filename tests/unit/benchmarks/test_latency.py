@@ -178,6 +178,7 @@ class Endless(Scripted):
             threading.Event().wait(60)
 
 
+@pytest.mark.slow
 def test_one_that_is_over_its_limit_is_left_and_not_tried_again(tmp_path: Path) -> None:
     calls: list[str] = []
     endless = Entry("endless", "cpu", lambda subject, _: Endless(subject, "endless", calls), lambda _: None)

@@ -48,7 +48,7 @@ def row(**changes: object) -> WireRow:
     return replace(steady, **changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("is_repository_known", [True, False])
+@pytest.mark.parametrize("is_repository_known", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_running_server_is_measured_and_its_answers_checked(tmp_path: Path, is_repository_known: bool) -> None:
     bare_version(tmp_path, "m", 3, linear())
     with serving(tmp_path) as address:

@@ -158,6 +158,7 @@ def test_a_fault_while_loading_is_told_without_its_text(tmp_path: Path, caplog: 
         assert "secret" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_hundred_models_load_and_answer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     names = [f"m{index}" for index in range(200)]

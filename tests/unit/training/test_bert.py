@@ -142,6 +142,7 @@ def test_a_small_bert_says_what_it_is(tmp_path: Path) -> None:
     assert "[CLS]" not in report
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_taken_from_the_hubs_cache_without_a_network(tmp_path: Path) -> None:
     commit = "0123456789abcdef0123456789abcdef01234567"
     cached = tmp_path / "home" / "hub" / "models--team--small-bert"

@@ -78,6 +78,7 @@ def test_a_run_directory_holds_what_it_should(tmp_path: Path) -> None:
     assert not any("\n" in line for line in said)
 
 
+@pytest.mark.slow
 def test_the_published_thermometer(tmp_path: Path) -> None:
     run_dir = train(Request("thermometer", tmp_path / "t"), quiet)
 
@@ -246,6 +247,7 @@ def on_a_small_disk(most_bytes: int, *arguments: str) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_full_disk_before_the_first_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     arguments = ("softmax", "--data", "digits", "--set", "epochs=2", "--run-dir", str(tmp_path / "run"))
 

@@ -73,6 +73,7 @@ assert not [name for name in names if "gloo" in name], names
 """
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     (tmp_path / "leaving.py").write_text(LEAVING)
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "leaving.py")]
