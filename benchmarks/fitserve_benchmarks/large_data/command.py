@@ -44,6 +44,8 @@ def large_data(arguments: argparse.Namespace) -> int:
         arguments.recipe,
         arguments.seed,
     )
+    if arguments.work_dir is not None:
+        arguments.work_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fitserve-large-data-", dir=arguments.work_dir) as folder:
         rows = drill(plan, Path(folder), lambda line: print(line, flush=True))
     print(table_text(rows))
