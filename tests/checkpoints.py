@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 TEXT = {
@@ -101,3 +104,19 @@ def picture_checkpoint(folder: Path, kind: str = "vit") -> Path:
     save(model, folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSING))
     return folder
+
+
+def coloured_pictures(root: Path, count: int, shift: int) -> Path:
+    """Writes folders of red and of green noise, `count` pictures (20, 24, 3) each, and returns their root.
+
+    Args:
+        shift: By how much a picture's own channel is brighter, at most 155.
+    """
+    random = np.random.default_rng(0)
+    for channel, name in enumerate(("red", "green")):
+        (root / name).mkdir()
+        for index in range(count):
+            pixels = random.integers(0, 100, (20, 24, 3)).astype(np.uint8)
+            pixels[..., channel] += shift
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root

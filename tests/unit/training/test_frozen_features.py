@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tests.checkpoints import picture_checkpoint
+from tests.checkpoints import coloured_pictures, picture_checkpoint
 
 from fitserve_training import launch, rundir
 from fitserve_training.data.dataset import Split
@@ -20,15 +18,7 @@ from fitserve_training.launch import Request, train
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    for channel, name in enumerate(("red", "green")):
-        (root / name).mkdir()
-        for index in range(10):
-            pixels = random.integers(0, 100, (20, 24, 3)).astype(np.uint8)
-            pixels[..., channel] += 60
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
+    return coloured_pictures(tmp_path_factory.mktemp("pictures"), 10, 60)
 
 
 @pytest.mark.parametrize(("kind", "precision"), [("vit", "float32"), ("resnet", "float32"), ("vit", "bfloat16")])

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tests.checkpoints import PREPROCESSING, edit_json, picture_checkpoint, save, text_checkpoint
+from tests.checkpoints import PREPROCESSING, coloured_pictures, edit_json, picture_checkpoint, save, text_checkpoint
 from torch import Tensor
 
 from fitserve_contract.checkpoints import Checkpoint, open_checkpoint
@@ -40,15 +40,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
-    random = np.random.default_rng(0)
-    for channel, name in enumerate(("red", "green")):
-        (root / name).mkdir()
-        for index in range(8):
-            pixels = random.integers(0, 100, (20, 24, 3)).astype(np.uint8)
-            pixels[..., channel] += 120
-            Image.fromarray(pixels).save(root / name / f"{index}.png")
-    return root
+    return coloured_pictures(tmp_path_factory.mktemp("pictures"), 8, 120)
 
 
 def run_of(weights: Path, pictures: Path, run_dir: Path, **changes: Any) -> Path:
